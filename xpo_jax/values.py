@@ -94,6 +94,7 @@ class Verdicts(NamedTuple):
     weight: f32[B]; 0 where there is no verdict.
     queries: how many comparisons the judge was asked.
     reasons, scores: one entry per row, for the log; scores name "policy" and "reference".
+    swapped: bool[B]; True where the reference's sample was shown as A.
     """
 
     p_first: np.ndarray
@@ -101,6 +102,7 @@ class Verdicts(NamedTuple):
     queries: int
     reasons: tuple[str, ...]
     scores: tuple[Mapping[str, Any], ...]
+    swapped: np.ndarray
 
 
 class Pairs(NamedTuple):

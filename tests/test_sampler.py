@@ -1,0 +1,178 @@
+"""The sampler: distribution, truncation, ends, and independence of everything that must not matter."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from fake_models import Markov, split, tiny
+from scipy.stats import chisquare
+
+from xpo_jax.sampler import Sampling, draw, make_sampler, row_keys, truncate
+
+PLAIN = {
+    "max_new_tokens": 6,
+    "temperature": 1.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+}
+
+
+def settings(**changes):
+    return Sampling(**{**PLAIN, **changes})
+
+
+def sample(model, tokens, lengths, *, vocab_size, end_tokens=(1, 2), seed=0, position=None, real=None, **changes):
+    graphdef, params = model
+    B = len(lengths)
+    sampler = jax.jit(
+        make_sampler(graphdef, settings(**changes), vocab_size=vocab_size, end_tokens=end_tokens, pad_token=0)
+    )
+    keys = row_keys(seed, 0, 0, jnp.arange(B) if position is None else jnp.asarray(position), 0)
+    real = jnp.ones(B, bool) if real is None else jnp.asarray(real)
+    return jax.device_get(sampler(params, jnp.asarray(tokens), jnp.asarray(lengths), real, keys))
+
+
+def markov(seed=0, V=10):
+    return split(Markov(np.random.default_rng(seed).normal(0, 1.5, (V, V))))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"temperature": 0.5},
+        {"temperature": 2.0},
+        {"top_k": 3},
+        {"top_p": 0.7},
+        {"min_p": 0.3},
+        {"temperature": 0.7, "top_k": 6, "top_p": 0.8, "min_p": 0.1},
+    ],
+    ids=str,
+)
+def test_frequencies_pass_a_chi_square_test(changes):
+    """First tokens of 20,000 rows against probabilities computed in float64 NumPy, truncation included."""
+    rows, V, masked = 20_000, 10, 2
+    model = markov()
+    row = np.asarray(model[1]["table"], np.float64)[4]
+    got = sample(model, np.full((rows, 1), 4), np.ones(rows, np.int32), vocab_size=V - masked, max_new_tokens=1, **changes)
+    logits = row[: V - masked] / changes.get("temperature", 1.0)
+    p = np.exp(logits) / np.exp(logits).sum()
+    order = np.argsort(-p)
+    kept = np.zeros(V - masked, bool)
+    kept[order[: changes.get("top_k") or V]] = True
+    p = np.where(kept, p, 0) / p[kept].sum()
+    mass = np.cumsum(p[order])
+    kept[order[1:][mass[:-1] >= changes.get("top_p", 1.0)]] = False
+    p = np.where(kept, p, 0) / p[kept].sum()
+    p[p < changes.get("min_p", 0.0) * p.max()] = 0
+    p /= p.sum()
+    counts = np.bincount(got.tokens[:, 0], minlength=V)
+    assert counts[V - masked :].sum() == 0  # padded vocabulary rows are never drawn
+    assert counts[: V - masked][p == 0].sum() == 0
+    assert chisquare(counts[: V - masked][p > 0], p[p > 0] * rows).pvalue > 1e-4
+
+
+def test_the_chi_square_test_can_fail():
+    counts = np.bincount(sample(markov(), np.full((20_000, 1), 4), np.ones(20_000, np.int32), vocab_size=10, max_new_tokens=1).tokens[:, 0], minlength=10)
+    logits = np.asarray(markov()[1]["table"], np.float64)[4] / 1.1  # another temperature
+    p = np.exp(logits) / np.exp(logits).sum()
+    assert chisquare(counts, p * 20_000).pvalue < 1e-4
+
+
+def test_draw_over_a_vocabulary_of_152k():
+    """Mass in 20 bins of a distribution with a long tail, in float64 NumPy."""
+    V, rows = 151_936, 4_000
+    logits = np.random.default_rng(1).normal(0, 3, V).astype(np.float32)
+    p = np.exp(logits.astype(np.float64))
+    p /= p.sum()
+    uniform = jax.random.uniform(jax.random.key(0), (rows,))
+    tokens = jax.jit(lambda u: jax.lax.map(lambda x: draw(jnp.asarray(logits)[None], x[None])[0], u, batch_size=50))(uniform)
+    bins = np.arange(V) * 20 // V
+    assert chisquare(np.bincount(bins[tokens], minlength=20), np.bincount(bins, weights=p) * rows).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("uniform", [0.0, 0.5, 1 - 2**-24])
+def test_draw_never_takes_a_masked_token(uniform):
+    logits = np.full((3, 1000), -np.inf, np.float32)
+    logits[0, [3, 700]], logits[1, 999], logits[2, 0] = 0.0, 5.0, -80.0
+    got = np.asarray(draw(jnp.asarray(logits), jnp.full(3, uniform)))
+    assert got.tolist() == [3 if uniform < 0.5 else 700, 999, 0]
+
+
+def test_top_1_equals_greedy_and_follows_the_table():
+    model = markov()
+    table = np.asarray(model[1]["table"])
+    tokens, lengths = np.array([[3], [4], [5], [9]]), np.ones(4, np.int32)
+    greedy = sample(model, tokens, lengths, vocab_size=10, temperature=0.0, end_tokens=(99,))
+    top_1 = sample(model, tokens, lengths, vocab_size=10, top_k=1, end_tokens=(99,))
+    expected = np.zeros((4, 6), int)
+    last = tokens[:, 0]
+    for t in range(6):
+        expected[:, t] = last = table[last].argmax(-1)
+    np.testing.assert_array_equal(greedy.tokens, expected)
+    np.testing.assert_array_equal(top_1.tokens, expected)
+
+
+def test_lengths_count_the_first_end_token_and_padding_follows():
+    """A chain 3 -> 4 -> ... -> 9 -> 3 with one certain successor; 6 and 8 end a response."""
+    table = np.full((10, 10), -50.0)
+    for a in range(3, 10):
+        table[a, a + 1 if a < 9 else 3] = 50.0
+    got = sample(split(Markov(table)), [[3], [6], [8], [7]], [1, 1, 1, 1], vocab_size=10, end_tokens=(6, 8), max_new_tokens=4, real=[True, True, True, False])
+    assert got.tokens.tolist() == [[4, 5, 6, 0], [7, 8, 0, 0], [9, 3, 4, 5], [0, 0, 0, 0]]
+    assert got.lengths.tolist() == [3, 2, 4, 0]
+    assert got.finished.tolist() == [True, True, False, False]
+
+
+def test_repetition_penalty_matches_transformers_rule():
+    table = np.zeros((6, 6), np.float32)
+    table[:, 2], table[:, 3], table[:, 4] = 3.0, 2.0, -1.0
+    got = sample(split(Markov(table)), [[2, 5]], [1], vocab_size=6, end_tokens=(99,), temperature=0.0, repetition_penalty=2.0, max_new_tokens=3)
+    # 2 is in the prompt: 3 / 2 = 1.5 < 2; then 3 is seen: 1.0 < 1.5; the padding 5 is not "seen"
+    assert got.tokens[0].tolist() == [3, 2, 2]
+
+
+def test_rows_do_not_depend_on_padding_bucket_or_neighbours():
+    _, _, unstacked, params = tiny()
+    model = (unstacked, params)
+    rng = np.random.default_rng(0)
+    tokens, lengths = rng.integers(3, 40, (4, 7)), np.array([7, 3, 5, 6], np.int32)
+    whole = sample(model, tokens, lengths, vocab_size=38, max_new_tokens=10)
+    assert len({tuple(row) for row in whole.tokens}) == 4
+    for i in range(4):
+        wide = np.full((2, 12), 39)
+        wide[0, : lengths[i]], wide[1, :4] = tokens[i, : lengths[i]], [5, 6, 7, 8]
+        alone = sample(model, wide, np.array([lengths[i], 4]), vocab_size=38, max_new_tokens=10, position=[i, 99])
+        np.testing.assert_array_equal(alone.tokens[0], whole.tokens[i])
+        assert alone.lengths[0] == whole.lengths[i]
+
+
+def test_keys_differ_by_every_number_they_are_made_of():
+    base = (0, 1, 2, jnp.array([3]), 4)
+    variants = [base, (9, *base[1:]), (0, 9, *base[2:]), (0, 1, 9, *base[3:]), (*base[:3], jnp.array([9]), 4), (*base[:4], 9)]
+    data = {tuple(np.asarray(jax.random.key_data(row_keys(*v)))[0]) for v in variants}
+    assert len(data) == len(variants)
+
+
+def test_truncation_keeps_at_least_the_likeliest():
+    logits = jnp.array([[0.0, 5.0, 1.0]])
+    tight = settings(top_p=1e-6, min_p=1.0, top_k=1)
+    assert np.isfinite(np.asarray(truncate(logits, tight))).tolist() == [[False, True, False]]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"temperature": -1.0}, "temperature is -1.0"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"min_p": 2.0}, "min_p"),
+        ({"top_k": -1}, "top_k"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty"),
+    ],
+)
+def test_bad_settings_are_refused(change, words):
+    with pytest.raises(ValueError, match=words):
+        settings(**change)

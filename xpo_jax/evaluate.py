@@ -1,0 +1,196 @@
+"""Held-out evaluation: the policy against the reference, by the judge, with an interval over prompts.
+
+Two samples of the policy per prompt meet several of the reference. A prompt's comparisons share their
+samples and are averaged first; the interval is over prompts, which are independent. The reference's
+samples are drawn once and met again by every evaluation of a run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from xpo_jax import verdicts
+from xpo_jax.programs import Programs
+from xpo_jax.update import trim
+from xpo_jax.values import Judge, Params, Prompts, Samples
+
+POLICY_SAMPLES = 2  # as many candidates as the scoring program takes
+PURPOSE = 2  # of the random keys; training's is 1
+Decode = Callable[[Samples], list[str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What one evaluation found.
+
+    win_rate: mean over prompts of the policy's share of comparisons won, ties half; low and high are the
+      ends of its 95 % interval over prompts.
+    kl: nats per sequence, mean of log pi - log ref over the policy's samples; kl_per_token likewise.
+    policy, reference: means over all samples of what the judge's `parts` says of an answer (valid, copy,
+      score, ...), with "tokens" and "unfinished"; only the latter two for a judge without `parts`.
+    intervals: the half width of the 95 % interval over prompts of each mean in `policy`.
+    queries: comparisons that the judge was asked.
+    samples: per prompt the first of the policy's answers and of the reference's, for people to read.
+    """
+
+    win_rate: float
+    low: float
+    high: float
+    kl: float
+    kl_per_token: float
+    policy: Mapping[str, float]
+    reference: Mapping[str, float]
+    intervals: Mapping[str, float]
+    queries: int
+    samples: Sequence[Mapping[str, Any]]
+
+    def metrics(self) -> dict[str, float]:
+        """For the metrics file."""
+        out = {"eval/win_rate": self.win_rate, "eval/win_rate_low": self.low, "eval/win_rate_high": self.high}
+        out |= {"eval/kl": self.kl, "eval/kl_per_token": self.kl_per_token, "eval/queries": float(self.queries)}
+        out |= {f"eval/policy/{name}": value for name, value in self.policy.items()}
+        return out | {f"eval/reference/{name}": value for name, value in self.reference.items()}
+
+
+def mean_interval(per_prompt: np.ndarray) -> tuple[float, float]:
+    """Mean and half width of its 95 % interval (normal approximation over prompts) of f64[n]; nan if empty."""
+    values = per_prompt[~np.isnan(per_prompt)]
+    if len(values) < 2:
+        return (float(values.mean()) if len(values) else math.nan), math.nan
+    return float(values.mean()), 1.96 * float(values.std(ddof=1)) / math.sqrt(len(values))
+
+
+class Evaluator:
+    """Evaluates the policy on the same held-out prompts and reference samples, again and again.
+
+    Args:
+      batches: the held-out prompts, in the shapes that `programs` was compiled for.
+      reference: the reference's sampling weights.
+      reference_samples: R, per prompt.
+      decode: Samples on the host -> B texts.
+      unfinished_loses: see `verdicts.ask`.
+      seed: of the run, for the order shown.
+    """
+
+    def __init__(
+        self,
+        programs: Programs,
+        batches: Sequence[Prompts],
+        reference: Params,
+        judge: Judge,
+        decode: Decode,
+        *,
+        reference_samples: int,
+        unfinished_loses: bool,
+        seed: int,
+    ):
+        self.programs, self.batches, self.reference = programs, batches, reference
+        self.judge, self.decode = judge, decode
+        self.reference_samples, self.unfinished_loses, self.seed = reference_samples, unfinished_loses, seed
+        self._drawn: list[list[tuple[Samples, list[str]]]] = []
+
+    def _draw(self, weights: Params, prompts: Prompts, step: int, candidates: Iterable[int]) -> list[Any]:
+        drawn = [
+            self.programs.draw(weights, prompts, purpose=PURPOSE, step=step, candidate=candidate)
+            for candidate in candidates
+        ]
+        return [(samples, self.decode(samples)) for samples in jax.device_get(drawn)]
+
+    def __call__(self, policy: Params, step: int, progress: Callable[[Iterable[Any]], Iterable[Any]]) -> Evaluation:
+        """Evaluate the sampling weights `policy` after `step` updates.
+
+        Args:
+          progress: wraps the iteration over batches, to show how far it is.
+        """
+        wins: list[float] = []
+        kl, tokens, queries = [], [], 0
+        parts: dict[str, dict[str, list[float]]] = {"policy": {}, "reference": {}}
+        table: list[dict[str, Any]] = []
+        for number, prompts in enumerate(progress(self.batches)):
+            real = np.flatnonzero(prompts.real)
+            # candidates 0 and 1 are the policy's, from 2 on the reference's: no key is used twice
+            mine = self._draw(policy, prompts, step, range(POLICY_SAMPLES))
+            if number == len(self._drawn):
+                ids = range(POLICY_SAMPLES, POLICY_SAMPLES + self.reference_samples)
+                self._drawn.append(self._draw(self.reference, prompts, 0, ids))
+            theirs = self._drawn[number]
+
+            lengths = np.stack([samples.lengths for samples, _ in mine])
+            drawn = trim(np.stack([samples.tokens for samples, _ in mine]), lengths, self.programs.response_buckets)
+            args = (prompts.tokens, prompts.lengths, drawn, lengths)
+            ours = self.programs.score(policy, *args)
+            ratio = np.asarray(jax.device_get(ours)) - np.asarray(
+                jax.device_get(self.programs.score(self.reference, *args))
+            )
+            kl.extend(ratio.mean(0)[real])
+            tokens.extend(lengths.mean(0)[real])
+
+            found = np.full((len(prompts.rows), POLICY_SAMPLES, self.reference_samples), np.nan)
+            for i, (first, first_texts) in enumerate(mine):
+                for j, (second, second_texts) in enumerate(theirs):
+                    result = verdicts.ask(
+                        self.judge,
+                        prompts,
+                        first_texts,
+                        second_texts,
+                        identical=same_tokens(first, second),
+                        policy_finished=first.finished,
+                        reference_finished=second.finished,
+                        unfinished_loses=self.unfinished_loses,
+                        shown_seed=(self.seed, PURPOSE, step, number, i, j),
+                    )
+                    found[:, i, j] = np.where(result.weight > 0, result.p_first, np.nan)
+                    queries += result.queries
+            for row in real:
+                judged = found[row][~np.isnan(found[row])]
+                wins.append(float(judged.mean()) if judged.size else math.nan)
+                for side, all_drawn in (("policy", mine), ("reference", theirs)):
+                    for name, value in self._parts(prompts, row, all_drawn).items():
+                        parts[side].setdefault(name, []).append(value)
+                table.append(
+                    {
+                        "prompt": prompts.messages[row][-1]["content"],
+                        "reference": theirs[0][1][row],
+                        "policy": mine[0][1][row],
+                        "win_share": wins[-1],
+                    }
+                )
+        rate, half = mean_interval(np.array(wins))
+        summary = {side: {k: mean_interval(np.array(v)) for k, v in named.items()} for side, named in parts.items()}
+        return Evaluation(
+            rate,
+            rate - half,
+            rate + half,
+            float(np.mean(kl)),
+            float(np.sum(kl) / np.sum(tokens)),
+            {name: mean for name, (mean, _) in summary["policy"].items()},
+            {name: mean for name, (mean, _) in summary["reference"].items()},
+            {name: half for name, (_, half) in summary["policy"].items()},
+            queries,
+            table,
+        )
+
+    def _parts(self, prompts: Prompts, row: int, drawn: list[tuple[Samples, list[str]]]) -> dict[str, float]:
+        """One prompt's means over its samples."""
+        values: dict[str, list[float]] = {
+            "tokens": [float(samples.lengths[row]) for samples, _ in drawn],
+            "unfinished": [float(not samples.finished[row]) for samples, _ in drawn],
+        }
+        describe = getattr(self.judge, "parts", None)
+        for _, texts in drawn if describe else ():
+            for name, value in describe(prompts.messages[row], texts[row]).items():
+                if isinstance(value, (int, float)):
+                    values.setdefault(name, []).append(float(value))
+        return {name: float(np.mean(v)) for name, v in values.items()}
+
+
+def same_tokens(a: Samples, b: Samples) -> np.ndarray:
+    """bool[B]: the same response, token for token, up to its length."""
+    counted = np.arange(a.tokens.shape[-1]) < np.asarray(a.lengths)[:, None]
+    return (a.lengths == b.lengths) & np.all((a.tokens == b.tokens) | ~counted, axis=-1)

@@ -1,0 +1,402 @@
+"""Qwen2 and Qwen2.5 in Flax NNX: config, modules, Hugging Face tensor names, sharding rules.
+
+Three passes cover everything the project does with a model: `prefill` encodes prompts, `respond` runs
+whole responses against the prompts' keys and values (training, scoring), `decode` runs one token per
+row against both caches (sampling). Responses of one prompt share its encoding; nothing is computed twice.
+
+Left out on purpose: sliding windows and rope scaling (no Qwen2.5 release up to 32k tokens needs them; a
+config that asks for them is refused), dropout, and cache objects: a cache is a value, passed in and out.
+
+Activations inside a block are flat, [M D] with M = B * C * T: XLA's CPU gradient of a matmul over three
+axes is several times slower than over two.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Qwen2Config:
+    """Shapes and constants of one model, under Hugging Face's names."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rope_theta: float
+    rms_norm_eps: float
+    tie_word_embeddings: bool
+    max_position_embeddings: int
+
+    @classmethod
+    def from_hf(cls, hf: Mapping[str, Any]) -> Qwen2Config:
+        """Read the fields of a config.json.
+
+        The rotary base is read in the old spelling (`rope_theta`) and the new one
+        (`rope_parameters.rope_theta`).
+
+        Raises:
+          ValueError: a missing field, or an architecture that these modules do not compute.
+        """
+        rope = {**(hf.get("rope_scaling") or {}), **(hf.get("rope_parameters") or {})}
+        theta = rope.get("rope_theta", hf.get("rope_theta"))
+        hidden, heads = hf.get("hidden_size"), hf.get("num_attention_heads")
+        fields: dict[str, Any] = {f.name: hf.get(f.name) for f in dataclasses.fields(cls)}
+        fields["rope_theta"] = theta
+        if fields["head_dim"] is None and type(hidden) is int and type(heads) is int and heads > 0:
+            fields["head_dim"] = hidden // heads
+        if fields["tie_word_embeddings"] is None:
+            fields["tie_word_embeddings"] = False  # transformers' default for this family
+        missing = [name for name, value in fields.items() if value is None]
+        if missing:
+            raise ValueError(f"config.json lacks {', '.join(missing)}; is this a Qwen2 or Qwen2.5 model?")
+        wrong = [f"{f.name} is {fields[f.name]!r}" for f in dataclasses.fields(cls) if not _fits(f, fields)]
+        if wrong:
+            raise ValueError(f"config.json has values of the wrong kind: {', '.join(wrong)}; restore the model's own")
+        fields["rope_theta"] = float(theta)
+        asks = [
+            (hf.get("model_type") != "qwen2", f"model_type is {hf.get('model_type')!r}, not 'qwen2'"),
+            (hf.get("hidden_act", "silu") != "silu", f"hidden_act is {hf.get('hidden_act')!r}, not 'silu'"),
+            (bool(hf.get("use_sliding_window")), "use_sliding_window is true"),
+            (
+                rope.get("rope_type", rope.get("type", "default")) != "default",
+                f"rope type is {rope.get('rope_type', rope.get('type'))!r}, not 'default'",
+            ),
+            (
+                fields["num_attention_heads"] % fields["num_key_value_heads"] != 0,
+                "num_key_value_heads does not divide num_attention_heads",
+            ),
+        ]
+        unsupported = [why for bad, why in asks if bad]
+        if unsupported:
+            raise ValueError(f"config.json asks for what xpo_jax does not compute: {'; '.join(unsupported)}")
+        return cls(**fields)
+
+
+def _fits(field: dataclasses.Field[Any], values: Mapping[str, Any]) -> bool:
+    """Whether a field has its type; numbers must be positive."""
+    value = values[field.name]
+    kinds = {"int": (int,), "float": (int, float), "bool": (bool,)}[str(field.type)]
+    return type(value) in kinds and (kinds == (bool,) or value > 0)
+
+
+class KV(NamedTuple):
+    """Keys and values of one layer (or of all, stacked in front): [B K S H], or [B C K S H]."""
+
+    k: Array
+    v: Array
+
+
+class Segment(NamedTuple):
+    """Some keys that queries may attend to.
+
+    k, v: [B K S H], shared by a prompt's C candidates, or [B C K S H], each candidate's own.
+    mask: bool[B|1 1 T|1 S], True where a query may look.
+    """
+
+    k: Array
+    v: Array
+    mask: Array
+
+
+def _wide(dtype: jnp.dtype) -> jnp.dtype:
+    """What sums and angles are computed in: float32, or float64 where the weights are (gradient tests)."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def attention(q: Array, segments: tuple[Segment, ...]) -> Array:
+    """Softmax attention over the concatenation of several segments of keys, in float32.
+
+    Args:
+      q: [B C T N H].
+      segments: their heads are grouped, N = K * G.
+
+    Returns:
+      [B C T N H] in q's dtype.
+    """
+    B, C, T, N, H = q.shape
+    K = segments[0].k.shape[-3]
+    q = q.reshape(B, C, T, K, N // K, H)
+    scores = []
+    for k, _, mask in segments:
+        equation = "bctkgh,bksh->bckgts" if k.ndim == 4 else "bctkgh,bcksh->bckgts"
+        score = jnp.einsum(equation, q, k, preferred_element_type=_wide(q.dtype)) * H**-0.5
+        # not -inf: softmax of a row of padding must stay finite
+        scores.append(jnp.where(mask[:, :, None, None], score, jnp.finfo(jnp.float32).min))
+    probs = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(q.dtype)
+    out, start = jnp.zeros((), q.dtype), 0
+    for k, v, _ in segments:
+        equation = "bckgts,bksh->bctkgh" if v.ndim == 4 else "bckgts,bcksh->bctkgh"
+        out = out + jnp.einsum(equation, probs[..., start : start + k.shape[-2]], v)
+        start += k.shape[-2]
+    return out.reshape(B, C, T, N, H)
+
+
+def rope_angles(positions: Array, head_dim: int, theta: float) -> tuple[Array, Array]:
+    """Cosine and sine of the rotary angles, f32[... 1 H/2] for positions i32[...]; the 1 is for heads."""
+    frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angle = positions[..., None, None].astype(jnp.float32) * frequency
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(x: Array, angles: tuple[Array, Array]) -> Array:
+    """Apply rotary positions to [... N H] in Hugging Face's layout: the halves of H are the pairs."""
+    cos, sin = angles
+    first, second = jnp.split(x.astype(_wide(x.dtype)), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x.dtype)
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention with biases on q, k and v."""
+
+    def __init__(self, config: Qwen2Config, *, rngs: nnx.Rngs):
+        D, H = config.hidden_size, config.head_dim
+        N, K = config.num_attention_heads, config.num_key_value_heads
+        self.head_dim = H
+        self.q_proj = nnx.Linear(D, N * H, use_bias=True, rngs=rngs)
+        self.k_proj = nnx.Linear(D, K * H, use_bias=True, rngs=rngs)
+        self.v_proj = nnx.Linear(D, K * H, use_bias=True, rngs=rngs)
+        self.o_proj = nnx.Linear(N * H, D, use_bias=False, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Array,
+        shape: tuple[int, int, int],
+        angles: tuple[Array, Array],
+        segments: Callable[[KV], tuple[tuple[Segment, ...], KV]],
+    ) -> tuple[Array, KV]:
+        """x: [M D], shape: (B, C, T). `segments` turns this call's keys and values [B C K T H] into
+        what is attended to, and into the cache to hand back."""
+        heads = lambda y: y.reshape(*shape, -1, self.head_dim)  # noqa: E731
+        q = rotate(heads(self.q_proj(x)), angles)
+        k = rotate(heads(self.k_proj(x)), angles).swapaxes(2, 3)
+        v = heads(self.v_proj(x)).swapaxes(2, 3)
+        attended, cache = segments(KV(k, v))
+        return self.o_proj(attention(q, attended).reshape(x.shape[0], -1)), cache
+
+
+class MLP(nnx.Module):
+    """SwiGLU."""
+
+    def __init__(self, config: Qwen2Config, *, rngs: nnx.Rngs):
+        D, F = config.hidden_size, config.intermediate_size
+        self.gate_proj = nnx.Linear(D, F, use_bias=False, rngs=rngs)
+        self.up_proj = nnx.Linear(D, F, use_bias=False, rngs=rngs)
+        self.down_proj = nnx.Linear(F, D, use_bias=False, rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nnx.Module):
+    """One decoder layer: pre-norm attention and MLP, each with a residual."""
+
+    def __init__(self, config: Qwen2Config, *, rngs: nnx.Rngs):
+        norm = lambda: nnx.RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps, rngs=rngs)  # noqa: E731
+        self.input_layernorm = norm()
+        self.self_attn = Attention(config, rngs=rngs)
+        self.post_attention_layernorm = norm()
+        self.mlp = MLP(config, rngs=rngs)
+
+    def __call__(self, x: Array, shape: tuple[int, int, int], angles: Any, segments: Any) -> tuple[Array, KV]:
+        attended, cache = self.self_attn(self.input_layernorm(x), shape, angles, segments)
+        x = x + attended
+        return x + self.mlp(self.post_attention_layernorm(x)), cache
+
+
+class Qwen2(nnx.Module):
+    """A Qwen2 decoder.
+
+    Args:
+      config: the shapes.
+      stacked: True holds all layers in one Block whose arrays have a leading L axis and scans over
+        them (training: one layer is compiled once, remat works); False holds a list of Blocks and
+        unrolls (decoding: a stacked array would be sliced anew at every token).
+      remat: recompute each layer in the backward pass (stacked only).
+    """
+
+    def __init__(self, config: Qwen2Config, *, rngs: nnx.Rngs, stacked: bool, remat: bool = False):
+        L = config.num_hidden_layers
+        self.config, self.remat = config, remat
+        self.embed_tokens = nnx.Embed(config.vocab_size, config.hidden_size, rngs=rngs)
+        self.layers: Any  # one stacked Block, or an nnx.List of Blocks
+        if stacked:
+            self.layers = nnx.vmap(lambda rngs: Block(config, rngs=rngs))(rngs.split(L))
+        else:
+            self.layers = nnx.List([Block(config, rngs=rngs) for _ in range(L)])
+        self.norm = nnx.RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps, rngs=rngs)
+        if not config.tie_word_embeddings:
+            self.lm_head = nnx.Linear(config.hidden_size, config.vocab_size, use_bias=False, rngs=rngs)
+
+    def prefill(self, tokens: Array) -> tuple[Array, Any]:
+        """Encode right-padded prompts.
+
+        Args:
+          tokens: i32[B P]. Padding needs no mask: it stands after everything that is read.
+
+        Returns:
+          hidden [B P D] after the last norm, and the cache: one KV [B K P H] per layer.
+        """
+        B, P = tokens.shape
+        causal = jnp.tril(jnp.ones((P, P), bool))[None, None]
+
+        def segments(own: KV, _: Any) -> tuple[tuple[Segment, ...], KV]:
+            kept = KV(own.k[:, 0], own.v[:, 0])
+            return (Segment(*kept, causal),), kept
+
+        positions = jnp.broadcast_to(jnp.arange(P), (B, 1, P))
+        hidden, caches = self._layers(tokens[:, None], positions, segments, None)
+        return hidden.reshape(B, P, -1), caches
+
+    def respond(self, tokens: Array, prompt_lengths: Array, prompt_caches: Any) -> Array:
+        """Run whole responses, C per prompt, against the encoded prompts.
+
+        Args:
+          tokens: i32[B C T], right-padded.
+          prompt_lengths: i32[B]; slots of the prompt's cache from there on are never looked at.
+          prompt_caches: as `prefill` returned them.
+
+        Returns:
+          hidden [B C T D] after the last norm.
+        """
+        B, C, T = tokens.shape
+        causal = jnp.tril(jnp.ones((T, T), bool))[None, None]
+
+        def segments(own: KV, prompt: KV) -> tuple[tuple[Segment, ...], None]:
+            return (Segment(*prompt, _before(prompt_lengths, prompt.k.shape[-2])), Segment(*own, causal)), None
+
+        positions = jnp.broadcast_to(prompt_lengths[:, None, None] + jnp.arange(T), (B, C, T))
+        hidden, _ = self._layers(tokens, positions, segments, prompt_caches)
+        return hidden.reshape(B, C, T, -1)
+
+    def decode(
+        self, token: Array, t: Array, prompt_lengths: Array, prompt_caches: Any, caches: Any
+    ) -> tuple[Array, Any]:
+        """Run response token number t of each row.
+
+        Args:
+          token: i32[B].
+          t: i32[], the same for all rows; its rotary position is the row's prompt length + t.
+          prompt_lengths: i32[B].
+          prompt_caches: as `prefill` returned them.
+          caches: the responses' own keys and values, slots 0 to t-1 filled, see `empty_caches`.
+
+        Returns:
+          hidden [B D] after the last norm, and `caches` with slot t filled.
+        """
+        B = token.shape[0]
+
+        def segments(own: KV, both: tuple[KV, KV]) -> tuple[tuple[Segment, ...], KV]:
+            prompt, cache = both
+            filled = KV(
+                *(
+                    jax.lax.dynamic_update_slice_in_dim(old, new[:, 0], t, axis=2)
+                    for old, new in zip(cache, own, strict=True)
+                )
+            )
+            seen = _before(jnp.full((1,), t + 1), filled.k.shape[-2])
+            return (Segment(*prompt, _before(prompt_lengths, prompt.k.shape[-2])), Segment(*filled, seen)), filled
+
+        pairs = list(zip(prompt_caches, caches, strict=True))
+        return self._layers(token[:, None, None], (prompt_lengths + t)[:, None, None], segments, pairs)
+
+    def empty_caches(self, B: int, T: int) -> list[KV]:
+        """Room for T response tokens of B rows: per layer KV [B K T H] in the weights' dtype."""
+        c = self.config
+        zeros = jnp.zeros((B, c.num_key_value_heads, T, c.head_dim), self.embed_tokens.embedding.dtype)
+        return [KV(zeros, zeros) for _ in range(c.num_hidden_layers)]
+
+    def unembed(self, hidden: Array) -> Array:
+        """Logits f32[... V] of hidden [... D], over all rows of the vocabulary, padding included."""
+        if self.config.tie_word_embeddings:
+            table = self.embed_tokens.embedding[...]
+            return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=_wide(hidden.dtype))
+        kernel = self.lm_head.kernel[...]
+        return jnp.einsum("...d,dv->...v", hidden, kernel, preferred_element_type=_wide(hidden.dtype))
+
+    def _layers(self, tokens: Array, positions: Array, segments: Any, caches: Any) -> tuple[Array, Any]:
+        """Embed, run all layers, norm. Returns hidden [M D] and what the layers hand back."""
+        B, C, T = tokens.shape
+        angles = rope_angles(positions, self.config.head_dim, self.config.rope_theta)
+        x = self.embed_tokens(tokens.reshape(-1))
+
+        def layer(block: Block, x: Array, cache: Any) -> tuple[Array, Any]:
+            return block(x, (B, C, T), angles, lambda own: segments(own, cache))
+
+        if isinstance(self.layers, nnx.List):
+            out = []
+            for i, block in enumerate(self.layers):
+                x, kept = layer(block, x, None if caches is None else caches[i])
+                out.append(kept)
+            return self.norm(x), out
+
+        graphdef, stacked = nnx.split(self.layers)
+
+        def body(x: Array, inputs: Any) -> tuple[Array, Any]:
+            params, cache = inputs
+            return layer(nnx.merge(graphdef, params), x, cache)
+
+        x, kept = jax.lax.scan(jax.checkpoint(body) if self.remat else body, x, (stacked, caches))
+        return self.norm(x), kept
+
+
+def _before(lengths: Array, slots: int) -> Array:
+    """bool[B 1 1 slots], True for slots below each row's length."""
+    return (jnp.arange(slots) < lengths[:, None])[:, None, None]
+
+
+def unstack(params: dict[str, Any]) -> dict[str, Any]:
+    """The parameters of Qwen2(stacked=True) as those of Qwen2(stacked=False)."""
+    layers = params["layers"]
+    L = jax.tree.leaves(layers)[0].shape[0]
+    return {**params, "layers": {i: jax.tree.map(lambda p: p[i], layers) for i in range(L)}}
+
+
+# Hugging Face's tensors: (our path in the stacked tree, their name, how theirs becomes ours).
+TENSORS: tuple[tuple[str, str, str], ...] = (
+    ("embed_tokens.embedding", "model.embed_tokens.weight", "identity"),
+    *(
+        (f"layers.{part}.{ours}", f"model.layers.{{layer}}.{part}.{theirs}", how)
+        for part, ours, theirs, how in (
+            ("input_layernorm", "scale", "weight", "identity"),
+            *(
+                row
+                for p in ("q_proj", "k_proj", "v_proj")
+                for row in (
+                    (f"self_attn.{p}", "kernel", "weight", "transpose"),
+                    (f"self_attn.{p}", "bias", "bias", "identity"),
+                )
+            ),
+            ("self_attn.o_proj", "kernel", "weight", "transpose"),
+            ("post_attention_layernorm", "scale", "weight", "identity"),
+            *((f"mlp.{p}", "kernel", "weight", "transpose") for p in ("gate_proj", "up_proj", "down_proj")),
+        )
+    ),
+    ("norm.scale", "model.norm.weight", "identity"),
+    ("lm_head.kernel", "lm_head.weight", "transpose"),
+)
+
+# Which mesh axis each axis of a master weight is split over; the first pattern that matches counts.
+# For sampling, fsdp is left out: weights are gathered once per step instead of once per token.
+SHARDING: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    (r"embed_tokens\.embedding", ("tensor", "fsdp")),
+    (r"lm_head\.kernel", ("fsdp", "tensor")),
+    (r"layers\..*\.(q_proj|k_proj|v_proj|gate_proj|up_proj)\.kernel", (None, "fsdp", "tensor")),
+    (r"layers\..*\.(q_proj|k_proj|v_proj)\.bias", (None, "tensor")),
+    (r"layers\..*\.(o_proj|down_proj)\.kernel", (None, "tensor", "fsdp")),
+    (r"layers\..*layernorm\.scale", (None, None)),
+    (r"norm\.scale", (None,)),
+)
