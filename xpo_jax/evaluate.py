@@ -93,6 +93,7 @@ class Evaluator:
         self.programs, self.batches, self.reference = programs, batches, reference
         self.judge, self.decode = judge, decode
         self.reference_samples, self.unfinished_loses, self.seed = reference_samples, unfinished_loses, seed
+        self.queries = 0  # comparisons asked so far, all evaluations together
         self._drawn: list[list[tuple[Samples, list[str]]]] = []
 
     def _draw(self, weights: Params, prompts: Prompts, step: int, candidates: Iterable[int]) -> list[Any]:
@@ -161,6 +162,7 @@ class Evaluator:
                         "win_share": wins[-1],
                     }
                 )
+        self.queries += queries
         rate, half = mean_interval(np.array(wins))
         summary = {side: {k: mean_interval(np.array(v)) for k, v in named.items()} for side, named in parts.items()}
         return Evaluation(

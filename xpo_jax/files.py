@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -51,10 +51,10 @@ def _plain(value: Any) -> Any:
         return value if math.isfinite(value) else None
     if hasattr(value, "dtype") and hasattr(value, "shape"):
         array = np.asarray(value)
+        if array.dtype.kind in "biu":
+            return array.tolist()
         if array.shape:
             return [_plain(entry) for entry in array]
-        if array.dtype.kind in "biu":
-            return array.item()
         if array.dtype == np.float64:
             return _plain(float(array))
         number = float(array.astype(np.float32))  # bfloat16 and float16 are exact in float32
@@ -87,6 +87,21 @@ def atomic_write(path: str | Path, text: str) -> None:
         raise WriteError(
             f"{path}: cannot be written ({error.strerror}); free space or mend the rights"
         ) from error
+
+
+def append_whole(file: BinaryIO, data: bytes) -> None:
+    """Append to an unbuffered file; on an error the file is as long as before.
+
+    Raises:
+      OSError: what the system said.
+    """
+    before, rest = os.fstat(file.fileno()).st_size, memoryview(data)
+    try:
+        while rest:  # a disk that fills up takes a part first, and only then refuses
+            rest = rest[file.write(rest) :]
+    except OSError:
+        file.truncate(before)
+        raise
 
 
 def visible(text: str) -> str:

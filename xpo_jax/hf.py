@@ -23,6 +23,7 @@ __all__ = [
     "end_token_ids",
     "load_params",
     "load_tokenizer",
+    "model_folder",
     "pad_token_id",
     "param_shapes",
     "read_config",
@@ -49,11 +50,12 @@ def read_config(folder: str | Path) -> Qwen2Config:
     Raises:
       ValueError: no such folder or file, not JSON, or a model that xpo_jax does not compute.
     """
-    path = model_folder(folder) / "config.json"
+    folder = model_folder(folder)
+    values = read_json(folder / "config.json")
     try:
-        return Qwen2Config.from_hf(read_json(path))
+        return Qwen2Config.from_hf(values)
     except ValueError as error:
-        raise error if str(path) in str(error) else ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{folder}: {error}") from error
 
 
 def save(

@@ -66,12 +66,13 @@ def response_logps(
         hidden, targets, counted = inputs
         with jax.named_scope("logits"):
             logits = model.unembed(hidden) / (temperature or 1.0)
-            logits = jnp.where(jnp.arange(logits.shape[-1]) < vocab_size, logits, jnp.finfo(jnp.float32).min)
-            log_z = jax.nn.logsumexp(logits, axis=-1)
-            target = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-            entropy = log_z - jnp.sum(jnp.exp(logits - log_z[..., None]) * logits, axis=-1)
+            # finite, so that 0 * log 0 of a masked token is 0 in the entropy and in its gradient
+            logits = jnp.where(jnp.arange(logits.shape[-1]) < vocab_size, logits, -1e30)
+            all_logps = jax.nn.log_softmax(logits, axis=-1)
+            logps = jnp.take_along_axis(all_logps, targets[..., None], axis=-1)[..., 0]
+            entropy = -jnp.sum(jnp.exp(all_logps) * all_logps, axis=-1)
         # where, not times: a padding token's log-probability may be anything
-        return carry, LogPs(jnp.where(counted, target - log_z, 0.0), jnp.where(counted, entropy, 0.0))
+        return carry, LogPs(jnp.where(counted, logps, 0.0), jnp.where(counted, entropy, 0.0))
 
     # Chunks along time keep every device's share of the batch in every chunk.
     width = next(w for w in range(min(T, max(1, chunk_tokens // (B * S))), 0, -1) if T % w == 0)

@@ -22,7 +22,7 @@ from xpo_jax.logps import response_logps
 from xpo_jax.models import qwen2
 from xpo_jax.sampler import Sampling, make_sampler, row_keys
 from xpo_jax.update import SUMS, init_state, make_accumulate, make_apply, zeros
-from xpo_jax.values import Array, Pairs, Params, Samples, TrainState
+from xpo_jax.values import Array, Pairs, Params, Samples
 
 
 def _shapes(args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -109,7 +109,7 @@ class Programs:
         loss: dict[str, Any],
         remat: bool,
     ):
-        self.batch_size, self.max_new_tokens = batch_size, sampling.max_new_tokens
+        self.mesh, self.dtype, self.batch_size = mesh, np.dtype(dtype), batch_size
         self.prompt_buckets, self.response_buckets = tuple(prompt_buckets), tuple(response_buckets)
         abstract = lambda stacked, remat: nnx.split(  # noqa: E731
             nnx.eval_shape(lambda: qwen2.Qwen2(model_config, rngs=nnx.Rngs(0), stacked=stacked, remat=remat))
@@ -233,10 +233,6 @@ class Programs:
     def parameters(self) -> int:
         """Weights of one model."""
         return sum(int(np.prod(p.shape)) for p in jax.tree.leaves(self._params))
-
-    def load(self, params: Params) -> TrainState:
-        """Step 0 from loaded master weights, which are given away."""
-        return self.init(params)
 
     def draw(self, weights: Params, prompts: Any, *, purpose: int, step: int, candidate: int) -> Samples:
         """Dispatch the sampler for `values.Prompts`; does not wait."""

@@ -29,7 +29,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from xpo_jax.files import atomic_write, markdown_table, to_json
 
@@ -144,7 +144,7 @@ class RunDir:
             os.close(self._lock)
             self._lock = None
 
-    def __enter__(self) -> RunDir:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

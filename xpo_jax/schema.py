@@ -45,7 +45,7 @@ def check(
 
     Args:
       factory: a function, a class or a dataclass.
-      group: the fields; `name`, which chooses the factory, is passed over if the factory has no such parameter.
+      group: the fields; `name`, which chooses the factory, is passed over if it has no such parameter.
       where: the group's path in the config, for errors ("loss").
       given: parameters that the program provides; they must not stand in the group.
 
@@ -100,7 +100,7 @@ def build(
         text = one_line(error)
         if re.match(rf"{re.escape(where)}[.:]", text):
             raise ConfigError(text) from error
-        field = re.match(r"(\w+): ", text)  # "buckets: ..." becomes "data.buckets: ..."
+        field = re.match(r"(\w+)(:| is) ", text)  # "take is 0, ..." becomes "data.take is 0, ..."
         joint = "." if field and field[1] in parameters else ": "
         raise ConfigError(f"{where}{joint}{text}") from error
 
@@ -123,8 +123,8 @@ def resolve(name: str, where: str, own: Mapping[str, Callable[..., Any]]) -> Cal
     module_name, colon, attribute = name.partition(":")
     if not (module_name and colon and attribute):
         raise ConfigError(
-            f"{where}: {name!r} is unknown{suggestion(name, own)}; "
-            f"choose {', '.join(own)}, or one of yours as package.module:Name"
+            f"{where}: {name!r} is unknown; choose {', '.join(own)}, "
+            f"or one of yours as package.module:Name{suggestion(name, own)}"
         )
     import_from_here()
     try:
@@ -152,8 +152,8 @@ def schedule(value: float | Mapping[str, Any], where: str) -> Callable[[int], fl
     """A number, or a path from one number to another, as a function of the step (from 0).
 
     Args:
-      value: a number, or {"kind": "linear" or "cosine", "start": a, "end": b, "steps": n}: a at step 0, b from
-        step n on.
+      value: a number, or {"kind": "linear" or "cosine", "start": a, "end": b, "steps": n}: a at step 0,
+        b from step n on.
       where: the field, for errors ("loss.alpha").
 
     Raises:
@@ -243,7 +243,7 @@ def _expected(annotation: Any) -> str:
     if annotation in _WORDS:
         return _WORDS[annotation]
     if origin in (Union, types.UnionType):
-        return " or ".join(_expected(arg) for arg in args)
+        return " or ".join(_expected(arg) for arg in sorted(args, key=lambda arg: arg is types.NoneType))
     if origin is Literal:
         return " or ".join(repr(arg) for arg in args)
     if origin is typing.Annotated:
@@ -254,7 +254,7 @@ def _expected(annotation: Any) -> str:
     if kind in _SEQUENCES:
         return f"a list (each {_expected(args[0])})" if args else "a list"
     if kind in _MAPPINGS:
-        return "a mapping"
+        return f"a mapping (each {_expected(args[1])})" if args and args[1] is not Any else "a mapping"
     return "a value"
 
 

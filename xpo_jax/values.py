@@ -94,7 +94,7 @@ class Verdicts(NamedTuple):
     weight: f32[B]; 0 where there is no verdict.
     queries: how many comparisons the judge was asked.
     reasons, scores: one entry per row, for the log; scores name "policy" and "reference".
-    swapped: bool[B]; True where the reference's sample was shown as A.
+    shown: per row the candidates shown as A and B, (0, 1) or (1, 0); None where the judge was not asked.
     """
 
     p_first: np.ndarray
@@ -102,7 +102,7 @@ class Verdicts(NamedTuple):
     queries: int
     reasons: tuple[str, ...]
     scores: tuple[Mapping[str, Any], ...]
-    swapped: np.ndarray
+    shown: tuple[tuple[int, int] | None, ...]
 
 
 class Pairs(NamedTuple):

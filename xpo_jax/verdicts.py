@@ -120,7 +120,10 @@ def ask(
         if verdict.p is not None:
             p_first[i] = 1 - verdict.p if swapped[i] else verdict.p
             weight[i] = 1.0
-    return Verdicts(p_first, weight, len(comparisons), tuple(reasons), tuple(scores), swapped)
+    shown: list[tuple[int, int] | None] = [None] * B
+    for i in asked:
+        shown[i] = (1, 0) if swapped[i] else (0, 1)
+    return Verdicts(p_first, weight, len(comparisons), tuple(reasons), tuple(scores), tuple(shown))
 
 
 def metrics(verdicts: Verdicts, real: np.ndarray) -> dict[str, float]:

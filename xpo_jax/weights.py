@@ -32,6 +32,8 @@ HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 FLOATS = ("F32", "BF16", "F16")  # safetensors' names of the dtypes that we read
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}  # that we write
 
+EMBEDDED = Path(__file__).parent / "embedded" / "model"
+
 
 class _Tensor(NamedTuple):
     """A tensor that the config asks for: our path, its layer (None: not one of a stack), shape in the file."""
@@ -149,10 +151,10 @@ def write_params(
 
 
 def model_folder(folder: str | Path) -> Path:
-    """The path of a folder that exists; ValueError otherwise."""
-    path = Path(folder)
+    """The path of a folder that exists, "embedded" being the project's own; ValueError otherwise."""
+    path = EMBEDDED if folder == "embedded" else Path(folder)
     if not path.is_dir():
-        raise ValueError(f"{path} is not a folder; give a local Hugging Face model folder")
+        raise ValueError(f"{path} is not a folder; give a local Hugging Face model folder, or 'embedded'")
     return path
 
 
@@ -266,8 +268,9 @@ def listed(lines: Sequence[str], limit: int = 6) -> str:
 def _check_tied(head: _Stored, embedding: _Stored) -> None:
     """transformers sometimes writes a tied model's lm_head; it must then be the embedding."""
     same = head.shape == embedding.shape
-    for start in range(0, head.shape[0] if same else 0, 8192):  # in blocks: neither is held whole
-        rows = (slice(start, start + 8192),)
+    rows_all, block = head.shape[0] if same else 0, 8192  # in blocks: neither is held whole
+    for start in range(0, rows_all, block):
+        rows = (slice(start, min(start + block, rows_all)),)
         same = same and np.array_equal(_slice(head, rows), _slice(embedding, rows))
     if not same:
         raise ValueError(

@@ -64,8 +64,10 @@ class Qwen2Config:
             raise ValueError(f"config.json lacks {', '.join(missing)}; is this a Qwen2 or Qwen2.5 model?")
         wrong = [f"{f.name} is {fields[f.name]!r}" for f in dataclasses.fields(cls) if not _fits(f, fields)]
         if wrong:
-            raise ValueError(f"config.json has values of the wrong kind: {', '.join(wrong)}; restore the model's own")
-        fields["rope_theta"] = float(theta)
+            raise ValueError(
+                f"config.json has values of the wrong kind: {', '.join(wrong)}; restore the model's own"
+            )
+        fields["rope_theta"] = float(fields["rope_theta"])
         asks = [
             (hf.get("model_type") != "qwen2", f"model_type is {hf.get('model_type')!r}, not 'qwen2'"),
             (hf.get("hidden_act", "silu") != "silu", f"hidden_act is {hf.get('hidden_act')!r}, not 'silu'"),
@@ -297,7 +299,6 @@ class Qwen2(nnx.Module):
         Returns:
           hidden [B D] after the last norm, and `caches` with slot t filled.
         """
-        B = token.shape[0]
 
         def segments(own: KV, both: tuple[KV, KV]) -> tuple[tuple[Segment, ...], KV]:
             prompt, cache = both
@@ -331,7 +332,8 @@ class Qwen2(nnx.Module):
         """Embed, run all layers, norm. Returns hidden [M D] and what the layers hand back."""
         B, C, T = tokens.shape
         angles = rope_angles(positions, self.config.head_dim, self.config.rope_theta)
-        x = self.embed_tokens(tokens.reshape(-1))
+        # not embed_tokens(...): nnx.Embed casts to the dtype it was made with, float32, whatever it holds now
+        x = jnp.take(self.embed_tokens.embedding[...], tokens.reshape(-1), axis=0)
 
         def layer(block: Block, x: Array, cache: Any) -> tuple[Array, Any]:
             return block(x, (B, C, T), angles, lambda own: segments(own, cache))
@@ -362,7 +364,7 @@ def unstack(params: dict[str, Any]) -> dict[str, Any]:
     """The parameters of Qwen2(stacked=True) as those of Qwen2(stacked=False)."""
     layers = params["layers"]
     L = jax.tree.leaves(layers)[0].shape[0]
-    return {**params, "layers": {i: jax.tree.map(lambda p: p[i], layers) for i in range(L)}}
+    return {**params, "layers": {i: jax.tree.map(lambda p, i=i: p[i], layers) for i in range(L)}}
 
 
 # Hugging Face's tensors: (our path in the stacked tree, their name, how theirs becomes ours).

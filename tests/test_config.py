@@ -1,0 +1,436 @@
+"""Configs: command line, files, overrides, the signature as schema, schedules; every error by its text."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import pytest
+from ml_collections import ConfigDict
+
+from xpo_jax import config
+from xpo_jax.config import ConfigError
+
+if TYPE_CHECKING:
+    from nowhere import OnlyForCheckers
+
+CONFIG = """
+from ml_collections import ConfigDict
+
+def get_config(arg):
+    config = ConfigDict()
+    config.steps = 4
+    config.model = ConfigDict(dict(path=arg or "embedded", dtype=None))
+    config.loss = dict(name="xpo", alpha=1e-5, beta=0.1)
+    config.data = dict(
+        train="train.jsonl", buckets=(64, 128), shuffle=True, template=[dict(role="user", content="{text}")]
+    )
+    config.sampling = dict(max_new_tokens=32)
+    config.judge = dict(max_tokens=config.sampling.get_ref("max_new_tokens"))
+    return config
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "c.py").write_text(CONFIG, encoding="utf-8")
+    return tmp_path
+
+
+def error(function, *args, **kwargs) -> str:
+    """The one line that a call is refused with."""
+    with pytest.raises(ConfigError) as caught:
+        function(*args, **kwargs)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# ---------------------------------------------------------------------------------------- command line
+
+
+def test_arguments_come_in_any_order_and_both_spellings():
+    expected = config.Arguments("c.py:Qwen/Q:1", ("loss.alpha=-1", "data.train=a=b"), False)
+    flags = ["--config=c.py:Qwen/Q:1", "--config.loss.alpha=-1", "--config.data.train=a=b"]
+    assert config.split_argv(flags) == expected
+    assert config.split_argv([*flags[1:], flags[0]]) == expected
+    apart = ["--config.loss.alpha", "-1", "--config", "c.py:Qwen/Q:1", "--config.data.train", "a=b"]
+    assert config.split_argv(apart) == expected
+
+
+def test_help_needs_no_config():
+    assert config.split_argv(["--config.x=1", "--help"]).help
+    assert config.split_argv(["-h"]).help
+    assert not config.split_argv(["--config=c.py"]).help
+
+
+@pytest.mark.parametrize(
+    ("argv", "text"),
+    [
+        ([], "--config is missing; for example --config=configs/paraphrase.py"),
+        (["--config=a.py", "--config=b.py"], "--config is given twice: a.py and b.py"),
+        (["--config"], "--config needs a value: --config=..."),
+        (["--config="], "--config needs a value: --config=..."),
+        (["--config.steps", "--config=a.py"], "--config.steps needs a value: --config.steps=..."),
+        (
+            ["--config=a.py", "alpha=3"],
+            "argument 'alpha=3' is not understood; write --config=FILE or --config.group.field=value",
+        ),
+        (
+            ["--configs=a.py"],
+            "argument '--configs=a.py' is not understood; write --config=FILE or --config.group.field=value",
+        ),
+    ],
+)
+def test_a_wrong_command_line(argv, text):
+    assert error(config.split_argv, argv) == text
+
+
+# ----------------------------------------------------------------------------------------------- files
+
+
+def test_the_argument_after_the_colon_may_hold_slashes_and_colons():
+    assert config.load("c.py").model.path == "embedded"
+    assert config.load("c.py:Qwen/Qwen2.5-0.5B-Instruct").model.path == "Qwen/Qwen2.5-0.5B-Instruct"
+    assert config.load("c.py:a:b.py:c").model.path == "a:b.py:c"
+
+
+def test_a_config_is_locked_and_loading_leaves_no_files(folder):
+    loaded = config.load("c.py")
+    with pytest.raises(AttributeError):
+        loaded.loss.alhpa = 3
+    assert sorted(p.name for p in folder.iterdir()) == ["c.py"]
+
+
+def test_json_reads_back_equal_and_stays_the_same_text(folder):
+    loaded = config.load("c.py:x", ["loss.alpha=3", "data.buckets=1,2,3"])
+    text = config.to_json(loaded)
+    (folder / "config.json").write_text(text, encoding="utf-8")
+    again = config.load("config.json")
+    assert again == loaded
+    assert again.data.buckets == (1, 2, 3)
+    assert config.to_json(again) == text
+    assert config.load("config.json", ["steps=5"]).steps == 5
+
+
+@pytest.mark.parametrize(
+    ("spec", "source", "text"),
+    [
+        ("none.py", None, "none.py: there is no such file in {cwd}"),
+        ("none.json", None, "none.json: there is no such file in {cwd}"),
+        ("c.yaml", None, "c.yaml: a config is a .py file (or file.py:argument) or a .json file"),
+        ("c.py:", CONFIG, "c.py:: nothing follows the colon; leave it out or name an argument"),
+        ("d.py", "x = 1", "d.py: has no get_config(arg)"),
+        (
+            "d.py",
+            "def get_config(): pass",
+            "d.py: get_config must take one argument: def get_config(arg)",
+        ),
+        (
+            "d.py",
+            "def get_config(arg):\n  return 3",
+            "d.py: get_config must return a ConfigDict, it returned 3",
+        ),
+        (
+            "d.py",
+            "def get_config(arg):\n\n  return 1 / 0",
+            "d.py, line 3: ZeroDivisionError: division by zero",
+        ),
+        (
+            "d.py:tiny",
+            "def get_config(arg):\n  raise ValueError(f'unknown\\n  argument {arg}')",
+            "d.py, line 2: unknown argument tiny",
+        ),
+        ("d.py", "import nothing_here", "d.py, line 1: ModuleNotFoundError: No module named 'nothing_here'"),
+        ("d.py", "x =\n", "d.py, line 1: SyntaxError: invalid syntax (d.py, line 1)"),
+        (
+            "d.py",
+            "from ml_collections import ConfigDict\nget_config = lambda arg: ConfigDict({'a': {'f': print}})",
+            "a.f: a config holds numbers, text, true, false, None, lists and groups, not <built-in function",
+        ),
+        ("d.json", '{"a": 1,\n}', "d.json, line 2: not JSON: "),
+        ("d.json", "[1]", "d.json: a JSON object is expected, found [1]"),
+        ("d.json", '{"a": {"b": NaN}}', "a.b: a finite number is expected, found nan"),
+    ],
+)
+def test_a_wrong_file(folder, spec, source, text):
+    if source is not None:
+        (folder / spec.partition(":")[0]).write_text(source, encoding="utf-8")
+    assert error(config.load, spec).startswith(text.format(cwd=folder))
+
+
+def test_a_file_that_is_not_utf8(folder):
+    (folder / "d.py").write_bytes(b"# Gr\xfc\xdfe")
+    assert error(config.load, "d.py").startswith("d.py: not UTF-8: ")
+
+
+# ------------------------------------------------------------------------------------------- overrides
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("steps=5", 5),
+        ("loss.alpha=3", 3.0),
+        ("loss.alpha=1e-4", 1e-4),
+        ("loss.alpha=None", None),
+        ('loss.alpha={"kind": "linear", "start": 1, "end": 0, "steps": 9}', None),
+        ("model.dtype=none", None),
+        ("model.dtype=bfloat16", "bfloat16"),
+        ("model.dtype=7", 7),
+        ("model.dtype=true", True),
+        ("model.dtype=[1, 2]", (1, 2)),
+        ("data.shuffle=FALSE", False),
+        ("data.train=7", "7"),
+        ("data.train=", ""),
+        ("data.buckets=32,64", (32, 64)),
+        ("data.buckets=32", (32,)),
+        ("data.buckets=(32, 64)", (32, 64)),
+        ("data.buckets=[32, 64]", (32, 64)),
+        ("data.template=None", None),
+        ("data.template=Say, please: {text}", "Say, please: {text}"),
+        ('data.template=[{"role": "user", "content": "x"}]', ({"role": "user", "content": "x"},)),
+    ],
+)
+def test_an_override_takes_the_type_of_what_stands_there(override, value):
+    field, text = override.split("=", 1)
+    found = config.load("c.py", [override])[field]
+    if text.startswith("{"):
+        assert found.to_dict() == {"kind": "linear", "start": 1, "end": 0, "steps": 9}
+    else:
+        assert found == value
+        assert type(found) is type(value)
+
+
+def test_a_reference_follows_and_the_last_override_counts():
+    loaded = config.load("c.py", ["sampling.max_new_tokens=7", "sampling.max_new_tokens=9"])
+    assert (loaded.sampling.max_new_tokens, loaded.judge.max_tokens) == (9, 9)
+
+
+def test_a_schedule_is_overridden_by_field_or_by_a_number():
+    ramp = 'loss.alpha={"kind": "linear", "start": 1, "end": 0, "steps": 9}'
+    assert config.load("c.py", [ramp, "loss.alpha.steps=5"]).loss.alpha.steps == 5
+    assert config.load("c.py", [ramp, "loss.alpha=0.5"]).loss.alpha == 0.5
+
+
+@pytest.mark.parametrize(
+    ("override", "text"),
+    [
+        ("loss.alhpa=1", "loss.alhpa: no such field; did you mean 'loss.alpha'?"),
+        ("los.alpha=1", "los.alpha: no such field; did you mean 'loss.alpha'?"),
+        ("max_new_tokens=1", "max_new_tokens: no such field; did you mean 'sampling.max_new_tokens'?"),
+        ("loss.zzzzz=1", "loss.zzzzz: no such field; loss has alpha, beta, name"),
+        (
+            "zzzzz=1",
+            "zzzzz: no such field; the config has data, judge, loss, model, sampling, steps",
+        ),
+        ("loss=1", "loss is a group; override one of its fields: alpha, beta, name"),
+        ("steps.x=1", "steps.x: steps is 4, not a group of fields; override it whole"),
+        ("steps", "override 'steps' needs a value: steps=..."),
+        ("steps=1.5", "steps: an integer is expected, found '1.5'"),
+        ("loss.alpha=high", "loss.alpha: a finite number is expected, found 'high'"),
+        ("loss.alpha=inf", "loss.alpha: a finite number is expected, found 'inf'"),
+        ("data.shuffle=1", "data.shuffle: true or false is expected, found '1'"),
+        ("data.buckets=64,x", "data.buckets: an integer is expected, found 'x'"),
+        ("data.buckets=[64", "data.buckets: '[64' is neither JSON nor a Python literal"),
+    ],
+)
+def test_a_wrong_override(override, text):
+    assert error(config.load, "c.py", [override]) == text
+
+
+def test_diff_names_each_field():
+    a = config.load("c.py")
+    b = config.load("c.py", ["loss.alpha=1e-4", "data.template=None", 'loss.beta={"kind": "x"}'])
+    assert config.diff(a, a) == []
+    assert config.diff(a, b) == [
+        "data.template: ({'role': 'user', 'content': '{text}'},) -> None",
+        "loss.alpha: 1e-05 -> 0.0001",
+        "loss.beta: 0.1 -> absent",
+        "loss.beta.kind: absent -> 'x'",
+    ]
+
+
+# ------------------------------------------------------------------------------ the signature is the schema
+
+
+def factory(
+    *,
+    alpha: float | Mapping[str, Any],
+    kind: Literal["sigmoid", "ipo"],
+    count: int | None,
+    buckets: Sequence[int],
+    pair: tuple[int, float],
+    template: str | Sequence[Mapping[str, str]] | None,
+    clip: bool = True,
+    odd: OnlyForCheckers = 3,
+    tokenizer: Any = None,
+) -> dict[str, Any]:
+    if count == 7:
+        raise ValueError("count: seven is not possible")
+    if count == 6:
+        raise ValueError("count is 6, must be even more")
+    if count == 8:
+        raise ValueError("eight is not\npossible")
+    if count == 9:
+        raise ConfigError("loss.count: nine is not possible")
+    return dict(locals())
+
+
+TEMPLATE = "text or a list (each a mapping (each text)) or None"
+FIELDS = {
+    "alpha": 1,
+    "kind": "ipo",
+    "count": None,
+    "buckets": [64, 128],
+    "pair": (1, 2),
+    "template": None,
+    "clip": False,
+    "odd": "anything",
+}
+
+
+@dataclass(frozen=True)
+class Named:
+    weight: float
+    names: Sequence[str]
+
+
+class WithInit:
+    def __init__(self, weight: float) -> None:
+        self.weight = weight
+
+
+def test_build_calls_with_the_fields_and_what_is_given():
+    built = config.build(factory, ConfigDict(FIELDS), "loss", tokenizer="t", seed=3)
+    assert built == {**FIELDS, "buckets": (64, 128), "tokenizer": "t"}
+    assert config.build(Named, {"name": "named", "weight": 1, "names": ["a"]}, "judge") == Named(1, ("a",))
+    assert config.build(WithInit, {"name": "x", "weight": 0.5}, "judge").weight == 0.5
+    ramp = {**FIELDS, "alpha": {"kind": "linear"}, "template": ({"role": "user", "content": "x"},)}
+    assert config.build(factory, ConfigDict(ramp), "loss", tokenizer=0)["alpha"] == {"kind": "linear"}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "text"),
+    [
+        ("alhpa", 1, "loss.alhpa: no such field; did you mean 'alpha'?"),
+        ("tokenizer", 1, "loss.tokenizer is set by the program; take it out of the config"),
+        ("alpha", "high", "loss.alpha: a number or a mapping is expected, found 'high'"),
+        ("alpha", True, "loss.alpha: a number or a mapping is expected, found True"),
+        ("alpha", float("nan"), "loss.alpha: a finite number is expected, found nan"),
+        ("kind", "dpo", "loss.kind: 'sigmoid' or 'ipo' is expected, found 'dpo'"),
+        ("count", 1.5, "loss.count: an integer or None is expected, found 1.5"),
+        ("count", True, "loss.count: an integer or None is expected, found True"),
+        ("buckets", "64", "loss.buckets: a list (each an integer) is expected, found '64'"),
+        ("buckets", [64, "x"], "loss.buckets: a list (each an integer) is expected, found (64, 'x')"),
+        ("pair", [1], "loss.pair: a list of 2 values (an integer, a number) is expected, found (1,)"),
+        (
+            "template",
+            [{"role": 3}],
+            f"loss.template: {TEMPLATE} is expected, found ({{'role': 3}},)",
+        ),
+        ("clip", 1, "loss.clip: true or false is expected, found 1"),
+        ("odd", float("inf"), "loss.odd: a finite number is expected, found inf"),
+        ("count", 6, "loss.count is 6, must be even more"),
+        ("count", 7, "loss.count: seven is not possible"),
+        ("count", 8, "loss: eight is not possible"),
+        ("count", 9, "loss.count: nine is not possible"),
+    ],
+)
+def test_a_group_that_does_not_fit(field, value, text):
+    assert error(config.build, factory, {**FIELDS, field: value}, "loss", tokenizer=0) == text
+
+
+def test_every_field_must_stand_there_those_with_a_default_too():
+    for field in FIELDS:
+        group = {name: value for name, value in FIELDS.items() if name != field}
+        text = error(config.check, factory, group, "loss", given=("tokenizer",))
+        assert text.startswith(f"loss.{field} is missing: ")
+    assert error(config.check, Named, {"weight": 1}, "judge") == (
+        "judge.names is missing: a list (each text) is expected"
+    )
+    assert error(config.check, Named, 3, "judge") == "judge: a group of fields is expected, found 3"
+    assert error(config.check, WithInit, {"weight": "x"}, "j") == "j.weight: a number is expected, found 'x'"
+
+
+def test_a_named_error_of_ours_passes_as_it_is():
+    from xpo_jax.data.rows import DataError
+
+    def load(train: str) -> None:
+        raise DataError(f"{train}, row 3: no column 'text'; the row has: id")
+
+    with pytest.raises(DataError, match=r"^t\.jsonl, row 3: no column 'text'; the row has: id$"):
+        config.build(load, {"train": "t.jsonl"}, "data")
+
+
+def test_resolve_ours_or_a_module_of_the_current_directory(folder):
+    (folder / "my_judges.py").write_text("class Mine: pass\nnumber = 3\n", encoding="utf-8")
+    (folder / "broken.py").write_text("1 / 0\n", encoding="utf-8")
+    (folder / "needs.py").write_text("import not_installed\n", encoding="utf-8")
+    own = {"paraphrase": Named, "length": WithInit}
+    assert config.resolve("length", "judge.name", own) is WithInit
+    assert config.resolve("my_judges:Mine", "judge.name", own).__name__ == "Mine"
+    for name, text in {
+        "paraphrse": "judge.name: 'paraphrse' is unknown; choose paraphrase, length, "
+        "or one of yours as package.module:Name; did you mean 'paraphrase'?",
+        "my_judges:Mime": "judge.name: module 'my_judges' has no 'Mime'; did you mean 'Mine'?",
+        "my_judges:number": "judge.name: my_judges:number is 3, which cannot be called",
+        "nowhere.judges:Mine": f"judge.name: no module 'nowhere', seen from {folder}",
+        "broken:Mine": "judge.name: importing 'broken' failed: ZeroDivisionError: division by zero",
+        "needs:Mine": "judge.name: importing 'needs' failed: "
+        "ModuleNotFoundError: No module named 'not_installed'",
+    }.items():
+        assert error(config.resolve, name, "judge.name", own) == text
+
+
+# ------------------------------------------------------------------------------------------- schedules
+
+
+def test_schedules_reach_their_ends_and_stay():
+    linear = config.schedule({"kind": "linear", "start": 1, "end": 0.2, "steps": 4}, "loss.alpha")
+    assert [linear(step) for step in (0, 1, 2, 4, 5, 100)] == pytest.approx([1, 0.8, 0.6, 0.2, 0.2, 0.2])
+    assert (linear(0), linear(4), linear(9)) == (1.0, 0.2, 0.2)
+    cosine = config.schedule(
+        ConfigDict({"kind": "cosine", "start": 0.0, "end": 2.0, "steps": 4}), "loss.alpha"
+    )
+    # 1 - cos(pi / 4) = 0.29289...
+    assert [cosine(step) for step in range(6)] == pytest.approx([0, 0.2928932188, 1, 1.7071067812, 2, 2])
+    constant = config.schedule(3, "loss.alpha")
+    assert [constant(0), constant(9)] == [3.0, 3.0]
+    assert type(constant(0)) is type(linear(1)) is type(cosine(1)) is float
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("high", "loss.alpha: a number or a schedule is expected, found 'high'"),
+        (True, "loss.alpha: a number or a schedule is expected, found True"),
+        (None, "loss.alpha: a number or a schedule is expected, found None"),
+        (float("inf"), "loss.alpha: a finite number is expected, found inf"),
+        (
+            {"kind": "step", "start": 1, "end": 0, "steps": 4},
+            "loss.alpha.kind: 'linear' or 'cosine' is expected, found 'step'",
+        ),
+        ({"kind": "linear", "start": 1, "end": 0}, "loss.alpha.steps is missing: an integer is expected"),
+        (
+            {"kind": "linear", "start": 1, "end": 0, "steps": 0},
+            "loss.alpha.steps: at least 1 is expected, found 0",
+        ),
+        (
+            {"kind": "linear", "start": 1, "stop": 0, "steps": 4},
+            "loss.alpha.stop: no such field; did you mean 'steps'?",
+        ),
+    ],
+)
+def test_a_wrong_schedule(value, text):
+    assert error(config.schedule, value, "loss.alpha") == text
+
+
+def test_a_config_loads_without_jax():
+    code = "import sys, xpo_jax.config; assert not {'jax', 'numpy', 'transformers'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])

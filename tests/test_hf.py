@@ -1,0 +1,420 @@
+"""Hugging Face folders: what is read equals what was written, and every damaged folder is told apart."""
+
+import functools
+import json
+import re
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from xpo_jax import hf, sharding, weights
+from xpo_jax.models.qwen2 import SHARDING, Qwen2
+
+GOLDEN = Path(__file__).parent / "golden"
+MODELS = sorted(path.name for path in GOLDEN.glob("qwen2_*"))
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+K_PROJ = "model.layers.1.self_attn.k_proj.weight"
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A function that copies a golden model to where it may be damaged."""
+    return lambda name: shutil.copytree(GOLDEN / name, tmp_path / name)
+
+
+def tensors(folder):
+    return {name: array for file in folder.glob("*.safetensors") for name, array in load_file(file).items()}
+
+
+def edit_json(path, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def random_params(config, seed=0):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape), s.dtype), hf.param_shapes(config))
+
+
+def assert_same_bits(ours, theirs):
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        assert a.dtype == b.dtype == np.float32
+        np.testing.assert_array_equal(np.asarray(a).view(np.uint32), np.asarray(b).view(np.uint32))
+
+
+def fails(told, call, *args, **kwargs):
+    with pytest.raises(ValueError, match=re.escape(told)) as raised:
+        call(*args, **kwargs)
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+# Reading
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_params_are_the_files_tensors_as_float32(name):
+    config = hf.read_config(GOLDEN / name)
+    params, stored = hf.load_params(GOLDEN / name, config), tensors(GOLDEN / name)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == sum(array.size for array in stored.values())
+    same = lambda ours, theirs: np.testing.assert_array_equal(ours, stored[theirs].astype(np.float32))
+    same(params["embed_tokens"]["embedding"], EMBEDDING)
+    same(params["layers"]["self_attn"]["k_proj"]["kernel"][1].T, K_PROJ)
+    same(params["layers"]["self_attn"]["q_proj"]["bias"][0], "model.layers.0.self_attn.q_proj.bias")
+    assert ("lm_head" in params) is (HEAD in stored)
+
+
+def test_sharded_loading_gives_the_shardings_asked_for():
+    name = "qwen2_untied_head_dim_f16"
+    config = hf.read_config(GOLDEN / name)
+    mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
+    where = sharding.shardings(mesh, hf.param_shapes(config), SHARDING)
+    by_layer = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data", None, "tensor"))
+    where["layers"]["mlp"]["gate_proj"]["kernel"] = by_layer
+    params = hf.load_params(GOLDEN / name, config, shardings=where)
+    assert jax.tree.map(lambda p: p.sharding, params) == where
+    assert_same_bits(params, hf.load_params(GOLDEN / name, config))
+    assert params["layers"]["mlp"]["up_proj"]["kernel"].addressable_shards[0].data.shape == (2, 16, 32)
+    assert params["layers"]["mlp"]["gate_proj"]["kernel"].addressable_shards[0].data.shape == (1, 32, 32)
+
+
+def test_sharded_loading_reads_each_byte_once(monkeypatch):
+    config = hf.read_config(GOLDEN / "qwen2_tied")
+    mesh = sharding.make_mesh(data=2, fsdp=4, tensor=1)
+    where = sharding.shardings(mesh, hf.param_shapes(config), SHARDING)
+    read, original = [], weights._slice
+
+    def counted(stored, window):
+        piece = original(stored, window)
+        read.append(piece.size)
+        return piece
+
+    monkeypatch.setattr(weights, "_slice", counted)
+    params = hf.load_params(GOLDEN / "qwen2_tied", config, shardings=where)
+    assert sum(read) == sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert max(read) < config.vocab_size * config.hidden_size  # and never a whole embedding
+
+
+# Writing
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_saved_params_are_loaded_bit_for_bit(name, tmp_path):
+    config = hf.read_config(GOLDEN / name)
+    params = random_params(config)
+    norm = params["norm"]["scale"]
+    params["norm"]["scale"] = norm.at[:4].set(jnp.asarray([-0.0, 1e-42, 3.4e38, -1e-30], jnp.float32))
+    hf.save(tmp_path / "new" / "export", params, config, GOLDEN / name)
+    assert hf.read_config(tmp_path / "new" / "export") == config
+    assert_same_bits(hf.load_params(tmp_path / "new" / "export", config), params)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["export"]  # nothing left beside it
+
+
+def test_large_models_are_written_in_shards_with_an_index(tmp_path):
+    config = hf.read_config(GOLDEN / "qwen2_tied")
+    params = random_params(config)
+    hf.save(tmp_path / "export", params, config, GOLDEN / "qwen2_tied", max_shard_bytes=40_000)
+    files = sorted(tmp_path.glob("export/*.safetensors"))
+    assert [f.name for f in files] == [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
+    assert all(sum(a.nbytes for a in load_file(f).values()) <= 40_000 for f in files)
+    index = json.loads((tmp_path / "export" / "model.safetensors.index.json").read_text())
+    assert index["weight_map"] == {name: f.name for f in files for name in load_file(f)}
+    assert index["metadata"]["total_size"] == sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    assert_same_bits(hf.load_params(tmp_path / "export", config), params)
+
+
+def test_bfloat16_export_rounds_once_and_says_so_in_the_config(tmp_path):
+    name = "qwen2_untied_sharded"  # spelt torch_dtype
+    config = hf.read_config(GOLDEN / name)
+    params = random_params(config)
+    hf.save(tmp_path / "export", params, config, GOLDEN / name, dtype="bfloat16")
+    rounded = jax.tree.map(lambda p: p.astype(jnp.bfloat16).astype(jnp.float32), params)
+    assert_same_bits(hf.load_params(tmp_path / "export", config), rounded)
+    before, after = (
+        json.loads((f / "config.json").read_text()) for f in (GOLDEN / name, tmp_path / "export")
+    )
+    assert list(before) == list(after)
+    assert after == {**before, "torch_dtype": "bfloat16"}
+
+
+def test_the_sources_files_are_carried_over_as_they_were(copy, tmp_path):
+    source = copy("qwen2_untied_sharded")
+    text = (source / "config.json").read_text().replace("{", '{\n\n   "özgür": 1e-06,', 1)
+    (source / "config.json").write_text(text, encoding="utf-8")
+    for name in hf.CARRIED:
+        (source / name).write_bytes(b"\xff bytes of " + name.encode())
+    (source / "modeling.py").write_text("raise SystemExit")
+    config = hf.read_config(source)
+    hf.save(tmp_path / "export", random_params(config), config, source)
+    written = {path.name for path in (tmp_path / "export").iterdir()}
+    assert written == {*hf.CARRIED, "config.json", "model.safetensors"}
+    for name in written - {"model.safetensors"}:
+        assert (tmp_path / "export" / name).read_bytes() == (source / name).read_bytes()
+    assert len({path.stat().st_mode for path in (tmp_path / "export").iterdir()}) == 1
+
+
+def test_nothing_is_overwritten_and_nothing_left_half_made(tmp_path, monkeypatch):
+    source = GOLDEN / "qwen2_tied"
+    config = hf.read_config(source)
+    params = random_params(config)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    fails(
+        "is already there; export to a new or an empty folder",
+        hf.save,
+        tmp_path / "full",
+        params,
+        config,
+        source,
+    )
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["thesis.txt"]
+
+    def full_disk(*_):
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hf, "_flush", full_disk)
+        with pytest.raises(OSError, match="No space"):
+            hf.save(tmp_path / "export", params, config, source)
+    assert [path.name for path in tmp_path.iterdir()] == ["full"]
+    (tmp_path / ".export.partial").mkdir()  # as a killed run leaves it
+    (tmp_path / ".export.partial" / "model-00001-of-00002.safetensors").write_text("half")
+    (tmp_path / "export").mkdir()
+    hf.save(tmp_path / "export", params, config, source)
+    assert {path.name for path in tmp_path.iterdir()} == {"full", "export"}
+    assert {path.name for path in (tmp_path / "export").iterdir()} == {"config.json", "model.safetensors"}
+
+
+def test_params_that_do_not_fit_are_not_written(tmp_path):
+    source = GOLDEN / "qwen2_tied"
+    config = hf.read_config(source)
+    params = random_params(config)
+    save = functools.partial(hf.save, tmp_path / "export")
+    fails(
+        "dtype of the export is 'int8'; give one of float32, bfloat16",
+        save,
+        params,
+        config,
+        source,
+        dtype="int8",
+    )
+    other = hf.read_config(GOLDEN / "qwen2_untied_sharded")
+    fails("config.json is not this model's", save, params, config, GOLDEN / "qwen2_untied_sharded")
+    fails(
+        "do not fit the model's config: embed_tokens.embedding",
+        save,
+        params,
+        other,
+        GOLDEN / "qwen2_untied_sharded",
+    )
+    assert not list(tmp_path.iterdir())
+
+
+# Damaged folders
+
+
+def test_config_errors_name_the_file_or_folder(copy, tmp_path):
+    fails(f"{tmp_path / 'nowhere'} is not a folder; give a local", hf.read_config, tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    fails(f"{tmp_path / 'empty' / 'config.json'} is missing", hf.read_config, tmp_path / "empty")
+    folder = copy("qwen2_tied")
+    edit_json(folder / "config.json", model_type="llama")
+    fails(f"{folder}: config.json asks for what xpo_jax does not compute", hf.read_config, folder)
+    for text, told in (
+        (b"{", "is not valid JSON"),
+        (b'{"a": "\xff"}', "is not valid JSON"),
+        (b"[]", "holds a list"),
+    ):
+        (folder / "config.json").write_bytes(text)
+        fails(f"{folder / 'config.json'} {told}", hf.read_config, folder)
+
+
+def test_all_tensors_that_do_not_fit_are_in_one_error(copy):
+    folder = copy("qwen2_tied")
+    config, held = hf.read_config(folder), tensors(folder)
+    del held[K_PROJ], held["model.norm.weight"]
+    held["model.layers.2.mlp.up_proj.weight"] = held["model.layers.1.mlp.up_proj.weight"]
+    held[EMBEDDING] = held[EMBEDDING][:-1]
+    held["model.layers.0.mlp.down_proj.weight"] = held["model.layers.0.mlp.down_proj.weight"].T.copy()
+    held["model.layers.0.self_attn.q_proj.bias"] = np.zeros(32, np.int8)
+    save_file(held, folder / "model.safetensors")
+    text = fails(f"{folder}: the weights do not fit config.json", hf.load_params, folder, config)
+    assert f"2 missing: {K_PROJ}, model.norm.weight;" in text
+    assert "1 unexpected: model.layers.2.mlp.up_proj.weight;" in text
+    assert (
+        f"2 mis-shaped: {EMBEDDING} is (129, 32), not (130, 32), model.layers.0.mlp.down_proj.weight" in text
+    )
+    assert "1 of an unknown dtype: model.layers.0.self_attn.q_proj.bias is I8" in text
+
+
+def test_a_long_list_of_tensors_is_cut(copy):
+    folder = copy("qwen2_tied")
+    config, held = hf.read_config(folder), tensors(folder)
+    save_file(
+        {name.removeprefix("model."): array for name, array in held.items()}, folder / "model.safetensors"
+    )
+    text = fails("26 missing: model.embed_tokens.weight, ", hf.load_params, folder, config)
+    assert "and 20 more; 26 unexpected: embed_tokens.weight" in text and len(text) < 900
+
+
+def test_damaged_weight_files_are_told_apart(copy):
+    folder = copy("qwen2_untied_sharded")
+    config, index = hf.read_config(folder), folder / "model.safetensors.index.json"
+    load = functools.partial(hf.load_params, folder, config)
+    names = json.loads(index.read_text())["weight_map"]
+    second = folder / "model-00002-of-00003.safetensors"
+
+    whole = load_file(second)
+    save_file({**whole, EMBEDDING: tensors(folder)[EMBEDDING]}, second)
+    text = fails(f"1 duplicate: {EMBEDDING} in model-0000", load)
+    assert "missing" not in text
+    second.write_bytes(second.read_bytes()[:-3])
+    fails(f"{second} is damaged or cut short", load)
+    second.unlink()
+    fails(f"{folder} lacks {second.name}, which model.safetensors.index.json names", load)
+    edit_json(index, weight_map={**names, EMBEDDING: "../model.safetensors"})
+    fails("names files outside its folder: ../model.safetensors", load)
+    edit_json(index, weight_map={})
+    fails(f"{index} has no weight_map", load)
+    index.unlink()
+    fails("has neither model.safetensors nor model.safetensors.index.json", load)
+    (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
+    fails("has only pickled weights (pytorch_model.bin), which may run code and are never opened", load)
+
+
+def test_a_tied_models_stray_head_must_be_the_embedding(copy):
+    folder = copy("qwen2_tied_one_kv_bf16")
+    config, held = hf.read_config(folder), tensors(folder)
+    want = hf.load_params(folder, config)
+    save_file({**held, HEAD: held[EMBEDDING].copy()}, folder / "model.safetensors")
+    assert_same_bits(hf.load_params(folder, config), want)
+    held[HEAD] = held[EMBEDDING].copy()
+    held[HEAD][-1, -1] += 1
+    save_file(held, folder / "model.safetensors")
+    fails("lm_head.weight differs from model.embed_tokens.weight", hf.load_params, folder, config)
+    save_file({**held, HEAD: held[EMBEDDING][:-1].copy()}, folder / "model.safetensors")
+    fails("lm_head.weight differs from model.embed_tokens.weight", hf.load_params, folder, config)
+
+
+# Tokenizers
+
+
+@pytest.fixture(scope="module")
+def tokenizer_folder(tmp_path_factory):
+    """A Qwen-shaped byte-level tokenizer without merges: 256 bytes and three special tokens."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    alphabet = {char: i for i, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True) for token in ("<|endoftext|>", "<|im_start|>", "<|im_end|>")]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    shutil.copyfile(GOLDEN / "qwen2_tied" / "config.json", folder / "config.json")
+    edit_json(folder / "config.json", vocab_size=259)
+    return folder
+
+
+@pytest.fixture
+def folder(tokenizer_folder, tmp_path):
+    return shutil.copytree(tokenizer_folder, tmp_path / "model")
+
+
+def test_tokenizer_is_read_from_the_folder(folder):
+    tokenizer = hf.load_tokenizer(folder, hf.read_config(folder))
+    text = "Größe <|im_end|>"
+    assert len(tokenizer) == 259
+    ids = tokenizer(text)["input_ids"]
+    assert ids[-1] == 258 and len(ids) == len("Größe ".encode()) + 1
+    assert tokenizer.decode(ids) == text
+
+
+def test_a_tokenizer_that_does_not_fit_is_refused(folder):
+    edit_json(folder / "config.json", vocab_size=258)
+    fails(
+        "the tokenizer has 259 tokens, the model only 258 rows",
+        hf.load_tokenizer,
+        folder,
+        hf.read_config(folder),
+    )
+    (folder / "tokenizer.json").write_text("{")
+    fails("transformers cannot read the tokenizer", hf.load_tokenizer, folder, hf.read_config(folder))
+    (folder / "tokenizer.json").unlink()
+    fails(f"{folder} has no tokenizer.json", hf.load_tokenizer, folder, hf.read_config(folder))
+
+
+def test_code_in_a_folder_is_never_run(folder):
+    (folder / "evil.py").write_text(f"open({str(folder / 'ran')!r}, 'w')\nclass Evil: pass\n")
+    mapped = {"AutoTokenizer": ["evil.Evil", None]}
+    edit_json(folder / "tokenizer_config.json", auto_map=mapped, tokenizer_class="Evil")
+    edit_json(folder / "config.json", auto_map={"AutoConfig": "evil.Evil", **mapped})
+    try:
+        hf.load_tokenizer(folder, hf.read_config(folder))
+    except ValueError as error:
+        assert "\n" not in str(error)
+    assert not (folder / "ran").exists()
+
+
+def test_end_and_pad_tokens(folder):
+    tokenizer = hf.load_tokenizer(folder, hf.read_config(folder))
+    stated = folder / "generation_config.json"
+    edit_json(folder / "config.json", eos_token_id=256)
+    assert hf.end_token_ids(folder, tokenizer) == (256, 258)  # config.json's, and the tokenizer's own
+    stated.write_text(json.dumps({"eos_token_id": [258, 256]}))
+    assert hf.end_token_ids(folder, tokenizer) == (258, 256)
+    stated.write_text(json.dumps({"eos_token_id": 257}))
+    assert hf.end_token_ids(folder, tokenizer) == (257, 258)
+    assert hf.pad_token_id(folder, tokenizer) == 256
+    tokenizer.pad_token = None
+    assert hf.pad_token_id(folder, tokenizer) == 257
+    edit_json(stated, pad_token_id=3)
+    assert hf.pad_token_id(folder, tokenizer) == 3
+    for wrong in (259, -1, "258", True):
+        edit_json(stated, eos_token_id=[258, wrong])
+        fails(
+            f"eos_token_id {wrong!r} is not one of the tokenizer's 259", hf.end_token_ids, folder, tokenizer
+        )
+    stated.write_text("{}")
+    tokenizer.eos_token = None
+    fails("no eos_token_id, and the tokenizer has no eos token", hf.end_token_ids, folder, tokenizer)
+
+
+# Where torch is installed
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", MODELS)
+def test_transformers_reads_our_export(name, dtype, tmp_path):
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModelForCausalLM
+
+    config = hf.read_config(GOLDEN / name)
+    params = jax.tree.map(lambda p: 0.3 * p, random_params(config))
+    hf.save(tmp_path / "export", params, config, GOLDEN / name, dtype=dtype, max_shard_bytes=60_000)
+    _, report = AutoModelForCausalLM.from_pretrained(tmp_path / "export", output_loading_info=True)
+    assert not any(report.values()), report
+    as_stated = AutoModelForCausalLM.from_pretrained(tmp_path / "export", dtype="auto")
+    assert as_stated.dtype == getattr(torch, dtype)  # so config.json states what was written
+    theirs = as_stated.to(torch.float32).eval()
+    ids = np.random.default_rng(1).integers(config.vocab_size, size=(2, 11))
+    with torch.no_grad():
+        want = theirs(input_ids=torch.tensor(ids)).logits.numpy()
+
+    params = hf.load_params(tmp_path / "export", config)
+    model = nnx.merge(
+        nnx.split(nnx.eval_shape(lambda: Qwen2(config, rngs=nnx.Rngs(0), stacked=True)))[0], params
+    )
+    ours = model.unembed(model.prefill(jnp.asarray(ids, jnp.int32))[0])
+    np.testing.assert_allclose(ours, want, rtol=0, atol=1e-4)

@@ -1,0 +1,98 @@
+"""Log-probabilities against a float64 NumPy computation, and what must not influence them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from fake_models import Markov, split, tiny
+from flax import nnx
+
+from xpo_jax.logps import response_logps
+
+OPTIONS = {"temperature": 0.7, "vocab_size": 38, "chunk_tokens": 12}
+
+
+def score(model, prompt, prompt_lengths, tokens, lengths, **options):
+    graphdef, params = model
+    f = jax.jit(lambda p, *a: response_logps(graphdef, p, *a, **{**OPTIONS, **options}))
+    return jax.device_get(f(params, *map(jnp.asarray, (prompt, prompt_lengths, tokens, lengths))))
+
+
+def batch(seed=0, B=3, P=5, T=6, V=38):
+    rng = np.random.default_rng(seed)
+    return (
+        rng.integers(0, V, (B, P)),
+        np.array([5, 2, 4]),
+        rng.integers(0, V, (2, B, T)),
+        np.array([[6, 1, 3], [2, 5, 6]]),
+    )
+
+
+def test_matches_numpy_on_a_markov_chain():
+    """Sums up to and including the last counted token, temperature, masked vocabulary, entropy."""
+    table = np.random.default_rng(3).normal(0, 2, (40, 40))
+    prompt, prompt_lengths, tokens, lengths = batch()
+    got = score(split(Markov(table)), prompt, prompt_lengths, tokens, lengths)
+    logits = table[:, :38] / 0.7
+    logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    entropy = -(np.exp(logp) * logp).sum(-1)
+    for s in range(2):
+        for b in range(3):
+            before = [prompt[b, prompt_lengths[b] - 1], *tokens[s, b]][: lengths[s, b]]
+            drawn = tokens[s, b, : lengths[s, b]]
+            assert got.logps[s, b] == pytest.approx(logp[before, drawn].sum(), rel=2e-5)
+            assert got.entropy[s, b] == pytest.approx(entropy[before].sum(), rel=2e-5)
+
+
+@pytest.mark.parametrize("layout", ["stacked", "unstacked"])
+def test_matches_the_full_forward_pass(layout):
+    """The shared prompt and the chunks give what each prompt + response alone gives."""
+    stacked, params, unstacked, flat = tiny()
+    prompt, prompt_lengths, tokens, lengths = batch()
+    model = (stacked, params) if layout == "stacked" else (unstacked, flat)
+    got = score(model, prompt, prompt_lengths, tokens, lengths)
+    merged = nnx.merge(stacked, params)
+    for s in range(2):
+        for b in range(3):
+            n, m = prompt_lengths[b], lengths[s, b]
+            whole = np.concatenate([prompt[b, :n], tokens[s, b, :m]])[None]
+            hidden, _ = merged.prefill(jnp.asarray(whole))
+            logits = np.asarray(merged.unembed(hidden)[0, n - 1 : n + m - 1, :38], np.float64) / 0.7
+            logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+            assert got.logps[s, b] == pytest.approx(logp[np.arange(m), whole[0, n:]].sum(), rel=1e-4)
+
+
+def test_nothing_after_the_first_end_token_or_past_the_prompt_has_influence():
+    stacked, params, _, _ = tiny()
+    prompt, prompt_lengths, tokens, lengths = batch()
+    got = score((stacked, params), prompt, prompt_lengths, tokens, lengths)
+    rng = np.random.default_rng(9)
+    noise = rng.integers(0, 38, tokens.shape)
+    changed = np.where(np.arange(6) < lengths[..., None], tokens, noise)
+    prompt_changed = np.where(np.arange(5) < prompt_lengths[:, None], prompt, rng.integers(0, 38, prompt.shape))
+    assert (changed != tokens).any()
+    assert (prompt_changed != prompt).any()
+    again = score((stacked, params), prompt_changed, prompt_lengths, changed, lengths)
+    np.testing.assert_array_equal(got.logps, again.logps)
+    longer = np.pad(changed, ((0, 0), (0, 0), (0, 3)), constant_values=7)  # a wider bucket
+    wide = score((stacked, params), np.pad(prompt_changed, ((0, 0), (0, 4))), prompt_lengths, longer, lengths)
+    np.testing.assert_allclose(got.logps, wide.logps, rtol=1e-5)
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 13])
+def test_chunks_do_not_matter(chunk_tokens):
+    stacked, params, _, _ = tiny()
+    whole = score((stacked, params), *batch(), chunk_tokens=36)
+    got = score((stacked, params), *batch(), chunk_tokens=chunk_tokens)
+    np.testing.assert_allclose(got.logps, whole.logps, rtol=1e-6)
+    np.testing.assert_allclose(got.entropy, whole.entropy, rtol=1e-5)
+
+
+def test_no_array_of_all_logits_exists():
+    stacked, params, _, _ = tiny()
+    B, T, V = 3, 6, 40
+    f = lambda p, *a: jax.grad(lambda p: response_logps(stacked, p, *a, **{**OPTIONS, "chunk_tokens": 6}).logps.sum())(p)  # noqa: E731
+    text = jax.jit(f).lower(params, *map(jnp.asarray, batch())).compile().as_text()
+    for shape in (f"f32[{2 * B * T},{V}]", f"f32[{B},2,{T},{V}]", f"f32[{T},{B},2,1,{V}]"):
+        assert shape not in text
+    assert f"f32[{B},2,1,{V}]" in text  # one chunk of logits

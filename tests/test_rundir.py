@@ -1,0 +1,239 @@
+"""The run directory: what is created, recognised, refused, and taken back."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from test_files import files_of_at_most, strict
+
+from xpo_jax import rundir
+from xpo_jax.rundir import MARKER, RunDir, RunDirError, redact
+
+CONFIG = '{"loss": {"alpha": 1e-05, "kind": "xpo"}, "run_dir": "runs/a", "seed": 0}'
+
+
+def tree(path):
+    return sorted(str(p.relative_to(path)) for p in path.rglob("*"))
+
+
+def refusal(path, config=CONFIG):
+    with pytest.raises(RunDirError) as caught:
+        RunDir.open(path, config)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_new_run(tmp_path):
+    path = tmp_path / "a" / "b"
+    with RunDir.open(path, CONFIG) as run:
+        assert run.path == path
+        assert run.result is None
+        assert tree(path) == ["config.json", MARKER]
+        assert (path / "config.json").read_text() == CONFIG + "\n"
+        assert json.loads((path / MARKER).read_text())["format"] == "xpo_jax run directory"
+
+
+def test_an_empty_folder_serves_and_home_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "empty").mkdir()
+    with RunDir.open("~/empty", CONFIG) as run:
+        assert run.path == tmp_path / "empty"
+
+
+def test_a_finished_run_says_so(tmp_path):
+    with RunDir.open(tmp_path / "a", CONFIG) as run:
+        run.finish({"win_rate": 0.75, "kl": float("nan")})
+        assert run.result == {"win_rate": 0.75, "kl": None}
+    (tmp_path / "a").rename(tmp_path / "moved")
+    moved = CONFIG.replace("runs/a", "moved")
+    with RunDir.open(tmp_path / "moved", json.dumps(json.loads(moved), indent=4)) as run:
+        assert run.result == {"win_rate": 0.75, "kl": None}
+
+
+def test_an_unfinished_run_is_refused(tmp_path):
+    with RunDir.open(tmp_path, CONFIG):
+        (tmp_path / "metrics.jsonl").touch()
+    before = tree(tmp_path)
+    assert refusal(tmp_path) == (
+        f"{tmp_path}: holds an unfinished run, which cannot be resumed yet; "
+        "delete that folder or give another --config.run_dir"
+    )
+    assert tree(tmp_path) == before
+
+
+def test_a_run_that_did_no_work_starts_again(tmp_path):
+    with RunDir.open(tmp_path, CONFIG) as run:
+        run.write_environment({})
+        (tmp_path / ".environment.json.tmp").touch()
+    other = CONFIG.replace("xpo", "dpo")
+    with RunDir.open(tmp_path, other) as run:
+        assert (tmp_path / "config.json").read_text() == other + "\n"
+        assert run.result is None
+
+
+def test_another_config(tmp_path):
+    with RunDir.open(tmp_path, CONFIG) as run:
+        run.finish({})
+    other = '{"loss": {"alpha": 2e-05, "kind": "ipo"}, "run_dir": "x", "seed": 1, "model": {"path": "ü"}}'
+    assert refusal(tmp_path, other) == (
+        f"{tmp_path}: is a run of another config (loss.alpha: 1e-05 there, 2e-05 here; "
+        'loss.kind: "xpo" there, "ipo" here; seed: 0 there, 1 here; and 1 more); '
+        "give another --config.run_dir"
+    )
+    assert 'model.path: absent there, "ü" here' in refusal(
+        tmp_path, CONFIG[:-1] + ', "model": {"path": "ü"}}'
+    )
+    assert "loss.kind: " in refusal(tmp_path, CONFIG.replace(', "kind": "xpo"', ""))
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"config.json": CONFIG, "model.safetensors": ""},  # a Hugging Face folder
+        {"config.json": CONFIG},
+        {"notes.txt": ""},
+        {".hidden": ""},
+        {MARKER: "{}", "config.json": CONFIG},
+        {MARKER: "", "notes.txt": ""},
+        {MARKER: "\xff not json"},
+        {"result.json": "{}", "config.json": CONFIG, "environment.json": "{}"},
+    ],
+)
+def test_a_foreign_folder_is_never_written_into(tmp_path, files):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text, encoding="latin-1")
+    shown = ", ".join(sorted(files))
+    assert refusal(tmp_path) == (
+        f"{tmp_path}: is not empty and not a run of xpo_jax (it holds {shown}); give another --config.run_dir"
+    )
+    assert {p.name: p.read_text(encoding="latin-1") for p in tmp_path.iterdir()} == files
+
+
+def test_another_version(tmp_path):
+    (tmp_path / MARKER).write_text('{"format": "xpo_jax run directory", "version": 2}')
+    assert refusal(tmp_path).startswith(f"{tmp_path}: was written by another version of xpo_jax; ")
+
+
+def test_a_file_a_file_on_the_way_nothing_and_a_bucket(tmp_path):
+    (tmp_path / "file").touch()
+    assert refusal(tmp_path / "file") == f"{tmp_path}/file: is not a folder; give another --config.run_dir"
+    assert refusal(tmp_path / "file" / "a" / "b") == (
+        f"{tmp_path}/file/a/b: cannot be created (Not a directory); give another --config.run_dir"
+    )
+    assert refusal(" ") == "run_dir: is empty; give a folder with --config.run_dir"
+    assert refusal("gs://bucket/a") == (
+        "gs://bucket/a: run directories are local folders for now; give another --config.run_dir"
+    )
+    assert tree(tmp_path) == ["file"]
+
+
+def test_unwritable(tmp_path, monkeypatch):
+    def refuse(path, *arguments, **keywords):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:  # chmod does not stop root
+        patch.setattr(rundir.Path, "mkdir", refuse)
+        assert refusal(tmp_path / "a") == (
+            f"{tmp_path}/a: cannot be created (Permission denied); give another --config.run_dir"
+        )
+    with monkeypatch.context() as patch:
+        patch.setattr(rundir.os, "open", refuse)
+        assert refusal(tmp_path / "a" / "b") == (
+            f"{tmp_path}/a/b: cannot be used (Permission denied); give another --config.run_dir"
+        )
+    assert tree(tmp_path) == []
+
+
+def test_nothing_is_left_of_a_full_disk(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for size in (10, 200):  # too small for the marker, and for the config
+        with files_of_at_most(size):
+            for path in (tmp_path / "a" / "b", tmp_path / "empty"):
+                with pytest.raises(ValueError, match="File too large"):
+                    RunDir.open(path, json.dumps({"text": "x" * 1000}))
+    assert tree(tmp_path) == ["empty"]
+
+
+def test_in_use(tmp_path):
+    with RunDir.open(tmp_path, CONFIG) as run:
+        message = f"{tmp_path}: is in use by another process; stop it or give another --config.run_dir"
+        assert refusal(tmp_path) == message
+        run.write_environment({})
+        assert f"is in use by another process (number {os.getpid()} on " in refusal(tmp_path)
+        run.finish({})
+    RunDir.open(tmp_path, CONFIG).close()
+
+
+def test_the_lock_dies_with_its_process(tmp_path):
+    code = f"from xpo_jax.rundir import RunDir\nrun = RunDir.open({str(tmp_path)!r}, {CONFIG!r})\nprint(flush=True)"
+    command = [sys.executable, "-c", code + "\ninput()"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        assert "is in use by another process" in refusal(tmp_path)
+        process.send_signal(signal.SIGKILL)
+    RunDir.open(tmp_path, CONFIG).close()
+
+
+def test_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sentinel-1")
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+    arguments = ["main.py", "--config.judge.url=https://me:sentinel-2@host/v1?key=sentinel-3"]
+    monkeypatch.setattr(
+        sys, "argv", [*arguments, "--config.judge.api_key=sentinel-4", "--config.a.max_tokens=5"]
+    )
+    with RunDir.open(tmp_path, CONFIG) as run:
+        run.write_environment({"data": {"sha256": "abc"}})
+    text = (tmp_path / "environment.json").read_text()
+    assert "sentinel" not in text
+    there = strict(text)
+    assert there["command"] == [
+        "main.py",
+        "--config.judge.url=https://***@host/v1?***",
+        "--config.judge.api_key=***",
+        "--config.a.max_tokens=5",
+    ]
+    assert there["data"] == {"sha256": "abc"}
+    assert there["variables"]["XLA_FLAGS"] == "--xla_force_host_platform_device_count=8"
+    assert set(there["variables"]) <= set(rundir.RECORDED_VARIABLES)
+    assert there["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert {"jax", "flax", "optax", "numpy"} <= set(there["packages"])
+    assert sum(there["devices"].values()) >= 1
+    assert redact("--config.loss.alpha=1e-4") == "--config.loss.alpha=1e-4"
+
+
+def test_git_state(tmp_path, monkeypatch):
+    def git(*arguments):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], check=True, capture_output=True)
+
+    monkeypatch.setenv("GIT_DIR", "/nowhere")  # as inside a git hook; must not mislead
+    assert rundir._git_state(tmp_path) is None
+    monkeypatch.delenv("GIT_DIR")
+    git("init")
+    code = tmp_path / "rundir.py"
+    code.write_text("a\n")
+    assert rundir._git_state(tmp_path) is None  # a file that the checkout does not track
+    git("add", ".")
+    git("commit", "-m", "a")
+    monkeypatch.setenv("GIT_DIR", "/nowhere")
+    clean = rundir._git_state(tmp_path)
+    assert len(clean["commit"]) == 40 and not clean["dirty"] and clean["diff_sha256"] is None
+    code.write_text("b\n")
+    changed = rundir._git_state(tmp_path)
+    code.write_text("c\n")
+    again = rundir._git_state(tmp_path)
+    assert changed["dirty"] and changed["commit"] == clean["commit"]
+    assert len(changed["diff_sha256"]) == 64 and changed["diff_sha256"] != again["diff_sha256"]
+
+
+def test_samples(tmp_path):
+    with RunDir.open(tmp_path, CONFIG) as run:
+        path = run.write_samples("step-10", [{"prompt": "a|b", "before": "c\nd"}])
+        assert path == tmp_path / "samples" / "step-10.md"
+        assert path.read_text() == "| prompt | before |\n| --- | --- |\n| a\\|b | c<br>d |\n"
+        for name in ("../x", "a/b", "", ".x"):
+            with pytest.raises(ValueError, match="a name for samples has letters"):
+                run.write_samples(name, [])

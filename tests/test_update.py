@@ -1,0 +1,220 @@
+"""The update: any split of the batch gives one gradient; metrics mean what their names say; bad numbers."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from fake_models import tiny
+
+from xpo_jax.logps import response_logps
+from xpo_jax.update import (
+    init_state,
+    make_accumulate,
+    make_apply,
+    make_optimizer,
+    summarise,
+    trim,
+    zeros,
+)
+from xpo_jax.values import Pairs
+
+OPTIMIZER = {
+    "learning_rate": 1e-2,
+    "schedule": "constant",
+    "warmup_steps": 0,
+    "b1": 0.9,
+    "b2": 0.99,
+    "eps": 1e-8,
+    "weight_decay": 0.0,
+    "clip_norm": 1.0,
+    "steps": 10,
+}
+STACKED, PARAMS, _, _ = tiny(scale=1.0)
+B = 8
+
+
+def pairs(seed=0, real=(True,) * 7 + (False,), weight=(1, 1, 0, 1, 0.5, 1, 1, 1), reference_seed=0):
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(3, 40, (2, B, 6)).astype(np.int32)
+    lengths = rng.integers(1, 7, (2, B)).astype(np.int32)
+    prompt, prompt_lengths = rng.integers(3, 40, (B, 5)).astype(np.int32), rng.integers(1, 6, B).astype(np.int32)
+    ref_logps = scorer()(tiny(seed=reference_seed, scale=1.0)[1], prompt, prompt_lengths, tokens, lengths)
+    p_first = np.array([1, 0, 1, 0.5, 0.7, 0, 1, 1], np.float32)
+    return Pairs(prompt, prompt_lengths, tokens, lengths, np.asarray(ref_logps), p_first, np.array(weight, np.float32), np.array(real))
+
+
+@functools.cache
+def accumulate_of(**options):
+    return jax.jit(make_accumulate(STACKED, bonus_clip=500.0, temperature=0.8, vocab_size=40, chunk_tokens=64, **options))
+
+
+@functools.cache
+def scorer():
+    score = lambda params, *args: response_logps(STACKED, params, *args, temperature=0.8, vocab_size=40, chunk_tokens=64).logps  # noqa: E731
+    return jax.jit(score)
+
+
+def gradient(batch, *, chunks=1, alpha=0.01, beta=0.1, entropy_weight=0.0, kind="sigmoid", params=PARAMS, dtype=jnp.float32):
+    accumulate = accumulate_of(kind=kind, entropy_weight=entropy_weight, chunks=chunks, dtype=dtype)
+    real = np.asarray(batch.real)
+    grads, sums = zeros(params)
+    for index in range(chunks):
+        grads, sums = accumulate(
+            params, grads, sums, batch, np.int32(index), np.float32(real.sum()),
+            np.float32(batch.lengths[0][real].sum()), np.float32(alpha), np.float32(beta),
+        )  # fmt: skip
+    return grads, jax.device_get(sums)
+
+
+def distance(a, b):
+    difference = optax.tree.norm(jax.tree.map(jnp.subtract, a, b))
+    return float(difference / optax.tree.norm(b))
+
+
+@pytest.mark.parametrize("chunks", [2, 8])
+def test_accumulation_equals_the_undivided_batch(chunks):
+    batch = pairs(reference_seed=1)
+    whole, sums = gradient(batch, entropy_weight=0.1)
+    split, split_sums = gradient(batch, chunks=chunks, entropy_weight=0.1)
+    assert distance(split, whole) < 1e-5
+    for name, value in sums.items():
+        assert split_sums[name] == pytest.approx(value, rel=1e-5, abs=1e-6)
+
+
+def test_z_kl_and_margins_are_zero_before_the_first_update():
+    _, sums = gradient(pairs(), alpha=0.01)
+    metrics = summarise(sums, 0.1)
+    assert abs(metrics["objective/kl"]) < 1e-5
+    assert abs(metrics["rewards/margins"]) < 1e-6
+    assert metrics["loss/dpo"] == pytest.approx(np.log(2) * 5.5 / 7, rel=1e-5)  # weights sum to 5.5 of 7 rows
+
+
+def test_unreal_rows_and_failed_verdicts_do_not_matter():
+    batch = pairs(reference_seed=1)
+    noise = pairs(seed=5, reference_seed=1)
+    without_say = ~batch.real | (batch.weight == 0)
+
+    def mixed(a, b):
+        axis = 1 if a.shape[0] == 2 else 0
+        mask = without_say.reshape((1,) * axis + (B,) + (1,) * (a.ndim - axis - 1))
+        return np.where(mask, b, a)
+
+    other = Pairs(*(mixed(a, b) for a, b in zip(batch, noise, strict=True)))._replace(real=batch.real, weight=batch.weight)
+    assert not np.array_equal(other.tokens, batch.tokens)
+    a, b = gradient(batch)[0], gradient(other)[0]
+    assert distance(a, b) < 1e-6
+
+
+def test_no_verdict_at_all_gives_no_gradient():
+    grads, sums = gradient(pairs(weight=(0,) * 8))
+    assert float(optax.tree.norm(grads)) == 0.0
+    assert sums["loss"] == 0.0
+
+
+def test_gradient_matches_finite_differences_in_float64():
+    """Through model, log-probs, loss and entropy, along random directions."""
+    with jax.enable_x64(True):
+        to64 = lambda tree: jax.tree.map(lambda x: jnp.asarray(x, jnp.float64) if np.asarray(x).dtype == np.float32 else x, tree)  # noqa: E731
+        params, batch = to64(PARAMS), pairs(reference_seed=1)
+
+        def loss(params):
+            return gradient(batch, alpha=0.05, beta=0.3, entropy_weight=0.2, params=params, dtype=jnp.float64)
+
+        grads, _ = loss(params)
+        for seed in range(2):
+            rng = np.random.default_rng(seed)
+            direction = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape)), params)
+            h = 1e-4
+            at = lambda s: loss(jax.tree.map(lambda p, d: p + s * d, params, direction))[1]["loss"]  # noqa: B023, E731
+            slope = (float(at(h)) - float(at(-h))) / (2 * h)
+            ours = sum(float(jnp.vdot(g, d)) for g, d in zip(jax.tree.leaves(grads), jax.tree.leaves(direction), strict=True))
+            assert ours == pytest.approx(slope, rel=2e-2, abs=2e-3)  # sums are float32
+
+
+def test_descent_raises_the_chosen_and_lowers_the_rejected():
+    optimizer, _ = make_optimizer(**OPTIMIZER)
+    apply = jax.jit(make_apply(optimizer))
+    batch, state = pairs(), init_state(PARAMS, optimizer)
+    history = []
+    for _ in range(8):
+        grads, sums = gradient(batch, params=state.params, alpha=0.0)
+        history.append(summarise(sums, 0.1))
+        state, _ = apply(state, grads, sums["loss"])
+    assert history[-1]["loss/dpo"] < history[0]["loss/dpo"]
+    assert history[-1]["rewards/margins"] > 0.01
+    assert history[-1]["rewards/accuracies"] == 1.0
+    assert int(state.step) == 8
+
+
+def test_the_bonus_lowers_the_references_samples():
+    """With ties only, alpha > 0 moves log pi(B) down, and alpha = 0 moves it by nothing at z = 0."""
+    optimizer, _ = make_optimizer(**{**OPTIMIZER, "learning_rate": 1e-4})
+    batch = pairs()._replace(p_first=np.full(B, 0.5, np.float32), weight=np.ones(B, np.float32))
+    grads, sums = gradient(batch, alpha=0.05)
+    state, _ = jax.jit(make_apply(optimizer))(init_state(PARAMS, optimizer), grads, sums["loss"])
+    assert gradient(batch, params=state.params, alpha=0.05)[1]["bonus"] < sums["bonus"]
+    assert float(optax.tree.norm(gradient(batch, alpha=0.0)[0])) < 1e-6
+
+
+def test_entropy_weight_raises_the_entropy():
+    optimizer, _ = make_optimizer(**OPTIMIZER)
+    batch = pairs(weight=(0,) * 8)
+    grads, sums = gradient(batch, entropy_weight=1.0)
+    state, _ = jax.jit(make_apply(optimizer))(init_state(PARAMS, optimizer), grads, sums["loss"])
+    after = gradient(batch, params=state.params)[1]
+    assert after["entropy"] > sums["entropy"] + 0.01
+
+
+@pytest.mark.parametrize("where", ["loss", "grads"])
+def test_numbers_that_are_not_finite_leave_the_state_untouched(where):
+    optimizer, _ = make_optimizer(**OPTIMIZER)
+    apply, state = jax.jit(make_apply(optimizer)), init_state(PARAMS, optimizer)
+    grads = jax.tree.map(jnp.ones_like, PARAMS)
+    if where == "grads":
+        grads["norm"]["scale"] = grads["norm"]["scale"].at[0].set(jnp.inf)
+    new, info = apply(state, grads, jnp.float32(jnp.nan if where == "loss" else 0.0))
+    assert not info["finite"]
+    assert (int(new.step), int(new.skipped)) == (1, 1)
+    jax.tree.map(np.testing.assert_array_equal, (new.params, new.opt_state), (state.params, state.opt_state))
+    good, info = apply(new, jax.tree.map(jnp.ones_like, PARAMS), jnp.float32(0.0))
+    assert info["finite"]
+    assert int(good.skipped) == 1
+    assert distance(good.params, state.params) > 1e-4
+
+
+@pytest.mark.parametrize(("schedule", "middle", "last"), [("constant", 1e-2, 1e-2), ("linear", 5e-3, 1e-2 / 8), ("cosine", 5e-3, 1e-2 * (1 + np.cos(np.pi * 7 / 8)) / 2)])
+def test_learning_rates(schedule, middle, last):
+    _, rate = make_optimizer(**{**OPTIMIZER, "schedule": schedule, "warmup_steps": 2})
+    assert [float(rate(s)) for s in (0, 1, 2, 6, 9)] == pytest.approx([5e-3, 1e-2, 1e-2, middle, last], rel=1e-5)
+
+
+def test_weight_decay_spares_biases_and_norms():
+    optimizer, _ = make_optimizer(**{**OPTIMIZER, "weight_decay": 0.5})
+    nothing = jax.tree.map(jnp.zeros_like, PARAMS)
+    state, _ = jax.jit(make_apply(optimizer))(init_state(PARAMS, optimizer), nothing, jnp.float32(0))
+    assert distance(state.params["embed_tokens"], PARAMS["embed_tokens"]) == pytest.approx(0.005, rel=1e-3)
+    np.testing.assert_array_equal(state.params["norm"]["scale"], PARAMS["norm"]["scale"])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"warmup_steps": 10}, "warmup_steps 10 >= steps 10"),
+        ({"learning_rate": 0.0}, "learning_rate"),
+        ({"clip_norm": 0.0}, "clip_norm"),
+        ({"b1": 1.0}, "b1"),
+    ],
+)
+def test_bad_optimizers_are_refused(change, words):
+    with pytest.raises(ValueError, match=words):
+        make_optimizer(**{**OPTIMIZER, **change})
+
+
+def test_trim_takes_the_smallest_bucket_that_holds_all():
+    tokens = np.arange(2 * 3 * 8).reshape(2, 3, 8)
+    assert trim(tokens, np.array([[1, 4, 2], [3, 1, 1]]), (4, 6, 8)).shape == (2, 3, 4)
+    assert trim(tokens, np.array([[1, 5, 2], [3, 1, 1]]), (4, 6, 8)).shape == (2, 3, 6)
+    assert trim(tokens, np.array([[8]]), (4, 6, 8)).shape == (2, 3, 8)

@@ -1,0 +1,260 @@
+"""Build everything under xpo_jax/embedded that is not code: prompts, tokenizer, model, model card.
+
+    python -m tools.build_embedded                      # all of it, about an hour on two cores
+    python -m tools.build_embedded --stage card         # only measure the model again and rewrite its card
+
+The model is trained from scratch by supervised fine-tuning on pairs of sentences with one meaning, drawn
+from the grammar in xpo_jax/embedded/german. Training state is saved every few hundred steps under --work
+and picked up again, so a killed build goes on where it was. Corrupted targets were left out on purpose:
+what the policy gets wrong should be what a small model gets wrong by itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from xpo_jax import hf
+from xpo_jax.embedded.german import corpus
+from xpo_jax.logps import response_logps
+from xpo_jax.models.qwen2 import Qwen2, Qwen2Config
+
+FOLDER = Path(__file__).parent.parent / "xpo_jax" / "embedded"
+SEED = 7
+VOCABULARY = 2048
+TAGS = ("<pphr_input>", "</pphr_input>", "<pphr_output>", "</pphr_output>")
+CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+# Qwen2's pre-tokenizer: transformers builds it for every qwen2 folder, whatever tokenizer.json says.
+QWEN_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+SHAPE = Qwen2Config(
+    vocab_size=VOCABULARY,
+    hidden_size=192,
+    intermediate_size=512,
+    num_hidden_layers=3,
+    num_attention_heads=6,
+    num_key_value_heads=2,
+    head_dim=32,
+    rope_theta=10000.0,
+    rms_norm_eps=1e-6,
+    tie_word_embeddings=True,
+    max_position_embeddings=512,
+)
+
+
+def build_prompts() -> None:
+    """Write the training and held-out prompts."""
+    folder = FOLDER / "prompts"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rows in zip(("train", "held_out"), corpus.prompts(SEED, train=4000, held_out=1000), strict=True):
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def build_tokenizer(folder: Path) -> None:
+    """Train a byte-level BPE on the grammar's sentences and write it with config.json as a Qwen2 folder."""
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    rng = random.Random(SEED)
+    sentences = (sentence for _ in range(30_000) for sentence in corpus.sft_pair(rng))
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(QWEN_SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY - len(CONTROL) - len(TAGS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    # the roles often enough that each becomes one token
+    tokenizer.train_from_iterator([*sentences, *["system\n", "user\n", "assistant\n"] * 1000], trainer)
+    added = [AddedToken(t, special=True, normalized=False) for t in CONTROL]
+    tokenizer.add_special_tokens(added)
+    tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in TAGS])
+
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    model = json.loads(tokenizer.to_str())["model"]
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False), encoding="utf-8")
+    merges = "".join(" ".join(m) + "\n" if isinstance(m, list) else m + "\n" for m in model["merges"])
+    (folder / "merges.txt").write_text("#version: 0.2\n" + merges, encoding="utf-8")
+    ids = {t: tokenizer.token_to_id(t) for t in (*CONTROL, *TAGS)}
+    write = lambda name, value: (folder / name).write_text(json.dumps(value, indent=2) + "\n")  # noqa: E731
+    write(
+        "tokenizer_config.json",
+        {
+            "added_tokens_decoder": {
+                str(i): {
+                    "content": t,
+                    "lstrip": False,
+                    "normalized": False,
+                    "rstrip": False,
+                    "single_word": False,
+                    "special": t in CONTROL,
+                }
+                for t, i in ids.items()
+            },
+            "bos_token": None,
+            "chat_template": CHATML,
+            "eos_token": "<|im_end|>",
+            "model_max_length": SHAPE.max_position_embeddings,
+            "pad_token": "<|endoftext|>",
+            "tokenizer_class": "Qwen2Tokenizer",
+            "unk_token": None,
+        },
+    )
+    fields = {k: getattr(SHAPE, k) for k in Qwen2Config.__dataclass_fields__}
+    ends = [ids["<|im_end|>"], ids["<|endoftext|>"]]
+    write(
+        "config.json",
+        {
+            "architectures": ["Qwen2ForCausalLM"],
+            "model_type": "qwen2",
+            "hidden_act": "silu",
+            **fields,
+            "torch_dtype": "float32",
+            "bos_token_id": None,
+            "eos_token_id": ends[0],
+            "use_sliding_window": False,
+        },
+    )
+    write("generation_config.json", {"eos_token_id": ends, "pad_token_id": ends[1]})
+
+
+def encode_pair(tokenizer: Any, source: str, target: str) -> tuple[list[int], list[int]]:
+    """Prompt and response ids, as the run will see them."""
+    user = [{"role": "user", "content": f"<pphr_input>{source}</pphr_input>"}]
+    prompt = tokenizer.apply_chat_template(user, add_generation_prompt=True, tokenize=False)
+    response = f"<pphr_output>{target}</pphr_output><|im_end|>"
+    return tokenizer(prompt)["input_ids"], tokenizer(response)["input_ids"]
+
+
+def batches(tokenizer: Any, pool: int, batch_size: int, steps: int) -> Iterator[tuple[np.ndarray, ...]]:
+    """The batches from number pool * 8 on, in pools of 8 sorted by length: little padding, few shapes."""
+    pad = tokenizer.pad_token_id
+
+    def array(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+        lengths = np.array([len(r) for r in rows], np.int32)
+        width = -(-int(lengths.max()) // 8) * 8
+        return np.array([r + [pad] * (width - len(r)) for r in rows], np.int32), lengths
+
+    def make(pool: int) -> list[tuple[np.ndarray, ...]]:
+        rng = random.Random(f"{SEED} {pool}")
+        pairs = [encode_pair(tokenizer, *corpus.sft_pair(rng)) for _ in range(8 * batch_size)]
+        pairs.sort(key=lambda pair: (len(pair[1]), len(pair[0])))
+        out = []
+        for i in range(0, len(pairs), batch_size):
+            chunk = pairs[i : i + batch_size]
+            out.append((*array([p for p, _ in chunk]), *array([r for _, r in chunk])))
+        rng.shuffle(out)
+        return out
+
+    with ThreadPoolExecutor(1) as thread:
+        ahead = thread.submit(make, pool)
+        while pool * 8 < steps:
+            ready, pool = ahead.result(), pool + 1
+            ahead = thread.submit(make, pool)
+            yield from ready
+
+
+def fine_tune(folder: Path, work: Path, *, steps: int, batch_size: int, learning_rate: float) -> None:
+    """Train the model and write its weights into `folder`."""
+    tokenizer = hf.load_tokenizer(folder, SHAPE)
+    model = Qwen2(SHAPE, rngs=nnx.Rngs(SEED), stacked=True)
+    graphdef, state = nnx.split(model)
+    params = jax.tree.map(lambda p: p * 0.02 / jnp.std(p) if jnp.std(p) > 0 else p, nnx.to_pure_dict(state))
+    rate = optax.warmup_cosine_decay_schedule(0.0, learning_rate, 200, steps)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, b2=0.98, weight_decay=0.01))
+    opt_state = optimizer.init(params)
+
+    @jax.jit
+    def train_step(params: Any, opt_state: Any, batch: Any) -> Any:
+        def loss_of(params: Any) -> jax.Array:
+            prompt, prompt_lengths, response, lengths = batch
+            scored = response_logps(
+                graphdef,
+                params,
+                prompt,
+                prompt_lengths,
+                response[None],
+                lengths[None],
+                temperature=1.0,
+                vocab_size=VOCABULARY,
+                chunk_tokens=4096,
+            )
+            return -scored.logps.sum() / lengths.sum()
+
+        loss, grads = jax.value_and_grad(loss_of)(params)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, loss
+
+    saved, step = work / "state.npz", 0
+    leaves, tree = jax.tree.flatten((params, opt_state))
+    if saved.exists():
+        with np.load(saved) as data:
+            step = int(data["step"])
+            params, opt_state = tree.unflatten([data[str(i)] for i in range(len(leaves))])
+        print(f"going on at step {step}")
+    begun, first, losses = time.monotonic(), step, []
+    for batch in batches(tokenizer, step // 8, batch_size, steps):
+        params, opt_state, loss = train_step(params, opt_state, batch)
+        losses.append(loss)
+        step += 1
+        if step % 40 == 0:
+            rest = (time.monotonic() - begun) / (step - first) * (steps - step)
+            mean = float(np.mean(jax.device_get(losses)))
+            print(f"step {step}/{steps}  loss {mean:.4f} nats/token  {rest / 60:.0f} min left", flush=True)
+            losses = []
+        if step % 400 == 0 or step == steps:
+            part = work / "state.part.npz"
+            arrays = {str(i): leaf for i, leaf in enumerate(jax.device_get(jax.tree.leaves((params, opt_state))))}
+            np.savez(part, step=step, **arrays)
+            part.replace(saved)
+    hf.save(work / "model", jax.device_get(params), SHAPE, folder)
+    (work / "model" / "model.safetensors").replace(folder / "model.safetensors")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stage", choices=("all", "prompts", "tokenizer", "model", "card"), default="all")
+    parser.add_argument("--work", type=Path, default=Path("build/embedded"), help="where training state is kept")
+    parser.add_argument("--steps", type=int, default=4000, help="updates of the fine-tuning")
+    parser.add_argument("--batch_size", type=int, default=128, help="pairs per update")
+    parser.add_argument("--learning_rate", type=float, default=3e-3, help="peak")
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    folder = FOLDER / "model"
+    if args.stage in ("all", "prompts"):
+        build_prompts()
+    if args.stage in ("all", "tokenizer"):
+        build_tokenizer(folder)
+    if args.stage in ("all", "model"):
+        fine_tune(
+            folder, args.work, steps=args.steps, batch_size=args.batch_size, learning_rate=args.learning_rate
+        )
+
+
+if __name__ == "__main__":
+    main()

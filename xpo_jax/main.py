@@ -1,0 +1,50 @@
+"""The command line: `python -m xpo_jax.main --config=configs/paraphrase.py`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from xpo_jax import config as configs
+
+HELP = """\
+Steer a language model towards what a judge prefers, with Exploratory Preference Optimization.
+
+  python -m xpo_jax.main --config=FILE[:ARGUMENT] [--config.FIELD=VALUE ...]
+
+Examples:
+  python -m xpo_jax.main --config=configs/paraphrase.py
+  python -m xpo_jax.main --config=configs/paraphrase.py --config.seed=1 --config.run_dir=runs/seed_1
+  python -m xpo_jax.main --config=configs/paraphrase.py --config.loss.alpha=0.0 --config.loss.second=policy
+  python -m xpo_jax.main --config=runs/paraphrase/config.json --config.run_dir=runs/again
+
+FILE is Python with get_config(argument) or the config.json of a run; each field's comment stands in it.
+Progress goes to standard error. The last line on standard output is one JSON object with the result.
+Exit status: 0 done, 2 something to mend (one line says what), 130 interrupted."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one experiment; returns the exit status."""
+    try:
+        arguments = configs.split_argv(argv)
+        if arguments.help or arguments.spec is None:
+            print(HELP)
+            return 0
+        config = configs.load(arguments.spec, arguments.overrides)
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it would complain that torch is missing
+        from xpo_jax.metrics import final_line  # here, so that --help and a wrong config answer at once
+        from xpo_jax.train import train
+
+        print(final_line(train(config)))
+    except (ValueError, FloatingPointError) as error:
+        print(f"xpo_jax: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("xpo_jax: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

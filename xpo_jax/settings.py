@@ -1,0 +1,172 @@
+"""The groups of a config that train.py reads itself; the other groups are the arguments of their factories.
+
+A dataclass's fields are the schema of its group, its `__post_init__` the limits of their values.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+from xpo_jax import losses
+from xpo_jax.schema import schedule
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """The top level of a config.
+
+    Args:
+      run_dir: where everything is written, see rundir.py.
+      seed: of every random draw.
+      steps: updates; one per round of samples.
+      batch_size: prompts per step, over all devices.
+      max_skipped: updates in a row that may be skipped for a loss or gradient that is not finite.
+    """
+
+    run_dir: str
+    seed: int
+    steps: int
+    batch_size: int
+    max_skipped: int
+    data: Mapping[str, Any]
+    model: Mapping[str, Any]
+    mesh: Mapping[str, Any]
+    sampling: Mapping[str, Any]
+    judge: Mapping[str, Any]
+    loss: Mapping[str, Any]
+    optimizer: Mapping[str, Any]
+    layout: Mapping[str, Any]
+    evaluation: Mapping[str, Any]
+    logging: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "max_skipped"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, must be at least 1")
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"seed is {self.seed}, must be from 0 to {2**31 - 1}")
+        if "name" not in self.judge:
+            raise ValueError('judge.name is missing: one of ours or "package.module:Name"')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+    """Policy and reference.
+
+    Args:
+      path: a folder with config.json, *.safetensors and a tokenizer, or "embedded", the project's own.
+      reference: another folder of the same architecture and tokenizer, or None for a frozen copy of path.
+      dtype: of all computing but the float32 master weights; auto is bfloat16 on accelerators, else float32.
+    """
+
+    path: str
+    reference: str | None
+    dtype: Literal["auto", "float32", "bfloat16"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Loss:
+    """What is learned from a verdict, see losses.py.
+
+    Args:
+      second: who draws the second candidate: the reference (XPO), or the policy (online DPO, alpha 0).
+      kind: "sigmoid" (DPO's) or "ipo".
+      beta, alpha: numbers, or schedules over steps: {"kind": "linear", "start": 1e-3, "end": 0.0, "steps": 100}.
+      bonus_clip: nats of log pi - log ref beyond which the bonus has no gradient.
+      entropy_weight: of the policy's mean entropy per token, added to what is maximised; 0 is off.
+      unfinished_loses: a response cut off at max_new_tokens loses to a finished one, unseen by the judge.
+    """
+
+    second: Literal["reference", "policy"]
+    kind: losses.Kind
+    beta: float | Mapping[str, Any]
+    alpha: float | Mapping[str, Any]
+    bonus_clip: float
+    entropy_weight: float
+    unfinished_loses: bool
+
+    def __post_init__(self) -> None:
+        if not self.bonus_clip > 0:
+            raise ValueError(f"bonus_clip is {self.bonus_clip}, must be positive")
+        if self.entropy_weight < 0:
+            raise ValueError(f"entropy_weight is {self.entropy_weight}, must be 0 (off) or more")
+
+    def strengths(self, steps: int) -> tuple[Callable[[int], float], Callable[[int], float]]:
+        """alpha and beta by step, checked for every step of the run."""
+        alpha, beta = schedule(self.alpha, "loss.alpha"), schedule(self.beta, "loss.beta")
+        for step in range(steps):
+            losses.check_strengths(alpha(step), beta(step), self.kind, f"loss at step {step}")
+            if self.second == "policy" and alpha(step) > 0:
+                raise ValueError(
+                    "loss.alpha must be 0 with loss.second='policy': the bonus is of the reference's sample"
+                )
+        return alpha, beta
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How the update is laid out; none of this changes what is learned.
+
+    Args:
+      micro_batch_size: pairs whose gradient is taken at a time.
+      response_buckets: widths that responses are padded to, ascending; the last is max_new_tokens.
+      chunk_tokens: tokens whose logits exist at a time.
+      remat: compute layers again in the backward pass instead of keeping their activations.
+    """
+
+    micro_batch_size: int
+    response_buckets: Sequence[int]
+    chunk_tokens: int
+    remat: bool
+
+    def check(self, batch_size: int, max_new_tokens: int) -> None:
+        """Raises ValueError where it does not fit the rest of the config."""
+        if self.micro_batch_size < 1 or batch_size % self.micro_batch_size:
+            raise ValueError(f"layout.micro_batch_size {self.micro_batch_size} does not divide batch_size {batch_size}")
+        buckets = list(self.response_buckets)
+        if buckets != sorted(set(buckets)) or not buckets or buckets[0] < 1 or buckets[-1] != max_new_tokens:
+            raise ValueError(
+                f"layout.response_buckets {tuple(buckets)} must ascend and end with"
+                f" sampling.max_new_tokens {max_new_tokens}"
+            )
+        if self.chunk_tokens < 1:
+            raise ValueError(f"layout.chunk_tokens is {self.chunk_tokens}, must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Held-out evaluation, always before the first and after the last step.
+
+    Args:
+      prompts: held-out prompts, the first so many.
+      reference_samples: answers of the reference that each of the policy's two meets, per prompt.
+      every_steps: also every so many steps; 0 is off.
+    """
+
+    prompts: int
+    reference_samples: int
+    every_steps: int
+
+    def __post_init__(self) -> None:
+        for name, least in (("prompts", 2), ("reference_samples", 1), ("every_steps", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}, must be at least {least}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Logging:
+    """What is shown and written.
+
+    Args:
+      table_every_steps: a line of the console's table every so many steps.
+      tensorboard: write event files next to metrics.jsonl.
+    """
+
+    table_every_steps: int
+    tensorboard: bool
+
+    def __post_init__(self) -> None:
+        if self.table_every_steps < 1:
+            raise ValueError(f"table_every_steps is {self.table_every_steps}, must be at least 1")
