@@ -62,7 +62,10 @@ def test_texts_and_dates():
 def test_atomic_write_replaces_or_leaves(tmp_path):
     path = tmp_path / "a.json"
     atomic_write(path, "old")
-    atomic_write(path, "neü")
+    with open(path) as reader:
+        atomic_write(path, "neü")
+        assert reader.read() == "old"  # another file took its name
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
     assert path.read_text() == "neü"
     with files_of_at_most(10), pytest.raises(WriteError) as caught:
         atomic_write(path, "x" * 1000)

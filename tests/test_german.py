@@ -8,6 +8,7 @@ import random
 import statistics
 import subprocess
 import sys
+import time
 from collections import Counter
 
 import pytest
@@ -17,7 +18,7 @@ from xpo_jax.embedded.german.causes import CAUSES
 from xpo_jax.embedded.german.corpus import prompts, sft_pair
 from xpo_jax.embedded.german.grammar import count, is_held_out, random_meaning, realise, variants
 from xpo_jax.embedded.german.lexicon import AGENTS, MANNERS, OBJECTS, ORGANISATIONS, PLACES, TIMES
-from xpo_jax.embedded.german.meaning import Meaning
+from xpo_jax.embedded.german.meaning import Meaning, is_coherent
 from xpo_jax.embedded.german.parser import _candidates, _matches, _words, difference, parse, same_meaning
 from xpo_jax.embedded.german.verbs import VERBS
 
@@ -313,6 +314,24 @@ def test_hand_written_faults_are_refused(source: str, answer: str, fault: str) -
     assert difference(source, answer)
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "Gestern  lehnte die Chefin das Angebot ab.",
+        "Gestern lehnte die Chefin das Angebot ab .",
+        "Gestern lehnte die Chefin das Angebot ab..",
+        " Gestern lehnte die Chefin das Angebot ab.",
+        "Gestern lehnte die Chefin das Angebot ab. ",
+        "Gestern, lehnte die Chefin das Angebot ab.",
+        "Gestern lehnte die Chefin das Angebot ab!",
+        "Gestern lehnte die Chefin das Angebot\nab.",
+        "GESTERN lehnte die Chefin das Angebot ab.",
+    ],
+)
+def test_badly_written_sentences_are_refused(answer: str) -> None:
+    assert not same_meaning("Die Chefin lehnte das Angebot gestern ab.", answer)
+
+
 def test_groups_do_not_mean_each_other() -> None:
     assert sum(len(group) for group in RIGHT) >= 40 and len(WRONG) >= 40
     meanings = [parse(group[0]) for group in RIGHT]
@@ -384,7 +403,11 @@ def test_there_and_back() -> None:
 
 def test_no_sentence_has_two_meanings() -> None:
     rng = random.Random(2)
-    for meaning in random_meanings(2, 300):
+    meanings = random_meanings(2, 1000)
+    assert all(map(is_coherent, meanings))
+    # "die Zeit reichte nicht" denies nothing
+    no_time = [m for m in meanings if m.cause == "no_time" and not m.negated]
+    for meaning in [*meanings, *no_time * 20]:
         words = _words(realise(meaning, rng))
         assert words is not None
         assert [other for other in _candidates(words) if _matches(other, words)] == [meaning]
@@ -443,6 +466,18 @@ def test_lexicon_refers_to_itself_only() -> None:
         assert max(words.values()) == 1
     for nouns in (nouns for agent, nouns in AGENTS.items() if agent not in ORGANISATIONS):
         assert len({noun.gender for noun in nouns}) == 1  # one pronoun serves all synonyms
+
+
+def test_a_heap_of_words_is_refused_at_once() -> None:
+    rng = random.Random(6)
+    words = [word for meaning in random_meanings(6, 300) for word in realise(meaning, rng)[:-1].split()]
+    parse("Der Arzt liest das Buch.")  # builds the index
+    start = time.perf_counter()
+    for length in (10, 20, 29, 60, 400):
+        for _ in range(20):
+            heap = " ".join(rng.choices(words, k=length))
+            assert parse(heap[:1].upper() + heap[1:] + ".") is None
+    assert time.perf_counter() - start < 5  # seconds; it takes 0.03
 
 
 def test_corpus_holds_out_meanings() -> None:

@@ -106,7 +106,7 @@ def test_a_record_is_on_disk_when_append_returns(tmp_path, monkeypatch):
 def test_a_torn_last_line(tmp_path, caplog):
     path = tmp_path / "pairs.jsonl"
     log = PairsLog(path)
-    log.append(batch())
+    log.append([batch()[0] | {"row": {"long": "x" * 100_000}}, batch()[1]])
     whole = log.offset
     log.close()
     with open(path, "ab") as file:

@@ -363,7 +363,7 @@ SOURCE = "Im Mai 2019 fuhr Ida Sommer mit 25 Leuten nicht nach Ulm, weil die EU-
             "Ida Sommer fuhr fuhr im Mai 2019 nicht mit 25 Leuten nach Ulm, da die EU-Mittel fehlten (oft).",
             "repeats a word",
         ),
-        ("Nicht 2019, nicht 25 (oft), Ida Sommer.", "too short"),
+        ("Nicht 2019, nicht 25 (oft), Ida Sommer.", "too few of the input's content words"),
         (
             "Ida Sommer fuhr nicht <b>2019</b> mit 25 Leuten nach Ulm, da die EU-Mittel fehlten (oft).",
             "markup",

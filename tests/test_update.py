@@ -135,8 +135,8 @@ def test_gradient_matches_finite_differences_in_float64():
 
 
 def test_descent_raises_the_chosen_and_lowers_the_rejected():
-    optimizer, _ = make_optimizer(**OPTIMIZER)
-    apply = jax.jit(make_apply(optimizer))
+    optimizer, rate = make_optimizer(**OPTIMIZER)
+    apply = jax.jit(make_apply(optimizer, rate))
     batch, state = pairs(), init_state(PARAMS, optimizer)
     history = []
     for _ in range(8):
@@ -151,27 +151,27 @@ def test_descent_raises_the_chosen_and_lowers_the_rejected():
 
 def test_the_bonus_lowers_the_references_samples():
     """With ties only, alpha > 0 moves log pi(B) down, and alpha = 0 moves it by nothing at z = 0."""
-    optimizer, _ = make_optimizer(**{**OPTIMIZER, "learning_rate": 1e-4})
+    optimizer, rate = make_optimizer(**{**OPTIMIZER, "learning_rate": 1e-4})
     batch = pairs()._replace(p_first=np.full(B, 0.5, np.float32), weight=np.ones(B, np.float32))
     grads, sums = gradient(batch, alpha=0.05)
-    state, _ = jax.jit(make_apply(optimizer))(init_state(PARAMS, optimizer), grads, sums["loss"])
+    state, _ = jax.jit(make_apply(optimizer, rate))(init_state(PARAMS, optimizer), grads, sums["loss"])
     assert gradient(batch, params=state.params, alpha=0.05)[1]["bonus"] < sums["bonus"]
     assert float(optax.tree.norm(gradient(batch, alpha=0.0)[0])) < 1e-6
 
 
 def test_entropy_weight_raises_the_entropy():
-    optimizer, _ = make_optimizer(**OPTIMIZER)
+    optimizer, rate = make_optimizer(**OPTIMIZER)
     batch = pairs(weight=(0,) * 8)
     grads, sums = gradient(batch, entropy_weight=1.0)
-    state, _ = jax.jit(make_apply(optimizer))(init_state(PARAMS, optimizer), grads, sums["loss"])
+    state, _ = jax.jit(make_apply(optimizer, rate))(init_state(PARAMS, optimizer), grads, sums["loss"])
     after = gradient(batch, params=state.params)[1]
     assert after["entropy"] > sums["entropy"] + 0.01
 
 
 @pytest.mark.parametrize("where", ["loss", "grads"])
 def test_numbers_that_are_not_finite_leave_the_state_untouched(where):
-    optimizer, _ = make_optimizer(**OPTIMIZER)
-    apply, state = jax.jit(make_apply(optimizer)), init_state(PARAMS, optimizer)
+    optimizer, rate = make_optimizer(**OPTIMIZER)
+    apply, state = jax.jit(make_apply(optimizer, rate)), init_state(PARAMS, optimizer)
     grads = jax.tree.map(jnp.ones_like, PARAMS)
     if where == "grads":
         grads["norm"]["scale"] = grads["norm"]["scale"].at[0].set(jnp.inf)
@@ -192,9 +192,9 @@ def test_learning_rates(schedule, middle, last):
 
 
 def test_weight_decay_spares_biases_and_norms():
-    optimizer, _ = make_optimizer(**{**OPTIMIZER, "weight_decay": 0.5})
+    optimizer, rate = make_optimizer(**{**OPTIMIZER, "weight_decay": 0.5})
     nothing = jax.tree.map(jnp.zeros_like, PARAMS)
-    state, _ = jax.jit(make_apply(optimizer))(init_state(PARAMS, optimizer), nothing, jnp.float32(0))
+    state, _ = jax.jit(make_apply(optimizer, rate))(init_state(PARAMS, optimizer), nothing, jnp.float32(0))
     assert distance(state.params["embed_tokens"], PARAMS["embed_tokens"]) == pytest.approx(0.005, rel=1e-3)
     np.testing.assert_array_equal(state.params["norm"]["scale"], PARAMS["norm"]["scale"])
 

@@ -88,7 +88,7 @@ class Programs:
       seed: of the run.
       batch_size: B, prompts per step.
       prompt_buckets, response_buckets: the widths P and T that are compiled, ascending.
-      optimizer: an optax transformation.
+      optimizer, rate: as `update.make_optimizer` returns them.
       loss: keyword arguments of `update.make_accumulate` that the config gives.
       remat: recompute layers in the backward pass.
     """
@@ -106,6 +106,7 @@ class Programs:
         prompt_buckets: Sequence[int],
         response_buckets: Sequence[int],
         optimizer: optax.GradientTransformation,
+        rate: optax.Schedule,
         loss: dict[str, Any],
         remat: bool,
     ):
@@ -162,7 +163,7 @@ class Programs:
             return jax.tree.map(lambda p: p.astype(dtype), qwen2.unstack(params))
 
         self.init = Program(
-            "init", lambda params: init_state(params, optimizer), out_shardings=state_sharding, donate_argnums=0
+            "init", lambda params: init_state(params, optimizer), out_shardings=state_sharding
         )
         self.for_sampling = Program(
             "for_sampling", for_sampling, in_shardings=(self.params_sharding,), out_shardings=weights_sharding
@@ -194,7 +195,7 @@ class Programs:
         )
         self.apply = Program(
             "apply",
-            make_apply(optimizer),
+            make_apply(optimizer, rate),
             in_shardings=(state_sharding, self.params_sharding, whole),
             out_shardings=(state_sharding, whole),
             donate_argnums=(0, 1),

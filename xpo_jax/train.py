@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import optax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
@@ -174,7 +173,7 @@ def train(config: ConfigDict) -> dict[str, Any]:
                     "alpha": alpha,
                     "beta": beta,
                     "alpha_over_beta": alpha / beta,
-                    "learning_rate": float(p.rate_at(step)),
+                    "learning_rate": float(applied["learning_rate"]),
                     "grad_norm": float(applied["grad_norm"]),
                     "skipped": int(not applied["finite"]),
                     **times,
@@ -230,7 +229,6 @@ class Parts(NamedTuple):
     logging: settings.Logging
     alpha_at: Callable[[int], float]
     beta_at: Callable[[int], float]
-    rate_at: optax.Schedule
     chunks: int
     judge: Judge
     folder: Any
@@ -256,7 +254,7 @@ def prepare(config: ConfigDict) -> Parts:
         raise ValueError("sampling: training needs a temperature above 0 and a repetition_penalty of 1")
     layout.check(top.batch_size, sampling.max_new_tokens)
     alpha_at, beta_at = loss.strengths(top.steps)
-    optimizer, rate_at = configs.build(make_optimizer, config.optimizer, "optimizer", steps=top.steps)
+    optimizer, rate = configs.build(make_optimizer, config.optimizer, "optimizer", steps=top.steps)
     judge = configs.build(configs.resolve(config.judge.name, "judge.name", JUDGES), config.judge, "judge")
     mesh = configs.build(sharding.make_mesh, config.mesh, "mesh")
 
@@ -283,6 +281,7 @@ def prepare(config: ConfigDict) -> Parts:
         prompt_buckets=sorted({*batches.buckets_of(top.steps + 1), *(b.tokens.shape[1] for b in held_out)}),
         response_buckets=layout.response_buckets,
         optimizer=optimizer,
+        rate=rate,
         remat=layout.remat,
         loss={
             "kind": loss.kind,
@@ -305,7 +304,6 @@ def prepare(config: ConfigDict) -> Parts:
         logging,
         alpha_at,
         beta_at,
-        rate_at,
         top.batch_size // layout.micro_batch_size,
         judge,
         folder,

@@ -224,11 +224,16 @@ def summarise(sums: Mapping[str, Any], beta: float) -> dict[str, float]:
     return out
 
 
-def make_apply(optimizer: optax.GradientTransformation) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
+def make_apply(
+    optimizer: optax.GradientTransformation, rate: optax.Schedule
+) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
     """The function that applies an accumulated gradient.
 
+    Args:
+      optimizer, rate: as `make_optimizer` returns them.
+
     Returns:
-      apply(state, grads, loss f32[]) -> (state, {"grad_norm", "finite"}). A loss or gradient that is not
+      apply(state, grads, loss f32[]) -> (state, {"grad_norm", "finite", "learning_rate"}). A loss or gradient that is not
       finite leaves params and optimizer untouched and is counted in `skipped`.
     """
 
@@ -240,8 +245,10 @@ def make_apply(optimizer: optax.GradientTransformation) -> Callable[..., tuple[T
         params, opt_state = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old), new, (state.params, state.opt_state)
         )
+        # optax counts the updates it was given, and a skipped one is not among them
+        used = jnp.asarray(rate(state.step - state.skipped), jnp.float32)
         state = TrainState(state.step + 1, state.skipped + ~finite, params, opt_state)
-        return state, {"grad_norm": norm, "finite": finite}
+        return state, {"grad_norm": norm, "finite": finite, "learning_rate": used}
 
     return apply
 

@@ -19,6 +19,7 @@ from xpo_jax.embedded.german.lexicon import (
     OBJECT_ADJECTIVES,
     OBJECTS,
     ORGANISATIONS,
+    QUANTITIES,
     TIMES,
     UNIQUE_AGENTS,
 )
@@ -65,11 +66,13 @@ def is_held_out(meaning: Meaning) -> bool:
 
 
 def is_coherent(meaning: Meaning) -> bool:
-    """Whether tense, modality, time and cause agree, so that every sentence has one meaning only.
+    """Whether tense, modality, time, cause and negation agree, so that every sentence has one meaning.
 
     A future time makes the present tense future, or goes with a present modal; a future has such a time.
     """
     time = meaning.time
+    if meaning.negated and meaning.object.determiner in QUANTITIES:
+        return False  # "zwei Autos kaufte er nicht" may mean two things
     if meaning.tense == "future":
         return time in TIMES["future"] and meaning.modality is None and meaning.cause is None
     if meaning.modality is not None and (meaning.cause or meaning.negated and meaning.modality != "can"):

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache, lru_cache
-from itertools import product
+from itertools import islice, product
 
 from xpo_jax.embedded.german.causes import CAUSES
-from xpo_jax.embedded.german.grammar import Variant, render, variants
+from xpo_jax.embedded.german.grammar import Variant, variants
 from xpo_jax.embedded.german.inflection import agent_phrases, by_agent_phrases, object_phrases
 from xpo_jax.embedded.german.lexicon import ADJECTIVES, AGENTS, MANNERS, OBJECTS, PLACES, QUANTITIES, TIMES
 from xpo_jax.embedded.german.meaning import Meaning, Participant, is_coherent
@@ -22,6 +22,8 @@ from xpo_jax.embedded.german.valency import Form
 from xpo_jax.embedded.german.verbs import VERBS
 
 LONGEST_PHRASE = 5  # words
+LONGEST_SENTENCE = 30  # words and commas; a longer text is not of this grammar
+MOST_CANDIDATES = 5000  # a sentence of the grammar has a few hundred; a heap of words would have millions
 MODAL_WORDS = {
     "must": "muss müssen musste mussten hat haben hatte hatten",
     "want": "will wollen möchte möchten wollte wollten hat haben hatte "
@@ -85,8 +87,7 @@ def _words(sentence: str) -> str | None:
     """The sentence in the grammar's form, words that end with a space; None if badly written."""
     if not sentence.endswith(".") or not sentence[:1].isupper():
         return None
-    words = sentence[:-1].replace(",", " ,") + " "
-    return words if render(words) == sentence else None
+    return sentence[:-1].replace(",", " ,") + " "
 
 
 def _matches(meaning: Meaning, words: str) -> bool:
@@ -121,6 +122,8 @@ def _match(node: Node, variant: Variant, text: str, start: int) -> bool:
 def _candidates(words: str) -> Iterator[Meaning]:
     """Every meaning whose parts the words name; few, because phrases name their number and case."""
     tokens = words.split()
+    if len(tokens) > LONGEST_SENTENCE:
+        return
     found: dict[str, dict[object, None]] = {}
     first = tokens[0][0].lower() + tokens[0][1:]
     for variant in ([first, *tokens[1:]], tokens):
@@ -130,14 +133,15 @@ def _candidates(words: str) -> Iterator[Meaning]:
                     found.setdefault(kind, {})[value] = None
     adverbials = [[None, *found.get(kind, ())] for kind in ("modality", "time", "manner", "place", "cause")]
     negations = (False, True) if NEGATIONS.intersection(tokens) or first in NEGATIONS else (False,)
-    for verb, agent, thing, tense, negated, *rest in product(
+    combinations = product(
         found.get("verb", ()),
         found.get("agent", ()),
         found.get("object", ()),
         ("past", "present", "future"),
         negations,
         *adverbials,
-    ):
+    )
+    for verb, agent, thing, tense, negated, *rest in islice(combinations, MOST_CANDIDATES):
         meaning = Meaning(verb, agent, thing, tense, negated, *rest)  # type: ignore[arg-type]
         if is_coherent(meaning):
             yield meaning
