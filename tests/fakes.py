@@ -1,12 +1,28 @@
-"""Stand-ins for what tests must not load: a byte tokenizer in Qwen2's shape, files of rows."""
+"""Stand-ins for what tests must not load or cannot know: files of rows, a byte tokenizer, models small
+enough to know the answer, judges of every kind, and a whole run that takes seconds."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import time
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+from xpo_jax import weights
+from xpo_jax.models.qwen2 import Qwen2, Qwen2Config, unstack
+from xpo_jax.values import Answer, Comparison, Verdict
+
+# ---- text ---------------------------------------------------------------------------------------
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")  # ids 256, 257, 258
 CHATML = (
@@ -56,4 +72,286 @@ def write_tokenizer(folder: Path, chat_template: str | None = CHATML) -> Path:
 def write_rows(path: Path, rows: list[Any]) -> str:
     """Writes rows as jsonl; returns the path as a config holds it."""
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+# ---- models: the sampler and the update see them as any other model --------------------------------
+
+
+class Markov(nnx.Module):
+    """The logits of the next token are a row of a table, chosen by the last token: everything is known."""
+
+    def __init__(self, table):
+        self.table = nnx.Param(jnp.asarray(table, jnp.float32))
+        self.config = SimpleNamespace(vocab_size=self.table.shape[-1])
+
+    def prefill(self, tokens):
+        return self.table[...][tokens], ()
+
+    def respond(self, tokens, prompt_lengths, caches):
+        return self.table[...][tokens]
+
+    def decode(self, token, t, prompt_lengths, prompt_caches, caches):
+        return self.table[...][token], caches
+
+    def empty_caches(self, B, T):
+        return ()
+
+    def unembed(self, hidden):
+        return hidden
+
+
+def split(model):
+    graphdef, state = nnx.split(model)
+    return graphdef, nnx.to_pure_dict(state)
+
+
+TINY = Qwen2Config(
+    vocab_size=40,
+    hidden_size=16,
+    intermediate_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=4,
+    rope_theta=1e4,
+    rms_norm_eps=1e-6,
+    tie_word_embeddings=True,
+    max_position_embeddings=128,
+)
+
+
+def tiny(seed: int = 0, config: Qwen2Config = TINY, scale: float = 3.0):
+    """(stacked graphdef, its params, unstacked graphdef, its params), with logits that are far from flat."""
+    stacked, params = split(Qwen2(config, rngs=nnx.Rngs(seed), stacked=True))
+    params = jax.tree.map(lambda p: p * scale, params)
+    unstacked = nnx.split(nnx.eval_shape(lambda: Qwen2(config, rngs=nnx.Rngs(0), stacked=False)))[0]
+    return stacked, params, unstacked, unstack(params)
+
+
+SPEAKING = dataclasses.replace(TINY, vocab_size=264)  # five rows more than the byte tokenizer has tokens
+ENDS = (256, 258, *range(0, 64))  # a quarter of all tokens: responses of random weights end, too
+
+
+def random_params(seed: int, config: Qwen2Config = SPEAKING) -> Any:
+    """Parameters of Qwen2(stacked=True) on the host; about every second one of its tokens is likely."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda leaf: rng.normal(scale=0.3, size=leaf.shape).astype(np.float32), weights.param_shapes(config)
+    )
+
+
+def write_model(folder: Path, seed: int = 0, config: Qwen2Config = SPEAKING) -> Path:
+    """Writes a complete Hugging Face folder of a Qwen2 model with random weights and the byte tokenizer."""
+    write_tokenizer(folder)
+    about = {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "torch_dtype": "float32"}
+    (folder / "config.json").write_text(json.dumps({**about, **dataclasses.asdict(config)}))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": list(ENDS)}))
+    params = random_params(seed, config)
+    weights.write_params(folder, params, config, dtype="float32", max_shard_bytes=2**40)
+    return folder
+
+
+# ---- judges: factories, as a config names them ("fakes:Longer") -----------------------------------
+
+
+class LongerText:
+    """The longer text wins, equal lengths tie; `parts` says how long a text is, and calls a long one valid."""
+
+    def __call__(self, comparisons: Sequence[Comparison]) -> list[Answer]:
+        return [Verdict(0.5 + 0.5 * np.sign(len(c.a) - len(c.b)), "length", _lengths(c)) for c in comparisons]
+
+    def parts(self, messages: Any, text: str) -> dict[str, Any]:
+        return {"letters": float(len(text)), "valid": float(len(text) > 3), "reason": "text is left out"}
+
+
+def _lengths(comparison: Comparison) -> dict[str, int]:
+    return {"a": len(comparison.a), "b": len(comparison.b)}
+
+
+class Recording(LongerText):
+    """Remembers what every instance was shown, in `Recording.calls`, one list of comparisons per call."""
+
+    calls: list[list[Comparison]] = []
+
+    def __call__(self, comparisons: Sequence[Comparison]) -> list[Answer]:
+        Recording.calls.append(list(comparisons))
+        return super().__call__(comparisons)
+
+
+class Slow(LongerText):
+    """Takes its time."""
+
+    def __init__(self, *, seconds: float):
+        self._seconds = seconds
+
+    def __call__(self, comparisons: Sequence[Comparison]) -> list[Answer]:
+        time.sleep(self._seconds)
+        return super().__call__(comparisons)
+
+
+class Always:
+    """Gives one and the same answer to everything: "A", "tie", None, prose, an integer, ..."""
+
+    def __init__(self, *, answer: Any):
+        self._answer = answer
+
+    def __call__(self, comparisons: Sequence[Comparison]) -> list[Any]:
+        return [self._answer] * len(comparisons)
+
+
+def tied() -> Always:
+    """Sees no difference, ever."""
+    return Always(answer="tie")
+
+
+def prose() -> Always:
+    """Answers as a chat model does that was not told how."""
+    return Always(answer="Answer A is better because it is more polite.")
+
+
+def silent() -> Always:
+    """Has no verdict, ever."""
+    return Always(answer=None)
+
+
+def lost() -> Always:
+    """Computes NaN."""
+    return Always(answer=float("nan"))
+
+
+class Patchy(LongerText):
+    """As LongerText, but without a verdict where `Patchy.fails` says so: None for a, NaN for b."""
+
+    @staticmethod
+    def fails(a: str, b: str) -> bool:
+        return (len(a) + len(b)) % 3 == 0
+
+    def __call__(self, comparisons: Sequence[Comparison]) -> list[Answer]:
+        return [
+            (None if len(c.a) % 2 else float("nan")) if self.fails(c.a, c.b) else answer
+            for c, answer in zip(comparisons, super().__call__(comparisons), strict=True)
+        ]
+
+
+class Miscounting:
+    """Answers one comparison too few."""
+
+    def __call__(self, comparisons: Sequence[Comparison]) -> list[Answer]:
+        return ["A"] * (len(comparisons) - 1)
+
+
+class Broken:
+    """Raises, from call number `at` (from 0) on; before that everything ties."""
+
+    def __init__(self, *, at: int):
+        self._left = at
+
+    def __call__(self, comparisons: Sequence[Comparison]) -> list[Answer]:
+        self._left -= 1
+        if self._left < 0:
+            raise KeyError("the\nserver is gone")
+        return ["tie"] * len(comparisons)
+
+
+class Turning(LongerText):
+    """Keeps the contract until call number `at` (from 0), and breaks it there with an integer."""
+
+    def __init__(self, *, at: int):
+        self._left = at
+
+    def __call__(self, comparisons: Sequence[Comparison]) -> list[Any]:
+        self._left -= 1
+        return [1] * len(comparisons) if self._left < 0 else super().__call__(comparisons)
+
+
+# ---- a whole run ----------------------------------------------------------------------------------
+
+TRAIN_ROWS, HELD_OUT_ROWS = 21, 11  # the last batch of eight is a part batch in both
+
+
+def write_prompts(folder: Path) -> None:
+    """train.jsonl and held_out.jsonl; prompts of 25 to 44 tokens, so that both buckets are taken."""
+    texts = [f"{i:02d}" + "x" * (i * 7 % 20) for i in range(TRAIN_ROWS + HELD_OUT_ROWS)]
+    rows = [{"text": text, "number": i} for i, text in enumerate(texts)]
+    write_rows(folder / "train.jsonl", rows[:TRAIN_ROWS])
+    write_rows(folder / "held_out.jsonl", rows[TRAIN_ROWS:])
+
+
+def tiny_config(folder: Path) -> ConfigDict:
+    """A complete config for a run of seconds, with model and prompts in `folder`, which it writes.
+
+    Its run_dir is `folder / "run"`.
+    """
+    if not (folder / "model").exists():
+        write_model(folder / "model")
+        write_prompts(folder)
+    return ConfigDict(
+        {
+            "run_dir": str(folder / "run"),
+            "seed": 3,
+            "steps": 4,
+            "batch_size": 8,
+            "max_skipped": 2,
+            "data": {
+                "train": str(folder / "train.jsonl"),
+                "held_out": str(folder / "held_out.jsonl"),
+                "template": ({"role": "user", "content": "{text}"},),
+                "column": None,
+                "take": None,
+                "shuffle": True,
+                "filter_length": False,
+                "max_prompt_tokens": 48,
+                "buckets": (40, 48),
+                "on_long": "error",
+            },
+            "model": {"path": str(folder / "model"), "reference": None, "dtype": "float32"},
+            "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
+            "sampling": {
+                "max_new_tokens": 8,
+                "temperature": 1.0,
+                "top_k": 0,
+                "top_p": 1.0,
+                "min_p": 0.0,
+                "repetition_penalty": 1.0,
+            },
+            "judge": {"name": "fakes:LongerText"},
+            "loss": {
+                "second": "reference",
+                "kind": "sigmoid",
+                "beta": 0.1,
+                "alpha": 1e-3,
+                "bonus_clip": 500.0,
+                "entropy_weight": 0.0,
+                "unfinished_loses": False,
+            },
+            "optimizer": {
+                "learning_rate": 1e-2,
+                "schedule": "linear",
+                "warmup_steps": 1,
+                "b1": 0.9,
+                "b2": 0.99,
+                "eps": 1e-8,
+                "weight_decay": 0.0,
+                "clip_norm": 1.0,
+            },
+            "layout": {
+                "micro_batch_size": 8,
+                "response_buckets": (8,),
+                "chunk_tokens": 1024,
+                "remat": False,
+            },
+            "evaluation": {"prompts": HELD_OUT_ROWS, "reference_samples": 2, "every_steps": 0},
+            "logging": {"table_every_steps": 1, "tensorboard": False},
+        }
+    )
+
+
+def write_config(path: Path, config: ConfigDict) -> str:
+    """Writes a config as a Python file with get_config; returns the path as the command line takes it."""
+    path.write_text(
+        "from ml_collections import ConfigDict\n\n\n"
+        f"def get_config(arg=None):\n    return ConfigDict({config.to_dict()!r})\n",
+        encoding="utf-8",
+    )
     return str(path)

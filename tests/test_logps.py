@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fake_models import Markov, split, tiny
+from fakes import Markov, split, tiny
 from flax import nnx
 
 from xpo_jax.logps import response_logps

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fake_models import Markov, split, tiny
+from fakes import Markov, split, tiny
 from scipy.stats import chisquare
 
 from xpo_jax.sampler import Sampling, draw, make_sampler, row_keys, truncate

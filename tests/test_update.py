@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from fake_models import tiny
+from fakes import tiny
 
 from xpo_jax.logps import response_logps
 from xpo_jax.update import (

@@ -36,7 +36,8 @@ class Evaluation:
       score, ...), with "tokens" and "unfinished"; only the latter two for a judge without `parts`.
     intervals: the half width of the 95 % interval over prompts of each mean in `policy`.
     queries: comparisons that the judge was asked.
-    samples: per prompt the first of the policy's answers and of the reference's, for people to read.
+    samples: per prompt the first of the policy's answers and of the reference's, for people to read; with
+      "win_share", the prompt's share of comparisons won.
     """
 
     win_rate: float
@@ -93,7 +94,6 @@ class Evaluator:
         self.programs, self.batches, self.reference = programs, batches, reference
         self.judge, self.decode = judge, decode
         self.reference_samples, self.unfinished_loses, self.seed = reference_samples, unfinished_loses, seed
-        self.queries = 0  # comparisons asked so far, all evaluations together
         self._drawn: list[list[tuple[Samples, list[str]]]] = []
 
     def _draw(self, weights: Params, prompts: Prompts, step: int, candidates: Iterable[int]) -> list[Any]:
@@ -114,7 +114,7 @@ class Evaluator:
         parts: dict[str, dict[str, list[float]]] = {"policy": {}, "reference": {}}
         table: list[dict[str, Any]] = []
         for number, prompts in enumerate(progress(self.batches)):
-            real = np.flatnonzero(prompts.real)
+            real = [int(i) for i in np.flatnonzero(prompts.real)]
             # candidates 0 and 1 are the policy's, from 2 on the reference's: no key is used twice
             mine = self._draw(policy, prompts, step, range(POLICY_SAMPLES))
             if number == len(self._drawn):
@@ -162,7 +162,6 @@ class Evaluator:
                         "win_share": wins[-1],
                     }
                 )
-        self.queries += queries
         rate, half = mean_interval(np.array(wins))
         summary = {side: {k: mean_interval(np.array(v)) for k, v in named.items()} for side, named in parts.items()}
         return Evaluation(
@@ -184,8 +183,8 @@ class Evaluator:
             "tokens": [float(samples.lengths[row]) for samples, _ in drawn],
             "unfinished": [float(not samples.finished[row]) for samples, _ in drawn],
         }
-        describe = getattr(self.judge, "parts", None)
-        for _, texts in drawn if describe else ():
+        describe: Any = getattr(self.judge, "parts", lambda messages, text: {})
+        for _, texts in drawn:
             for name, value in describe(prompts.messages[row], texts[row]).items():
                 if isinstance(value, (int, float)):
                     values.setdefault(name, []).append(float(value))

@@ -7,6 +7,7 @@ not announced is an error instead of a silent recompilation in the middle of a r
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -63,7 +64,7 @@ class CompilationCounter:
         self.count = 0
         jax.monitoring.register_event_duration_secs_listener(self._heard)
 
-    def _heard(self, event: str, duration: float, **_: Any) -> None:
+    def _heard(self, event: str, duration_secs: float, **_: Any) -> None:
         self.count += event == "/jax/core/compile/backend_compile_duration"
 
 
@@ -198,7 +199,7 @@ class Programs:
             make_apply(optimizer, rate),
             in_shardings=(state_sharding, self.params_sharding, whole),
             out_shardings=(state_sharding, whole),
-            donate_argnums=(0, 1),
+            donate_argnums=0,
         )
 
     def announced(self) -> list[tuple[str, Callable[[], None]]]:
@@ -228,7 +229,7 @@ class Programs:
                         (self._params, self._params, sums, pairs(P, T), i32(), *[f32()] * 4),
                     )
 
-        return [(label, lambda program=program, args=args: program.compile(*args)) for label, program, args in each()]
+        return [(label, functools.partial(program.compile, *args)) for label, program, args in each()]
 
     @property
     def parameters(self) -> int:

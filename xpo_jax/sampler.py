@@ -187,15 +187,14 @@ def make_sampler(
     return sample
 
 
-def row_keys(seed: int, purpose: int, step: Array, position: Array, candidate: Array) -> Array:
+def row_keys(seed: int, purpose: Array, step: Array, position: Array, candidate: Array) -> Array:
     """Keys key[B] from (seed, purpose, step, position in the global batch, candidate).
 
     They do not depend on how the batch is split over chunks, devices or processes. The sampler folds in
     the token index.
 
     Args:
-      purpose: a constant per use (training, evaluation, ...).
-      step, candidate: i32[].
+      purpose, step, candidate: i32[]; purpose is a number per use (training, evaluation, ...).
       position: i32[B].
     """
     key = jax.random.key(seed)

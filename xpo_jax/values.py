@@ -15,10 +15,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypedDict
 
-import jax
 import numpy as np
 
-Array = jax.Array | np.ndarray
+Array = Any  # jax.Array on the devices, np.ndarray on the host; the docstrings say which dtype and shape
 Params = Any  # a nested dict of arrays, the pure-dict form of an nnx State
 
 

@@ -1,0 +1,86 @@
+"""What a run prints for people, and its result in one object."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+from tqdm import tqdm
+
+from xpo_jax.evaluate import Evaluation
+from xpo_jax.metrics import summary_table, text_table
+from xpo_jax.programs import Programs
+
+# The columns of the console's table, the most important first; a narrow terminal shows fewer.
+CONSOLE = (
+    "judge/win_rate",
+    "judge/tie_rate",
+    "rewards/margins",
+    "objective/kl",
+    "loss/dpo",
+    "loss/xpo",
+    "objective/entropy",
+    "tokens_per_second",
+)
+
+
+def opening(programs: Programs, rows: Mapping[str, Any], *, compilations: int) -> str:
+    """What is about to happen: the caller's `rows`, with devices, sizes and compilations."""
+    mesh = ", ".join(f"{axis} {size}" for axis, size in programs.mesh.shape.items())
+    return summary_table(
+        {
+            **rows,
+            "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}; mesh {mesh}",
+            "parameters": f"{programs.parameters:,}, computing in {programs.dtype.name}",
+            "buckets": f"prompts {programs.prompt_buckets}, responses {programs.response_buckets} tokens",
+            "compilations": f"{compilations}, all before the first step",
+        }
+    )
+
+
+def progress(items: Iterable[Any], label: str) -> Iterable[Any]:
+    """A bar with the time left on standard error, where that is a terminal."""
+    return tqdm(items, desc=label, leave=False, dynamic_ncols=True, disable=not sys.stderr.isatty())
+
+
+def sentence(when: str, found: Evaluation) -> str:
+    """One line about an evaluation."""
+    valid = f", valid {found.policy['valid']:.1%}" if "valid" in found.policy else ""
+    interval = f"[{found.low:.1%}, {found.high:.1%}]"
+    return f"{when}: held-out win rate {found.win_rate:.1%} {interval}{valid}, KL {found.kl:.2f}"
+
+
+def closing(before: Evaluation, after: Evaluation, shown: Sequence[Mapping[str, Any]]) -> str:
+    """The final tables: some prompts with the answers of reference and policy, and the figures."""
+    samples = [[row["prompt"], row["reference"], row["policy"], row["win_share"]] for row in shown]
+    figures = [("win rate", 0.5, before.win_rate, after.win_rate), ("KL", 0.0, before.kl, after.kl)]
+    for name in ("valid", "copy", "score", "distance", "tokens", "unfinished"):
+        if name in after.policy:
+            figures.append((name, after.reference[name], before.policy[name], after.policy[name]))
+    return "\n\n".join(
+        [
+            text_table(["prompt", "before (reference)", "after (policy)", "won"], samples),
+            text_table(["held out", "reference", "policy before", "policy after"], figures),
+        ]
+    )
+
+
+def result(before: Evaluation, after: Evaluation) -> dict[str, Any]:
+    """The part of the last line that the evaluations give; None for what the judge does not tell."""
+    return {
+        "win_rate": after.win_rate,
+        "win_rate_low": after.low,
+        "win_rate_high": after.high,
+        "win_rate_before": before.win_rate,
+        "win_rate_before_low": before.low,
+        "win_rate_before_high": before.high,
+        "valid": after.policy.get("valid"),
+        "valid_reference": after.reference.get("valid"),
+        "copy_rate": after.policy.get("copy"),
+        "copy_rate_reference": after.reference.get("copy"),
+        "copy_rate_half_interval": after.intervals.get("copy"),
+        "kl": after.kl,
+        "evaluation_queries": before.queries + after.queries,
+    }
