@@ -3,14 +3,13 @@
 
 FITS := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 WHICH := import sys; print(sys.version, sys.base_prefix)
-NONE := no Python from 3.11 to 3.13 with venv and ensurepip (a package of its own on some systems, such as \
-  python3-venv) was found as $(or $(PYTHON),python3.13, python3.12, python3.11 or python3); \
-  name one: make PYTHON=/path/to/python3
+NONE = no Python from 3.11 to 3.13 with venv and ensurepip (on Debian the package python3-venv) \
+  works as any of: $(CANDIDATES); name one: make PYTHON=/path/to/python3
 # Tried by running each: a command of that name may be there and fail.
-CANDIDATES := $(or $(PYTHON),.venv/bin/python python3.13 python3.12 python3.11 python3)
+CANDIDATES := $(or $(PYTHON),$(if $(wildcard .venv/made),.venv/bin/python) python3.13 python3.12 python3.11 python3)
 FOUND := $(shell for p in $(CANDIDATES); do "$$p" -c '$(FITS)' 2>/dev/null && echo "$$p" && break; done)
 VERSION := $(if $(FOUND),$(shell "$(FOUND)" -c 'import sys; print("%d.%d" % sys.version_info[:2])'))
-CONSTRAINTS := constraints-$(VERSION).txt
+CONSTRAINTS := $(if $(VERSION),constraints-$(VERSION).txt)
 SAME := $(if $(FOUND),$(shell test "$$(.venv/bin/python -c '$(WHICH)' 2>/dev/null)" = \
   "$$("$(FOUND)" -c '$(WHICH)')" && echo yes))
 
@@ -27,10 +26,10 @@ run: .venv/installed
 	.venv/bin/python -m xpo_jax.main --config=configs/paraphrase.py $(ARGS)
 
 test: .venv/installed-dev
-	.venv/bin/ruff check .
-	.venv/bin/ruff format --check .
-	.venv/bin/mypy
-	.venv/bin/python -m pytest -n 2 $(ARGS)
+	.venv/bin/python -m ruff check .
+	.venv/bin/python -m ruff format --check .
+	.venv/bin/python -m mypy
+	.venv/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 slow: .venv/installed-dev
 	.venv/bin/python -m pytest -m slow $(ARGS)

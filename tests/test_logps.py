@@ -69,7 +69,9 @@ def test_nothing_after_the_first_end_token_or_past_the_prompt_has_influence():
     rng = np.random.default_rng(9)
     noise = rng.integers(0, 38, tokens.shape)
     changed = np.where(np.arange(6) < lengths[..., None], tokens, noise)
-    prompt_changed = np.where(np.arange(5) < prompt_lengths[:, None], prompt, rng.integers(0, 38, prompt.shape))
+    prompt_changed = np.where(
+        np.arange(5) < prompt_lengths[:, None], prompt, rng.integers(0, 38, prompt.shape)
+    )
     assert (changed != tokens).any()
     assert (prompt_changed != prompt).any()
     again = score((stacked, params), prompt_changed, prompt_lengths, changed, lengths)
@@ -91,7 +93,9 @@ def test_chunks_do_not_matter(chunk_tokens):
 def test_no_array_of_all_logits_exists():
     stacked, params, _, _ = tiny()
     B, T, V = 3, 6, 40
-    f = lambda p, *a: jax.grad(lambda p: response_logps(stacked, p, *a, **{**OPTIONS, "chunk_tokens": 6}).logps.sum())(p)  # noqa: E731
+    f = lambda p, *a: jax.grad(
+        lambda p: response_logps(stacked, p, *a, **{**OPTIONS, "chunk_tokens": 6}).logps.sum()
+    )(p)  # noqa: E731
     text = jax.jit(f).lower(params, *map(jnp.asarray, batch())).compile().as_text()
     for shape in (f"f32[{2 * B * T},{V}]", f"f32[{B},2,{T},{V}]", f"f32[{T},{B},2,1,{V}]"):
         assert shape not in text

@@ -83,7 +83,9 @@ def test_gradient_matches_finite_differences(kind):
     with jax.enable_x64(True):
 
         def ours(policy):
-            terms = losses.xpo(policy, jnp.array(reference), jnp.array(p), beta=0.3, alpha=0.05, kind=kind, clip=2.0)
+            terms = losses.xpo(
+                policy, jnp.array(reference), jnp.array(p), beta=0.3, alpha=0.05, kind=kind, clip=2.0
+            )
             return losses.total(terms, jnp.array(weight), 7)
 
         value, grad = jax.value_and_grad(ours)(jnp.array(policy))
@@ -99,10 +101,14 @@ def test_pairs_without_verdict_have_no_say_even_when_they_are_nan():
     bad = jnp.array([[-1.0, jnp.nan], [-2.0, -3.0]])
 
     def loss(policy, weight):
-        terms = losses.xpo(policy, jnp.zeros((2, 2)), jnp.ones(2), beta=0.1, alpha=0.0, kind="sigmoid", clip=500.0)
+        terms = losses.xpo(
+            policy, jnp.zeros((2, 2)), jnp.ones(2), beta=0.1, alpha=0.0, kind="sigmoid", clip=500.0
+        )
         return losses.total(terms, weight, 2)
 
-    alone = losses.xpo(bad[:, :1], jnp.zeros((2, 1)), jnp.ones(1), beta=0.1, alpha=0.0, kind="sigmoid", clip=500.0)
+    alone = losses.xpo(
+        bad[:, :1], jnp.zeros((2, 1)), jnp.ones(1), beta=0.1, alpha=0.0, kind="sigmoid", clip=500.0
+    )
     assert loss(bad, jnp.array([1.0, 0.0])) == pytest.approx(float(alone.preference[0]) / 2)  # of two rows
     assert loss(bad, jnp.zeros(2)) == 0.0
 

@@ -23,7 +23,9 @@ def settings(**changes):
     return Sampling(**{**PLAIN, **changes})
 
 
-def sample(model, tokens, lengths, *, vocab_size, end_tokens=(1, 2), seed=0, position=None, real=None, **changes):
+def sample(
+    model, tokens, lengths, *, vocab_size, end_tokens=(1, 2), seed=0, position=None, real=None, **changes
+):
     graphdef, params = model
     B = len(lengths)
     sampler = jax.jit(
@@ -56,7 +58,14 @@ def test_frequencies_pass_a_chi_square_test(changes):
     rows, V, masked = 20_000, 10, 2
     model = markov()
     row = np.asarray(model[1]["table"], np.float64)[4]
-    got = sample(model, np.full((rows, 1), 4), np.ones(rows, np.int32), vocab_size=V - masked, max_new_tokens=1, **changes)
+    got = sample(
+        model,
+        np.full((rows, 1), 4),
+        np.ones(rows, np.int32),
+        vocab_size=V - masked,
+        max_new_tokens=1,
+        **changes,
+    )
     logits = row[: V - masked] / changes.get("temperature", 1.0)
     p = np.exp(logits) / np.exp(logits).sum()
     order = np.argsort(-p)
@@ -75,7 +84,12 @@ def test_frequencies_pass_a_chi_square_test(changes):
 
 
 def test_the_chi_square_test_can_fail():
-    counts = np.bincount(sample(markov(), np.full((20_000, 1), 4), np.ones(20_000, np.int32), vocab_size=10, max_new_tokens=1).tokens[:, 0], minlength=10)
+    counts = np.bincount(
+        sample(
+            markov(), np.full((20_000, 1), 4), np.ones(20_000, np.int32), vocab_size=10, max_new_tokens=1
+        ).tokens[:, 0],
+        minlength=10,
+    )
     logits = np.asarray(markov()[1]["table"], np.float64)[4] / 1.1  # another temperature
     p = np.exp(logits) / np.exp(logits).sum()
     assert chisquare(counts, p * 20_000).pvalue < 1e-4
@@ -88,9 +102,13 @@ def test_draw_over_a_vocabulary_of_152k():
     p = np.exp(logits.astype(np.float64))
     p /= p.sum()
     uniform = jax.random.uniform(jax.random.key(0), (rows,))
-    tokens = jax.jit(lambda u: jax.lax.map(lambda x: draw(jnp.asarray(logits)[None], x[None])[0], u, batch_size=50))(uniform)
+    tokens = jax.jit(
+        lambda u: jax.lax.map(lambda x: draw(jnp.asarray(logits)[None], x[None])[0], u, batch_size=50)
+    )(uniform)
     bins = np.arange(V) * 20 // V
-    assert chisquare(np.bincount(bins[tokens], minlength=20), np.bincount(bins, weights=p) * rows).pvalue > 1e-4
+    assert (
+        chisquare(np.bincount(bins[tokens], minlength=20), np.bincount(bins, weights=p) * rows).pvalue > 1e-4
+    )
 
 
 @pytest.mark.parametrize("uniform", [0.0, 0.5, 1 - 2**-24])
@@ -120,7 +138,15 @@ def test_lengths_count_the_first_end_token_and_padding_follows():
     table = np.full((10, 10), -50.0)
     for a in range(3, 10):
         table[a, a + 1 if a < 9 else 3] = 50.0
-    got = sample(split(Markov(table)), [[3], [6], [8], [7]], [1, 1, 1, 1], vocab_size=10, end_tokens=(6, 8), max_new_tokens=4, real=[True, True, True, False])
+    got = sample(
+        split(Markov(table)),
+        [[3], [6], [8], [7]],
+        [1, 1, 1, 1],
+        vocab_size=10,
+        end_tokens=(6, 8),
+        max_new_tokens=4,
+        real=[True, True, True, False],
+    )
     assert got.tokens.tolist() == [[4, 5, 6, 0], [7, 8, 0, 0], [9, 3, 4, 5], [0, 0, 0, 0]]
     assert got.lengths.tolist() == [3, 2, 4, 0]
     assert got.finished.tolist() == [True, True, False, False]
@@ -129,7 +155,16 @@ def test_lengths_count_the_first_end_token_and_padding_follows():
 def test_repetition_penalty_matches_transformers_rule():
     table = np.zeros((6, 6), np.float32)
     table[:, 2], table[:, 3], table[:, 4] = 3.0, 2.0, -1.0
-    got = sample(split(Markov(table)), [[2, 5]], [1], vocab_size=6, end_tokens=(99,), temperature=0.0, repetition_penalty=2.0, max_new_tokens=3)
+    got = sample(
+        split(Markov(table)),
+        [[2, 5]],
+        [1],
+        vocab_size=6,
+        end_tokens=(99,),
+        temperature=0.0,
+        repetition_penalty=2.0,
+        max_new_tokens=3,
+    )
     # 2 is in the prompt: 3 / 2 = 1.5 < 2; then 3 is seen: 1.0 < 1.5; the padding 5 is not "seen"
     assert got.tokens[0].tolist() == [3, 2, 2]
 
@@ -144,14 +179,23 @@ def test_rows_do_not_depend_on_padding_bucket_or_neighbours():
     for i in range(4):
         wide = np.full((2, 12), 39)
         wide[0, : lengths[i]], wide[1, :4] = tokens[i, : lengths[i]], [5, 6, 7, 8]
-        alone = sample(model, wide, np.array([lengths[i], 4]), vocab_size=38, max_new_tokens=10, position=[i, 99])
+        alone = sample(
+            model, wide, np.array([lengths[i], 4]), vocab_size=38, max_new_tokens=10, position=[i, 99]
+        )
         np.testing.assert_array_equal(alone.tokens[0], whole.tokens[i])
         assert alone.lengths[0] == whole.lengths[i]
 
 
 def test_keys_differ_by_every_number_they_are_made_of():
     base = (0, 1, 2, jnp.array([3]), 4)
-    variants = [base, (9, *base[1:]), (0, 9, *base[2:]), (0, 1, 9, *base[3:]), (*base[:3], jnp.array([9]), 4), (*base[:4], 9)]
+    variants = [
+        base,
+        (9, *base[1:]),
+        (0, 9, *base[2:]),
+        (0, 1, 9, *base[3:]),
+        (*base[:3], jnp.array([9]), 4),
+        (*base[:4], 9),
+    ]
     data = {tuple(np.asarray(jax.random.key_data(row_keys(*v)))[0]) for v in variants}
     assert len(data) == len(variants)
 

@@ -40,24 +40,50 @@ def pairs(seed=0, real=(True,) * 7 + (False,), weight=(1, 1, 0, 1, 0.5, 1, 1, 1)
     rng = np.random.default_rng(seed)
     tokens = rng.integers(3, 40, (2, B, 6)).astype(np.int32)
     lengths = rng.integers(1, 7, (2, B)).astype(np.int32)
-    prompt, prompt_lengths = rng.integers(3, 40, (B, 5)).astype(np.int32), rng.integers(1, 6, B).astype(np.int32)
+    prompt, prompt_lengths = (
+        rng.integers(3, 40, (B, 5)).astype(np.int32),
+        rng.integers(1, 6, B).astype(np.int32),
+    )
     ref_logps = scorer()(tiny(seed=reference_seed, scale=1.0)[1], prompt, prompt_lengths, tokens, lengths)
     p_first = np.array([1, 0, 1, 0.5, 0.7, 0, 1, 1], np.float32)
-    return Pairs(prompt, prompt_lengths, tokens, lengths, np.asarray(ref_logps), p_first, np.array(weight, np.float32), np.array(real))
+    return Pairs(
+        prompt,
+        prompt_lengths,
+        tokens,
+        lengths,
+        np.asarray(ref_logps),
+        p_first,
+        np.array(weight, np.float32),
+        np.array(real),
+    )
 
 
 @functools.cache
 def accumulate_of(**options):
-    return jax.jit(make_accumulate(STACKED, bonus_clip=500.0, temperature=0.8, vocab_size=40, chunk_tokens=64, **options))
+    return jax.jit(
+        make_accumulate(STACKED, bonus_clip=500.0, temperature=0.8, vocab_size=40, chunk_tokens=64, **options)
+    )
 
 
 @functools.cache
 def scorer():
-    score = lambda params, *args: response_logps(STACKED, params, *args, temperature=0.8, vocab_size=40, chunk_tokens=64).logps  # noqa: E731
+    score = lambda params, *args: (
+        response_logps(STACKED, params, *args, temperature=0.8, vocab_size=40, chunk_tokens=64).logps
+    )  # noqa: E731
     return jax.jit(score)
 
 
-def gradient(batch, *, chunks=1, alpha=0.01, beta=0.1, entropy_weight=0.0, kind="sigmoid", params=PARAMS, dtype=jnp.float32):
+def gradient(
+    batch,
+    *,
+    chunks=1,
+    alpha=0.01,
+    beta=0.1,
+    entropy_weight=0.0,
+    kind="sigmoid",
+    params=PARAMS,
+    dtype=jnp.float32,
+):
     accumulate = accumulate_of(kind=kind, entropy_weight=entropy_weight, chunks=chunks, dtype=dtype)
     real = np.asarray(batch.real)
     grads, sums = zeros(params)
@@ -102,7 +128,9 @@ def test_unreal_rows_and_failed_verdicts_do_not_matter():
         mask = without_say.reshape((1,) * axis + (B,) + (1,) * (a.ndim - axis - 1))
         return np.where(mask, b, a)
 
-    other = Pairs(*(mixed(a, b) for a, b in zip(batch, noise, strict=True)))._replace(real=batch.real, weight=batch.weight)
+    other = Pairs(*(mixed(a, b) for a, b in zip(batch, noise, strict=True)))._replace(
+        real=batch.real, weight=batch.weight
+    )
     assert not np.array_equal(other.tokens, batch.tokens)
     a, b = gradient(batch)[0], gradient(other)[0]
     assert distance(a, b) < 1e-6
@@ -117,7 +145,9 @@ def test_no_verdict_at_all_gives_no_gradient():
 def test_gradient_matches_finite_differences_in_float64():
     """Through model, log-probs, loss and entropy, along random directions."""
     with jax.enable_x64(True):
-        to64 = lambda tree: jax.tree.map(lambda x: jnp.asarray(x, jnp.float64) if np.asarray(x).dtype == np.float32 else x, tree)  # noqa: E731
+        to64 = lambda tree: jax.tree.map(
+            lambda x: jnp.asarray(x, jnp.float64) if np.asarray(x).dtype == np.float32 else x, tree
+        )  # noqa: E731
         params, batch = to64(PARAMS), pairs(reference_seed=1)
 
         def loss(params):
@@ -130,7 +160,10 @@ def test_gradient_matches_finite_differences_in_float64():
             h = 1e-4
             at = lambda s: loss(jax.tree.map(lambda p, d: p + s * d, params, direction))[1]["loss"]  # noqa: B023, E731
             slope = (float(at(h)) - float(at(-h))) / (2 * h)
-            ours = sum(float(jnp.vdot(g, d)) for g, d in zip(jax.tree.leaves(grads), jax.tree.leaves(direction), strict=True))
+            ours = sum(
+                float(jnp.vdot(g, d))
+                for g, d in zip(jax.tree.leaves(grads), jax.tree.leaves(direction), strict=True)
+            )
             assert ours == pytest.approx(slope, rel=2e-2, abs=2e-3)  # sums are float32
 
 
@@ -185,10 +218,19 @@ def test_numbers_that_are_not_finite_leave_the_state_untouched(where):
     assert distance(good.params, state.params) > 1e-4
 
 
-@pytest.mark.parametrize(("schedule", "middle", "last"), [("constant", 1e-2, 1e-2), ("linear", 5e-3, 1e-2 / 8), ("cosine", 5e-3, 1e-2 * (1 + np.cos(np.pi * 7 / 8)) / 2)])
+@pytest.mark.parametrize(
+    ("schedule", "middle", "last"),
+    [
+        ("constant", 1e-2, 1e-2),
+        ("linear", 5e-3, 1e-2 / 8),
+        ("cosine", 5e-3, 1e-2 * (1 + np.cos(np.pi * 7 / 8)) / 2),
+    ],
+)
 def test_learning_rates(schedule, middle, last):
     _, rate = make_optimizer(**{**OPTIMIZER, "schedule": schedule, "warmup_steps": 2})
-    assert [float(rate(s)) for s in (0, 1, 2, 6, 9)] == pytest.approx([5e-3, 1e-2, 1e-2, middle, last], rel=1e-5)
+    assert [float(rate(s)) for s in (0, 1, 2, 6, 9)] == pytest.approx(
+        [5e-3, 1e-2, 1e-2, middle, last], rel=1e-5
+    )
 
 
 def test_weight_decay_spares_biases_and_norms():

@@ -67,7 +67,8 @@ def save(path: str | Path, step: int, state: TrainState, extra: Mapping[str, Any
         about = {"format": _FORMAT, "version": 1, "step": step, "leaves": _leaves(state), "extra": extra}
         text = json.dumps(about, indent=1, allow_nan=False)
         folder.mkdir(parents=True)
-        _orbax(lambda orbax: orbax.save(folder.absolute() / "state", args=ocp.args.StandardSave(state)))
+        args = ocp.args.PyTreeSave(state)
+        _orbax(lambda orbax: orbax.save(folder.absolute() / "state", args=args), _whole_arrays())
         atomic_write(folder / "checkpoint.json", text + "\n")
         _flush(folder)
         sums = "".join(f"{_sha256(folder / name)}  {name}\n" for name in _files(folder))
@@ -119,7 +120,8 @@ def restore(path: str | Path, step: int, like: TrainState) -> tuple[TrainState, 
     target = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), like)
     args = ocp.args.StandardRestore(target)
     try:
-        state = _orbax(lambda orbax: orbax.restore(folder.absolute() / "state", args=args))
+        handler = ocp.StandardCheckpointHandler()
+        state = _orbax(lambda orbax: orbax.restore(folder.absolute() / "state", args=args), handler)
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: cannot be restored ({error}); use an older one") from error
     return state, about["extra"]
@@ -194,7 +196,20 @@ def _leaves(tree: Any) -> dict[str, str]:
     return {name: f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" for name, leaf in _named(tree)}
 
 
-def _orbax(work: Callable[[ocp.Checkpointer], Any]) -> Any:
+def _whole_arrays() -> ocp.PyTreeCheckpointHandler:
+    """Orbax's handler, but one device writes what several hold alike.
+
+    By default each of them cuts its part out first, with a program that is compiled per shape and device
+    in the middle of the run.
+    """
+    kinds = ocp.type_handlers
+    registry = kinds.create_type_handler_registry(
+        (jax.Array, kinds.ArrayHandler(use_replica_parallel=False)), (np.ndarray, kinds.NumpyHandler())
+    )
+    return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+
+
+def _orbax(work: Callable[[ocp.Checkpointer], Any], handler: ocp.CheckpointHandler) -> Any:
     """Let Orbax work, and turn what it raises into one line without the tracebacks it also prints.
 
     Synchronous on purpose: orbax.checkpoint.v1 (0.12.8) leaves threads behind when a folder cannot be
@@ -206,7 +221,7 @@ def _orbax(work: Callable[[ocp.Checkpointer], Any]) -> Any:
         for log in logs:
             log.disabled = True
         try:
-            with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+            with ocp.Checkpointer(handler) as checkpointer:
                 return work(checkpointer)
         except Exception as error:  # noqa: BLE001, raised below without what it drags along
             reason = " ".join(str(error).split()) or type(error).__name__

@@ -54,7 +54,11 @@ class Evaluation:
     def metrics(self) -> dict[str, float]:
         """For the metrics file."""
         out = {"eval/win_rate": self.win_rate, "eval/win_rate_low": self.low, "eval/win_rate_high": self.high}
-        out |= {"eval/kl": self.kl, "eval/kl_per_token": self.kl_per_token, "eval/queries": float(self.queries)}
+        out |= {
+            "eval/kl": self.kl,
+            "eval/kl_per_token": self.kl_per_token,
+            "eval/queries": float(self.queries),
+        }
         out |= {f"eval/policy/{name}": value for name, value in self.policy.items()}
         return out | {f"eval/reference/{name}": value for name, value in self.reference.items()}
 
@@ -103,7 +107,9 @@ class Evaluator:
         ]
         return [(samples, self.decode(samples)) for samples in jax.device_get(drawn)]
 
-    def __call__(self, policy: Params, step: int, progress: Callable[[Iterable[Any]], Iterable[Any]]) -> Evaluation:
+    def __call__(
+        self, policy: Params, step: int, progress: Callable[[Iterable[Any]], Iterable[Any]]
+    ) -> Evaluation:
         """Evaluate the sampling weights `policy` after `step` updates.
 
         Args:
@@ -123,7 +129,9 @@ class Evaluator:
             theirs = self._drawn[number]
 
             lengths = np.stack([samples.lengths for samples, _ in mine])
-            drawn = trim(np.stack([samples.tokens for samples, _ in mine]), lengths, self.programs.response_buckets)
+            drawn = trim(
+                np.stack([samples.tokens for samples, _ in mine]), lengths, self.programs.response_buckets
+            )
             args = (prompts.tokens, prompts.lengths, drawn, lengths)
             ours = self.programs.score(policy, *args)
             ratio = np.asarray(jax.device_get(ours)) - np.asarray(
@@ -163,7 +171,9 @@ class Evaluator:
                     }
                 )
         rate, half = mean_interval(np.array(wins))
-        summary = {side: {k: mean_interval(np.array(v)) for k, v in named.items()} for side, named in parts.items()}
+        summary = {
+            side: {k: mean_interval(np.array(v)) for k, v in named.items()} for side, named in parts.items()
+        }
         return Evaluation(
             rate,
             rate - half,

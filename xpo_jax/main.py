@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
         from xpo_jax.train import train
 
         print(final_line(train(config)))
-    except (ValueError, FloatingPointError) as error:
+    except (ValueError, FloatingPointError, OSError) as error:
         print(f"xpo_jax: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -119,7 +119,9 @@ class Programs:
         stacked, params = abstract(True, remat)
         unstacked, weights = abstract(False, False)
         self._params = nnx.to_pure_dict(params)
-        self._weights = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, dtype), nnx.to_pure_dict(weights))
+        self._weights = jax.tree.map(
+            lambda p: jax.ShapeDtypeStruct(p.shape, dtype), nnx.to_pure_dict(weights)
+        )
         self._state = jax.eval_shape(lambda params: init_state(params, optimizer), self._params)
 
         rules, whole = qwen2.SHARDING, sharding.replicated(mesh)
@@ -156,8 +158,12 @@ class Programs:
             "chunk_tokens": loss["chunk_tokens"],
         }
 
-        def score(weights: Params, prompt_tokens: Array, prompt_lengths: Array, tokens: Array, lengths: Array) -> Array:
-            scored = response_logps(unstacked, weights, prompt_tokens, prompt_lengths, tokens, lengths, **scoring)
+        def score(
+            weights: Params, prompt_tokens: Array, prompt_lengths: Array, tokens: Array, lengths: Array
+        ) -> Array:
+            scored = response_logps(
+                unstacked, weights, prompt_tokens, prompt_lengths, tokens, lengths, **scoring
+            )
             return scored.logps
 
         def for_sampling(params: Params) -> Params:
@@ -189,8 +195,16 @@ class Programs:
         )
         self.accumulate = Program(
             "accumulate",
-            make_accumulate(stacked, dtype=dtype, **scoring, **{k: v for k, v in loss.items() if k not in scoring}),
-            in_shardings=(self.params_sharding, self.params_sharding, sums_sharding, pairs_sharding, *[whole] * 5),
+            make_accumulate(
+                stacked, dtype=dtype, **scoring, **{k: v for k, v in loss.items() if k not in scoring}
+            ),
+            in_shardings=(
+                self.params_sharding,
+                self.params_sharding,
+                sums_sharding,
+                pairs_sharding,
+                *[whole] * 5,
+            ),
             out_shardings=(self.params_sharding, sums_sharding),
             donate_argnums=(1, 2),
         )
@@ -220,7 +234,11 @@ class Programs:
             yield "apply", self.apply, (self._state, self._params, f32())
             for P in self.prompt_buckets:
                 prompts = (i32(B, P), i32(B))
-                yield f"sample P={P}", self.sample, (self._weights, *prompts, boolean, i32(B), i32(), i32(), i32())
+                yield (
+                    f"sample P={P}",
+                    self.sample,
+                    (self._weights, *prompts, boolean, i32(B), i32(), i32(), i32()),
+                )
                 for T in self.response_buckets:
                     yield f"score P={P} T={T}", self.score, (self._weights, *prompts, i32(S, B, T), i32(S, B))
                     yield (

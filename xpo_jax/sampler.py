@@ -49,7 +49,10 @@ class Sampling:
             (self.top_k < 0, f"top_k is {self.top_k}, must be 0 (off) or more"),
             (not 0 < self.top_p <= 1, f"top_p is {self.top_p}, must be in (0, 1]; 1 is off"),
             (not 0 <= self.min_p <= 1, f"min_p is {self.min_p}, must be in [0, 1]; 0 is off"),
-            (self.repetition_penalty <= 0, f"repetition_penalty is {self.repetition_penalty}, must be positive"),
+            (
+                self.repetition_penalty <= 0,
+                f"repetition_penalty is {self.repetition_penalty}, must be positive",
+            ),
         ):
             if bad:
                 raise ValueError(text)

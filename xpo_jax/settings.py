@@ -124,7 +124,9 @@ class Layout:
     def check(self, batch_size: int, max_new_tokens: int) -> None:
         """Raises ValueError where it does not fit the rest of the config."""
         if self.micro_batch_size < 1 or batch_size % self.micro_batch_size:
-            raise ValueError(f"layout.micro_batch_size {self.micro_batch_size} does not divide batch_size {batch_size}")
+            raise ValueError(
+                f"layout.micro_batch_size {self.micro_batch_size} does not divide batch_size {batch_size}"
+            )
         buckets = list(self.response_buckets)
         if buckets != sorted(set(buckets)) or not buckets or buckets[0] < 1 or buckets[-1] != max_new_tokens:
             raise ValueError(

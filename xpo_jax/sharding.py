@@ -35,13 +35,15 @@ def make_mesh(*, data: int, fsdp: int, tensor: int) -> Mesh:
     free = [i for i, size in enumerate(sizes) if size == -1]
     known = int(np.prod([size for size in sizes if size != -1]))
     if len(free) > 1 or any(size < 1 and size != -1 for size in sizes):
-        raise ValueError(f"mesh: sizes are positive and at most one is -1, not {dict(zip(AXES, sizes, strict=True))}")
+        raise ValueError(
+            f"mesh: sizes are positive and at most one is -1, not {dict(zip(AXES, sizes, strict=True))}"
+        )
     if free and devices % known == 0:
         sizes[free[0]] = devices // known
     if int(np.prod(sizes)) != devices:
         raise ValueError(
-            f"mesh: {' x '.join(f'{a} {s}' for a, s in zip(AXES, sizes, strict=True))} does not cover the"
-            f" {devices} device(s) here; set mesh.data=-1 to let it fill up"
+            f"mesh: {' x '.join(f'{a} {s}' for a, s in zip(AXES, sizes, strict=True))} is not the {devices}"
+            " device(s) here; the sizes must multiply to that, and one of them may be -1 to fill up"
         )
     # Auto axes: XLA propagates shardings; jax.make_mesh's default would make every op state its own.
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
@@ -75,6 +77,9 @@ def shardings(mesh: Mesh, tree: Any, rules: Rules, *, leave_out: Sequence[str] =
         if spec is None:
             problems.append(f"no sharding rule covers {path} {leaf.shape}")
             return NamedSharding(mesh, PS())
+        if ndim > len(spec):
+            problems.append(f"{path}: its rule has {len(spec)} axes, it has {ndim}")
+            return NamedSharding(mesh, PS())
         axes = [None if axis in leave_out else axis for axis in spec[-ndim:]]
         for size, axis in zip(leaf.shape, axes, strict=True):
             if axis is not None and size % mesh.shape[axis]:
@@ -83,7 +88,9 @@ def shardings(mesh: Mesh, tree: Any, rules: Rules, *, leave_out: Sequence[str] =
 
     result = jax.tree.map(one, paths(tree), tree)
     if problems:
-        raise ValueError("; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else ""))
+        raise ValueError(
+            "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
+        )
     return result
 
 

@@ -41,7 +41,9 @@ def opening(programs: Programs, rows: Mapping[str, Any], *, compilations: int) -
 
 
 def progress(items: Iterable[Any], label: str) -> Iterable[Any]:
-    """A bar with the time left on standard error, where that is a terminal."""
+    """A bar with the time left on standard error; one line where that is no terminal."""
+    if not sys.stderr.isatty():
+        print(f"{label} ...", file=sys.stderr, flush=True)
     return tqdm(items, desc=label, leave=False, dynamic_ncols=True, disable=not sys.stderr.isatty())
 
 

@@ -58,8 +58,13 @@ def _train(p: Parts, run: RunDir, compilations: CompilationCounter) -> dict[str,
     # ------------------------------------------------------------------------------------------ start
     programs, timer = p.programs, Timer()
     announced = programs.announced()
-    run.write_environment({"data": {"train": p.data.train.fingerprint, "held_out": p.data.held_out.fingerprint}})
-    print(summary.opening(programs, {"run": str(run.path), **p.described}, compilations=len(announced)), flush=True)
+    run.write_environment(
+        {"data": {"train": p.data.train.fingerprint, "held_out": p.data.held_out.fingerprint}}
+    )
+    print(
+        summary.opening(programs, {"run": str(run.path), **p.described}, compilations=len(announced)),
+        flush=True,
+    )
     for _, compile_program in summary.progress(announced, "compiling"):
         compile_program()
     compiled = compilations.count
@@ -169,7 +174,9 @@ def _train(p: Parts, run: RunDir, compilations: CompilationCounter) -> dict[str,
             }
             last, every = done == p.top.steps, p.evaluation.every_steps
             if last or (every and done % every == 0):
-                after = evaluator(policy, done, functools.partial(summary.progress, label=f"evaluating step {done}"))
+                after = evaluator(
+                    policy, done, functools.partial(summary.progress, label=f"evaluating step {done}")
+                )
                 found |= after.metrics()
             metrics.log(done, found)
             skipped_in_a_row = 0 if applied["finite"] else skipped_in_a_row + 1
@@ -263,7 +270,9 @@ def prepare(config: ConfigDict) -> Parts:
     reference_folder = folder if model.reference is None else hf.model_folder(model.reference)
     if hf.read_config(reference_folder) != model_config:
         raise ValueError(f"model.reference: {reference_folder} is of another architecture than {folder}")
-    data = build(load_prompts, config.data, "data", tokenizer=tokenizer, max_new_tokens=sampling.max_new_tokens)
+    data = build(
+        load_prompts, config.data, "data", tokenizer=tokenizer, max_new_tokens=sampling.max_new_tokens
+    )
     batches = data.train_batches(top.batch_size, top.seed)
     held_out = list(data.held_out_batches(top.batch_size, evaluation.prompts))
     chunks = top.batch_size // layout.micro_batch_size
@@ -294,11 +303,12 @@ def prepare(config: ConfigDict) -> Parts:
         rows = [row[:n].tolist() for row, n in zip(samples.tokens, samples.lengths, strict=True)]
         return tokenizer.batch_decode(rows, skip_special_tokens=True)
 
-    alpha, beta = alpha_at(0), beta_at(0)
+    alpha, beta, overlap = alpha_at(0), beta_at(0), data.overlap()
     described = {
         "model": f"{model.path}; reference: {model.reference or 'a frozen copy of it'}",
         "training": data.train.summary(),
-        "held out": data.held_out.summary(),
+        "held out": data.held_out.summary()
+        + (f"; {overlap} of them are training prompts too" if overlap else ""),
         "judge": config.judge.name,
         "batch": f"{top.batch_size} prompts in {chunks} micro-batch(es); {top.steps} steps,"
         f" {batches.steps_per_epoch} an epoch",

@@ -65,7 +65,9 @@ def make_optimizer(
     rate = optax.join_schedules([warmup, after], [warmup_steps])
 
     def matrices(params: Params) -> Any:
-        return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in ("kernel", "embedding"), params)
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: path[-1].key in ("kernel", "embedding"), params
+        )
 
     optimizer = optax.chain(
         optax.clip_by_global_norm(clip_norm),

@@ -7,7 +7,9 @@ asking, and every answer is checked. Asking twice, deadlines and budgets belong 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import os
+import traceback
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,13 +30,21 @@ def parse(answer: Answer) -> Verdict:
     if answer is None:
         return Verdict(None, "no verdict")
     if isinstance(answer, Verdict):
-        return answer if answer.p is None else answer._replace(p=_probability(answer.p))
+        if isinstance(answer.p, str):
+            wrong = f"p {_shown(answer.p)}; p is a float, the probability that A is better, or None"
+        elif not isinstance(answer.reason, str):
+            wrong = f"the reason {_shown(answer.reason)}; a reason is text"
+        elif not isinstance(answer.scores, Mapping):
+            wrong = f"scores {_shown(answer.scores)}; scores are a mapping, such as {{'a': 0.7}}"
+        else:
+            return answer if answer.p is None else answer._replace(p=_probability(answer.p))
+        raise JudgeError(f"the judge answered a Verdict with {wrong}")
     if isinstance(answer, str):
         try:
             return Verdict({"A": 1.0, "B": 0.0, "tie": 0.5}[answer])
         except KeyError:
             raise JudgeError(
-                f"the judge answered {answer[:60]!r}; a text answer is 'A', 'B' or 'tie'"
+                f"the judge answered {_shown(answer)}; a text answer is 'A', 'B' or 'tie'"
             ) from None
     return Verdict(_probability(answer))
 
@@ -42,16 +52,25 @@ def parse(answer: Answer) -> Verdict:
 def _probability(p: Any) -> float | None:
     if isinstance(p, (bool, np.bool_, int, np.integer)):
         raise JudgeError(
-            f"the judge answered the {type(p).__name__} {p!r}, which is refused because elsewhere 0 means that"
-            " the first one won; answer 'A', 'B', 'tie' or a float, the probability that A is better"
+            f"the judge answered the {type(p).__name__} {p!r}, which is refused because elsewhere 0 means"
+            " that the first one won; answer 'A', 'B', 'tie' or a float, the probability that A is better"
         )
     if not isinstance(p, (float, np.floating)):
-        raise JudgeError(f"the judge answered {str(p)[:60]!r}; answer 'A', 'B', 'tie', None, a float or a Verdict")
+        raise JudgeError(
+            f"the judge answered {_shown(p)}; answer 'A', 'B', 'tie', None, a float or a Verdict"
+        )
     if math.isnan(p):
         return None
     if not 0 <= p <= 1:
-        raise JudgeError(f"the judge answered {p!r}; a float is the probability that A is better, from 0 to 1")
+        raise JudgeError(
+            f"the judge answered {p!r}; a float is the probability that A is better, from 0 to 1"
+        )
     return float(p)
+
+
+def _shown(value: object) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def ask(
@@ -103,10 +122,7 @@ def ask(
         )
         for i in asked
     ]
-    answers = judge(comparisons) if comparisons else []
-    if isinstance(answers, (str, bytes)) or not hasattr(answers, "__len__") or len(answers) != len(comparisons):
-        found = f"{len(answers)} answers" if hasattr(answers, "__len__") else type(answers).__name__
-        raise JudgeError(f"the judge was asked {len(comparisons)} comparisons and returned {found}; one each, in order")
+    answers = _answers(judge, comparisons) if comparisons else []
 
     p_first, weight = np.full(B, 0.5, np.float32), np.zeros(B, np.float32)
     reasons, scores = [""] * B, [dict[str, Any]() for _ in range(B)]
@@ -126,8 +142,31 @@ def ask(
     return Verdicts(p_first, weight, len(comparisons), tuple(reasons), tuple(scores), tuple(shown))
 
 
+def _answers(judge: Judge, comparisons: Sequence[Comparison]) -> Sequence[Answer]:
+    """One answer for each comparison, unread; whatever else a judge does is a JudgeError."""
+    try:
+        answers = judge(comparisons)
+    except Exception as error:  # a judge is anybody's code and can fail in any way
+        frames = traceback.extract_tb(error.__traceback__)[1:]
+        text = " ".join(str(error).split())
+        if isinstance(error, ValueError) and frames and os.path.dirname(__file__) in frames[-1].filename:
+            raise JudgeError(text) from error  # our own judges say themselves what is wrong
+        own = [frame for frame in frames if frame.filename == frames[0].filename]  # not the libraries below
+        place = f" ({os.path.basename(own[-1].filename)}, line {own[-1].lineno})" if own else ""
+        raise JudgeError(f"the judge failed: {type(error).__name__}: {text}{place}") from error
+    vector = isinstance(answers, np.ndarray) and answers.ndim == 1
+    listed = vector or (isinstance(answers, Sequence) and not isinstance(answers, (str, bytes)))
+    if not listed or len(answers) != len(comparisons):
+        found = f"{len(answers)} answers" if listed else type(answers).__name__
+        raise JudgeError(
+            f"the judge was asked {len(comparisons)} comparisons and returned {found};"
+            " return a list with one answer each, in order"
+        )
+    return answers
+
+
 def metrics(verdicts: Verdicts, real: np.ndarray) -> dict[str, float]:
-    """judge/win_rate counts ties as half; shares are of the real rows, the win rate of those with a verdict."""
+    """The win rate counts ties as half and is of the rows with a verdict; the shares are of all real rows."""
     judged = verdicts.weight > 0
     rows = max(1, int(real.sum()))
     return {
@@ -135,4 +174,3 @@ def metrics(verdicts: Verdicts, real: np.ndarray) -> dict[str, float]:
         "judge/tie_rate": float((judged & (verdicts.p_first == 0.5)).sum() / rows),
         "judge/failed_rate": float((real & ~judged).sum() / rows),
     }
-

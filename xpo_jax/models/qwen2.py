@@ -278,7 +278,10 @@ class Qwen2(nnx.Module):
         causal = jnp.tril(jnp.ones((T, T), bool))[None, None]
 
         def segments(own: KV, prompt: KV) -> tuple[tuple[Segment, ...], None]:
-            return (Segment(*prompt, _before(prompt_lengths, prompt.k.shape[-2])), Segment(*own, causal)), None
+            return (
+                Segment(*prompt, _before(prompt_lengths, prompt.k.shape[-2])),
+                Segment(*own, causal),
+            ), None
 
         positions = jnp.broadcast_to(prompt_lengths[:, None, None] + jnp.arange(T), (B, C, T))
         hidden, _ = self._layers(tokens, positions, segments, prompt_caches)
@@ -309,7 +312,10 @@ class Qwen2(nnx.Module):
                 )
             )
             seen = _before(jnp.full((1,), t + 1), filled.k.shape[-2])
-            return (Segment(*prompt, _before(prompt_lengths, prompt.k.shape[-2])), Segment(*filled, seen)), filled
+            return (
+                Segment(*prompt, _before(prompt_lengths, prompt.k.shape[-2])),
+                Segment(*filled, seen),
+            ), filled
 
         pairs = list(zip(prompt_caches, caches, strict=True))
         return self._layers(token[:, None, None], (prompt_lengths + t)[:, None, None], segments, pairs)

@@ -1,0 +1,287 @@
+"""Evaluation: averages within a prompt before the interval over prompts, on texts that are known."""
+
+import math
+from statistics import NormalDist
+
+import numpy as np
+import pytest
+from fakes import Always, Broken, LongerText, Recording, silent
+
+from xpo_jax.evaluate import POLICY_SAMPLES, PURPOSE, Evaluator, mean_interval, same_tokens
+from xpo_jax.values import Comparison, Prompts, Samples
+
+B, P, T = 4, 6, 8
+REFERENCE, POLICY, LATER = "reference", "policy", "later"  # the fake's sampling weights are their names
+
+
+def batches(*sizes):
+    """Batches of B prompts, the first `sizes[i]` of batch i real; prompts are numbered through, from 1."""
+    out, number = [], 1
+    for size in sizes:
+        names = [number + i if i < size else None for i in range(B)]
+        number += size
+        out.append(
+            Prompts(
+                rows=tuple({} if n is None else {"number": n} for n in names),
+                messages=tuple(
+                    () if n is None else ({"role": "user", "content": f"prompt {n}"},) for n in names
+                ),
+                tokens=np.array([[0 if n is None else n] * P for n in names], np.int32),
+                lengths=np.full(B, P, np.int32),
+                position=np.arange(B, dtype=np.int32),
+                real=np.array([n is not None for n in names]),
+            )
+        )
+    return out
+
+
+class Programs:
+    """Stands in for the compiled programs: responses of known lengths, log-probabilities of known values.
+
+    lengths: (weights, candidate, prompt number) -> tokens; 0 gives a response of T that is not finished.
+    ratio: nats per token by which weights other than the reference's prefer a token.
+    """
+
+    response_buckets = (4, T)
+
+    def __init__(self, lengths, ratio=0.0):
+        self._lengths, self._ratio = lengths, ratio
+        self.draws, self.widths = [], []
+
+    def draw(self, weights, prompts, *, purpose, step, candidate):
+        self.draws.append((weights, purpose, step, candidate))
+        wanted = [
+            self._lengths(weights, candidate, int(row[0])) if real else 1
+            for row, real in zip(prompts.tokens, prompts.real, strict=True)
+        ]
+        lengths = np.array([n or T for n in wanted], np.int32)
+        # one and the same letter everywhere: texts differ in length alone
+        tokens = np.where(np.arange(T) < lengths[:, None], 7, 0).astype(np.int32)
+        return Samples(tokens, lengths, np.array([n > 0 for n in wanted]))
+
+    def score(self, weights, tokens, prompt_lengths, drawn, lengths):
+        self.widths.append(drawn.shape[-1])
+        assert drawn.shape[:2] == lengths.shape == (POLICY_SAMPLES, B)
+        unreal = np.where(tokens[:, 0] == 0, 1e6, 0.0)  # absurd, so that counting one shows
+        nats = -2.0 if weights == REFERENCE else -2.0 + self._ratio
+        return nats * lengths + (unreal if weights != REFERENCE else 0.0)
+
+
+def decode(samples):
+    return ["x" * n for n in samples.lengths]
+
+
+def evaluator(programs, prompts, judge=None, *, reference_samples=2, unfinished_loses=False, seed=5):
+    return Evaluator(
+        programs,
+        prompts,
+        REFERENCE,
+        judge or LongerText(),
+        decode,
+        reference_samples=reference_samples,
+        unfinished_loses=unfinished_loses,
+        seed=seed,
+    )
+
+
+def run(of, weights=POLICY, step=0):
+    return of(weights, step, lambda items: items)
+
+
+# ---- the interval -------------------------------------------------------------------------------
+
+
+def test_mean_interval_by_hand():
+    mean, half = mean_interval(np.array([0.0, 0.5, 1.0, 1.0, 0.25]))
+    assert mean == 0.55
+    variance = (0.55**2 + 0.05**2 + 2 * 0.45**2 + 0.3**2) / 4
+    assert half == pytest.approx(NormalDist().inv_cdf(0.975) * math.sqrt(variance / 5), rel=1e-4)
+
+
+def test_mean_interval_leaves_out_what_was_not_judged():
+    assert mean_interval(np.array([0.0, math.nan, 1.0, math.nan])) == mean_interval(np.array([0.0, 1.0]))
+    mean, half = mean_interval(np.array([0.25, math.nan]))
+    assert mean == 0.25 and math.isnan(half)
+    assert all(math.isnan(x) for x in mean_interval(np.array([math.nan])))
+    assert all(math.isnan(x) for x in mean_interval(np.array([])))
+
+
+def test_the_interval_covers_the_truth_95_times_in_100():
+    rng = np.random.default_rng(0)
+    draws = rng.beta(2, 3, (2000, 200))  # mean 0.4
+    covered = 0
+    for values in draws:
+        mean, half = mean_interval(values)
+        covered += abs(mean - 0.4) <= half
+    assert 0.93 < covered / 2000 < 0.97
+
+
+# ---- the same tokens ----------------------------------------------------------------------------
+
+
+def test_same_tokens_looks_no_further_than_the_length():
+    a = Samples(
+        np.array([[5, 6, 0], [5, 6, 9], [5, 6, 0], [5, 6, 7]]), np.array([2, 2, 2, 3]), np.ones(4, bool)
+    )
+    b = Samples(
+        np.array([[5, 6, 0], [5, 6, 0], [5, 7, 0], [5, 6, 0]]), np.array([2, 2, 2, 2]), np.ones(4, bool)
+    )
+    np.testing.assert_array_equal(same_tokens(a, b), [True, True, False, False])
+    np.testing.assert_array_equal(same_tokens(b, a), [True, True, False, False])
+    np.testing.assert_array_equal(same_tokens(a, a), [True] * 4)
+
+
+# ---- the win rate -------------------------------------------------------------------------------
+
+
+def test_win_rates_average_within_a_prompt_first():
+    """Policy's two against the reference's two, by length; prompt 3 has one win in four."""
+    table = {  # prompt: (policy's, reference's)
+        1: ((3, 3), (2, 2)),  # 4 of 4
+        2: ((2, 3), (3, 2)),  # tie, loss, win, tie: 2 of 4
+        3: ((1, 3), (3, 2)),  # loss, loss, tie, win: 1.5 of 4
+    }
+    lengths = lambda weights, candidate, n: table[n][weights == REFERENCE][candidate % 2]
+    prompts = batches(3)
+    found = run(evaluator(Programs(lengths), prompts))
+    shares = np.array([1.0, 0.5, 0.375])
+    assert found.win_rate == pytest.approx(shares.mean())
+    half = 1.959964 * shares.std(ddof=1) / math.sqrt(3)  # over three prompts, not twelve comparisons
+    assert found.high - found.win_rate == pytest.approx(half, rel=1e-4)
+    assert found.win_rate - found.low == pytest.approx(half, rel=1e-4)
+    assert [row["win_share"] for row in found.samples] == list(shares)
+    assert [row["prompt"] for row in found.samples] == ["prompt 1", "prompt 2", "prompt 3"]
+    assert [row["policy"] for row in found.samples] == ["xxx", "xx", "x"]  # the first of each side
+    assert [row["reference"] for row in found.samples] == ["xx", "xxx", "xxx"]
+
+
+def test_comparisons_without_verdict_leave_the_prompt_to_the_others():
+    """The judge has no verdict where the policy's text has two letters."""
+
+    def judge(comparisons: list[Comparison]):
+        return [None if {len(c.a), len(c.b)} & {2} else "tie" for c in comparisons]
+
+    table = {1: (2, 3), 2: (2, 2), 3: (1, 3)}
+    lengths = lambda weights, candidate, n: 5 if weights == REFERENCE else table[n][candidate]
+    prompts = batches(3)
+    found = run(evaluator(Programs(lengths), prompts, judge))
+    assert found.win_rate == 0.5
+    assert math.isnan(found.samples[1]["win_share"])
+    assert found.high == 0.5  # two prompts with a verdict, both 0.5
+    nothing = run(evaluator(Programs(lengths), prompts, silent()))
+    assert math.isnan(nothing.win_rate) and nothing.queries == 12
+
+
+def test_a_judge_blind_to_content_gives_half():
+    """It names the first text shown; the order is drawn anew for every comparison."""
+    lengths = lambda weights, candidate, n: 3 if weights == REFERENCE else 4
+    prompts = batches(*[B] * 50)
+    found = run(evaluator(Programs(lengths), prompts, Always(answer="A"), reference_samples=4))
+    assert found.queries == 50 * B * 2 * 4
+    assert abs(found.win_rate - 0.5) < 4 * 0.5 / math.sqrt(found.queries)
+    shares = {row["win_share"] for row in found.samples}
+    assert len(shares) > 4  # a coin per comparison: one per prompt would give 0 and 1 only
+
+
+def test_identical_responses_tie_unasked():
+    found = run(evaluator(Programs(lambda weights, candidate, n: 3), batches(4), Broken(at=0)))
+    assert (found.win_rate, found.low, found.high, found.queries) == (0.5, 0.5, 0.5, 0)
+
+
+@pytest.mark.parametrize(("unfinished_loses", "rate"), [(True, 0.0), (False, 1.0)])
+def test_unfinished_responses_lose_where_the_config_says_so(unfinished_loses, rate):
+    """The policy's is the longer one, and was cut off."""
+    lengths = lambda weights, candidate, n: 3 if weights == REFERENCE else 0
+    found = run(evaluator(Programs(lengths), batches(4), unfinished_loses=unfinished_loses))
+    assert found.win_rate == rate
+    assert found.policy["unfinished"] == 1.0 and found.reference["unfinished"] == 0.0
+    assert found.queries == (0 if unfinished_loses else 16)
+
+
+# ---- KL and lengths -----------------------------------------------------------------------------
+
+
+def test_kl_per_sequence_and_per_token():
+    lengths = lambda weights, candidate, n: 2 if weights == REFERENCE else (n if candidate else 1)
+    programs = Programs(lengths, ratio=0.25)
+    prompts = batches(3)  # policy's lengths (1, 1), (1, 2), (1, 3)
+    found = run(evaluator(programs, prompts))
+    assert found.kl == pytest.approx(0.25 * (1 + 1.5 + 2) / 3)
+    assert found.kl_per_token == pytest.approx(0.25)
+    assert found.policy["tokens"] == pytest.approx((1 + 1.5 + 2) / 3)
+    assert found.reference["tokens"] == 2.0
+    assert programs.widths == [4, 4]  # cut to the smallest bucket that holds three tokens
+
+
+def test_part_batches_unreal_rows_never_count():
+    """Five prompts in two batches of four: three rows only fill up, and their scores are absurd."""
+    lengths = lambda weights, candidate, n: 2 if weights == REFERENCE else 3
+    prompts = batches(4, 1)
+    programs = Programs(lengths, ratio=0.5)
+    found = run(evaluator(programs, prompts))
+    assert len(found.samples) == 5 and found.queries == 5 * 4
+    assert found.win_rate == 1.0 and found.kl == pytest.approx(1.5)
+    assert found.policy == {"tokens": 3.0, "unfinished": 0.0, "letters": 3.0, "valid": 0.0}
+    Recording.calls.clear()
+    run(evaluator(programs, prompts, Recording()))
+    assert [len(call) for call in Recording.calls] == [4, 4, 4, 4, 1, 1, 1, 1]
+
+
+# ---- what is drawn ------------------------------------------------------------------------------
+
+
+def test_reference_samples_are_drawn_once_and_no_key_is_used_twice():
+    programs = Programs(lambda weights, candidate, n: 2 + (weights != REFERENCE))
+    evaluate = evaluator(programs, batches(4, 2), reference_samples=3)
+    first = run(evaluate)
+    assert len(programs.draws) == 2 * (2 + 3)
+    second = run(evaluate, LATER, step=7)
+    assert len(programs.draws) == 2 * (2 + 3) + 2 * 2
+    assert {d[:1] + d[2:] for d in programs.draws} == (
+        {(POLICY, 0, c) for c in (0, 1)}
+        | {(LATER, 7, c) for c in (0, 1)}
+        | {(REFERENCE, 0, c) for c in (2, 3, 4)}
+    )
+    assert {purpose for _, purpose, _, _ in programs.draws} == {PURPOSE}
+    assert [row["reference"] for row in first.samples] == [row["reference"] for row in second.samples]
+    assert first.queries == second.queries == 6 * 2 * 3
+
+
+def test_the_same_evaluation_again_gives_the_same():
+    lengths = lambda weights, candidate, n: 1 + (3 * n + candidate + (weights == REFERENCE)) % 5
+    twice = [run(evaluator(Programs(lengths, 0.1), batches(4, 3), Always(answer="A"))) for _ in range(2)]
+    assert twice[0] == twice[1]
+    other = run(evaluator(Programs(lengths, 0.1), batches(4, 3), Always(answer="A"), seed=6))
+    assert other.win_rate != twice[0].win_rate  # another order shown
+
+
+# ---- parts --------------------------------------------------------------------------------------
+
+
+def test_parts_of_a_judge_are_averaged_over_all_samples_of_a_side():
+    lengths = lambda weights, candidate, n: 3 + candidate
+    found = run(evaluator(Programs(lengths), batches(4)))
+    assert found.policy == {"tokens": 3.5, "unfinished": 0.0, "letters": 3.5, "valid": 0.5}
+    assert found.reference == {"tokens": 5.5, "unfinished": 0.0, "letters": 5.5, "valid": 1.0}
+    assert found.intervals["letters"] == 0.0
+
+
+def test_intervals_of_parts_are_over_prompts():
+    found = run(evaluator(Programs(lambda weights, candidate, n: n), batches(4)))
+    half = 1.959964 * np.std([1, 2, 3, 4], ddof=1) / 2
+    assert found.intervals["letters"] == pytest.approx(half, rel=1e-4)
+    assert found.policy["valid"] == 0.25
+
+
+def test_a_judge_without_parts_still_gets_lengths():
+    found = run(evaluator(Programs(lambda weights, candidate, n: 2), batches(3), Always(answer="tie")))
+    assert found.policy == found.reference == {"tokens": 2.0, "unfinished": 0.0}
+
+
+def test_metrics_are_named_and_numbers():
+    found = run(evaluator(Programs(lambda weights, candidate, n: 3 + candidate, ratio=0.5), batches(4)))
+    told = found.metrics()
+    assert told["eval/win_rate"] == found.win_rate == 0.0
+    assert told["eval/policy/letters"] == 3.5 and told["eval/reference/letters"] == 5.5
+    assert told["eval/kl"] == 0.5 * 3.5 and told["eval/kl_per_token"] == 0.5 and told["eval/queries"] == 16.0
+    assert all(isinstance(value, float) for value in told.values())

@@ -1,0 +1,130 @@
+"""The shape of the house, read from its source: who may import whom, and what may stand in no file."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for folder in ("xpo_jax", "configs", "tools")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+}
+TREES = {name: ast.parse(path.read_text()) for name, path in SOURCES.items()}
+PACKAGE = sorted(name for name in SOURCES if name.split(".")[0] == "xpo_jax")
+CONFIGS = sorted(name for name in SOURCES if name.startswith("configs."))
+JUDGES = sorted(name for name in PACKAGE if name.startswith("xpo_jax.judges."))
+SHARED_BY_JUDGES = {"xpo_jax.judges.gates"}  # no judge itself
+LEAVES = ("values", "files", "schema")  # each may be read without knowing anything else of ours
+
+
+def imported(nodes: Iterator[ast.AST]) -> set[str]:
+    """Dotted names, resolved to the module where it is ours (`from xpo_jax import losses`)."""
+    names = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are written out in full"
+            full = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {name if name in SOURCES else node.module for name in full}
+    return names
+
+
+# Every import, at the top or inside a function; an import for the type checker alone counts as well.
+IMPORTS = {name: imported(ast.walk(tree)) for name, tree in TREES.items()}
+OURS = {name: {i for i in imports if i in SOURCES} for name, imports in IMPORTS.items()}
+
+
+def reach(start: str, edges: dict[str, set[str]], *, without: frozenset[str] = frozenset()) -> set[str]:
+    """The modules that `start` imports, directly or through ours; `without` are not looked into."""
+    found, todo = set(), [start]
+    while todo:
+        new = edges.get(todo.pop(), set()) - found - without
+        found |= new
+        todo += new
+    return found
+
+
+def top_names(modules: set[str]) -> set[str]:
+    return {module.split(".")[0] for module in modules}
+
+
+def test_imports_point_one_way():
+    cycles = {name for name in PACKAGE if name in reach(name, OURS)}
+    assert cycles == set()
+    importers = lambda of: {name for name in [*PACKAGE, *CONFIGS] if of in OURS[name]}  # tools are free
+    assert importers("xpo_jax.main") == set()
+    assert importers("xpo_jax.train") <= {"xpo_jax.main"}
+    # only train reads the config; main loads it, and a config may name the loader's helpers
+    assert importers("xpo_jax.config") <= {"xpo_jax.main", "xpo_jax.train", *CONFIGS}
+    for leaf in LEAVES:
+        assert OURS[f"xpo_jax.{leaf}"] == set(), leaf
+
+
+@pytest.mark.parametrize("name", JUDGES)
+def test_judges_stand_alone(name):
+    assert {module for module in OURS[name] if module in JUDGES} <= SHARED_BY_JUDGES
+    # values names the array type for annotations; a judge gets text and rows
+    assert not top_names(reach(name, IMPORTS, without=frozenset({"xpo_jax.values"}))) & {"jax", "flax"}
+
+
+def test_what_each_part_must_not_know():
+    assert not [name for name in reach("xpo_jax.losses", OURS) if name.startswith("xpo_jax.models")]
+    assert not top_names(reach("xpo_jax.sampler", IMPORTS)) & {"tokenizers", "transformers"}
+    assert {name for name in OURS["xpo_jax.data.sources"] if name != "xpo_jax.data"} == {"xpo_jax.data.rows"}
+    for name in PACKAGE:
+        assert not top_names(IMPORTS[name]) & {"torch", "tools", "tests", "configs"}, name
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_config_is_only_a_config(name):
+    assert IMPORTS[name] <= {"__future__", "ml_collections", "xpo_jax.config"}
+
+
+def test_a_wrong_command_line_is_answered_before_jax_loads():
+    at_once = {name: imported(iter(tree.body)) for name, tree in TREES.items()}
+    assert not top_names(reach("xpo_jax.main", at_once)) & {"jax", "flax", "transformers", "datasets"}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_no_file_is_too_long(name):
+    lines = SOURCES[name].read_text().count("\n")
+    assert lines <= 330, "split it along a seam that has a name"
+
+
+@pytest.mark.parametrize("name", PACKAGE)
+def test_public_names_are_documented(name):
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    public = [node for node in TREES[name].body if isinstance(node, kinds) and node.name[0] != "_"]
+    assert [node.name for node in public if not ast.get_docstring(node)] == []
+    assert not TREES[name].body or ast.get_docstring(TREES[name]), "a module says what it does"
+
+
+def texts() -> dict[str, str]:
+    """Every text file of the repository except this one, which has to name what it forbids."""
+    folders = (".ci", "configs", "docs", "tests", "tools", "xpo_jax")
+    files = [path for path in ROOT.iterdir() if path.suffix in {".md", ".toml", ".txt"}] + [ROOT / "Makefile"]
+    files += [path for folder in folders for path in (ROOT / folder).rglob("*")]
+    kinds = {".py", ".md", ".toml", ".txt", ".json", ".sh", ".yaml", ".yml", ""}
+    return {
+        str(path.relative_to(ROOT)): path.read_text()
+        for path in files
+        if path.is_file() and path.suffix in kinds and path != Path(__file__)
+    }
+
+
+@pytest.mark.parametrize(
+    ("what", "pattern"),
+    [
+        ("the address of a package index", r"index-url|pypi\.org|pythonhosted|https?://\S*/simple\b"),
+        ("a path of one machine", r"(?<![\w.])/(work|root|home|tmp)/"),
+        ("code that runs what it reads", r"\bpickle\b|(?<![\w.])eval\(|trust_remote_code\s*=\s*True"),
+    ],
+)
+def test_stands_in_no_file(what, pattern):
+    found = {name: match.group() for name, text in texts().items() if (match := re.search(pattern, text))}
+    assert found == {}, f"no file may hold {what}"

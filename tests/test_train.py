@@ -1,0 +1,607 @@
+"""The loop, end to end on a tiny model: what it prints and writes, and that its journal says what it did.
+
+Every run goes through the command line, in this process. They share compiled programs through JAX's
+compilation cache, so that only the first of a kind takes long.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from fakes import (
+    ENDS,
+    HELD_OUT_ROWS,
+    SPEAKING,
+    TRAIN_ROWS,
+    Patchy,
+    Recording,
+    graphdef,
+    hasty_compilation,
+    run_main,
+    tiny_config,
+    write_config,
+)
+from flax import nnx
+from jax.experimental.compilation_cache import compilation_cache
+from ml_collections import ConfigDict
+
+from xpo_jax import checkpoint, hf
+from xpo_jax.pairs_log import read_pairs
+from xpo_jax.programs import CompilationCounter
+from xpo_jax.update import init_state, make_optimizer
+
+STEPS = 4
+RESULT = [
+    "steps",
+    "judge_queries",
+    "win_rate",
+    "win_rate_low",
+    "win_rate_high",
+    "win_rate_before",
+    "valid",
+    "valid_reference",
+    "copy_rate",
+    "copy_rate_reference",
+    "kl",
+    "seconds",
+    "run_dir",
+    "export",
+]
+METRICS = [
+    "loss/dpo",
+    "loss/xpo",
+    "objective/kl",
+    "objective/entropy",
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/margins",
+    "rewards/accuracies",
+    "logps/policy_chosen",
+    "logps/policy_rejected",
+    "logps/reference_chosen",
+    "logps/reference_rejected",
+    "judge/win_rate",
+    "judge/tie_rate",
+    "judge/failed_rate",
+    "judge/queries",
+    "time/sample",
+    "time/judge",
+    "time/update",
+    "tokens_per_second",
+    "alpha",
+    "beta",
+]
+
+
+# ---- runs ---------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Run:
+    """What a run left: exit status, output, run directory, and the files that a test reads."""
+
+    path: Path
+    status: int
+    out: str
+    err: str
+    calls: list[Any]
+
+    @property
+    def result(self):
+        def refuse(word):
+            raise ValueError(f"{word} is not JSON")
+
+        return json.loads(self.out.rstrip("\n").split("\n")[-1], parse_constant=refuse)
+
+    @property
+    def metrics(self):
+        return [json.loads(line) for line in (self.path / "metrics.jsonl").read_text().splitlines()]
+
+    @property
+    def pairs(self):
+        return list(read_pairs(self.path / "pairs.jsonl"))
+
+    def files(self):
+        return {
+            str(file.relative_to(self.path)): (
+                file.stat().st_mtime_ns,
+                hashlib.sha256(file.read_bytes()).hexdigest(),
+            )
+            for file in self.path.rglob("*")
+            if file.is_file()
+        }
+
+
+def tokens(pairs, candidate):
+    return [pair["responses"][candidate]["tokens"] for pair in pairs]
+
+
+def timeless(metrics):
+    return [
+        {k: v for k, v in row.items() if "time/" not in k and k != "tokens_per_second"} for row in metrics
+    ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def in_haste(tmp_path_factory):
+    """Compile little, and each program once."""
+    names = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in names}
+    for name, value in names.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    with hasty_compilation():
+        yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where the model, its prompts and all runs are."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def run(folder):
+    """A function that runs a changed tiny config under a name, in folder/name."""
+
+    def start(name: str, *overrides: str, **changes: Any) -> Run:
+        config = tiny_config(folder)
+        config.judge = ConfigDict({"name": "fakes:Patchy"})
+        with config.unlocked(), config.ignore_type():
+            config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
+        config.run_dir = str(folder / name)
+        Recording.calls.clear()
+        spec = write_config(folder / f"{name}.py", config)
+        outcome = run_main([f"--config={spec}", *(f"--config.{override}" for override in overrides)])
+        return Run(folder / name, *outcome, list(Recording.calls))
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def main_run(run):
+    """XPO with a judge that sometimes has no verdict; compiled anew, so that compilations are counted."""
+    jax.clear_caches()
+    done = run("main", logging__tensorboard=True)
+    assert done.status == 0, done.err
+    return done
+
+
+# ---- what is printed and written ------------------------------------------------------------------
+
+
+def test_the_last_line_is_the_result(main_run):
+    result = main_run.result
+    assert set(RESULT) <= set(result)
+    assert result["steps"] == STEPS and result["skipped"] == 0
+    assert result["run_dir"] == str(main_run.path) and result["export"] == str(main_run.path / "export")
+    assert 0 <= result["win_rate_low"] <= result["win_rate"] <= result["win_rate_high"] <= 1
+    assert result["copy_rate"] is None  # the judge does not tell
+    assert json.loads((main_run.path / "result.json").read_text()) == result
+    numbers = [
+        name for name in result if name not in ("run_dir", "export") and not name.startswith("copy_rate")
+    ]
+    assert all(isinstance(result[name], int | float) for name in numbers)
+
+
+def test_only_announced_compilations_happen(main_run):
+    """Whole run: evaluation, steps, checkpoint, export."""
+    assert main_run.result["compilations_during_run"] == 0
+    # init, for_sampling, zeros, apply; per prompt bucket sample, score, accumulate
+    assert main_run.result["compilations_announced"] == 4 + 2 * 3
+
+
+def test_compilations_are_counted():
+    counter = CompilationCounter()
+    double = jax.jit(lambda x: 2 * x)
+    for x, seen in ((np.ones(3), 1), (np.zeros(3), 1), (np.ones(4), 2), (np.ones(3), 2)):
+        double(x)
+        assert counter.count == seen
+
+
+def test_the_run_directory(main_run):
+    path = main_run.path
+    there = {file.name for file in path.iterdir()}
+    assert there == {
+        "xpo_jax_run.json",
+        "config.json",
+        "environment.json",
+        "metrics.jsonl",
+        "tensorboard",
+        "pairs.jsonl",
+        "samples",
+        "checkpoints",
+        "export",
+        "result.json",
+    }
+    (events,) = (path / "tensorboard").iterdir()
+    assert b"rewards/margins" in events.read_bytes()
+    environment = json.loads((path / "environment.json").read_text())
+    assert environment["devices"] == {"cpu: cpu": 8}
+    assert environment["packages"]["jax"] == jax.__version__
+    prints = environment["data"]
+    assert {len(prints["train"]), len(prints["held_out"])} == {64} and prints["train"] != prints["held_out"]
+    assert [file.name for file in (path / "checkpoints").iterdir()] == [str(STEPS)]
+    assert (path / "samples" / "held_out.md").read_text().count("\n") == 2 + HELD_OUT_ROWS
+
+
+def test_the_start_is_told_before_and_the_tables_after(main_run, folder):
+    out = main_run.out
+    for told in (
+        "8 x cpu; mesh data 2, fsdp 2, tensor 2",
+        "21 prompts",
+        "11 prompts",
+        "fakes:Patchy",
+        "(32, 40)",
+    ):
+        assert told in out
+    # the last of these tables shows ten of the eleven held-out prompts
+    rows = [json.loads(line)["text"] for line in (folder / "held_out.jsonl").read_text().splitlines()]
+    assert sum(f"\n{text} " in out for text in rows) == 10
+    assert "policy before" in out and "policy after" in out
+
+
+def test_every_metric_stands_in_every_step(main_run):
+    before, *steps = main_run.metrics
+    assert [row["step"] for row in main_run.metrics] == list(range(STEPS + 1))
+    for row in steps:
+        assert set(METRICS) <= set(row)
+        assert all(row[name] is not None for name in METRICS)
+    for row in (before, steps[-1]):
+        assert {"eval/win_rate", "eval/kl", "eval/policy/valid", "eval/reference/valid"} <= set(row)
+    assert not any(name.startswith("eval/") for row in steps[:-1] for name in row)
+    result = main_run.result
+    assert before["eval/win_rate"] == result["win_rate_before"]
+    assert (steps[-1]["eval/win_rate"], steps[-1]["eval/kl"]) == (result["win_rate"], result["kl"])
+
+
+# ---- the algorithm --------------------------------------------------------------------------------
+
+
+def test_policy_and_reference_are_one_before_the_first_update(main_run):
+    first, second = main_run.metrics[1], main_run.metrics[2]
+    for name in ("objective/kl", "rewards/chosen", "rewards/rejected", "rewards/margins"):
+        assert abs(first[name]) < 1e-4
+    assert abs(second["objective/kl"]) > 1e-3  # the first update moved it
+    judged = 1 - first["judge/failed_rate"]
+    assert first["loss/dpo"] == pytest.approx(math.log(2) * judged, rel=1e-5)
+    assert main_run.metrics[0]["eval/kl"] == pytest.approx(0, abs=1e-4)
+
+
+def test_metrics_agree_with_the_pairs_log(main_run):
+    pairs, queries = main_run.pairs, 0
+    for step, row in enumerate(main_run.metrics[1:]):
+        mine = [pair for pair in pairs if pair["step"] == step]
+        judged = [pair for pair in mine if pair["weight"] > 0]
+        assert len(mine) == (5 if step == 2 else 8)  # 21 rows: the epoch's last batch is a part batch
+        assert [pair["position"] for pair in mine] == list(range(len(mine)))
+        assert row["judge/win_rate"] == pytest.approx(np.mean([pair["p_first"] for pair in judged]))
+        assert row["judge/tie_rate"] == sum(pair["p_first"] == 0.5 for pair in judged) / len(mine)
+        assert row["judge/failed_rate"] == sum(pair["failure"] is not None for pair in mine) / len(mine)
+        queries += sum(pair["shown"] is not None for pair in mine)
+        assert row["judge/queries"] == queries
+        drawn = sum(len(response["tokens"]) for pair in mine for response in pair["responses"])
+        seconds = sum(value for name, value in row.items() if name.startswith("time/"))
+        assert row["tokens_per_second"] * seconds == pytest.approx(drawn)
+    assert sum(row["judge/failed_rate"] > 0 for row in main_run.metrics[1:]) >= 2
+
+
+def test_queries_are_the_comparisons_that_the_judge_got(main_run):
+    training = [[c for c in call if c.row["number"] < TRAIN_ROWS] for call in main_run.calls]
+    training = [call for call in training if call]
+    assert [len(call) for call in training] == np.diff(
+        [0] + [m["judge/queries"] for m in main_run.metrics[1:]]
+    ).tolist()
+    assert main_run.result["judge_queries"] == sum(map(len, training))
+    assert main_run.result["evaluation_queries"] == sum(map(len, main_run.calls)) - sum(map(len, training))
+    for step, call in enumerate(training):
+        asked = [pair for pair in main_run.pairs if pair["step"] == step and pair["shown"]]
+        for pair, comparison in zip(asked, call, strict=True):
+            texts = [pair["responses"][candidate]["text"] for candidate in pair["shown"]]
+            assert (comparison.a, comparison.b) == tuple(texts)
+            assert (comparison.row, list(comparison.messages)) == (pair["row"], pair["messages"])
+
+
+def test_verdicts_in_the_log_are_the_judges(main_run):
+    orders = set()
+    for pair in main_run.pairs:
+        mine, theirs = (len(response["text"]) for response in pair["responses"])
+        if tokens([pair], 0) == tokens([pair], 1):
+            assert (pair["p_first"], pair["shown"]) == (0.5, None)
+        elif Patchy.fails(*(response["text"] for response in pair["responses"])):
+            assert (pair["p_first"], pair["weight"], pair["failure"]) == (None, 0, "no verdict")
+        else:
+            assert pair["p_first"] == 0.5 + 0.5 * np.sign(mine - theirs)
+            assert pair["scores"] == {"policy": mine, "reference": theirs}
+        orders.add(tuple(pair["shown"] or ()))
+    assert orders >= {(0, 1), (1, 0)}
+
+
+def test_responses_end_with_their_first_end_token(main_run):
+    for pair in main_run.pairs:
+        for response in pair["responses"]:
+            ends = [token in ENDS for token in response["tokens"]]
+            assert not any(ends[:-1]) and ends[-1] == response["finished"]
+            assert response["finished"] or len(response["tokens"]) == 8
+            assert max(response["tokens"]) < 259  # not one of the padded rows of the vocabulary
+
+
+def test_an_epoch_shows_every_prompt_once(main_run):
+    numbers = [pair["row"]["number"] for pair in main_run.pairs]
+    assert sorted(numbers[:TRAIN_ROWS]) == list(range(TRAIN_ROWS))
+    assert numbers[:TRAIN_ROWS] != list(range(TRAIN_ROWS))
+    assert len(numbers) == TRAIN_ROWS + 8
+
+
+def replay(main_run, folder):
+    """The algorithm once more, on one device and as plainly as it can be said, from the pairs log alone.
+
+    Whole sequences go through the model at once, full logits, no chunks, no shards. Returns the metrics of
+    each step and the parameters after the last.
+    """
+    config = tiny_config(folder)
+    tokenizer = hf.load_tokenizer(folder / "model", SPEAKING)
+    reference = hf.load_params(folder / "model", SPEAKING)
+    model = graphdef(SPEAKING, stacked=True)
+    optimizer, _ = make_optimizer(**config.optimizer, steps=STEPS)
+    beta, alpha = config.loss.beta, config.loss.alpha
+
+    def logps(params, sequences, prompts, totals):
+        """(summed log-probabilities, summed entropies) f32[rows] of what follows each prompt."""
+        whole = nnx.merge(model, params)
+        hidden, _ = whole.prefill(sequences[:, :-1])
+        every = jax.nn.log_softmax(whole.unembed(hidden)[..., :259], axis=-1)
+        chosen = jnp.take_along_axis(every, sequences[:, 1:, None], axis=-1)[..., 0]
+        at = jnp.arange(1, sequences.shape[1])
+        counted = (at >= prompts[:, None]) & (at < totals[:, None])
+        entropy = -(jnp.exp(every) * every).sum(-1)
+        return jnp.where(counted, chosen, 0).sum(-1), jnp.where(counted, entropy, 0).sum(-1)
+
+    def loss(params, batch, p, weight):
+        (mine, entropy), (theirs, _) = logps(params, *batch), logps(reference, *batch)
+        ratio = (mine - theirs).reshape(2, -1)
+        z = ratio[0] - ratio[1]
+        preference = -p * jax.nn.log_sigmoid(beta * z) - (1 - p) * jax.nn.log_sigmoid(-beta * z)
+        bonus = alpha * mine.reshape(2, -1)[1]
+        terms = (jnp.sum(weight * term) / len(p) for term in (preference, bonus))
+        dpo, xpo = terms
+        _, prompts, totals = batch
+        n = len(p)
+        return dpo + xpo, {
+            "loss/dpo": dpo,
+            "loss/xpo": xpo,
+            "objective/kl": ratio[0].mean(),
+            "objective/entropy": entropy[:n].sum() / (totals - prompts)[:n].sum(),
+            "ratio": ratio,
+            "mine": mine.reshape(2, -1),
+        }
+
+    gradient = jax.jit(jax.grad(loss, has_aux=True))
+    update = jax.jit(optimizer.update)
+    params, state, metrics = reference, optimizer.init(reference), []
+    for step in range(STEPS):
+        pairs = [pair for pair in main_run.pairs if pair["step"] == step]
+        rows = []
+        for candidate in (0, 1):
+            for pair in pairs:
+                prompt = tokenizer.apply_chat_template(
+                    pair["messages"], add_generation_prompt=True, return_dict=False
+                )
+                rows.append((prompt, pair["responses"][candidate]["tokens"]))
+        sequences = np.array([(prompt + response + [0] * 48)[:48] for prompt, response in rows])
+        sizes = np.array([(len(prompt), len(prompt) + len(response)) for prompt, response in rows])
+        p = np.array([0.5 if pair["p_first"] is None else pair["p_first"] for pair in pairs], np.float32)
+        weight = np.array([pair["weight"] for pair in pairs], np.float32)
+        grads, found = gradient(params, (sequences, sizes[:, 0], sizes[:, 1]), p, weight)
+        updates, state = update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        ratio, mine = np.asarray(found.pop("ratio")), np.asarray(found.pop("mine"))
+        decisive = (weight > 0) & (p != 0.5)
+        won = np.where(p > 0.5, 0, 1)
+        for side, index in (("chosen", won), ("rejected", 1 - won)):
+            of_policy, over_reference = (x[index, np.arange(len(p))][decisive].mean() for x in (mine, ratio))
+            found[f"rewards/{side}"], found[f"logps/policy_{side}"] = beta * over_reference, of_policy
+            found[f"logps/reference_{side}"] = of_policy - over_reference
+        found["rewards/margins"] = found["rewards/chosen"] - found["rewards/rejected"]
+        z = ratio[0] - ratio[1]
+        found["rewards/accuracies"] = np.mean(np.where(p > 0.5, z > 0, z < 0)[decisive])
+        found["grad_norm"] = optax.tree.norm(grads)
+        metrics.append({name: float(value) for name, value in found.items()})
+    return metrics, jax.device_get(params)
+
+
+def test_the_journal_replayed_gives_the_same_metrics_and_the_same_model(main_run, folder):
+    metrics, params = replay(main_run, folder)
+    for step, (expected, row) in enumerate(zip(metrics, main_run.metrics[1:], strict=True)):
+        for name, value in expected.items():
+            if step or name != "rewards/accuracies":  # before the first update z is zero but for rounding
+                assert row[name] == pytest.approx(value, rel=2e-4, abs=2e-4), (step, name)
+    export = hf.load_params(main_run.path / "export", SPEAKING)
+    start = hf.load_params(folder / "model", SPEAKING)
+    norm = lambda a, b: float(optax.tree.norm(jax.tree.map(jnp.subtract, a, b)))
+    assert norm(params, start) > 0.1
+    assert norm(export, params) < 1e-3 * norm(params, start)
+
+
+def test_the_export_is_the_checkpoint_bit_for_bit(main_run, folder):
+    optimizer, _ = make_optimizer(**tiny_config(folder).optimizer, steps=STEPS)
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    like = jax.eval_shape(lambda params: init_state(params, optimizer), hf.param_shapes(SPEAKING))
+    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), like)
+    state, extra = checkpoint.restore(main_run.path / "checkpoints", STEPS, like)
+    assert (int(state.step), int(state.skipped)) == (STEPS, 0)
+    assert extra == {"judge_queries": main_run.result["judge_queries"]}
+    assert hf.read_config(main_run.path / "export") == SPEAKING
+    export = hf.load_params(main_run.path / "export", SPEAKING)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_array_equal(
+            np.asarray(a).view(np.uint32), np.asarray(b).view(np.uint32)
+        ),
+        export,
+        state.params,
+    )
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "config.json"):
+        assert (main_run.path / "export" / name).read_bytes() == (folder / "model" / name).read_bytes()
+
+
+# ---- again, and otherwise ---------------------------------------------------------------------------
+
+
+def test_the_same_config_gives_the_same_run(main_run, run):
+    again = run("again", logging__tensorboard=True)
+    assert timeless(again.metrics) == timeless(main_run.metrics)
+    assert (again.path / "pairs.jsonl").read_bytes() == (main_run.path / "pairs.jsonl").read_bytes()
+    ours, theirs = (
+        {k: v[1] for k, v in r.files().items() if k.startswith("export")} for r in (again, main_run)
+    )
+    assert ours == theirs and len(ours) >= 5
+    places = ("run_dir", "export", "seconds")
+    ours, theirs = ({k: v for k, v in r.result.items() if k not in places} for r in (again, main_run))
+    assert ours == theirs
+
+
+def test_a_finished_run_says_so_and_changes_nothing(main_run, run):
+    before = main_run.files()
+    again = run("main", logging__tensorboard=True)
+    assert again.status == 0
+    assert f"{main_run.path} holds this run, finished" in again.out
+    assert again.result == main_run.result
+    assert main_run.files() == before and again.calls == []
+
+
+def test_the_layout_of_mesh_buckets_and_update_changes_nothing_that_is_learned(main_run, run):
+    other = run(
+        "layout",
+        mesh__data=1,
+        mesh__fsdp=4,
+        data__buckets=(40,),
+        layout__micro_batch_size=4,
+        layout__response_buckets=(4, 8),
+        layout__chunk_tokens=16,
+        layout__remat=True,
+    )
+    assert other.status == 0, other.err
+    assert [tokens(other.pairs, c) for c in (0, 1)] == [tokens(main_run.pairs, c) for c in (0, 1)]
+    for ours, theirs in zip(timeless(other.metrics), timeless(main_run.metrics), strict=True):
+        assert set(ours) == set(theirs)
+        for name, value in theirs.items():
+            if name != "rewards/accuracies" or theirs["step"] > 1:
+                assert ours[name] == pytest.approx(value, rel=1e-3, abs=2e-4), (theirs["step"], name)
+    assert other.result["compilations_during_run"] == 0
+    assert other.result["compilations_announced"] == 4 + 1 + 2 * 2
+
+
+def test_the_reference_is_frozen_and_its_samples_do_not_depend_on_what_is_learned(main_run, run):
+    """IPO with a schedule for alpha, which runs out, an entropy bonus and an evaluation in the middle."""
+    alpha = {"kind": "linear", "start": 0.02, "end": 0.0, "steps": 2}
+    ipo = run(
+        "ipo",
+        loss__kind="ipo",
+        loss__alpha=alpha,
+        loss__entropy_weight=0.05,
+        evaluation__every_steps=2,
+        data__buckets=(40,),
+    )
+    assert ipo.status == 0, ipo.err
+    assert tokens(ipo.pairs, 1) == tokens(main_run.pairs, 1)
+    assert tokens(ipo.pairs, 0)[:8] == tokens(main_run.pairs, 0)[:8]
+    assert tokens(ipo.pairs, 0) != tokens(main_run.pairs, 0)
+    assert [row["alpha"] for row in ipo.metrics[1:]] == [0.02, 0.01, 0.0, 0.0]
+    assert [row["beta"] for row in ipo.metrics[1:]] == [0.1] * STEPS
+    first = ipo.metrics[1]
+    assert first["loss/dpo"] == pytest.approx((1 - first["judge/failed_rate"]) * (0.5 / 0.1) ** 2, rel=1e-4)
+    assert first["loss/xpo"] == pytest.approx(20 * main_run.metrics[1]["loss/xpo"], rel=1e-5)
+    for row in ipo.metrics[1:]:
+        total = row["loss/dpo"] + row["loss/xpo"] - 0.05 * row["objective/entropy"]
+        assert row["loss/total"] == pytest.approx(total, rel=1e-5)
+    assert [row["loss/xpo"] == 0 for row in ipo.metrics[1:]] == [False, False, True, True]
+    assert [row["step"] for row in ipo.metrics if "eval/win_rate" in row] == [0, 2, 4]
+    assert ipo.metrics[0]["eval/win_rate"] == main_run.metrics[0]["eval/win_rate"]
+    assert ipo.result["evaluation_queries"] + ipo.result["judge_queries"] == sum(map(len, ipo.calls))
+
+
+def test_online_dpo_draws_both_candidates_from_the_policy(main_run, run):
+    dpo = run("dpo", loss__second="policy", loss__alpha=0.0)
+    assert dpo.status == 0, dpo.err
+    ours, theirs = dpo.pairs, main_run.pairs
+    # one model before the first update, and the same keys
+    assert [tokens(ours[:8], c) for c in (0, 1)] == [tokens(theirs[:8], c) for c in (0, 1)]
+    # afterwards the second candidate is no longer the reference's
+    assert tokens(ours[8:], 1) != tokens(theirs[8:], 1)
+    assert all(row["loss/xpo"] == 0 and row["alpha"] == 0 for row in dpo.metrics[1:])
+    assert dpo.metrics[2]["objective/kl"] != 0
+    assert dpo.result["compilations_during_run"] == 0
+
+
+def test_another_seed_and_the_policy_learns_what_the_judge_likes(main_run, run):
+    """It likes length: after some steps the policy's answers are longer than the reference's, and win."""
+    learned = run(
+        "learned",
+        seed=4,
+        steps=30,
+        data__buckets=(40,),
+        judge__name="fakes:LongerText",
+        optimizer__learning_rate=0.03,
+        optimizer__schedule="constant",
+        loss__alpha=1e-4,
+    )
+    assert learned.status == 0, learned.err
+    assert [pair["row"] for pair in learned.pairs[:8]] != [pair["row"] for pair in main_run.pairs[:8]]
+    assert not set(map(tuple, tokens(learned.pairs[:8], 0))) & set(map(tuple, tokens(main_run.pairs[:8], 0)))
+    result, rows = learned.result, learned.metrics
+    assert result["win_rate_before_low"] < 0.5 < result["win_rate_before_high"]
+    assert result["win_rate_low"] > 0.6
+    assert rows[-1]["eval/policy/letters"] > rows[0]["eval/policy/letters"] + 1
+    assert rows[-1]["eval/reference/letters"] == rows[0]["eval/reference/letters"]
+    assert np.mean([row["rewards/margins"] for row in rows[-5:]]) > 0
+    assert result["kl"] > 0.1
+
+
+# ---- when something is missing ----------------------------------------------------------------------
+
+
+def test_without_verdicts_nothing_is_learned(run, folder):
+    empty = run("silent", judge__name="fakes:silent")
+    assert empty.status == 0, empty.err
+    for row in empty.metrics[1:]:
+        assert (row["judge/failed_rate"], row["judge/tie_rate"], row["judge/win_rate"]) == (1.0, 0.0, None)
+        assert row["loss/total"] == row["grad_norm"] == 0
+        assert row["rewards/chosen"] is None and row["rewards/accuracies"] is None
+    assert (empty.result["win_rate"], empty.result["valid"]) == (None, None)
+    assert empty.result["kl"] == pytest.approx(0, abs=1e-4)
+    assert {pair["failure"] for pair in empty.pairs} == {"no verdict"}
+    ours, theirs = (hf.load_params(f, SPEAKING) for f in (empty.path / "export", folder / "model"))
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_numbers_that_are_not_finite_stop_the_run(run):
+    """A step far too long: from then on nothing is finite, and max_skipped is 2."""
+    wild = run("wild", optimizer__learning_rate=1e30)
+    assert wild.status == 2
+    assert wild.err.rstrip("\n").split("\n")[-1] == (
+        "xpo_jax: step 3: loss or gradient was not finite 2 times in a row; the last good weights are in"
+        f" {wild.path}/checkpoints/3; lower optimizer.learning_rate or loss.alpha"
+    )
+    assert "Traceback" not in wild.err and not wild.out.rstrip("\n").split("\n")[-1].startswith("{")
+    assert [row["skipped"] for row in wild.metrics[1:]] == [0, 1, 1]
+    # the schedule falls from its second update on, and a skipped one is none
+    assert [row["learning_rate"] for row in wild.metrics[1:]] == pytest.approx([1e30] * 3)
+    assert checkpoint.latest(wild.path / "checkpoints") == 3
+    assert not (wild.path / "result.json").exists() and not (wild.path / "export").exists()
+    again = run("wild", optimizer__learning_rate=1e30)
+    assert again.status == 2 and "holds an unfinished run, which cannot be resumed yet" in again.err
