@@ -153,7 +153,7 @@ def test_json_reads_back_equal_and_stays_the_same_text(folder):
             "from ml_collections import ConfigDict\nget_config = lambda arg: ConfigDict({'a': {'f': print}})",
             "a.f: a config holds numbers, text, true, false, None, lists and groups, not <built-in function",
         ),
-        ("d.json", '{"a": 1,\n}', "d.json, line 2: not JSON: "),
+        ("d.json", '{"a": 1,\n x}', "d.json, line 2: not JSON: "),
         ("d.json", "[1]", "d.json: a JSON object is expected, found [1]"),
         ("d.json", '{"a": {"b": NaN}}', "a.b: a finite number is expected, found nan"),
     ],

@@ -95,7 +95,7 @@ def test_no_array_of_all_logits_exists():
     B, T, V = 3, 6, 40
     f = lambda p, *a: jax.grad(
         lambda p: response_logps(stacked, p, *a, **{**OPTIONS, "chunk_tokens": 6}).logps.sum()
-    )(p)  # noqa: E731
+    )(p)
     text = jax.jit(f).lower(params, *map(jnp.asarray, batch())).compile().as_text()
     for shape in (f"f32[{2 * B * T},{V}]", f"f32[{B},2,{T},{V}]", f"f32[{T},{B},2,1,{V}]"):
         assert shape not in text

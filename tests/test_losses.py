@@ -14,7 +14,7 @@ GOLDEN = json.loads((Path(__file__).parent / "golden" / "xpo_loss.json").read_te
 
 
 def total_of(case: dict, dtype, *, alpha_sign: float = 1.0):
-    array = lambda name: jnp.array(case[name], dtype)  # noqa: E731
+    array = lambda name: jnp.array(case[name], dtype)
     policy, reference = array("policy_logps"), array("ref_logps")
 
     def loss(policy):
@@ -56,7 +56,7 @@ def test_the_flipped_sign_is_not_matched():
 def test_minimising_lowers_the_references_sample():
     """With ties only the bonus is left at z = 0, and descent lowers log pi(B) alone."""
     logps = jnp.array([[-5.0], [-7.0]])
-    loss = lambda policy: losses.total(  # noqa: E731
+    loss = lambda policy: losses.total(
         losses.xpo(policy, logps, jnp.array([0.5]), beta=0.1, alpha=0.01, kind="sigmoid", clip=500.0),
         jnp.ones(1),
         1,

@@ -69,7 +69,7 @@ def accumulate_of(**options):
 def scorer():
     score = lambda params, *args: (
         response_logps(STACKED, params, *args, temperature=0.8, vocab_size=40, chunk_tokens=64).logps
-    )  # noqa: E731
+    )
     return jax.jit(score)
 
 
@@ -147,7 +147,7 @@ def test_gradient_matches_finite_differences_in_float64():
     with jax.enable_x64(True):
         to64 = lambda tree: jax.tree.map(
             lambda x: jnp.asarray(x, jnp.float64) if np.asarray(x).dtype == np.float32 else x, tree
-        )  # noqa: E731
+        )
         params, batch = to64(PARAMS), pairs(reference_seed=1)
 
         def loss(params):
@@ -156,10 +156,10 @@ def test_gradient_matches_finite_differences_in_float64():
         grads, _ = loss(params)
         for seed in range(2):
             rng = np.random.default_rng(seed)
-            direction = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape)), params)
+            direction = jax.tree.map(lambda p, rng=rng: jnp.asarray(rng.normal(size=p.shape)), params)
             h = 1e-4
-            at = lambda s: loss(jax.tree.map(lambda p, d: p + s * d, params, direction))[1]["loss"]  # noqa: B023, E731
-            slope = (float(at(h)) - float(at(-h))) / (2 * h)
+            moved = lambda s, d=direction: jax.tree.map(lambda p, d: p + s * d, params, d)
+            slope = (float(loss(moved(h))[1]["loss"]) - float(loss(moved(-h))[1]["loss"])) / (2 * h)
             ours = sum(
                 float(jnp.vdot(g, d))
                 for g, d in zip(jax.tree.leaves(grads), jax.tree.leaves(direction), strict=True)

@@ -1,7 +1,7 @@
 """Build everything under xpo_jax/embedded that is not code: prompts, tokenizer, model, model card.
 
     python -m tools.build_embedded                      # all of it, about an hour on two cores
-    python -m tools.build_embedded --stage card         # only measure the model again and rewrite its card
+    python -m tools.embedded_card                       # only measure the model again and rewrite its card
 
 The model is trained from scratch by supervised fine-tuning on pairs of sentences with one meaning, drawn
 from the grammar in xpo_jax/embedded/german. Training state is saved every few hundred steps under --work
@@ -26,15 +26,11 @@ import numpy as np
 import optax
 from flax import nnx
 
+from tools.embedded_card import write_card
 from xpo_jax import hf
-from xpo_jax.config import build
-from xpo_jax.config import load as load_config
-from xpo_jax.data.prompts import load_prompts
 from xpo_jax.embedded.german import corpus
-from xpo_jax.judges.paraphrase import paraphrase
 from xpo_jax.logps import response_logps
-from xpo_jax.models.qwen2 import Qwen2, Qwen2Config, unstack
-from xpo_jax.sampler import Sampling, make_sampler, row_keys
+from xpo_jax.models.qwen2 import Qwen2, Qwen2Config
 
 FOLDER = Path(__file__).parent.parent / "xpo_jax" / "embedded"
 SEED = 7
@@ -42,7 +38,17 @@ VOCABULARY = 2048
 TAGS = ("<pphr_input>", "</pphr_input>", "<pphr_output>", "</pphr_output>")
 CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 # Qwen2's pre-tokenizer: transformers builds it for every qwen2 folder, whatever tokenizer.json says.
-QWEN_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+QWEN_SPLIT = "|".join(
+    (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
+        r"[^\r\n\p{L}\p{N}]?\p{L}+",
+        r"\p{N}",
+        r" ?[^\s\p{L}\p{N}]+[\r\n]*",
+        r"\s*[\r\n]+",
+        r"\s+(?!\S)",
+        r"\s+",
+    )
+)
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
@@ -252,103 +258,11 @@ def fine_tune(folder: Path, work: Path, *, steps: int, batch_size: int, learning
     (work / "model" / "model.safetensors").replace(folder / "model.safetensors")
 
 
-def measure(folder: Path, temperature: float, samples: int) -> dict[str, float]:
-    """Sample answers to the held-out prompts and let the judge's hard gate look at them.
-
-    Returns:
-      Shares of valid answers and of copies, mean letter distance score of the valid ones, share of distinct
-      answers among `samples` per prompt, mean tokens.
-    """
-    config = load_config("configs/paraphrase.py", [])
-    tokenizer = hf.load_tokenizer(folder, SHAPE)
-    data = build(load_prompts, config.data, "data", tokenizer=tokenizer, max_new_tokens=32)
-    judge = build(paraphrase, config.judge, "judge")
-    sampling = Sampling(
-        max_new_tokens=32, temperature=temperature, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0
-    )
-    stacked = hf.load_params(folder, SHAPE)
-    graphdef = nnx.split(nnx.eval_shape(lambda: Qwen2(SHAPE, rngs=nnx.Rngs(0), stacked=False)))[0]
-    sampler = jax.jit(
-        make_sampler(
-            graphdef,
-            sampling,
-            vocab_size=len(tokenizer),
-            end_tokens=hf.end_token_ids(folder, tokenizer),
-            pad_token=hf.pad_token_id(folder, tokenizer),
-        )
-    )
-    weights = unstack(stacked)
-    found: list[dict[str, float]] = []
-    distinct: list[float] = []
-    for prompts in data.held_out_batches(250, 1000):
-        drawn = []
-        for candidate in range(samples):
-            keys = row_keys(SEED, 0, 0, jnp.asarray(prompts.position), candidate)
-            out = jax.device_get(sampler(weights, prompts.tokens, prompts.lengths, prompts.real, keys))
-            rows = [row[:n].tolist() for row, n in zip(out.tokens, out.lengths, strict=True)]
-            drawn.append((out.lengths, tokenizer.batch_decode(rows, skip_special_tokens=True)))
-        for i, messages in enumerate(prompts.messages):
-            texts = [answers[i] for _, answers in drawn]
-            distinct.append(len(set(texts)) / samples)
-            for (lengths, _), text in zip(drawn, texts, strict=True):
-                found.append({**judge.parts(messages, text), "tokens": float(lengths[i])})
-    mean = lambda name, rows=found: float(np.mean([row[name] for row in rows]))  # noqa: E731
-    valid = [row for row in found if row["valid"]]
-    return {
-        "valid": mean("valid"),
-        "copies": mean("copy"),
-        "distinct of 4": float(np.mean(distinct)),
-        "score if valid": float(np.mean([row["score"] for row in valid])),
-        "tokens": mean("tokens"),
-    }
-
-
-def write_card(folder: Path) -> None:
-    """Measure the model and write MODEL_CARD.md."""
-    temperatures = (1.0, 0.8, 0.7)
-    rows = {t: measure(folder, t, samples=4) for t in temperatures}
-    names = list(rows[1.0])
-    table = ["| temperature | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-    table += [f"| {t} | " + " | ".join(f"{rows[t][name]:.3g}" for name in names) + " |" for t in temperatures]
-    size = sum(f.stat().st_size for f in FOLDER.rglob("*") if f.is_file() and "__pycache__" not in str(f))
-    text = CARD.format(table="\n".join(table), size=size / 1e6)
-    (FOLDER / "MODEL_CARD.md").write_text(text, encoding="utf-8")
-    print(text)
-
-
-CARD = """\
-# The embedded German paraphraser
-
-A model of Qwen2.5's architecture that is small enough to travel with the package: 1.6 million parameters,
-3 layers, width 192, 6 query and 2 key-value heads, a byte-level BPE tokenizer of 2,048 tokens with ChatML's
-control tokens and the tags `<pphr_input>` and `<pphr_output>`. The folder `model/` is an ordinary Hugging Face folder.
-
-**For:** showing and testing preference optimization without a network. **Not for:** paraphrasing: it knows
-about 1,100 word forms of German and one kind of sentence.
-
-**Made by** `python -m tools.build_embedded`: trained from scratch on pairs of sentences with one meaning, drawn
-at random from the grammar in `german/` (no text of others, no other model). Meanings of the held-out prompts, about
-a tenth of all, decided by a hash, were never seen in training.
-
-**Measured** by `python -m tools.build_embedded --stage card` on the 1,000 held-out prompts, 4 samples each, by the
-hard gate of `xpo_jax/judges/gates.py`, which accepts only sentences of the grammar with exactly the same meaning:
-
-{table}
-
-**Data:** `prompts/train.jsonl` (4,000) and `prompts/held_out.jsonl` (1,000), one `{{"input": sentence}}` per line.
-
-**Known flaws of the German:** right but sometimes marked word order (an agent in front of a passive), stiff forms
-("hatte ... herzustellen"), "ein Schreiben schreiben", and scenes that are odd without being absurd.
-
-Size of this folder: {size:.1f} MB. Licence: Apache-2.0, as the project.
-"""
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--stage", choices=("all", "prompts", "tokenizer", "model", "card"), default="all")
+    parser.add_argument("--stage", choices=("all", "prompts", "tokenizer", "model"), default="all")
     parser.add_argument(
         "--work", type=Path, default=Path("build/embedded"), help="where training state is kept"
     )
@@ -366,8 +280,8 @@ def main() -> None:
         fine_tune(
             folder, args.work, steps=args.steps, batch_size=args.batch_size, learning_rate=args.learning_rate
         )
-    if args.stage in ("all", "card"):
-        write_card(folder)
+    if args.stage in ("all", "model"):
+        write_card(FOLDER)
 
 
 if __name__ == "__main__":

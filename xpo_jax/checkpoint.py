@@ -223,7 +223,7 @@ def _orbax(work: Callable[[ocp.Checkpointer], Any], handler: ocp.CheckpointHandl
         try:
             with ocp.Checkpointer(handler) as checkpointer:
                 return work(checkpointer)
-        except Exception as error:  # noqa: BLE001, raised below without what it drags along
+        except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
         gc.collect()  # other tasks that failed with it complain when they are collected: now, unheard
     finally:

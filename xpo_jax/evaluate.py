@@ -116,7 +116,9 @@ class Evaluator:
           progress: wraps the iteration over batches, to show how far it is.
         """
         wins: list[float] = []
-        kl, tokens, queries = [], [], 0
+        kl: list[float] = []
+        tokens: list[float] = []
+        queries = 0
         parts: dict[str, dict[str, list[float]]] = {"policy": {}, "reference": {}}
         table: list[dict[str, Any]] = []
         for number, prompts in enumerate(progress(self.batches)):

@@ -77,7 +77,7 @@ class Metrics:
           ValueError: if a value is not a number, or the disk refuses.
         """
         for name, value in values.items():
-            if np.ndim(value) or not isinstance(value, int | float) and not hasattr(value, "dtype"):
+            if np.ndim(value) or (not isinstance(value, int | float) and not hasattr(value, "dtype")):
                 raise ValueError(f"metric {name} at step {step}: {value!r} is not a number; give a scalar")
         try:
             append_whole(self._file, (to_json({"step": step, **values}) + "\n").encode())
@@ -211,7 +211,10 @@ def summary_table(rows: Mapping[str, Any], width: int | None = None) -> str:
     lines = []
     for name, value in rows.items():
         wrapped = _wrap(show(value), max(20, (width or console_width()) - size - 2))
-        lines += [f"{head:<{size}}  {text}" for head, text in zip([name] + [""] * len(wrapped), wrapped)]
+        lines += [
+            f"{head:<{size}}  {text}"
+            for head, text in zip([name] + [""] * len(wrapped), wrapped, strict=False)
+        ]
     return "\n".join(lines)
 
 

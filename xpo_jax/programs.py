@@ -23,7 +23,7 @@ from xpo_jax.logps import response_logps
 from xpo_jax.models import qwen2
 from xpo_jax.sampler import Sampling, make_sampler, row_keys
 from xpo_jax.update import SUMS, init_state, make_accumulate, make_apply, zeros
-from xpo_jax.values import Array, Pairs, Params, Samples
+from xpo_jax.values import Array, Pairs, Params, Samples, TrainState
 
 
 def _shapes(args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -112,6 +112,7 @@ class Programs:
         remat: bool,
     ):
         self.mesh, self.dtype, self.batch_size = mesh, np.dtype(dtype), batch_size
+        self.chunks: int = loss["chunks"]
         self.prompt_buckets, self.response_buckets = tuple(prompt_buckets), tuple(response_buckets)
         abstract = lambda stacked, remat: nnx.split(  # noqa: E731
             nnx.eval_shape(lambda: qwen2.Qwen2(model_config, rngs=nnx.Rngs(0), stacked=stacked, remat=remat))
@@ -258,6 +259,25 @@ class Programs:
         """Dispatch the sampler for `values.Prompts`; does not wait."""
         numbers = (np.int32(number) for number in (purpose, step, candidate))
         return self.sample(weights, prompts.tokens, prompts.lengths, prompts.real, prompts.position, *numbers)
+
+    def learn(
+        self, state: TrainState, pairs: Pairs, alpha: float, beta: float
+    ) -> tuple[TrainState, dict[str, Array], dict[str, Array]]:
+        """Dispatch one update: the gradients of all micro-batches, then optax. `state` is given away.
+
+        Args:
+          pairs: the whole batch; lengths and real are on the host.
+
+        Returns:
+          The new state, the sums that `update.summarise` reads, and what `update.make_apply` tells.
+        """
+        rows, policy_tokens = pairs.real.sum(), pairs.lengths[0][pairs.real].sum()
+        numbers = [np.float32(x) for x in (rows, policy_tokens, alpha, beta)]
+        grads, sums = self.zeros(state.params)
+        for chunk in range(self.chunks):
+            grads, sums = self.accumulate(state.params, grads, sums, pairs, np.int32(chunk), *numbers)
+        state, told = self.apply(state, grads, sums["loss"])
+        return state, sums, told
 
 
 def compute_dtype(name: str) -> Any:

@@ -1,6 +1,6 @@
 """Exploratory Preference Optimization (arXiv 2405.21046, Algorithm 1), the whole of it on one page.
 
-`train` is the loop, `learn` its update, `prepare` builds the parts from the config. Only this module reads
+`train` is the loop, `prepare` builds its parts from the config. Only this module reads
 the config and knows the order; what each value is stands in values.py.
 """
 
@@ -151,7 +151,7 @@ def _train(p: Parts, run: RunDir, compilations: CompilationCounter) -> dict[str,
                     prompts.real,
                 )
                 alpha, beta = p.alpha_at(step), p.beta_at(step)
-                state, sums, applied = learn(programs, state, pairs, alpha, beta, chunks=p.chunks)
+                state, sums, applied = programs.learn(state, pairs, alpha, beta)
                 policy = programs.for_sampling(state.params)
                 sums, applied = jax.device_get((sums, applied))
             if not p.second_is_reference:
@@ -206,23 +206,6 @@ def _train(p: Parts, run: RunDir, compilations: CompilationCounter) -> dict[str,
     }
 
 
-def learn(
-    programs: Programs, state: TrainState, pairs: Pairs, alpha: float, beta: float, *, chunks: int
-) -> tuple[TrainState, Any, Any]:
-    """One update, dispatched: gradients of all micro-batches, then optax.
-
-    Returns:
-      The new state, the sums that `update.summarise` reads, and what `update.make_apply` tells.
-    """
-    rows, policy_tokens = pairs.real.sum(), pairs.lengths[0][pairs.real].sum()
-    numbers = [np.float32(x) for x in (rows, policy_tokens, alpha, beta)]
-    grads, sums = programs.zeros(state.params)
-    for chunk in range(chunks):
-        grads, sums = programs.accumulate(state.params, grads, sums, pairs, np.int32(chunk), *numbers)
-    state, applied = programs.apply(state, grads, sums["loss"])
-    return state, sums, applied
-
-
 class Parts(NamedTuple):
     """What `prepare` builds."""
 
@@ -233,7 +216,6 @@ class Parts(NamedTuple):
     alpha_at: Callable[[int], float]
     beta_at: Callable[[int], float]
     second_is_reference: bool
-    chunks: int
     judge: Judge
     folder: Path
     reference_folder: Path
@@ -322,7 +304,6 @@ def prepare(config: ConfigDict) -> Parts:
         alpha_at=alpha_at,
         beta_at=beta_at,
         second_is_reference=loss.second == "reference",
-        chunks=chunks,
         judge=judge,
         folder=folder,
         reference_folder=reference_folder,

@@ -235,8 +235,8 @@ def make_apply(
       optimizer, rate: as `make_optimizer` returns them.
 
     Returns:
-      apply(state, grads, loss f32[]) -> (state, {"grad_norm", "finite", "learning_rate"}). A loss or gradient that is not
-      finite leaves params and optimizer untouched and is counted in `skipped`.
+      apply(state, grads, loss f32[]) -> (state, {"grad_norm", "finite", "learning_rate"}). A loss or
+      gradient that is not finite leaves params and optimizer untouched and is counted in `skipped`.
     """
 
     def apply(state: TrainState, grads: Params, loss: Array) -> tuple[TrainState, dict[str, Array]]:

@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+
+from xpo_jax.models.layers import KV, MLP, Segment, attention, before, rope_angles, rotate, wide
 
 Array = jax.Array
 
@@ -94,73 +96,6 @@ def _fits(field: dataclasses.Field[Any], values: Mapping[str, Any]) -> bool:
     return type(value) in kinds and (kinds == (bool,) or value > 0)
 
 
-class KV(NamedTuple):
-    """Keys and values of one layer (or of all, stacked in front): [B K S H], or [B C K S H]."""
-
-    k: Array
-    v: Array
-
-
-class Segment(NamedTuple):
-    """Some keys that queries may attend to.
-
-    k, v: [B K S H], shared by a prompt's C candidates, or [B C K S H], each candidate's own.
-    mask: bool[B|1 1 T|1 S], True where a query may look.
-    """
-
-    k: Array
-    v: Array
-    mask: Array
-
-
-def _wide(dtype: jnp.dtype) -> jnp.dtype:
-    """What sums and angles are computed in: float32, or float64 where the weights are (gradient tests)."""
-    return jnp.promote_types(dtype, jnp.float32)
-
-
-def attention(q: Array, segments: tuple[Segment, ...]) -> Array:
-    """Softmax attention over the concatenation of several segments of keys, in float32.
-
-    Args:
-      q: [B C T N H].
-      segments: their heads are grouped, N = K * G.
-
-    Returns:
-      [B C T N H] in q's dtype.
-    """
-    B, C, T, N, H = q.shape
-    K = segments[0].k.shape[-3]
-    q = q.reshape(B, C, T, K, N // K, H)
-    scores = []
-    for k, _, mask in segments:
-        equation = "bctkgh,bksh->bckgts" if k.ndim == 4 else "bctkgh,bcksh->bckgts"
-        score = jnp.einsum(equation, q, k, preferred_element_type=_wide(q.dtype)) * H**-0.5
-        # not -inf: softmax of a row of padding must stay finite
-        scores.append(jnp.where(mask[:, :, None, None], score, jnp.finfo(jnp.float32).min))
-    probs = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(q.dtype)
-    out, start = jnp.zeros((), q.dtype), 0
-    for k, v, _ in segments:
-        equation = "bckgts,bksh->bctkgh" if v.ndim == 4 else "bckgts,bcksh->bctkgh"
-        out = out + jnp.einsum(equation, probs[..., start : start + k.shape[-2]], v)
-        start += k.shape[-2]
-    return out.reshape(B, C, T, N, H)
-
-
-def rope_angles(positions: Array, head_dim: int, theta: float) -> tuple[Array, Array]:
-    """Cosine and sine of the rotary angles, f32[... 1 H/2] for positions i32[...]; the 1 is for heads."""
-    frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angle = positions[..., None, None].astype(jnp.float32) * frequency
-    return jnp.cos(angle), jnp.sin(angle)
-
-
-def rotate(x: Array, angles: tuple[Array, Array]) -> Array:
-    """Apply rotary positions to [... N H] in Hugging Face's layout: the halves of H are the pairs."""
-    cos, sin = angles
-    first, second = jnp.split(x.astype(_wide(x.dtype)), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x.dtype)
-
-
 class Attention(nnx.Module):
     """Grouped-query attention with biases on q, k and v."""
 
@@ -190,19 +125,6 @@ class Attention(nnx.Module):
         return self.o_proj(attention(q, attended).reshape(x.shape[0], -1)), cache
 
 
-class MLP(nnx.Module):
-    """SwiGLU."""
-
-    def __init__(self, config: Qwen2Config, *, rngs: nnx.Rngs):
-        D, F = config.hidden_size, config.intermediate_size
-        self.gate_proj = nnx.Linear(D, F, use_bias=False, rngs=rngs)
-        self.up_proj = nnx.Linear(D, F, use_bias=False, rngs=rngs)
-        self.down_proj = nnx.Linear(F, D, use_bias=False, rngs=rngs)
-
-    def __call__(self, x: Array) -> Array:
-        return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
-
-
 class Block(nnx.Module):
     """One decoder layer: pre-norm attention and MLP, each with a residual."""
 
@@ -211,7 +133,7 @@ class Block(nnx.Module):
         self.input_layernorm = norm()
         self.self_attn = Attention(config, rngs=rngs)
         self.post_attention_layernorm = norm()
-        self.mlp = MLP(config, rngs=rngs)
+        self.mlp = MLP(config.hidden_size, config.intermediate_size, rngs=rngs)
 
     def __call__(self, x: Array, shape: tuple[int, int, int], angles: Any, segments: Any) -> tuple[Array, KV]:
         attended, cache = self.self_attn(self.input_layernorm(x), shape, angles, segments)
@@ -279,7 +201,7 @@ class Qwen2(nnx.Module):
 
         def segments(own: KV, prompt: KV) -> tuple[tuple[Segment, ...], None]:
             return (
-                Segment(*prompt, _before(prompt_lengths, prompt.k.shape[-2])),
+                Segment(*prompt, before(prompt_lengths, prompt.k.shape[-2])),
                 Segment(*own, causal),
             ), None
 
@@ -311,9 +233,9 @@ class Qwen2(nnx.Module):
                     for old, new in zip(cache, own, strict=True)
                 )
             )
-            seen = _before(jnp.full((1,), t + 1), filled.k.shape[-2])
+            seen = before(jnp.full((1,), t + 1), filled.k.shape[-2])
             return (
-                Segment(*prompt, _before(prompt_lengths, prompt.k.shape[-2])),
+                Segment(*prompt, before(prompt_lengths, prompt.k.shape[-2])),
                 Segment(*filled, seen),
             ), filled
 
@@ -330,9 +252,9 @@ class Qwen2(nnx.Module):
         """Logits f32[... V] of hidden [... D], over all rows of the vocabulary, padding included."""
         if self.config.tie_word_embeddings:
             table = self.embed_tokens.embedding[...]
-            return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=_wide(hidden.dtype))
+            return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=wide(hidden.dtype))
         kernel = self.lm_head.kernel[...]
-        return jnp.einsum("...d,dv->...v", hidden, kernel, preferred_element_type=_wide(hidden.dtype))
+        return jnp.einsum("...d,dv->...v", hidden, kernel, preferred_element_type=wide(hidden.dtype))
 
     def _layers(self, tokens: Array, positions: Array, segments: Any, caches: Any) -> tuple[Array, Any]:
         """Embed, run all layers, norm. Returns hidden [M D] and what the layers hand back."""
@@ -359,11 +281,6 @@ class Qwen2(nnx.Module):
 
         x, kept = jax.lax.scan(jax.checkpoint(body) if self.remat else body, x, (stacked, caches))
         return self.norm(x), kept
-
-
-def _before(lengths: Array, slots: int) -> Array:
-    """bool[B 1 1 slots], True for slots below each row's length."""
-    return (jnp.arange(slots) < lengths[:, None])[:, None, None]
 
 
 def unstack(params: dict[str, Any]) -> dict[str, Any]:

@@ -36,6 +36,7 @@ class Bracket(NamedTuple):
 def active_brackets(
     forms: tuple[Form, ...], tense: str, modality: str | None, plural: bool
 ) -> tuple[Bracket, ...]:
+    """The finite verb and what closes the clause, in the active voice, for every form, tense and modality."""
     infinitives = tuple(infinitive(form) for form in forms)
     if modality:
         brackets = [Bracket(MODALS[modality, tense][plural], infinitives, ())]
@@ -69,6 +70,7 @@ def active_brackets(
 def passive_brackets(
     forms: tuple[Form, ...], tense: str, modality: str | None, plural: bool
 ) -> tuple[Bracket, ...]:
+    """The same in the passive voice, which agrees with the object: `plural` is the object's."""
     participles = tuple(form.participle + " " for form in forms)
     to_be = tuple(participle + "werden " for participle in participles)
     if modality:

@@ -75,10 +75,10 @@ def is_coherent(meaning: Meaning) -> bool:
         return False  # "zwei Autos kaufte er nicht" may mean two things
     if meaning.tense == "future":
         return time in TIMES["future"] and meaning.modality is None and meaning.cause is None
-    if meaning.modality is not None and (meaning.cause or meaning.negated and meaning.modality != "can"):
+    if meaning.modality is not None and (meaning.cause or (meaning.negated and meaning.modality != "can")):
         return False
     if meaning.tense == "past":
-        return time is None or time in TIMES["past"] and meaning.modality != "want"
+        return time is None or (time in TIMES["past"] and meaning.modality != "want")
     if meaning.modality is not None:
         return time is None or time in TIMES["future"]
     return time is None or time in TIMES["present"] or time in TIMES["frequency"]
@@ -217,7 +217,7 @@ def _random_object(
     ]
     adjective = rng.choice(adjectives) if adjectives and rng.random() < 0.25 else None
     if time in TIMES["frequency"]:
-        if verb.habit_of_one and rng.random() < 0.7 or not has_plural:
+        if (verb.habit_of_one and rng.random() < 0.7) or not has_plural:
             return Participant(concept, "definite", has_plural and rng.random() < 0.3, adjective)
         return Participant(concept, "bare", True, adjective)
     draw = rng.random()

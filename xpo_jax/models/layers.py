@@ -1,0 +1,98 @@
+"""What model families share: attention over segments of cached keys, rotary positions, SwiGLU.
+
+`attention` is the one place for kernels of other backends; here it is plain einsum.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+Array = jax.Array
+
+
+class KV(NamedTuple):
+    """Keys and values of one layer (or of all, stacked in front): [B K S H], or [B C K S H]."""
+
+    k: Array
+    v: Array
+
+
+class Segment(NamedTuple):
+    """Some keys that queries may attend to.
+
+    k, v: [B K S H], shared by a prompt's C candidates, or [B C K S H], each candidate's own.
+    mask: bool[B|1 1 T|1 S], True where a query may look.
+    """
+
+    k: Array
+    v: Array
+    mask: Array
+
+
+def wide(dtype: jnp.dtype) -> jnp.dtype:
+    """What sums and angles are computed in: float32, or float64 where the weights are (gradient tests)."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def attention(q: Array, segments: tuple[Segment, ...]) -> Array:
+    """Softmax attention over the concatenation of several segments of keys, in float32.
+
+    Args:
+      q: [B C T N H].
+      segments: their heads are grouped, N = K * G.
+
+    Returns:
+      [B C T N H] in q's dtype.
+    """
+    B, C, T, N, H = q.shape
+    K = segments[0].k.shape[-3]
+    q = q.reshape(B, C, T, K, N // K, H)
+    scores = []
+    for k, _, mask in segments:
+        equation = "bctkgh,bksh->bckgts" if k.ndim == 4 else "bctkgh,bcksh->bckgts"
+        score = jnp.einsum(equation, q, k, preferred_element_type=wide(q.dtype)) * H**-0.5
+        # not -inf: softmax of a row of padding must stay finite
+        scores.append(jnp.where(mask[:, :, None, None], score, jnp.finfo(jnp.float32).min))
+    probs = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(q.dtype)
+    out, start = jnp.zeros((), q.dtype), 0
+    for k, v, _ in segments:
+        equation = "bckgts,bksh->bctkgh" if v.ndim == 4 else "bckgts,bcksh->bctkgh"
+        out = out + jnp.einsum(equation, probs[..., start : start + k.shape[-2]], v)
+        start += k.shape[-2]
+    return out.reshape(B, C, T, N, H)
+
+
+def rope_angles(positions: Array, head_dim: int, theta: float) -> tuple[Array, Array]:
+    """Cosine and sine of the rotary angles, f32[... 1 H/2] for positions i32[...]; the 1 is for heads."""
+    frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angle = positions[..., None, None].astype(jnp.float32) * frequency
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(x: Array, angles: tuple[Array, Array]) -> Array:
+    """Apply rotary positions to [... N H] in Hugging Face's layout: the halves of H are the pairs."""
+    cos, sin = angles
+    first, second = jnp.split(x.astype(wide(x.dtype)), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x.dtype)
+
+
+def before(lengths: Array, slots: int) -> Array:
+    """bool[B 1 1 slots], True for slots below each row's length."""
+    return (jnp.arange(slots) < lengths[:, None])[:, None, None]
+
+
+class MLP(nnx.Module):
+    """SwiGLU."""
+
+    def __init__(self, D: int, F: int, *, rngs: nnx.Rngs):
+        self.gate_proj = nnx.Linear(D, F, use_bias=False, rngs=rngs)
+        self.up_proj = nnx.Linear(D, F, use_bias=False, rngs=rngs)
+        self.down_proj = nnx.Linear(F, D, use_bias=False, rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
