@@ -330,7 +330,7 @@ def tiny_config(folder: Path) -> ConfigDict:
             "mesh": {"data": 2, "fsdp": 2, "tensor": 2},
             "sampling": {
                 "max_new_tokens": 8,
-                "temperature": 1.0,
+                "temperature": 0.9,
                 "top_k": 0,
                 "top_p": 1.0,
                 "min_p": 0.0,

@@ -46,10 +46,11 @@ class Programs:
 
     def __init__(self, lengths, ratio=0.0):
         self._lengths, self._ratio = lengths, ratio
-        self.draws, self.widths = [], []
+        self.draws, self.keys, self.widths = [], [], []
 
     def draw(self, weights, prompts, *, purpose, step, candidate):
         self.draws.append((weights, purpose, step, candidate))
+        self.keys += [(purpose, step, int(at), candidate) for at in prompts.position]
         wanted = [
             self._lengths(weights, candidate, int(row[0])) if real else 1
             for row, real in zip(prompts.tokens, prompts.real, strict=True)
@@ -155,6 +156,14 @@ def test_win_rates_average_within_a_prompt_first():
     assert [row["reference"] for row in found.samples] == ["xx", "xxx", "xxx"]
 
 
+def test_a_rate_near_one_has_an_interval_within_0_and_1():
+    """Three prompts of four are won in all comparisons, one in three of four."""
+    lengths = lambda weights, candidate, n: 3 if weights == REFERENCE else 4 - (n == 1 and candidate == 0)
+    found = run(evaluator(Programs(lengths), batches(4)))
+    assert found.win_rate == 0.9375 and found.high == 1.0
+    assert found.low == pytest.approx(0.9375 - 1.959964 * 0.125 / 2, rel=1e-4)
+
+
 def test_comparisons_without_verdict_leave_the_prompt_to_the_others():
     """The judge has no verdict where the policy's text has two letters."""
 
@@ -230,7 +239,7 @@ def test_part_batches_unreal_rows_never_count():
 # ---- what is drawn ------------------------------------------------------------------------------
 
 
-def test_reference_samples_are_drawn_once_and_no_key_is_used_twice():
+def test_reference_samples_are_drawn_once():
     programs = Programs(lambda weights, candidate, n: 2 + (weights != REFERENCE))
     evaluate = evaluator(programs, batches(4, 2), reference_samples=3)
     first = run(evaluate)
@@ -245,6 +254,15 @@ def test_reference_samples_are_drawn_once_and_no_key_is_used_twice():
     assert {purpose for _, purpose, _, _ in programs.draws} == {PURPOSE}
     assert [row["reference"] for row in first.samples] == [row["reference"] for row in second.samples]
     assert first.queries == second.queries == 6 * 2 * 3
+
+
+def test_no_key_is_used_twice():
+    """Two prompts with one key would draw alike, and the interval would be too narrow."""
+    programs = Programs(lambda weights, candidate, n: 2 + (weights != REFERENCE))
+    evaluate = evaluator(programs, batches(4, 4, 2), reference_samples=3)
+    run(evaluate)
+    run(evaluate, LATER, step=7)
+    assert len(set(programs.keys)) == len(programs.keys) == 3 * B * (2 + 3 + 2)
 
 
 def test_the_same_evaluation_again_gives_the_same():

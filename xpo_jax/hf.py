@@ -17,9 +17,17 @@ from typing import Any
 
 from xpo_jax.models.qwen2 import Qwen2Config
 from xpo_jax.values import Params
-from xpo_jax.weights import load_params, model_folder, param_shapes, read_json, write_params
+from xpo_jax.weights import (
+    check_params,
+    load_params,
+    model_folder,
+    param_shapes,
+    read_json,
+    write_params,
+)
 
 __all__ = [
+    "check_params",
     "end_token_ids",
     "load_params",
     "load_tokenizer",

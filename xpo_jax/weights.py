@@ -77,14 +77,7 @@ def load_params(folder: str | Path, model_config: Qwen2Config, *, shardings: Any
       ValueError: missing or damaged files; missing, unexpected, duplicate or mis-shaped tensors, all in one
         error; an lm_head.weight of a tied model that is not the embedding.
     """
-    folder = model_folder(folder)
-    stored, duplicates = _stored(folder)
-    expected = _expected(model_config)
-    if model_config.tie_word_embeddings and HEAD in stored and EMBEDDING in stored:
-        _check_tied(stored[HEAD], stored[EMBEDDING])
-        del stored[HEAD]
-    _check(folder, expected, stored, duplicates)
-
+    expected, stored = _checked(model_folder(folder), model_config)
     sources: dict[str, list[_Stored]] = {}
     for name, tensor in expected.items():  # layers in order
         sources.setdefault(tensor.path, []).append(stored[name])
@@ -98,6 +91,11 @@ def load_params(folder: str | Path, model_config: Qwen2Config, *, shardings: Any
         else:
             params[path] = jax.make_array_from_callback(leaf.shape, where[path], read)
     return traverse_util.unflatten_dict(params, sep=".")
+
+
+def check_params(folder: str | Path, model_config: Qwen2Config) -> None:
+    """Raise what `load_params` would, from the headers of the files alone: before a run begins."""
+    _checked(model_folder(folder), model_config)
 
 
 def write_params(
@@ -234,6 +232,17 @@ def _weight_files(folder: Path) -> list[Path]:
             f"{folder} lacks {listed(absent)}, which {INDEX} names; download the rest of the model"
         )
     return [folder / name for name in files]
+
+
+def _checked(folder: Path, model_config: Qwen2Config) -> tuple[Mapping[str, _Tensor], Mapping[str, _Stored]]:
+    """What the config asks for and what the files hold, which are the same tensors."""
+    stored, duplicates = _stored(folder)
+    expected = _expected(model_config)
+    if model_config.tie_word_embeddings and HEAD in stored and EMBEDDING in stored:
+        _check_tied(stored[HEAD], stored[EMBEDDING])
+        del stored[HEAD]
+    _check(folder, expected, stored, duplicates)
+    return expected, stored
 
 
 def _check(

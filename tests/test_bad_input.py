@@ -1,0 +1,542 @@
+"""What is wrong with a run's input is told in one line, with exit status 2, and nothing is left half-made."""
+
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+from fakes import hasty_compilation, run_main, tiny_config, write_config, write_rows
+from ml_collections import ConfigDict
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model, its prompts and a config that is right but for its judge, which is never asked."""
+    folder = tmp_path_factory.mktemp("input")
+    config = tiny_config(folder)
+    config.judge = ConfigDict({"name": "fakes:Broken", "at": 0})
+    write_config(folder / "config.py", config)
+    return folder
+
+
+NUMBERS = itertools.count()
+
+
+def told(folder, *overrides, spec=None, run_dir=None):
+    """The one line that the command line has for it, without "xpo_jax: "."""
+    refused = folder / f"refused_{next(NUMBERS)}"
+    argv = [f"--config={spec or folder / 'config.py'}", f"--config.run_dir={run_dir or refused / 'run'}"]
+    status, out, err = run_main(argv + [f"--config.{override}" for override in overrides])
+    assert out == ""
+    assert not refused.exists()
+    return line(status, err)
+
+
+def line(status, err):
+    assert status == 2, err
+    assert "Traceback" not in err
+    (only,) = err.splitlines()
+    assert only.startswith("xpo_jax: ") and len(only) < 500
+    return only.removeprefix("xpo_jax: ")
+
+
+# ---- the command line and the config ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        ([], "--config is missing; for example --config=configs/paraphrase.py"),
+        (["--config="], "--config needs a value: --config=..."),
+        (["--config={config}", "train"], "argument 'train' is not understood"),
+        (["--config={config}", "--steps=4"], "argument '--steps=4' is not understood"),
+        (["--config={config}", "--config={config}"], "--config is given twice"),
+        (["--config={config}", "--config.steps"], "--config.steps needs a value"),
+        (["--config={folder}/none.py"], "none.py: there is no such file"),
+        (["--config={folder}/none.json"], "none.json: there is no such file"),
+        (["--config={folder}"], ": a config is a .py file (or file.py:argument) or a .json file"),
+        (["--config={folder}/train.jsonl"], "train.jsonl: a config is a .py file"),
+    ],
+)
+def test_command_line(folder, argv, expected):
+    names = {"config": folder / "config.py", "folder": folder}
+    status, out, err = run_main([argument.format(**names) for argument in argv])
+    assert out == "" and expected in line(status, err)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("loss.alhpa=1", "loss.alhpa: no such field; did you mean 'loss.alpha'?"),
+        ("alpha=1", "alpha: no such field; did you mean 'loss.alpha'?"),
+        ("steps=many", "steps: an integer is expected, found 'many'"),
+        ("steps=1.5", "steps: an integer is expected, found '1.5'"),
+        ("loss.beta=nan", "loss.beta: a finite number is expected, found 'nan'"),
+        ("data.shuffle=maybe", "data.shuffle: true or false is expected, found 'maybe'"),
+        ("loss=1", "loss is a group; override one of its fields"),
+        ("loss.kind=hinge", "loss.kind: 'sigmoid' or 'ipo' is expected, found 'hinge'"),
+        ("loss.second=None", "loss.second: 'reference' or 'policy' is expected, found None"),
+        (
+            "model.dtype=float16",
+            "model.dtype: 'auto' or 'float32' or 'bfloat16' is expected, found 'float16'",
+        ),
+        ("layout.response_buckets=4,x", "layout.response_buckets: an integer is expected, found 'x'"),
+    ],
+)
+def test_unknown_and_mistyped_fields(folder, override, expected):
+    assert told(folder, override).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda c: c["loss"].update({"gamma": 1.0}), "loss.gamma: no such field"),
+        (lambda c: c.update({"stpes": 1}), "config.stpes: no such field; did you mean 'steps'?"),
+        (lambda c: c["loss"].pop("beta"), "loss.beta is missing: a number or a mapping is expected"),
+        (lambda c: c.pop("sampling"), "config.sampling is missing"),
+        (
+            lambda c: c["judge"].pop("name"),
+            'config: judge.name is missing: one of ours or "package.module:Name"',
+        ),
+        (lambda c: c.pop("seed"), "config.seed is missing: an integer is expected"),
+        (
+            lambda c: c["data"].update({"take": "all"}),
+            "data.take: an integer or None is expected, found 'all'",
+        ),
+        (lambda c: c["data"].update({"train": []}), "the list of prompt files is empty; name at least one"),
+        (
+            lambda c: c["judge"].update({"name": "fakes:Broken"}),
+            "judge.at is missing: an integer is expected",
+        ),
+        (lambda c: c.update({"loss": 3}), "config.loss: a mapping is expected, found 3"),
+    ],
+)
+def test_config_files_with_the_wrong_fields(folder, tmp_path, change, expected):
+    values = tiny_config(folder).to_dict()
+    change(values)
+    spec = tmp_path / "config.json"
+    spec.write_text(json.dumps(values))
+    assert told(folder, spec=spec).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("def get_config(arg):\n    return {\n", "config.py, line 2: SyntaxError: '{' was never closed"),
+        ("import nothing_of_that_name\n", "config.py, line 1: ModuleNotFoundError: No module named"),
+        (
+            "def get_config(arg):\n\n    return 1 / 0\n",
+            "config.py, line 3: ZeroDivisionError: division by zero",
+        ),
+        ("def get_config():\n    pass\n", "config.py: get_config must take one argument"),
+        ("config = 3\n", "config.py: has no get_config(arg)"),
+        ("def get_config(arg):\n    return {}\n", "config.py: get_config must return a ConfigDict"),
+    ],
+)
+def test_config_files_that_are_broken(folder, tmp_path, text, expected):
+    (tmp_path / "config.py").write_text(text)
+    assert f"{tmp_path}/{expected}" in told(folder, spec=tmp_path / "config.py")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["loss.alpha=0.1"], "loss at step 0: alpha 0.1 >= beta 0.1, where the loss has no minimum"),
+        (["loss.alpha=0.5", "loss.kind=ipo", "loss.beta=0"], "loss at step 0: beta is 0.0, must be positive"),
+        (["loss.alpha=-1e-3"], "loss at step 0: alpha is -0.001, must be 0 (online DPO) or more"),
+        (
+            ['loss.alpha={"kind": "linear", "start": 0.0, "end": 0.2, "steps": 4}'],
+            "loss at step 2: alpha 0.1 >= beta 0.1, where the loss has no minimum; lower loss.alpha",
+        ),
+        (
+            ['loss.beta={"kind": "cosine", "start": 0.1, "end": 0.0, "steps": 3}'],
+            "loss at step 3: beta is 0.0, must be positive",
+        ),
+        (['loss.alpha={"kind": "linear", "start": 0.0}'], "loss.alpha.end is missing: a number is expected"),
+        (
+            ['loss.alpha={"kind": "steep", "start": 0.0, "end": 0.0, "steps": 4}'],
+            "loss.alpha.kind: 'linear' or 'cosine' is expected, found 'steep'",
+        ),
+        (["loss.second=policy"], "loss.alpha must be 0 with loss.second='policy'"),
+        (["loss.bonus_clip=0"], "loss.bonus_clip is 0.0, must be positive"),
+        (["loss.entropy_weight=-1"], "loss.entropy_weight is -1.0, must be 0 (off) or more"),
+        (
+            ["optimizer.warmup_steps=4"],
+            "optimizer: warmup_steps 4 >= steps 4: the run would end before the peak",
+        ),
+        (["optimizer.learning_rate=0"], "optimizer.learning_rate is 0.0, must be positive"),
+        (["optimizer.clip_norm=-1"], "optimizer.clip_norm is -1.0, must be positive"),
+        (["steps=0"], "config.steps is 0, must be at least 1"),
+        (["batch_size=0"], "config.batch_size is 0, must be at least 1"),
+        (["seed=-1"], "config.seed is -1, must be from 0 to 2147483647"),
+        (["sampling.temperature=0"], "sampling: training needs a temperature above 0"),
+        (
+            ["sampling.repetition_penalty=1.2"],
+            "sampling: training needs a temperature above 0 and a repetition_penalty",
+        ),
+        (["sampling.top_p=0"], "sampling.top_p is 0.0, must be in (0, 1]"),
+        (["sampling.max_new_tokens=0"], "sampling.max_new_tokens is 0, must be at least 1"),
+        (["layout.micro_batch_size=3"], "layout.micro_batch_size 3 does not divide batch_size 8"),
+        (["layout.micro_batch_size=0"], "layout.micro_batch_size 0 does not divide batch_size 8"),
+        (
+            ["layout.response_buckets=4,6"],
+            "layout.response_buckets (4, 6) must ascend and end with sampling.max_new",
+        ),
+        (["layout.response_buckets=8,4"], "layout.response_buckets (8, 4) must ascend"),
+        (["layout.response_buckets=[]"], "layout.response_buckets () must ascend"),
+        (["layout.chunk_tokens=0"], "layout.chunk_tokens is 0, must be at least 1"),
+        (["evaluation.prompts=1"], "evaluation.prompts is 1, must be at least 2"),
+        (["evaluation.every_steps=-1"], "evaluation.every_steps is -1, must be at least 0"),
+        (["logging.table_every_steps=0"], "logging.table_every_steps is 0, must be at least 1"),
+        (["data.buckets=40,32"], "data.buckets: rising numbers from 1 on are expected, found [40, 32]"),
+        (["data.buckets=16,32"], "data.buckets: the last one, 32, is shorter than max_prompt_tokens = 40"),
+        (["data.take=0"], "data.take: at least 1 is expected, or None for all rows; found 0"),
+        (["data.column=text"], "data.column: set template or column, and the other to None"),
+        (["data.template=same"], "data.template: it has no {column}, so every prompt would be the same"),
+        (["mesh.data=3"], "mesh: data 3 x fsdp 2 x tensor 2 is not the 8 device(s) here"),
+        (["mesh.fsdp=0"], "mesh: sizes are positive and at most one is -1"),
+        (
+            ["batch_size=6", "layout.micro_batch_size=6"],
+            "batch_size 6 is not divisible by mesh.data x mesh.fsdp = 4",
+        ),
+        (
+            ["layout.micro_batch_size=2"],
+            "layout.micro_batch_size 2 is not divisible by mesh.data x mesh.fsdp = 4",
+        ),
+    ],
+)
+def test_values_that_are_out_of_range_or_do_not_go_together(folder, overrides, expected):
+    assert told(folder, *overrides).startswith(expected)
+
+
+# ---- the judge ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (
+            "paraphrasing",
+            "judge.name: 'paraphrasing' is unknown; choose paraphrase, or one of yours as package.module",
+        ),
+        ("nothing_here:Judge", "judge.name: no module 'nothing_here', seen from "),
+        ("fakes:Longest", "judge.name: module 'fakes' has no 'Longest'; did you mean 'LongerText'?"),
+        ("fakes:TRAIN_ROWS", "judge.name: fakes:TRAIN_ROWS is 21, which cannot be called"),
+        ("fakes:LongerText", "judge.at: no such field"),
+        ("fakes:Slow", "judge.at: no such field; did you mean"),
+        ("paraphrase", "judge.at: no such field"),
+    ],
+)
+def test_judges_that_are_not_there_or_take_other_fields(folder, name, expected):
+    assert told(folder, f"judge.name={name}").startswith(expected.removesuffix("; did you mean"))
+
+
+@pytest.mark.parametrize(
+    ("judge", "expected"),
+    [
+        ({"name": "fakes:Turning", "at": 10}, "the judge answered the int 1, which is refused"),
+        ({"name": "fakes:Miscounting"}, "the judge was asked 8 comparisons and returned 7 answers"),
+        (
+            {"name": "fakes:prose"},
+            "the judge answered 'Answer A is better because it is more polite.'; a text answer",
+        ),
+        (
+            {"name": "fakes:Broken", "at": 10},
+            "the judge failed: KeyError: 'the\\nserver is gone' (fakes.py, line ",
+        ),
+    ],
+)
+def test_judges_that_break_the_contract_in_the_middle_of_a_run(folder, tmp_path, compiled, judge, expected):
+    """The evaluation before the first step asks in eight calls, so the one with number 10 is in step 3."""
+    config = tiny_config(folder)
+    config.judge = ConfigDict(judge)
+    config.run_dir = str(tmp_path / "run")
+    status, out, err = run_main([f"--config={write_config(tmp_path / 'config.py', config)}"])
+    assert status == 2 and "Traceback" not in err
+    *_, last = err.splitlines()
+    assert last.startswith(f"xpo_jax: {expected}")
+    assert not out.splitlines()[-1].startswith("{")
+    steps = (tmp_path / "run" / "metrics.jsonl").read_text().count("\n") - 1 if judge.get("at") else None
+    assert steps == (2 if judge.get("at") else None)
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """Programs compiled once for all runs that get that far."""
+    from jax.experimental.compilation_cache import compilation_cache
+
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("cache")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    compilation_cache.reset_cache()
+    with hasty_compilation():
+        yield
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
+
+
+# ---- the data -----------------------------------------------------------------------------------
+
+GOOD = b'{"text": "Guten Tag"}\n'
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (None, "{file}: there is no such file, seen from "),
+        (b"", "{file}: the file is empty; one JSON object per line is expected"),
+        (b"\n \n", "{file}: the file is empty"),
+        (GOOD + b'{"txt": "Guten Tag"}\n', "{file}, row 2: no column 'text'; the row has: txt"),
+        (GOOD + b"{}\n", "{file}, row 2: no column 'text'; the row has: nothing"),
+        (GOOD + b'{"text": ""}\n', "{file}, row 2: column 'text' is empty"),
+        (GOOD + b'{"text": " \\n"}\n', "{file}, row 2: column 'text' is empty"),
+        (GOOD + b'{"text": null}\n', "{file}, row 2: column 'text' must be text, found None"),
+        (GOOD + b'\n{"text": 3}\n', "{file}, row 3: column 'text' must be text, found 3"),
+        (GOOD + b'{"text": ["a"]}\n', "{file}, row 2: column 'text' must be text, found ['a']"),
+        (GOOD + b'["text"]\n', "{file}, row 2: a JSON object is expected"),
+        (GOOD + b'{"text": "Guten Tag"\n', "{file}, row 2: not JSON: "),
+        (
+            GOOD + b'{"text": "Gr\xfc\xdfe"}\n',
+            "{file}, row 2: not UTF-8: byte 0xfc at position 13 of the line",
+        ),
+        (GOOD + b'{"text": "\\ud83d"}\n', "{file}, row 2: column 'text' holds half a surrogate pair"),
+        (
+            GOOD + b'{"text": "%s"}\n' % (b"x" * 60),
+            "{file}, row 2: the prompt has 79 tokens, more than max_prompt_tokens = 40; raise it, or set on_long",
+        ),
+    ],
+)
+@pytest.mark.parametrize("which", ["train", "held_out"])
+def test_rows_that_cannot_be_used(folder, tmp_path, which, content, expected):
+    file = tmp_path / "rows.jsonl"
+    if content is not None:
+        file.write_bytes(content)
+    assert told(folder, f"data.{which}={file}").startswith(expected.format(file=file))
+
+
+USER, ANSWER = {"role": "user", "content": "Hallo"}, {"role": "assistant", "content": "Ja?"}
+
+
+@pytest.mark.parametrize(
+    ("conversation", "expected"),
+    [
+        ([USER, ANSWER], "column 'chat' ends with the assistant's turn; the last must be the user's"),
+        ([{"role": "system", "content": "Sei kurz."}], "column 'chat' ends with the system's turn"),
+        ([], "column 'chat' has no messages"),
+        ([USER, {"role": "system", "content": "Halt"}, USER], "turn 2 of column 'chat' is a system turn"),
+        ([{"role": "bot", "content": "Hallo"}, USER], "turn 1 of column 'chat' has the unknown role 'bot'"),
+        ([{"role": "user"}], "turn 1 of column 'chat' must have role and content, it has: role"),
+        ([{"role": "user", "content": 3}], "the content of turn 1 of column 'chat' must be text, found 3"),
+        (["Hallo"], "turn 1 of column 'chat' must be a message with role and content, found 'Hallo'"),
+        ({"role": "user", "content": "Hallo"}, "column 'chat' must be text or a list of messages"),
+    ],
+)
+def test_conversations_that_cannot_be_used(folder, tmp_path, conversation, expected):
+    file = write_rows(tmp_path / "rows.jsonl", [{"chat": [USER]}, {"chat": conversation}])
+    found = told(folder, "data.template=None", "data.column=chat", f"data.train={file}")
+    assert found.startswith(f"{file}, row 2: {expected}")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["data.train={folder}/no*.jsonl"], "/no*.jsonl: no file matches, seen from "),
+        (["data.train={folder}"], ": this is a directory; write "),
+        (
+            ["data.train=embedded:dev"],
+            "embedded:dev: there is no such file; the package's own are embedded:train",
+        ),
+        (
+            ["data.max_prompt_tokens=10", "data.on_long=drop"],
+            "no prompt is left of 21 rows (max_prompt_tokens dropped 21)",
+        ),
+    ],
+)
+def test_sources_without_rows(folder, overrides, expected):
+    assert expected in told(folder, *(override.format(folder=folder) for override in overrides))
+
+
+# ---- the model ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def copy(folder, tmp_path):
+    """A copy of the model, to be damaged, and what is said of it."""
+    import shutil
+
+    model = shutil.copytree(folder / "model", tmp_path / "model")
+    return model, lambda *overrides: told(folder, f"model.path={model}", *overrides)
+
+
+def edit(file, **changes):
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def test_no_model(folder, tmp_path):
+    assert told(folder, f"model.path={tmp_path}/none") == (
+        f"{tmp_path}/none is not a folder; give a local Hugging Face model folder, or 'embedded'"
+    )
+    assert told(folder, f"model.path={tmp_path}").startswith(
+        f"{tmp_path}/config.json is missing; give a complete"
+    )
+    assert told(folder, f"model.reference={tmp_path}/none").startswith(f"{tmp_path}/none is not a folder")
+
+
+def test_models_of_another_kind(copy):
+    model, told = copy
+    edit(model / "config.json", model_type="llama")
+    assert "model_type is 'llama', not 'qwen2'" in told()
+    (model / "config.json").write_text("{")
+    assert f"{model}/config.json is not valid JSON" in told()
+
+
+def test_a_tokenizer_larger_than_the_model(copy):
+    model, told = copy
+    edit(model / "config.json", vocab_size=258)
+    assert told().startswith(f"{model}: the tokenizer has 259 tokens, the model only 258 rows")
+
+
+def test_a_mesh_that_does_not_divide_the_model(copy):
+    model, told = copy
+    edit(model / "config.json", vocab_size=265)
+    assert told() == "embed_tokens.embedding: 265 is not divisible by mesh.tensor=2"
+
+
+def test_a_missing_or_damaged_tokenizer(copy):
+    model, told = copy
+    (model / "tokenizer.json").write_text("{}")
+    assert told().startswith(f"{model}: transformers cannot read the tokenizer (")
+    (model / "tokenizer.json").unlink()
+    assert told().startswith(f"{model} has no tokenizer.json; copy the tokenizer files")
+
+
+def test_end_tokens_that_the_tokenizer_does_not_have(copy):
+    model, told = copy
+    edit(model / "generation_config.json", eos_token_id=[999])
+    assert "eos_token_id 999 is not one of the tokenizer's 259 tokens" in told()
+
+
+def test_no_chat_template(copy):
+    model, told = copy
+    edit(model / "tokenizer_config.json", chat_template=None)
+    assert "train.jsonl, row 1: a conversation needs a chat template and the tokenizer has none" in told()
+
+
+def test_a_reference_of_another_architecture(copy, folder):
+    model, _ = copy
+    edit(model / "config.json", rope_theta=1e6)
+    found = told(folder, f"model.reference={model}")
+    assert found == f"model.reference: {model} is of another architecture than {folder}/model"
+
+
+def test_weights_that_are_missing_damaged_or_of_another_shape(copy):
+    """Known before anything is compiled."""
+    model, told = copy
+    file = model / "model.safetensors"
+    whole = file.read_bytes()
+    edit(model / "config.json", intermediate_size=32)
+    assert "the weights do not fit config.json; 6 mis-shaped: model.layers.0.mlp.down_proj.weight" in told()
+    edit(model / "config.json", intermediate_size=24, num_hidden_layers=3)
+    assert "the weights do not fit config.json; 12 missing: model.layers.2" in told()
+    edit(model / "config.json", num_hidden_layers=2)
+    file.write_bytes(whole[:-100])
+    assert told().startswith(f"{file} is damaged or cut short")
+    file.unlink()
+    assert told().startswith(f"{model} has neither model.safetensors nor")
+
+
+# ---- the run directory --------------------------------------------------------------------------
+
+
+def test_a_foreign_run_directory_is_not_touched(folder, tmp_path):
+    (tmp_path / "thesis.tex").write_text("Habe nun, ach!")
+    (tmp_path / "config.json").write_text("{}")
+    assert told(folder, run_dir=tmp_path) == (
+        f"{tmp_path}: is not empty and not a run of xpo_jax (it holds config.json, thesis.tex);"
+        " give another --config.run_dir"
+    )
+    assert {file.name for file in tmp_path.iterdir()} == {"thesis.tex", "config.json"}
+
+
+def test_run_directories_that_cannot_be_made(folder, tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    assert told(folder, run_dir=file) == f"{file}: is not a folder; give another --config.run_dir"
+    below = file / "run"
+    assert told(folder, run_dir=below) == (
+        f"{below}: cannot be created (Not a directory); give another --config.run_dir"
+    )
+    assert told(folder, run_dir="/proc/run").startswith("/proc/run: cannot be created (")
+    assert told(folder, run_dir=" ").startswith("run_dir: is empty; give a folder")
+    assert told(folder, run_dir="s3://bucket/run").startswith(
+        "s3://bucket/run: run directories are local folders"
+    )
+
+
+def test_the_run_directory_of_another_config(folder, tmp_path, compiled):
+    config = tiny_config(folder)
+    config.judge = ConfigDict({"name": "fakes:prose"})
+    config.run_dir = str(tmp_path / "run")
+    spec = write_config(tmp_path / "config.py", config)
+    run_main([f"--config={spec}"])  # ends in its first evaluation: nothing worth keeping is there
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 0}\n')
+    before = {file: file.read_bytes() for file in (tmp_path / "run").iterdir()}
+    assert told(folder, "loss.beta=0.2", spec=spec, run_dir=tmp_path / "run") == (
+        f"{tmp_path}/run: is a run of another config (loss.beta: 0.1 there, 0.2 here); give another --config.run_dir"
+    )
+    assert {file: file.read_bytes() for file in (tmp_path / "run").iterdir()} == before
+
+
+# ---- as a user meets it -------------------------------------------------------------------------
+
+
+def command(*argv, cwd, **variables):
+    """`python -m xpo_jax.main` in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'tests'}", **variables}
+    done = subprocess.run(
+        [sys.executable, "-m", "xpo_jax.main", *map(str, argv)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=environment,
+        timeout=120,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_help(tmp_path):
+    for flag in ("--help", "-h"):
+        status, out, err = run_main([flag, "--config=nowhere.py"])
+        assert (status, err) == (0, "")
+        assert "python -m xpo_jax.main --config=FILE" in out
+    status, out, err = command("--help", cwd=tmp_path)
+    assert (status, err) == (0, "") and out.startswith("Steer a language model towards what a judge prefers")
+
+
+def test_a_field_that_is_not_there_in_a_process_of_its_own(folder):
+    status, out, err = command("--config=config.py", "--config.loss.alhpa=1", cwd=folder)
+    assert out == "" and line(status, err) == "loss.alhpa: no such field; did you mean 'loss.alpha'?"
+
+
+def test_a_row_without_its_column_in_a_process_of_its_own(folder, tmp_path):
+    """With everything imported that a run imports: nothing of it may talk on standard error."""
+    write_rows(tmp_path / "rows.jsonl", [{"satz": "Guten Tag"}])
+    argv = [f"--config={folder}/config.py", "--config.run_dir=run", "--config.data.train=rows.jsonl"]
+    status, out, err = command(*argv, cwd=tmp_path)
+    assert out == "" and line(status, err) == "rows.jsonl, row 1: no column 'text'; the row has: satz"
+    assert [file.name for file in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def test_the_example_of_the_repository_is_a_valid_config(folder):
+    """Every group of it, down to the model, which is replaced by one that is not there."""
+    example = REPOSITORY / "configs" / "paraphrase.py"
+    found = told(folder, f"model.path={folder}/none", spec=example)
+    assert re.fullmatch(r".*/none is not a folder; .*", found)
