@@ -6,6 +6,7 @@ compilation cache, so that only the first of a kind takes long.
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 from pathlib import Path
@@ -35,11 +36,13 @@ from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
 from xpo_jax import checkpoint, hf
+from xpo_jax.models.qwen2 import unstack
 from xpo_jax.pairs_log import read_pairs
-from xpo_jax.programs import CompilationCounter
+from xpo_jax.programs import CompilationCounter, Programs
+from xpo_jax.sampler import Sampling, make_sampler, row_keys
 from xpo_jax.update import init_state, make_optimizer
 
-STEPS = 4
+STEPS, TEMPERATURE = 4, 0.9
 RESULT = [
     "steps",
     "judge_queries",
@@ -349,71 +352,87 @@ def test_an_epoch_shows_every_prompt_once(main_run):
     assert len(numbers) == TRAIN_ROWS + 8
 
 
-def replay(main_run, folder):
+def plain_batch(pairs, folder):
+    """Whole sequences i32[2n 48], prompt lengths and total lengths of both responses of n pairs."""
+    tokenizer = hf.load_tokenizer(folder / "model", SPEAKING)
+    prompt = lambda pair: tokenizer.apply_chat_template(
+        pair["messages"], add_generation_prompt=True, return_dict=False
+    )
+    rows = [(prompt(pair), pair["responses"][candidate]["tokens"]) for candidate in (0, 1) for pair in pairs]
+    sequences = np.array([(start + response + [0] * 48)[:48] for start, response in rows])
+    return sequences, *np.array([(len(start), len(start) + len(response)) for start, response in rows]).T
+
+
+def plain_logps(params, sequences, starts, ends):
+    """(log-probabilities, entropies) f32[2 n], summed over each response: whole sequences, full logits."""
+    model = nnx.merge(graphdef(SPEAKING, stacked=True), params)
+    hidden, _ = model.prefill(sequences[:, :-1])
+    every = jax.nn.log_softmax(model.unembed(hidden)[..., :259] / TEMPERATURE, axis=-1)
+    chosen = jnp.take_along_axis(every, sequences[:, 1:, None], axis=-1)[..., 0]
+    at = jnp.arange(1, sequences.shape[1])
+    counted = (at >= starts[:, None]) & (at < ends[:, None])
+    entropy = -(jnp.exp(every) * every).sum(-1)
+    return tuple(jnp.where(counted, x, 0).sum(-1).reshape(2, -1) for x in (chosen, entropy))
+
+
+def replay(pairs, folder):
     """The algorithm once more, on one device and as plainly as it can be said, from the pairs log alone.
 
-    Whole sequences go through the model at once, full logits, no chunks, no shards. Returns the metrics of
-    each step and the parameters after the last.
+    Returns the metrics of each step, the parameters after the last, and for each pair the two responses
+    that policy and reference draw at that step with the keys of that step and place.
     """
-    config = tiny_config(folder)
-    tokenizer = hf.load_tokenizer(folder / "model", SPEAKING)
-    reference = hf.load_params(folder / "model", SPEAKING)
-    model = graphdef(SPEAKING, stacked=True)
+    config, reference = tiny_config(folder), hf.load_params(folder / "model", SPEAKING)
     optimizer, _ = make_optimizer(**config.optimizer, steps=STEPS)
     beta, alpha = config.loss.beta, config.loss.alpha
 
-    def logps(params, sequences, prompts, totals):
-        """(summed log-probabilities, summed entropies) f32[rows] of what follows each prompt."""
-        whole = nnx.merge(model, params)
-        hidden, _ = whole.prefill(sequences[:, :-1])
-        every = jax.nn.log_softmax(whole.unembed(hidden)[..., :259] / config.sampling.temperature, axis=-1)
-        chosen = jnp.take_along_axis(every, sequences[:, 1:, None], axis=-1)[..., 0]
-        at = jnp.arange(1, sequences.shape[1])
-        counted = (at >= prompts[:, None]) & (at < totals[:, None])
-        entropy = -(jnp.exp(every) * every).sum(-1)
-        return jnp.where(counted, chosen, 0).sum(-1), jnp.where(counted, entropy, 0).sum(-1)
-
     def loss(params, batch, p, weight):
-        (mine, entropy), (theirs, _) = logps(params, *batch), logps(reference, *batch)
-        ratio = (mine - theirs).reshape(2, -1)
+        (mine, entropy), (theirs, _) = plain_logps(params, *batch), plain_logps(reference, *batch)
+        ratio, n = mine - theirs, len(p)
         z = ratio[0] - ratio[1]
         preference = -p * jax.nn.log_sigmoid(beta * z) - (1 - p) * jax.nn.log_sigmoid(-beta * z)
-        bonus = alpha * mine.reshape(2, -1)[1]
-        terms = (jnp.sum(weight * term) / len(p) for term in (preference, bonus))
-        dpo, xpo = terms
-        _, prompts, totals = batch
-        n = len(p)
+        dpo, xpo = (jnp.sum(weight * term) / n for term in (preference, alpha * mine[1]))
+        _, starts, ends = batch
         return dpo + xpo, {
             "loss/dpo": dpo,
             "loss/xpo": xpo,
             "objective/kl": ratio[0].mean(),
-            "objective/entropy": entropy[:n].sum() / (totals - prompts)[:n].sum(),
+            "objective/entropy": entropy[0].sum() / (ends - starts)[:n].sum(),
             "ratio": ratio,
-            "mine": mine.reshape(2, -1),
+            "mine": mine,
         }
 
-    gradient = jax.jit(jax.grad(loss, has_aux=True))
-    update = jax.jit(optimizer.update)
-    params, state, metrics = reference, optimizer.init(reference), []
+    @jax.jit
+    def draw(weights, sequences, starts, step, candidate):
+        keys = row_keys(config.seed, 1, step, jnp.arange(8), candidate)
+        pad = lambda x: jnp.pad(x[: len(x) // 2], ((0, 8 - len(x) // 2), *((0, 0),) * (x.ndim - 1)), "edge")
+        return sampler(unstack(weights), pad(sequences)[:, :40], pad(starts), jnp.ones(8, bool), keys)
+
+    sampler = make_sampler(
+        graphdef(SPEAKING, stacked=False),
+        Sampling(**config.sampling),
+        vocab_size=259,
+        end_tokens=ENDS,
+        pad_token=0,
+    )
+    gradient, update = jax.jit(jax.grad(loss, has_aux=True)), jax.jit(optimizer.update)
+    params, state, metrics, drawn = reference, optimizer.init(reference), [], []
     for step in range(STEPS):
-        pairs = [pair for pair in main_run.pairs if pair["step"] == step]
-        rows = []
-        for candidate in (0, 1):
-            for pair in pairs:
-                prompt = tokenizer.apply_chat_template(
-                    pair["messages"], add_generation_prompt=True, return_dict=False
-                )
-                rows.append((prompt, pair["responses"][candidate]["tokens"]))
-        sequences = np.array([(prompt + response + [0] * 48)[:48] for prompt, response in rows])
-        sizes = np.array([(len(prompt), len(prompt) + len(response)) for prompt, response in rows])
-        p = np.array([0.5 if pair["p_first"] is None else pair["p_first"] for pair in pairs], np.float32)
-        weight = np.array([pair["weight"] for pair in pairs], np.float32)
-        grads, found = gradient(params, (sequences, sizes[:, 0], sizes[:, 1]), p, weight)
+        now = [pair for pair in pairs if pair["step"] == step]
+        batch = plain_batch(now, folder)
+        both = [
+            draw(weights, *batch[:2], step, candidate)
+            for candidate, weights in enumerate((params, reference))
+        ]
+        drawn += [
+            [list(s.tokens[i][: s.lengths[i]]) for s in map(jax.device_get, both)] for i in range(len(now))
+        ]
+        p = np.array([0.5 if pair["p_first"] is None else pair["p_first"] for pair in now], np.float32)
+        weight = np.array([pair["weight"] for pair in now], np.float32)
+        grads, found = gradient(params, batch, p, weight)
         updates, state = update(grads, state, params)
         params = optax.apply_updates(params, updates)
         ratio, mine = np.asarray(found.pop("ratio")), np.asarray(found.pop("mine"))
-        decisive = (weight > 0) & (p != 0.5)
-        won = np.where(p > 0.5, 0, 1)
+        decisive, won = (weight > 0) & (p != 0.5), np.where(p > 0.5, 0, 1)
         for side, index in (("chosen", won), ("rejected", 1 - won)):
             of_policy, over_reference = (x[index, np.arange(len(p))][decisive].mean() for x in (mine, ratio))
             found[f"rewards/{side}"], found[f"logps/policy_{side}"] = beta * over_reference, of_policy
@@ -423,20 +442,38 @@ def replay(main_run, folder):
         found["rewards/accuracies"] = np.mean(np.where(p > 0.5, z > 0, z < 0)[decisive])
         found["grad_norm"] = optax.tree.norm(grads)
         metrics.append({name: float(value) for name, value in found.items()})
-    return metrics, jax.device_get(params)
+    return metrics, jax.device_get(params), drawn
 
 
-def test_the_journal_replayed_gives_the_same_metrics_and_the_same_model(main_run, folder):
-    metrics, params = replay(main_run, folder)
-    for step, (expected, row) in enumerate(zip(metrics, main_run.metrics[1:], strict=True)):
+@pytest.fixture(scope="module")
+def replayed(main_run, folder):
+    return replay(main_run.pairs, folder)
+
+
+def test_the_journal_replayed_gives_the_same_metrics(main_run, replayed):
+    for step, (expected, row) in enumerate(zip(replayed[0], main_run.metrics[1:], strict=True)):
         for name, value in expected.items():
             if step or name != "rewards/accuracies":  # before the first update z is zero but for rounding
                 assert row[name] == pytest.approx(value, rel=2e-4, abs=2e-4), (step, name)
+
+
+def test_the_journal_replayed_gives_the_same_model(main_run, replayed, folder):
     export = hf.load_params(main_run.path / "export", SPEAKING)
     start = hf.load_params(folder / "model", SPEAKING)
     norm = lambda a, b: float(optax.tree.norm(jax.tree.map(jnp.subtract, a, b)))
-    assert norm(params, start) > 0.1
-    assert norm(export, params) < 1e-3 * norm(params, start)
+    assert norm(replayed[1], start) > 0.1
+    assert norm(export, replayed[1]) < 1e-3 * norm(replayed[1], start)
+
+
+def test_each_step_draws_from_that_steps_policy_and_from_the_reference_with_keys_of_its_own(
+    main_run, replayed
+):
+    pairs, drawn = main_run.pairs, replayed[2]
+    assert [pair[1] for pair in drawn] == tokens(pairs, 1)
+    flipped = sum(
+        mine != theirs for mine, theirs in zip((pair[0] for pair in drawn), tokens(pairs, 0), strict=True)
+    )
+    assert flipped <= 1  # by rounding in the weights
 
 
 def test_the_export_is_the_checkpoint_bit_for_bit(main_run, folder):
@@ -507,7 +544,7 @@ def test_the_layout_of_mesh_buckets_and_update_changes_nothing_that_is_learned(m
     assert other.result["compilations_announced"] == 4 + 1 + 2 * 2
 
 
-def test_the_reference_is_frozen_and_its_samples_do_not_depend_on_what_is_learned(main_run, run):
+def test_the_reference_is_frozen_and_its_samples_do_not_depend_on_what_is_learned(main_run, run, folder):
     """IPO with a schedule for alpha, which runs out, an entropy bonus, an evaluation in the middle, and
     unfinished responses that lose."""
     alpha = {"kind": "linear", "start": 0.02, "end": 0.0, "steps": 2}
@@ -528,7 +565,10 @@ def test_the_reference_is_frozen_and_its_samples_do_not_depend_on_what_is_learne
     assert [row["beta"] for row in ipo.metrics[1:]] == [0.1] * STEPS
     first = ipo.metrics[1]
     assert first["loss/dpo"] == pytest.approx((1 - first["judge/failed_rate"]) * (0.5 / 0.1) ** 2, rel=1e-4)
-    assert first["loss/xpo"] == pytest.approx(20 * main_run.metrics[1]["loss/xpo"], rel=1e-5)
+    reference = hf.load_params(folder / "model", SPEAKING)
+    second = np.asarray(plain_logps(reference, *plain_batch(ipo.pairs[:8], folder))[0][1])
+    weight = np.array([pair["weight"] for pair in ipo.pairs[:8]])
+    assert first["loss/xpo"] == pytest.approx(0.02 * np.sum(weight * second) / 8, rel=1e-4)
     for row in ipo.metrics[1:]:
         total = row["loss/dpo"] + row["loss/xpo"] - 0.05 * row["objective/entropy"]
         assert row["loss/total"] == pytest.approx(total, rel=1e-5)
@@ -616,3 +656,28 @@ def test_numbers_that_are_not_finite_stop_the_run(run):
     assert not (wild.path / "result.json").exists() and not (wild.path / "export").exists()
     again = run("wild", optimizer__learning_rate=1e30)
     assert again.status == 2 and "holds an unfinished run, which cannot be resumed yet" in again.err
+
+
+def test_skipped_updates_that_are_not_in_a_row_and_identical_responses(run, monkeypatch):
+    """The likeliest token always: both candidates are one until the policy has moved. The first and the third
+    update are spoiled, and max_skipped is 2."""
+    learn, number = Programs.learn, itertools.count()
+
+    def spoiled(self, state, pairs, alpha, beta):
+        return learn(self, state, pairs, math.nan if next(number) in (0, 2) else alpha, beta)
+
+    monkeypatch.setattr(Programs, "learn", spoiled)
+    greedy = run("greedy", sampling__top_k=1, data__buckets=(40,), optimizer__warmup_steps=2)
+    assert greedy.status == 0, greedy.err
+    rows = greedy.metrics[1:]
+    assert [row["skipped"] for row in rows] == [1, 0, 1, 0] and greedy.result["skipped"] == 2
+    # half the peak after no update, all of it after one
+    assert [row["learning_rate"] for row in rows] == pytest.approx([0.005, 0.005, 0.01, 0.01])
+    assert [abs(row["objective/kl"]) > 1e-3 for row in rows] == [False, False, True, True]
+    for pair in greedy.pairs[:16]:
+        assert (pair["p_first"], pair["weight"], pair["shown"]) == (0.5, 1, None)
+        assert tokens([pair], 0) == tokens([pair], 1)
+    assert [row["judge/tie_rate"] for row in rows[:2]] == [1.0, 1.0]
+    assert [row["judge/queries"] for row in rows[:2]] == [0, 0]
+    assert rows[1]["grad_norm"] > 0  # the bonus alone
+    assert greedy.metrics[0]["eval/queries"] == 0 and greedy.result["win_rate_before"] == 0.5

@@ -4,7 +4,10 @@
     python -m tools.embedded_card                       # only measure the model again and rewrite its card
 
 The model is trained from scratch by supervised fine-tuning on pairs of sentences with one meaning, drawn
-from the grammar in xpo_jax/embedded/german. Training state is saved every few hundred steps under --work
+from the grammar in xpo_jax/embedded/german, in two phases. In the first any paraphrase is a target. In the
+second the targets have two manners, as the answers of a real model do: a quarter of them go far from the
+source, the others stay nearer. So there is a manner for preferences to steer towards, and validity and
+diversity to lose on the way. Training state is saved every few hundred steps under --work
 and picked up again, so a killed build goes on where it was. Corrupted targets were left out on purpose:
 what the policy gets wrong should be what a small model gets wrong by itself.
 """
@@ -14,8 +17,9 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,6 +33,8 @@ from flax import nnx
 from tools.embedded_card import write_card
 from xpo_jax import hf
 from xpo_jax.embedded.german import corpus
+from xpo_jax.embedded.german.grammar import is_held_out, random_meaning, realise
+from xpo_jax.judges.gates import letters, similarity
 from xpo_jax.logps import response_logps
 from xpo_jax.models.qwen2 import Qwen2, Qwen2Config
 
@@ -171,7 +177,27 @@ def encode_pair(tokenizer: Any, source: str, target: str) -> tuple[list[int], li
     return tokenizer(prompt)["input_ids"], tokenizer(response)["input_ids"]
 
 
-def batches(tokenizer: Any, pool: int, batch_size: int, steps: int) -> Iterator[tuple[np.ndarray, ...]]:
+def two_manners(rng: random.Random) -> tuple[str, str]:
+    """A source and a target: in a quarter of cases the farthest of eight paraphrases, else the nearer of two."""
+    meaning = random_meaning(rng)
+    while is_held_out(meaning):
+        meaning = random_meaning(rng)
+    source = realise(meaning, rng)
+    bold = rng.random() < 0.25
+    targets = [realise(meaning, rng) for _ in range(8 if bold else 2)]
+    targets = [target for target in targets if target != source]
+    if not targets:
+        return two_manners(rng)
+    near = [
+        similarity(letters(source), letters(t)) + similarity(letters(source)[:20], letters(t)[:20])
+        for t in targets
+    ]
+    return source, targets[near.index(min(near) if bold else max(near))]
+
+
+def batches(
+    draw: Callable[[random.Random], tuple[str, str]], tokenizer: Any, pool: int, batch_size: int, steps: int
+) -> Iterator[tuple[np.ndarray, ...]]:
     """The batches from number pool * 8 on, in pools of 8 sorted by length: little padding, few shapes."""
     pad = tokenizer.pad_token_id
 
@@ -182,7 +208,7 @@ def batches(tokenizer: Any, pool: int, batch_size: int, steps: int) -> Iterator[
 
     def make(pool: int) -> list[tuple[np.ndarray, ...]]:
         rng = random.Random(f"{SEED} {pool}")
-        pairs = [encode_pair(tokenizer, *corpus.sft_pair(rng)) for _ in range(8 * batch_size)]
+        pairs = [encode_pair(tokenizer, *draw(rng)) for _ in range(8 * batch_size)]
         pairs.sort(key=lambda pair: (len(pair[1]), len(pair[0])))
         out = []
         for i in range(0, len(pairs), batch_size):
@@ -199,12 +225,18 @@ def batches(tokenizer: Any, pool: int, batch_size: int, steps: int) -> Iterator[
             yield from ready
 
 
-def fine_tune(folder: Path, work: Path, *, steps: int, batch_size: int, learning_rate: float) -> None:
-    """Train the model and write its weights into `folder`."""
-    tokenizer = hf.load_tokenizer(folder, SHAPE)
-    model = Qwen2(SHAPE, rngs=nnx.Rngs(SEED), stacked=True)
-    graphdef, state = nnx.split(model)
-    params = jax.tree.map(lambda p: p * 0.02 / jnp.std(p) if jnp.std(p) > 0 else p, nnx.to_pure_dict(state))
+def fine_tune(
+    draw: Callable[[random.Random], tuple[str, str]],
+    params: Any,
+    saved: Path,
+    *,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+) -> Any:
+    """Train `params` on the pairs that `draw` gives; goes on from `saved` and keeps its state there."""
+    tokenizer = hf.load_tokenizer(FOLDER / "model", SHAPE)
+    graphdef = nnx.split(nnx.eval_shape(lambda: Qwen2(SHAPE, rngs=nnx.Rngs(0), stacked=True)))[0]
     rate = optax.warmup_cosine_decay_schedule(0.0, learning_rate, 200, steps)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, b2=0.98, weight_decay=0.01))
     opt_state = optimizer.init(params)
@@ -230,7 +262,7 @@ def fine_tune(folder: Path, work: Path, *, steps: int, batch_size: int, learning
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, loss
 
-    saved, step = work / "state.npz", 0
+    step = 0
     leaves, tree = jax.tree.flatten((params, opt_state))
     if saved.exists():
         with np.load(saved) as data:
@@ -238,7 +270,7 @@ def fine_tune(folder: Path, work: Path, *, steps: int, batch_size: int, learning
             params, opt_state = tree.unflatten([data[str(i)] for i in range(len(leaves))])
         print(f"going on at step {step}")
     begun, first, losses = time.monotonic(), step, []
-    for batch in batches(tokenizer, step // 8, batch_size, steps):
+    for batch in batches(draw, tokenizer, step // 8, batch_size, steps):
         params, opt_state, loss = train_step(params, opt_state, batch)
         losses.append(loss)
         step += 1
@@ -248,12 +280,36 @@ def fine_tune(folder: Path, work: Path, *, steps: int, batch_size: int, learning
             print(f"step {step}/{steps}  loss {mean:.4f} nats/token  {rest / 60:.0f} min left", flush=True)
             losses = []
         if step % 400 == 0 or step == steps:
-            part = work / "state.part.npz"
+            part = saved.with_suffix(".part.npz")
             arrays = {
                 str(i): leaf for i, leaf in enumerate(jax.device_get(jax.tree.leaves((params, opt_state))))
             }
             np.savez(part, step=step, **arrays)
             part.replace(saved)
+    return params
+
+
+def build_model(folder: Path, work: Path, *, steps: int, batch_size: int, learning_rate: float) -> None:
+    """Both phases of the fine-tuning; writes the weights into `folder`."""
+    _, state = nnx.split(Qwen2(SHAPE, rngs=nnx.Rngs(SEED), stacked=True))
+    params = jax.tree.map(lambda p: p * 0.02 / jnp.std(p) if jnp.std(p) > 0 else p, nnx.to_pure_dict(state))
+    params = fine_tune(
+        corpus.sft_pair,
+        params,
+        work / "meanings.npz",
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+    )
+    params = fine_tune(
+        two_manners,
+        params,
+        work / "manners.npz",
+        steps=steps * 3 // 10,
+        batch_size=batch_size,
+        learning_rate=learning_rate / 2,
+    )
+    shutil.rmtree(work / "model", ignore_errors=True)
     hf.save(work / "model", jax.device_get(params), SHAPE, folder)
     (work / "model" / "model.safetensors").replace(folder / "model.safetensors")
 
@@ -277,7 +333,7 @@ def main() -> None:
     if args.stage in ("all", "tokenizer"):
         build_tokenizer(folder)
     if args.stage in ("all", "model"):
-        fine_tune(
+        build_model(
             folder, args.work, steps=args.steps, batch_size=args.batch_size, learning_rate=args.learning_rate
         )
     if args.stage in ("all", "model"):
