@@ -68,6 +68,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             "distance_weight": 0.6,
             "start_weight": 0.3,  # the beginning is what a reader sees first, and what models copy first
             "length_weight": 0.1,
+            "softness": 0.0,
             "input_tag": "pphr_input",
             "output_tag": "pphr_output",
             # Limits of the general gate, without effect on the embedded one.

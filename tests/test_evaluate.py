@@ -181,6 +181,18 @@ def test_comparisons_without_verdict_leave_the_prompt_to_the_others():
     assert math.isnan(nothing.win_rate) and nothing.queries == 12
 
 
+def test_a_narrow_win_is_a_win():
+    """The judge is hardly sure, but always of the longer text: the policy's."""
+
+    def judge(comparisons):
+        return [0.5 + 0.01 * np.sign(len(c.a) - len(c.b)) for c in comparisons]
+
+    found = run(
+        evaluator(Programs(lambda weights, candidate, n: 2 + (weights != REFERENCE)), batches(4), judge)
+    )
+    assert (found.win_rate, found.low, found.high) == (1.0, 1.0, 1.0)
+
+
 def test_a_judge_blind_to_content_gives_half():
     """It names the first text shown; the order is drawn anew for every comparison."""
     lengths = lambda weights, candidate, n: 3 if weights == REFERENCE else 4

@@ -28,6 +28,7 @@ ARGUMENTS = {
     "distance_weight": 0.6,
     "start_weight": 0.2,
     "length_weight": 0.2,
+    "softness": 0.0,
     "input_tag": "pphr_input",
     "output_tag": "pphr_output",
     **LIMITS,
@@ -142,6 +143,20 @@ def test_verdicts() -> None:
 
 
 # --- attacks ---
+
+
+@pytest.mark.parametrize("softness", [0.1, 1e-6])
+def test_soft_verdicts_are_a_sigmoid_of_the_difference(softness: float) -> None:
+    source, near = "Der Koch kauft morgen den Tisch.", "Der Koch kauft den Tisch morgen."
+    far = "Den Tisch wird der Koch am morgigen Tag erwerben."
+    judge = build(softness=softness)
+    [verdict] = judge([Comparison(prompt(source), {}, tagged(far), tagged(near))])
+    [swapped] = judge([Comparison(prompt(source), {}, tagged(near), tagged(far))])
+    difference = float(verdict.scores["a"]["score"]) - float(verdict.scores["b"]["score"])
+    assert difference > 0.05
+    assert verdict.p == pytest.approx(1 / (1 + math.exp(max(-700.0, -difference / softness))))
+    assert verdict.p is not None and swapped.p == pytest.approx(1 - verdict.p)
+    assert judge([Comparison(prompt(source), {}, tagged(far), tagged(far))])[0].p == 0.5
 
 
 def _other_object(meaning: Meaning, rng: random.Random) -> str:
@@ -310,6 +325,8 @@ def test_an_input_outside_the_grammar_is_named() -> None:
         ({"start_weight": -1}, "weights"),
         ({"distance_weight": math.nan}, "weights"),
         ({"distance_weight": 0, "start_weight": 0, "length_weight": 0}, "not all zero"),
+        ({"softness": -0.1}, "softness is -0.1"),
+        ({"softness": float("nan")}, "softness is nan"),
         ({"input_tag": "<pphr_input>"}, "judge.input_tag"),
         ({"output_tag": ""}, "judge.output_tag"),
         ({"min_similarity": 0.9, "max_similarity": 0.1}, "judge.min_similarity"),

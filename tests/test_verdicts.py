@@ -178,7 +178,7 @@ def test_what_a_judge_raises_is_told_in_one_line_with_its_place():
 
 
 def test_what_our_own_judges_say_is_passed_on():
-    judge = ParaphraseJudge(lambda source, answer: "", {"distance": 1.0}, "in", "out")
+    judge = ParaphraseJudge(lambda source, answer: "", {"distance": 1.0}, 0.0, "in", "out")
     with pytest.raises(JudgeError, match=r"^the paraphrase judge found no text between <in> and </in>"):
         asked(judge, *texts(3))
 
@@ -354,7 +354,7 @@ def test_metrics_by_hand():
     )
     real = np.array([True] * 6 + [False] * 2)
     assert metrics(answers, real) == {
-        "judge/win_rate": (1 + 0.5 + 0 + 0.75) / 4,  # of those with a verdict, ties half
+        "judge/win_rate": (1 + 0.5 + 0 + 1) / 4,  # of those with a verdict: a narrow win is a win, ties half
         "judge/tie_rate": 1 / 6,  # of the real rows; the failed ones' 0.5 is no tie
         "judge/failed_rate": 2 / 6,
     }

@@ -5,8 +5,8 @@
 
 The model is trained from scratch by supervised fine-tuning on pairs of sentences with one meaning, drawn
 from the grammar in xpo_jax/embedded/german, in two phases. In the first any paraphrase is a target. In the
-second the targets have two manners, as the answers of a real model do: a quarter of them go far from the
-source, the others stay nearer. So there is a manner for preferences to steer towards, and validity and
+second the targets have two manners, as the answers of a real model do: some go far from the source, most
+stay near it. So there is a manner for preferences to steer towards, and validity and
 diversity to lose on the way. Training state is saved every few hundred steps under --work
 and picked up again, so a killed build goes on where it was. Corrupted targets were left out on purpose:
 what the policy gets wrong should be what a small model gets wrong by itself.
@@ -178,21 +178,18 @@ def encode_pair(tokenizer: Any, source: str, target: str) -> tuple[list[int], li
 
 
 def two_manners(rng: random.Random) -> tuple[str, str]:
-    """A source and a target: in a quarter of cases the farthest of eight paraphrases, else the nearer of two."""
+    """A source and a target: of six paraphrases the farthest from it in 3 of 10 cases, else the nearest."""
     meaning = random_meaning(rng)
     while is_held_out(meaning):
         meaning = random_meaning(rng)
     source = realise(meaning, rng)
-    bold = rng.random() < 0.25
-    targets = [realise(meaning, rng) for _ in range(8 if bold else 2)]
-    targets = [target for target in targets if target != source]
+    far = rng.random() < 0.3
+    targets = [target for target in (realise(meaning, rng) for _ in range(6)) if target != source]
     if not targets:
         return two_manners(rng)
-    near = [
-        similarity(letters(source), letters(t)) + similarity(letters(source)[:20], letters(t)[:20])
-        for t in targets
-    ]
-    return source, targets[near.index(min(near) if bold else max(near))]
+    same, start = letters(source), letters(source)[:20]
+    near = [similarity(same, letters(target)) + similarity(start, letters(target)[:20]) for target in targets]
+    return source, targets[near.index(min(near) if far else max(near))]
 
 
 def batches(
@@ -237,7 +234,7 @@ def fine_tune(
     """Train `params` on the pairs that `draw` gives; goes on from `saved` and keeps its state there."""
     tokenizer = hf.load_tokenizer(FOLDER / "model", SHAPE)
     graphdef = nnx.split(nnx.eval_shape(lambda: Qwen2(SHAPE, rngs=nnx.Rngs(0), stacked=True)))[0]
-    rate = optax.warmup_cosine_decay_schedule(0.0, learning_rate, 200, steps)
+    rate = optax.warmup_cosine_decay_schedule(0.0, learning_rate, steps // 20, steps)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, b2=0.98, weight_decay=0.01))
     opt_state = optimizer.init(params)
 
@@ -305,7 +302,7 @@ def build_model(folder: Path, work: Path, *, steps: int, batch_size: int, learni
         two_manners,
         params,
         work / "manners.npz",
-        steps=steps * 3 // 10,
+        steps=steps * 3 // 20,
         batch_size=batch_size,
         learning_rate=learning_rate / 2,
     )

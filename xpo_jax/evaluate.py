@@ -156,7 +156,7 @@ class Evaluator:
                         unfinished_loses=self.unfinished_loses,
                         shown_seed=(self.seed, PURPOSE, step, number, i, j),
                     )
-                    found[:, i, j] = np.where(result.weight > 0, result.p_first, np.nan)
+                    found[:, i, j] = np.where(result.weight > 0, verdicts.wins(result.p_first), np.nan)
                     queries += result.queries
             for row in real:
                 judged = found[row][~np.isnan(found[row])]

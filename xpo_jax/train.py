@@ -252,6 +252,8 @@ def prepare(config: ConfigDict) -> Parts:
     reference_folder = folder if model.reference is None else hf.model_folder(model.reference)
     if hf.read_config(reference_folder) != model_config:
         raise ValueError(f"model.reference: {reference_folder} is of another architecture than {folder}")
+    for each in {folder, reference_folder}:
+        hf.check_params(each, model_config)
     data = build(
         load_prompts, config.data, "data", tokenizer=tokenizer, max_new_tokens=sampling.max_new_tokens
     )

@@ -165,12 +165,17 @@ def _answers(judge: Judge, comparisons: Sequence[Comparison]) -> Sequence[Answer
     return answers
 
 
+def wins(p_first: np.ndarray) -> np.ndarray:
+    """1 where the first answer is judged better, however narrowly, 0 where worse, 0.5 a tie."""
+    return np.where(p_first == 0.5, 0.5, (p_first > 0.5).astype(np.float64))
+
+
 def metrics(verdicts: Verdicts, real: np.ndarray) -> dict[str, float]:
     """The win rate counts ties as half and is of the rows with a verdict; the shares are of all real rows."""
     judged = verdicts.weight > 0
     rows = max(1, int(real.sum()))
     return {
-        "judge/win_rate": float(verdicts.p_first[judged].mean()) if judged.any() else math.nan,
+        "judge/win_rate": float(wins(verdicts.p_first[judged]).mean()) if judged.any() else math.nan,
         "judge/tie_rate": float((judged & (verdicts.p_first == 0.5)).sum() / rows),
         "judge/failed_rate": float((real & ~judged).sum() / rows),
     }

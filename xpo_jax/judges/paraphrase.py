@@ -30,9 +30,12 @@ Parts = dict[str, float | str]
 class ParaphraseJudge:
     """Compares two answers by their scores; the higher wins, equal ones tie."""
 
-    def __init__(self, gate: Gate, weights: Mapping[str, float], input_tag: str, output_tag: str):
+    def __init__(
+        self, gate: Gate, weights: Mapping[str, float], softness: float, input_tag: str, output_tag: str
+    ):
         """Take the parts that `paraphrase` has checked; weights are named distance, start and length."""
         self._gate = gate
+        self._softness = softness
         self._weights = dict(weights)
         self._input_tag = input_tag
         # The last whole pair: instructions before it may name the tag.
@@ -83,7 +86,12 @@ class ParaphraseJudge:
         a = self.parts(comparison.messages, comparison.a)
         b = self.parts(comparison.messages, comparison.b)
         first, second = float(a["score"]), float(b["score"])
-        p = 0.5 if first == second else float(first > second)
+        if first == second:
+            p = 0.5
+        elif self._softness == 0:
+            p = float(first > second)
+        else:
+            p = 0.5 + 0.5 * math.tanh((first - second) / self._softness / 2)  # the sigmoid, without overflow
         scores: dict[str, Any] = {"a": a, "b": b}
         return Verdict(p, f"A {_said(a)}; B {_said(b)}", scores)
 
@@ -110,6 +118,7 @@ def paraphrase(
     distance_weight: float,
     start_weight: float,
     length_weight: float,
+    softness: float,
     input_tag: str,
     output_tag: str,
     min_kept: float,
@@ -123,6 +132,8 @@ def paraphrase(
     Args:
         gate: "embedded" (the German grammar of the embedded world) or "general" (any other text).
         distance_weight, start_weight, length_weight: not negative, not all zero; divided by their sum.
+        softness: the verdict is sigmoid(difference of the scores / softness), so that a narrow win teaches
+            less than a clear one; 0 gives hard verdicts.
         input_tag, output_tag: names of the tags around the input and the answer, without brackets.
         min_kept, min_similarity, max_similarity, min_length_ratio, max_length_ratio: limits of the general
             gate, see `gates.general`; checked, but of no effect on the embedded one.
@@ -142,6 +153,8 @@ def paraphrase(
     }
     if gate not in gates:
         raise ValueError(f"judge.gate is {gate!r}; choose one of {', '.join(map(repr, gates))}")
+    if not (math.isfinite(softness) and softness >= 0):
+        raise ValueError(f"judge.softness is {softness}; it must be 0 (hard verdicts) or more")
     weights = {"distance": distance_weight, "start": start_weight, "length": length_weight}
     total = sum(weights.values())
     if not all(math.isfinite(weight) and weight >= 0 for weight in weights.values()) or total <= 0:
@@ -154,7 +167,11 @@ def paraphrase(
                 f"judge.{name} is {tag!r}; write a plain name without brackets, for example 'pphr_input'"
             )
     return ParaphraseJudge(
-        gates[gate], {name: weight / total for name, weight in weights.items()}, input_tag, output_tag
+        gates[gate],
+        {name: weight / total for name, weight in weights.items()},
+        softness,
+        input_tag,
+        output_tag,
     )
 
 
