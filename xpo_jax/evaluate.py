@@ -123,6 +123,8 @@ class Evaluator:
         table: list[dict[str, Any]] = []
         for number, prompts in enumerate(progress(self.batches)):
             real = [int(i) for i in np.flatnonzero(prompts.real)]
+            # the place among all held-out prompts: with the place in its batch, two batches would share keys
+            prompts = prompts._replace(position=prompts.position + np.int32(number * len(prompts.rows)))
             # candidates 0 and 1 are the policy's, from 2 on the reference's: no key is used twice
             mine = self._draw(policy, prompts, step, range(POLICY_SAMPLES))
             if number == len(self._drawn):
@@ -178,8 +180,8 @@ class Evaluator:
         }
         return Evaluation(
             rate,
-            rate - half,
-            rate + half,
+            max(rate - half, 0.0) if half >= 0 else math.nan,
+            min(rate + half, 1.0) if half >= 0 else math.nan,
             float(np.mean(kl)),
             float(np.sum(kl) / np.sum(tokens)),
             {name: mean for name, (mean, _) in summary["policy"].items()},

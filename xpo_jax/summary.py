@@ -84,5 +84,4 @@ def result(before: Evaluation, after: Evaluation) -> dict[str, Any]:
         "copy_rate_reference": after.reference.get("copy"),
         "copy_rate_half_interval": after.intervals.get("copy"),
         "kl": after.kl,
-        "evaluation_queries": before.queries + after.queries,
     }

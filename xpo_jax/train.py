@@ -94,6 +94,7 @@ def _train(p: Parts, run: RunDir, compilations: CompilationCounter) -> dict[str,
 
     # ------------------------------------------------------------------------------------------- loop
     queries = skipped_in_a_row = 0
+    evaluation_queries = before.queries
     with (
         PairsLog(run.path / "pairs.jsonl") as pairs_log,
         Metrics(
@@ -178,6 +179,7 @@ def _train(p: Parts, run: RunDir, compilations: CompilationCounter) -> dict[str,
                     policy, done, functools.partial(summary.progress, label=f"evaluating step {done}")
                 )
                 found |= after.metrics()
+                evaluation_queries += after.queries
             metrics.log(done, found)
             skipped_in_a_row = 0 if applied["finite"] else skipped_in_a_row + 1
             if last or skipped_in_a_row == p.top.max_skipped:
@@ -197,6 +199,7 @@ def _train(p: Parts, run: RunDir, compilations: CompilationCounter) -> dict[str,
     return {
         "steps": p.top.steps,
         "judge_queries": queries,
+        "evaluation_queries": evaluation_queries,
         **summary.result(before, after),
         "skipped": int(state.skipped),
         "compilations_announced": len(announced),
@@ -245,6 +248,10 @@ def prepare(config: ConfigDict) -> Parts:
     optimizer, rate = build(make_optimizer, config.optimizer, "optimizer", steps=top.steps)
     judge = build(configs.resolve(config.judge.name, "judge.name", JUDGES), config.judge, "judge")
     mesh = build(sharding.make_mesh, config.mesh, "mesh")
+    shares = mesh.shape["data"] * mesh.shape["fsdp"]
+    for name, size in (("batch_size", top.batch_size), ("layout.micro_batch_size", layout.micro_batch_size)):
+        if size % shares:
+            raise ValueError(f"{name} {size} is not divisible by mesh.data x mesh.fsdp = {shares}")
 
     folder = hf.model_folder(model.path)
     model_config = hf.read_config(folder)
