@@ -17,7 +17,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = ConfigDict()
     config.run_dir = "runs/paraphrase"
     config.seed = 0
-    config.steps = 240
+    config.steps = 240  # four epochs: as many as fit into five minutes on two cores
     config.batch_size = 64
     # Updates in a row that may be skipped because a number was not finite, before the run gives up.
     config.max_skipped = 5
@@ -50,7 +50,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.sampling = ConfigDict(
         {
             "max_new_tokens": 32,  # the longest embedded answer has 27
-            "temperature": 1.0,
+            # Mistakes are rarer than at 1.0 (4 % of answers are invalid instead of 12 %), variety is the same.
+            "temperature": 0.8,
             # Truncation limits what can be explored; log-probabilities are of the full distribution.
             "top_k": 0,
             "top_p": 1.0,
@@ -68,7 +69,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
             "distance_weight": 0.6,
             "start_weight": 0.3,  # the beginning is what a reader sees first, and what models copy first
             "length_weight": 0.1,
-            "softness": 0.0,
+            # A narrow win says little about what to do elsewhere, and most wins are narrow: verdicts that are
+            # soft at this scale carry less noise. Win rates count a narrow win as a win all the same.
+            "softness": 0.1,
             "input_tag": "pphr_input",
             "output_tag": "pphr_output",
             # Limits of the general gate, without effect on the embedded one.
@@ -98,7 +101,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # xpo_jax/update.py: make_optimizer
     config.optimizer = ConfigDict(
         {
-            "learning_rate": 3e-4,  # a 1.6 M parameter model; a 0.5 B one wants 5e-7
+            "learning_rate": 5e-4,  # a 1.6 M parameter model; a 0.5 B one wants 5e-7
             "schedule": "linear",
             "warmup_steps": 10,
             "b1": 0.9,
