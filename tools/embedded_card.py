@@ -99,7 +99,10 @@ control tokens and the tags `<pphr_input>` and `<pphr_output>`. The folder `mode
 about 1,100 word forms of German and one kind of sentence.
 
 **Made by** `python -m tools.build_embedded`: trained from scratch on pairs of sentences with one meaning, drawn
-at random from the grammar in `german/` (no text of others, no other model). Meanings of the held-out prompts, about
+from the grammar in `german/` (no text of others, no other model). First any paraphrase was a target; then, in a short
+second phase, 3 of 10 targets were the farthest of six paraphrases from the source and the others the nearest, so that
+there is a manner to steer. The phases ran in separate calls, and two kinds of sentences left the grammar after prompts
+and tokenizer were made: a rebuild gives slightly other files. Meanings of the held-out prompts, about
 a tenth of all, decided by a hash, were never seen in training.
 
 **Measured** by `python -m tools.embedded_card` on the 1,000 held-out prompts, 4 samples each, by the
