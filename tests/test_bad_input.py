@@ -288,6 +288,13 @@ def compiled(tmp_path_factory):
     compilation_cache.reset_cache()
 
 
+def test_prompts_that_the_judge_cannot_judge(folder):
+    """Asked of every prompt before anything is compiled, not at the first evaluation."""
+    config = REPOSITORY / "configs" / "paraphrase.py"
+    found = told(folder, "data.template=Schreibe um: {input}", spec=config)
+    assert found.startswith("the paraphrase judge found no text between <pphr_input> and </pphr_input>")
+
+
 # ---- the data -----------------------------------------------------------------------------------
 
 GOOD = b'{"text": "Guten Tag"}\n'

@@ -47,6 +47,14 @@ class ParaphraseJudge:
         """Judge each comparison; `scores` holds the parts of both answers under "a" and "b"."""
         return [self._compare(comparison) for comparison in comparisons]
 
+    def check(self, messages: Sequence[Message]) -> None:
+        """Refuse a prompt that this judge cannot judge; a run asks for each before it begins.
+
+        Raises:
+            ValueError: the conversation has no input between tags.
+        """
+        self._source(messages)
+
     def parts(self, messages: Sequence[Message], text: str) -> Parts:
         """What the score of one answer is made of.
 

@@ -1,0 +1,148 @@
+"""From a config to the parts of a run, cheapest first, so that what is wrong is known before anything is loaded.
+
+Only this module and `train.py` read the config; what each value is stands in values.py. Nothing here writes a
+file or puts an array on a device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from xpo_jax import config as configs
+from xpo_jax import hf, settings, sharding
+from xpo_jax.data.pipeline import Batches
+from xpo_jax.data.prompts import PromptData, load_prompts
+from xpo_jax.judges import JUDGES
+from xpo_jax.programs import Programs, Vocabulary, compute_dtype
+from xpo_jax.sampler import Sampling
+from xpo_jax.update import make_optimizer
+from xpo_jax.values import Judge, Prompts, Samples
+
+
+class Parts(NamedTuple):
+    """What `prepare` builds."""
+
+    top: settings.Experiment
+    loss: settings.Loss
+    evaluation: settings.Evaluation
+    logging: settings.Logging
+    alpha_at: Callable[[int], float]
+    beta_at: Callable[[int], float]
+    second_is_reference: bool
+    judge: Judge
+    folder: Path
+    reference_folder: Path
+    model_config: Any
+    data: PromptData
+    batches: Batches
+    held_out: list[Prompts]
+    programs: Programs
+    decode: Callable[[Samples], list[str]]
+    described: dict[str, str]
+
+
+def prepare(config: ConfigDict) -> Parts:
+    """Build the parts of the run that a config describes.
+
+    Raises:
+      ValueError: whatever can be known to be wrong before a run directory is made, in one line.
+    """
+    build = configs.build
+    top = build(settings.Experiment, config, "config")
+    model = build(settings.Model, config.model, "model")
+    sampling = build(Sampling, config.sampling, "sampling")
+    loss = build(settings.Loss, config.loss, "loss")
+    layout = build(settings.Layout, config.layout, "layout")
+    evaluation = build(settings.Evaluation, config.evaluation, "evaluation")
+    logging = build(settings.Logging, config.logging, "logging")
+    if sampling.temperature == 0 or sampling.repetition_penalty != 1:
+        raise ValueError("sampling: training needs a temperature above 0 and a repetition_penalty of 1")
+    layout.check(top.batch_size, sampling.max_new_tokens)
+    alpha_at, beta_at = loss.strengths(top.steps)
+    optimizer, rate = build(make_optimizer, config.optimizer, "optimizer", steps=top.steps)
+    judge = build(configs.resolve(config.judge.name, "judge.name", JUDGES), config.judge, "judge")
+    mesh = build(sharding.make_mesh, config.mesh, "mesh")
+    shares = mesh.shape["data"] * mesh.shape["fsdp"]
+    for name, size in (("batch_size", top.batch_size), ("layout.micro_batch_size", layout.micro_batch_size)):
+        if size % shares:
+            raise ValueError(f"{name} {size} is not divisible by mesh.data x mesh.fsdp = {shares}")
+
+    folder = hf.model_folder(model.path)
+    model_config = hf.read_config(folder)
+    tokenizer = hf.load_tokenizer(folder, model_config)
+    reference_folder = folder if model.reference is None else hf.model_folder(model.reference)
+    if hf.read_config(reference_folder) != model_config:
+        raise ValueError(f"model.reference: {reference_folder} is of another architecture than {folder}")
+    for each in {folder, reference_folder}:
+        hf.check_params(each, model_config)
+    data = build(
+        load_prompts, config.data, "data", tokenizer=tokenizer, max_new_tokens=sampling.max_new_tokens
+    )
+    check = getattr(judge, "check", None)
+    if check is not None:
+        for prompt in (*data.train.prompts, *data.held_out.prompts[: evaluation.prompts]):
+            check(prompt.messages)
+    batches = data.train_batches(top.batch_size, top.seed)
+    held_out = list(data.held_out_batches(top.batch_size, evaluation.prompts))
+    chunks = top.batch_size // layout.micro_batch_size
+    programs = Programs(
+        mesh,
+        model_config,
+        Vocabulary(len(tokenizer), hf.end_token_ids(folder, tokenizer), hf.pad_token_id(folder, tokenizer)),
+        sampling,
+        dtype=compute_dtype(model.dtype),
+        seed=top.seed,
+        batch_size=top.batch_size,
+        # the last step draws the reference's samples for one more batch
+        prompt_buckets=sorted({*batches.buckets_of(top.steps + 1), *(b.tokens.shape[1] for b in held_out)}),
+        response_buckets=layout.response_buckets,
+        optimizer=optimizer,
+        rate=rate,
+        remat=layout.remat,
+        loss={
+            "kind": loss.kind,
+            "bonus_clip": loss.bonus_clip,
+            "entropy_weight": loss.entropy_weight,
+            "chunks": chunks,
+            "chunk_tokens": layout.chunk_tokens,
+        },
+    )
+
+    def decode(samples: Samples) -> list[str]:
+        rows = [row[:n].tolist() for row, n in zip(samples.tokens, samples.lengths, strict=True)]
+        return tokenizer.batch_decode(rows, skip_special_tokens=True)
+
+    alpha, beta, overlap = alpha_at(0), beta_at(0), data.overlap()
+    described = {
+        "model": f"{model.path}; reference: {model.reference or 'a frozen copy of it'}",
+        "training": data.train.summary(),
+        "held out": data.held_out.summary()
+        + (f"; {overlap} of them are training prompts too" if overlap else ""),
+        "judge": config.judge.name,
+        "batch": f"{top.batch_size} prompts in {chunks} micro-batch(es); {top.steps} steps,"
+        f" {batches.steps_per_epoch} an epoch",
+        "strengths": f"beta {beta:g}, alpha {alpha:g} (alpha / beta {alpha / beta:g})",
+    }
+    return Parts(
+        top=top,
+        loss=loss,
+        evaluation=evaluation,
+        logging=logging,
+        alpha_at=alpha_at,
+        beta_at=beta_at,
+        second_is_reference=loss.second == "reference",
+        judge=judge,
+        folder=folder,
+        reference_folder=reference_folder,
+        model_config=model_config,
+        data=data,
+        batches=batches,
+        held_out=held_out,
+        programs=programs,
+        decode=decode,
+        described=described,
+    )
