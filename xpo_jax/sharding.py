@@ -7,6 +7,7 @@ error. Multi-process start-up is `distributed.py`'s.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -92,6 +93,17 @@ def shardings(mesh: Mesh, tree: Any, rules: Rules, *, leave_out: Sequence[str] =
             "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
         )
     return result
+
+
+def bytes_per_device(tree: Any, shardings: Any) -> int:
+    """Bytes that one device holds of a tree, from shapes alone.
+
+    Args:
+      tree: arrays or ShapeDtypeStructs.
+      shardings: a sharding for each leaf, as `shardings` returns them.
+    """
+    of = lambda leaf, split: math.prod(split.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize  # noqa: E731
+    return sum(jax.tree.leaves(jax.tree.map(of, tree, shardings)))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
