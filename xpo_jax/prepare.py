@@ -17,9 +17,9 @@ from xpo_jax import hf, settings, sharding
 from xpo_jax.data.pipeline import Batches
 from xpo_jax.data.prompts import PromptData, load_prompts
 from xpo_jax.judges import JUDGES
+from xpo_jax.optimizer import make_optimizer
 from xpo_jax.programs import Programs, Vocabulary, compute_dtype
 from xpo_jax.sampler import Sampling
-from xpo_jax.update import make_optimizer
 from xpo_jax.values import Judge, Prompts, Samples
 
 
@@ -66,10 +66,9 @@ def prepare(config: ConfigDict) -> Parts:
     optimizer, rate = build(make_optimizer, config.optimizer, "optimizer", steps=top.steps)
     judge = build(configs.resolve(config.judge.name, "judge.name", JUDGES), config.judge, "judge")
     mesh = build(sharding.make_mesh, config.mesh, "mesh")
-    shares = mesh.shape["data"] * mesh.shape["fsdp"]
-    for name, size in (("batch_size", top.batch_size), ("layout.micro_batch_size", layout.micro_batch_size)):
-        if size % shares:
-            raise ValueError(f"{name} {size} is not divisible by mesh.data x mesh.fsdp = {shares}")
+    sharding.check_rows(
+        mesh, **{"batch_size": top.batch_size, "layout.micro_batch_size": layout.micro_batch_size}
+    )
 
     folder = hf.model_folder(model.path)
     model_config = hf.read_config(folder)
