@@ -104,17 +104,20 @@ def local(model: Qwen2Config, mesh: Mesh | AbstractMesh) -> Qwen2Config:
     )
 
 
-def _weights(model: Qwen2Config, mesh: Mesh | AbstractMesh, dtype: Any, *, sampling: bool) -> int:
-    """Bytes of one set of weights: split like the masters, or (sampling) over tensor alone."""
+def _split(model: Qwen2Config, mesh: Any, *, leave_out: tuple[str, ...] = ()) -> Any:
+    return sharding.shardings(mesh, param_shapes(model), qwen2.SHARDING, leave_out=leave_out)
+
+
+def _sampling_copy(model: Qwen2Config, mesh: Any, dtype: Any) -> int:
+    """Bytes of the weights as the sampler has them, split over tensor alone."""
     tree = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, dtype), param_shapes(model))
-    leave_out = ("fsdp",) if sampling else ()
-    split = sharding.shardings(mesh, tree, qwen2.SHARDING, leave_out=leave_out)  # type: ignore[arg-type]
-    return sharding.bytes_per_device(tree, split)
+    return sharding.bytes_per_device(tree, _split(model, mesh, leave_out=("fsdp",)))
 
 
 def _optimizer(s: Setup) -> int:
-    state = jax.eval_shape(s.optimizer.init, param_shapes(s.model))
-    split = sharding.shardings(s.mesh, state, qwen2.SHARDING)  # type: ignore[arg-type]
+    params = param_shapes(s.model)
+    state = jax.eval_shape(s.optimizer.init, params)
+    split = sharding.optimizer_shardings(s.mesh, state, params, _split(s.model, s.mesh))  # type: ignore[arg-type]
     return sharding.bytes_per_device(state, split)
 
 
@@ -192,16 +195,11 @@ def memory(s: Setup) -> dict[str, dict[str, int]]:
     P, T, item = s.prompt_tokens, s.response_tokens, s.itemsize
     mine, rows = local(s.model, s.mesh), s.batch_size // s.shares
     micro = s.micro_batch_size // s.shares
-    masters = _weights(s.model, s.mesh, np.float32, sampling=False)
-    copy = _weights(s.model, s.mesh, s.dtype, sampling=True)
-    always = {
-        "master weights": masters,
-        "optimizer state": _optimizer(s),
-        "policy, for sampling": copy,
-        "reference": copy,
-    }
+    masters = sharding.bytes_per_device(param_shapes(s.model), _split(s.model, s.mesh))
+    copy = _sampling_copy(s.model, s.mesh, s.dtype)
+    always = {"master weights": masters, "optimizer state": _optimizer(s), "reference": copy}
     if s.judge and s.judge.own:
-        always["judge"] = _weights(s.judge.own, s.mesh, s.dtype, sampling=True)
+        always["judge"] = _sampling_copy(s.judge.own, s.mesh, s.dtype)
     kv, heads, V = kv_bytes_per_token(mine, item), mine.num_attention_heads, mine.vocab_size
 
     prefill = _layer_working(mine, rows * P, rows * heads * P * P, item, copies=2)
@@ -232,10 +230,11 @@ def memory(s: Setup) -> dict[str, dict[str, int]]:
             "KV cache": each * s.judge.tokens * kv_bytes_per_token(model, item),
             "one layer": _layer_working(model, each * s.judge.tokens, scores, item, copies=2),
         }
+    for parts in phases.values():
+        parts["policy, for sampling"] = copy  # it is given up before the update, and made anew after it
     phases["gradient"] = {"gradients": masters, **_backward(s, mine, micro, masters)}
     # XLA keeps the old moments beside the new ones: a step that is not finite must be taken back
     phases["apply"] = {"gradients": masters, "optimizer, replaced": always["optimizer state"]}
-    phases["refresh"] = {"policy's old copy": copy}
     return {name: {**always, **parts} for name, parts in phases.items()}
 
 
@@ -315,7 +314,7 @@ def decode_bytes(s: Setup) -> tuple[int, int]:
 
     Of an untied model's embedding only a few rows are read.
     """
-    weights = _weights(s.model, s.mesh, s.dtype, sampling=True)
+    weights = _sampling_copy(s.model, s.mesh, s.dtype)
     mine, rows = local(s.model, s.mesh), s.batch_size // s.shares
     if not s.model.tie_word_embeddings:
         weights -= mine.vocab_size * mine.hidden_size * s.itemsize
