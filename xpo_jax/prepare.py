@@ -20,7 +20,7 @@ from xpo_jax.judges import JUDGES
 from xpo_jax.programs import Programs, Vocabulary, compute_dtype
 from xpo_jax.sampler import Sampling
 from xpo_jax.update import make_optimizer
-from xpo_jax.values import Judge, Prompts, Samples
+from xpo_jax.values import DeviceJudge, Judge, Prompts, Samples
 
 
 class Parts(NamedTuple):
@@ -64,7 +64,12 @@ def prepare(config: ConfigDict) -> Parts:
     layout.check(top.batch_size, sampling.max_new_tokens)
     alpha_at, beta_at = loss.strengths(top.steps)
     optimizer, rate = build(make_optimizer, config.optimizer, "optimizer", steps=top.steps)
-    judge = build(configs.resolve(config.judge.name, "judge.name", JUDGES), config.judge, "judge")
+    judge = build(
+        configs.resolve(config.judge.name, "judge.name", JUDGES),
+        config.judge,
+        "judge",
+        rule_judge=JUDGES["paraphrase"],
+    )
     mesh = build(sharding.make_mesh, config.mesh, "mesh")
     shares = mesh.shape["data"] * mesh.shape["fsdp"]
     for name, size in (("batch_size", top.batch_size), ("layout.micro_batch_size", layout.micro_batch_size)):
@@ -79,13 +84,19 @@ def prepare(config: ConfigDict) -> Parts:
         raise ValueError(f"model.reference: {reference_folder} is of another architecture than {folder}")
     for each in {folder, reference_folder}:
         hf.check_params(each, model_config)
+    if isinstance(judge, DeviceJudge):
+        dtype = compute_dtype(model.dtype)
+        judge.attach(mesh=mesh, folder=folder, model_config=model_config, tokenizer=tokenizer, dtype=dtype)
     data = build(
         load_prompts, config.data, "data", tokenizer=tokenizer, max_new_tokens=sampling.max_new_tokens
     )
     check = getattr(judge, "check", None)
     if check is not None:
         for prompt in (*data.train.prompts, *data.held_out.prompts[: evaluation.prompts]):
-            check(prompt.messages)
+            try:
+                check(prompt.messages, prompt.row.values)
+            except ValueError as error:
+                raise ValueError(f"{prompt.row.at}: {error}") from error
     batches = data.train_batches(top.batch_size, top.seed)
     held_out = list(data.held_out_batches(top.batch_size, evaluation.prompts))
     chunks = top.batch_size // layout.micro_batch_size

@@ -24,7 +24,7 @@ from xpo_jax.prepare import Parts, prepare
 from xpo_jax.programs import CompilationCounter
 from xpo_jax.rundir import RunDir
 from xpo_jax.update import summarise, trim
-from xpo_jax.values import Pairs, Prompts, Samples, TrainState
+from xpo_jax.values import DeviceJudge, Pairs, Prompts, Samples, TrainState
 
 TRAINING = 1  # purpose of the random keys; evaluation's is evaluate.PURPOSE
 
@@ -53,7 +53,8 @@ def train(config: ConfigDict) -> dict[str, Any]:
 def _train(p: Parts, run: RunDir, compilations: CompilationCounter) -> dict[str, Any]:
     # ------------------------------------------------------------------------------------------ start
     programs, timer = p.programs, Timer()
-    announced = programs.announced()
+    device_judge = p.judge if isinstance(p.judge, DeviceJudge) else None
+    announced = [*programs.announced(), *(device_judge.announced() if device_judge else ())]
     run.write_environment(
         {"data": {"train": p.data.train.fingerprint, "held_out": p.data.held_out.fingerprint}}
     )
@@ -74,6 +75,9 @@ def _train(p: Parts, run: RunDir, compilations: CompilationCounter) -> dict[str,
     state: TrainState = programs.init(load(p.folder))
     policy = programs.for_sampling(state.params)
     reference = programs.for_sampling(load(p.reference_folder))
+    if device_judge:
+        same = p.reference_folder == p.folder
+        device_judge.load(lambda: reference if same else programs.for_sampling(load(p.folder)))
 
     evaluator = evaluate.Evaluator(
         programs,
