@@ -89,10 +89,12 @@ Judge = Callable[[Sequence[Comparison]], Sequence[Answer]]
 
 @runtime_checkable
 class DeviceJudge(Protocol):
-    """A judge that runs a model on the devices; one that has these three methods is taken for such.
+    """A judge that runs a model on the devices; one that has all of this is taken for such.
 
-    It is collective: where there are several processes, all ask it the same comparisons in the same order.
+    collective: True; where there are several processes, all ask it the same comparisons in the same order.
     """
+
+    collective: bool
 
     def __call__(self, comparisons: Sequence[Comparison]) -> Sequence[Answer]:
         """As any judge."""

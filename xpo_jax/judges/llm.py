@@ -41,6 +41,8 @@ class Rules(NamedTuple):
 class LLMJudge:
     """Compares two answers by the probabilities of two labels; a `values.DeviceJudge`."""
 
+    collective = True
+
     def __init__(
         self,
         path: str | None,
