@@ -14,7 +14,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from xpo_jax import hf, sharding, weights
-from xpo_jax.models.qwen2 import SHARDING, Qwen2
+from xpo_jax.models.qwen2 import SHARDING, Qwen2, unstack
 
 GOLDEN = Path(__file__).parent / "golden"
 MODELS = sorted(path.name for path in GOLDEN.glob("qwen2_*"))
@@ -89,17 +89,53 @@ def test_sharded_loading_reads_each_byte_once(monkeypatch):
     config = hf.read_config(GOLDEN / "qwen2_tied")
     mesh = sharding.make_mesh(data=2, fsdp=4, tensor=1)
     where = sharding.shardings(mesh, hf.param_shapes(config), SHARDING)
-    read, original = [], weights._slice
+    read, original = [], weights.read_slice
 
     def counted(stored, window):
         piece = original(stored, window)
         read.append(piece.size)
         return piece
 
-    monkeypatch.setattr(weights, "_slice", counted)
+    monkeypatch.setattr(weights, "read_slice", counted)
     params = hf.load_params(GOLDEN / "qwen2_tied", config, shardings=where)
     assert sum(read) == sum(leaf.size for leaf in jax.tree.leaves(params))
     assert max(read) < config.vocab_size * config.hidden_size  # and never a whole embedding
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [*((name, jnp.bfloat16) for name in MODELS), ("qwen2_tied_one_kv_bf16", jnp.float32)]
+)
+def test_sampling_weights_are_the_params_unstacked_and_rounded_once(name, dtype):
+    """From files in float32, float16 and bfloat16, in one piece and in shards over a mesh."""
+    config = hf.read_config(GOLDEN / name)
+    want = jax.tree.map(lambda p: p.astype(dtype), unstack(hf.load_params(GOLDEN / name, config)))
+    ours = hf.load_weights(GOLDEN / name, config, dtype=dtype)
+    mesh = sharding.make_mesh(data=4, fsdp=2, tensor=1)
+    where = sharding.shardings(mesh, want, SHARDING)
+    sharded = hf.load_weights(GOLDEN / name, config, dtype=dtype, shardings=where)
+    assert jax.tree.map(lambda p: p.sharding, sharded) == where
+    for each in (ours, sharded):
+        assert {leaf.dtype for leaf in jax.tree.leaves(each)} == {jnp.dtype(dtype)}
+        exact = jax.tree.map(lambda p: p.astype(jnp.float32), each)
+        assert_same_bits(exact, jax.tree.map(lambda p: p.astype(jnp.float32), want))
+
+
+@pytest.mark.parametrize("block", [4, 1000])
+def test_files_are_read_in_blocks(monkeypatch, block):
+    """Rows that do not divide into blocks, transposed and not; a block is at least one row."""
+    name = "qwen2_untied_sharded"
+    config = hf.read_config(GOLDEN / name)
+    whole, read, original = hf.load_params(GOLDEN / name, config), [], weights.read_slice
+    monkeypatch.setattr(weights, "BLOCK_BYTES", block)
+
+    def counted(stored, window):
+        piece = original(stored, window)
+        read.append((piece.shape[0], 4 * piece.size))
+        return piece
+
+    monkeypatch.setattr(weights, "read_slice", counted)
+    assert_same_bits(hf.load_params(GOLDEN / name, config), whole)
+    assert all(rows == 1 or size <= block for rows, size in read)
 
 
 # Writing

@@ -15,22 +15,17 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from xpo_jax.model_files import model_folder, param_shapes, read_json
 from xpo_jax.models.qwen2 import Qwen2Config
 from xpo_jax.values import Params
-from xpo_jax.weights import (
-    check_params,
-    load_params,
-    model_folder,
-    param_shapes,
-    read_json,
-    write_params,
-)
+from xpo_jax.weights import check_params, load_params, load_weights, write_params
 
 __all__ = [
     "check_params",
     "end_token_ids",
     "load_params",
     "load_tokenizer",
+    "load_weights",
     "model_folder",
     "pad_token_id",
     "param_shapes",

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import random
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -65,15 +64,19 @@ def _train(p: Parts, run: RunDir, compilations: CompilationCounter) -> dict[str,
         compile_program()
     compiled = compilations.count
 
-    def load(folder: Path) -> Any:
-        return hf.load_params(folder, p.model_config, shardings=programs.params_sharding)
-
     def draw(weights: Any, prompts: Prompts, step: int, candidate: int) -> Samples:
         return programs.draw(weights, prompts, purpose=TRAINING, step=step, candidate=candidate)
 
-    state: TrainState = programs.init(load(p.folder))
+    state: TrainState = programs.init(
+        hf.load_params(p.folder, p.model_config, shardings=programs.params_sharding)
+    )
     policy = programs.for_sampling(state.params)
-    reference = programs.for_sampling(load(p.reference_folder))
+    if p.reference_folder == p.folder:
+        reference = programs.for_sampling(state.params)
+    else:  # is held in this form only
+        reference = hf.load_weights(
+            p.reference_folder, p.model_config, dtype=programs.dtype, shardings=programs.weights_sharding
+        )
 
     evaluator = evaluate.Evaluator(
         programs,
@@ -188,7 +191,7 @@ def _train(p: Parts, run: RunDir, compilations: CompilationCounter) -> dict[str,
             prompts = next_prompts
 
     # -------------------------------------------------------------------------------------------- end
-    hf.save(run.path / "export", jax.device_get(state.params), p.model_config, p.folder)
+    hf.save(run.path / "export", state.params, p.model_config, p.folder)
     run.write_samples("held_out", after.samples)
     shown = random.Random(p.top.seed).sample(list(after.samples), min(10, len(after.samples)))
     print(summary.closing(before, after, shown), flush=True)
