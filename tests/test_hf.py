@@ -166,6 +166,31 @@ def test_large_models_are_written_in_shards_with_an_index(tmp_path):
     assert_same_bits(hf.load_params(tmp_path / "export", config), params)
 
 
+def test_params_on_a_mesh_come_to_the_host_one_array_at_a_time(tmp_path, monkeypatch):
+    name = "qwen2_untied_head_dim_f16"
+    config = hf.read_config(GOLDEN / name)
+    where = sharding.shardings(
+        sharding.make_mesh(data=2, fsdp=2, tensor=2), hf.param_shapes(config), SHARDING
+    )
+    params = hf.load_params(GOLDEN / name, config, shardings=where)
+    kept = lambda: [leaf.shape for leaf in jax.tree.leaves(params) if leaf._npy_value is not None]
+    came, original = [], jax.device_get
+
+    def counted(tree):
+        came.append([leaf.shape for leaf in jax.tree.leaves(tree)])
+        return original(tree)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, "device_get", counted)
+        hf.save(tmp_path / "export", params, config, GOLDEN / name, max_shard_bytes=10_000)
+    assert sorted(shape for (shape,) in came) == sorted(leaf.shape for leaf in jax.tree.leaves(params))
+    assert kept() == []  # jax keeps what came to the host for as long as the array lives
+    assert len(list(tmp_path.glob("export/*.safetensors"))) > 8
+    jax.device_get(params["embed_tokens"])
+    assert kept() == [(config.vocab_size, config.hidden_size)]  # so the check above would have seen it
+    assert_same_bits(hf.load_params(tmp_path / "export", config), params)
+
+
 def test_bfloat16_export_rounds_once_and_says_so_in_the_config(tmp_path):
     name = "qwen2_untied_sharded"  # spelt torch_dtype
     config = hf.read_config(GOLDEN / name)
@@ -173,25 +198,56 @@ def test_bfloat16_export_rounds_once_and_says_so_in_the_config(tmp_path):
     hf.save(tmp_path / "export", params, config, GOLDEN / name, dtype="bfloat16")
     rounded = jax.tree.map(lambda p: p.astype(jnp.bfloat16).astype(jnp.float32), params)
     assert_same_bits(hf.load_params(tmp_path / "export", config), rounded)
-    before, after = (
-        json.loads((f / "config.json").read_text()) for f in (GOLDEN / name, tmp_path / "export")
+    assert (
+        config_of(tmp_path / "export")["torch_dtype"] == config_of(tmp_path / "export")["dtype"] == "bfloat16"
     )
-    assert list(before) == list(after)
-    assert after == {**before, "torch_dtype": "bfloat16"}
+
+
+def config_of(folder):
+    return json.loads((folder / "config.json").read_text())
+
+
+OLD = {"rope_theta": 1e6, "torch_dtype": "float32"}
+NEW = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}, "dtype": "float32"}
+
+
+@pytest.mark.parametrize(
+    ("source", "added"),
+    [
+        (OLD, NEW),
+        (NEW, OLD),
+        (OLD | NEW, {}),
+        # what is there stays, and only what is missing is added
+        (OLD | {"rope_parameters": None}, NEW),
+        (OLD | {"rope_parameters": {"rope_type": "default"}}, NEW),
+        ({"rope_theta": 1000000}, {"rope_parameters": NEW["rope_parameters"]}),  # states no dtype, nor do we
+        (NEW | {"dtype": "bfloat16"}, OLD | {"dtype": "float32"}),  # as written
+    ],
+)
+def test_config_json_is_carried_over_with_both_spellings(source, added, copy, tmp_path):
+    folder = copy("qwen2_tied")
+    rest = {k: v for k, v in config_of(folder).items() if k not in OLD | NEW} | {"özgür": [1e-06, None]}
+    (folder / "config.json").write_text(json.dumps(rest | source))
+    config = hf.read_config(folder)
+    assert config.rope_theta == 1e6
+    hf.save(tmp_path / "export", random_params(config), config, folder)
+    assert config_of(tmp_path / "export") == rest | source | added
+    assert hf.read_config(tmp_path / "export") == config
+    if not added:
+        assert (tmp_path / "export" / "config.json").read_bytes() == (folder / "config.json").read_bytes()
 
 
 def test_the_sources_files_are_carried_over_as_they_were(copy, tmp_path):
     source = copy("qwen2_untied_sharded")
-    text = (source / "config.json").read_text().replace("{", '{\n\n   "özgür": 1e-06,', 1)
-    (source / "config.json").write_text(text, encoding="utf-8")
     for name in hf.CARRIED:
         (source / name).write_bytes(b"\xff bytes of " + name.encode())
     (source / "modeling.py").write_text("raise SystemExit")
     config = hf.read_config(source)
-    hf.save(tmp_path / "export", random_params(config), config, source)
+    hf.save(tmp_path / "export", random_params(config), config, source, card="# Größe\n")
     written = {path.name for path in (tmp_path / "export").iterdir()}
-    assert written == {*hf.CARRIED, "config.json", "model.safetensors"}
-    for name in written - {"model.safetensors"}:
+    assert written == {*hf.CARRIED, "config.json", "model.safetensors", "README.md"}
+    assert (tmp_path / "export" / "README.md").read_text(encoding="utf-8") == "# Größe\n"
+    for name in hf.CARRIED:
         assert (tmp_path / "export" / name).read_bytes() == (source / name).read_bytes()
     assert len({path.stat().st_mode for path in (tmp_path / "export").iterdir()}) == 1
 
@@ -257,7 +313,7 @@ def test_params_that_do_not_fit_are_not_written(tmp_path):
 
 
 def test_config_errors_name_the_file_or_folder(copy, tmp_path):
-    fails(f"{tmp_path / 'nowhere'} is not a folder; give a local", hf.read_config, tmp_path / "nowhere")
+    fails(f"{tmp_path / 'nowhere'} is not a folder; give a Hugging", hf.read_config, tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     fails(f"{tmp_path / 'empty' / 'config.json'} is missing", hf.read_config, tmp_path / "empty")
     folder = copy("qwen2_tied")

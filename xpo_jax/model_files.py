@@ -23,6 +23,7 @@ from xpo_jax.values import Params
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE")  # go wherever the model goes
 FLOATS = ("F32", "BF16", "F16")  # safetensors' names of the dtypes that we read
 
 EMBEDDED = Path(__file__).parent / "embedded" / "model"
@@ -58,7 +59,9 @@ def model_folder(folder: str | Path) -> Path:
     """The path of a folder that exists, "embedded" being the project's own; ValueError otherwise."""
     path = EMBEDDED if folder == "embedded" else Path(folder)
     if not path.is_dir():
-        raise ValueError(f"{path} is not a folder; give a local Hugging Face model folder, or 'embedded'")
+        raise ValueError(
+            f"{path} is not a folder; give a Hugging Face model folder, a hub name (owner/name), or 'embedded'"
+        )
     return path
 
 

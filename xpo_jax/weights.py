@@ -125,7 +125,7 @@ def write_params(
         for name in names:  # in the table's order, so all layers of one array follow each other
             path, layer, transposed, _ = tensors[name]
             if host[0] != path:
-                host = (path, jax.device_get(flat[path]))
+                host = (path, _to_host(flat[path]))
             array = host[1] if layer is None else host[1][layer]
             arrays[name] = np.ascontiguousarray(array.T if transposed else array, dtype=DTYPES[dtype])
             weight_map[name] = file
@@ -136,6 +136,17 @@ def write_params(
             "weight_map": dict(sorted(weight_map.items())),
         }
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _to_host(array: Any) -> np.ndarray:
+    """A copy on the host that lives as long as the caller wants it.
+
+    A jax.Array keeps what it once brought to the host, so here a second jax.Array of the same buffers does it.
+    """
+    if isinstance(array, jax.Array):
+        shards = [shard.data for shard in array.addressable_shards]
+        array = jax.make_array_from_single_device_arrays(array.shape, array.sharding, shards)
+    return jax.device_get(array)
 
 
 def _load(folder: str | Path, model_config: Qwen2Config, wanted: Params, shardings: Any) -> Params:
