@@ -394,7 +394,7 @@ def edit(file, **changes):
 
 def test_no_model(folder, tmp_path):
     assert told(folder, f"model.path={tmp_path}/none") == (
-        f"{tmp_path}/none is not a folder; give a local Hugging Face model folder, or 'embedded'"
+        f"{tmp_path}/none is not a folder; give a Hugging Face model folder, a hub name (owner/name), or 'embedded'"
     )
     assert told(folder, f"model.path={tmp_path}").startswith(
         f"{tmp_path}/config.json is missing; give a complete"

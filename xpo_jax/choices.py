@@ -49,7 +49,7 @@ class Choices:
     ):
         self.batch_size, self.buckets, self.choices = batch_size, tuple(buckets), len(tokens)
         self.weights: Params = None
-        self._model_config, wanted = model_config, np.array(tokens)
+        self._model_config, self._dtype, wanted = model_config, dtype, np.array(tokens)
         graphdef, abstract = nnx.split(
             nnx.eval_shape(lambda: qwen2.Qwen2(model_config, rngs=nnx.Rngs(0), stacked=False))
         )
@@ -57,8 +57,7 @@ class Choices:
             lambda p: jax.ShapeDtypeStruct(p.shape, dtype), nnx.to_pure_dict(abstract)
         )
         # as the sampler holds its weights, so that a model can serve both
-        weights = sharding.shardings(mesh, self._shapes, qwen2.SHARDING, leave_out=("fsdp",))
-        self._params_sharding = sharding.shardings(mesh, hf.param_shapes(model_config), qwen2.SHARDING)
+        self._sharding = sharding.shardings(mesh, self._shapes, qwen2.SHARDING, leave_out=("fsdp",))
         whole, rows = sharding.replicated(mesh), sharding.batch(mesh)
 
         def logps(params: Params, tokens: Array, lengths: Array) -> Array:
@@ -71,34 +70,24 @@ class Choices:
             logits = jnp.where(jnp.arange(logits.shape[-1]) < vocab_size, logits, -jnp.inf)
             return jax.nn.log_softmax(logits, axis=-1)[:, wanted]
 
-        self._logps = Program("choices", logps, in_shardings=(weights, whole, whole), out_shardings=whole)
-        self._for_reading = Program(
-            "weights to choose with",
-            lambda params: jax.tree.map(lambda p: p.astype(dtype), qwen2.unstack(params)),
-            in_shardings=(self._params_sharding,),
-            out_shardings=weights,
+        self._logps = Program(
+            "choices", logps, in_shardings=(self._sharding, whole, whole), out_shardings=whole
         )
 
-    def announced(self, *, own_weights: bool) -> list[tuple[str, Callable[[], None]]]:
-        """The compilations: what to show of each, and the call that compiles it.
-
-        Args:
-          own_weights: `load` will be called.
-        """
+    def announced(self) -> list[tuple[str, Callable[[], None]]]:
+        """The compilations: what to show of each, and the call that compiles it."""
         B = self.batch_size
         out: list[tuple[str, Callable[[], None]]] = []
         for P in self.buckets:
             args = self._shapes, *(jax.ShapeDtypeStruct(shape, np.int32) for shape in ((B, P), (B,)))
             out.append((f"judge P={P}", functools.partial(self._logps.compile, *args)))
-        if own_weights:
-            shapes = hf.param_shapes(self._model_config)
-            out.append(("judge's weights", functools.partial(self._for_reading.compile, shapes)))
         return out
 
     def load(self, folder: Path) -> None:
         """Read the weights of a Hugging Face folder."""
-        params = hf.load_params(folder, self._model_config, shardings=self._params_sharding)
-        self.weights = self._for_reading(params)
+        self.weights = hf.load_weights(
+            folder, self._model_config, dtype=self._dtype, shardings=self._sharding
+        )
 
     def __call__(self, asked: Sequence[Sequence[int]]) -> np.ndarray:
         """Log-probabilities f64[n C], nats, of the choices after each of n token sequences.

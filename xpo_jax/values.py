@@ -108,8 +108,11 @@ class DeviceJudge(Protocol):
         """Its compilations, as `programs.Programs.announced` gives the run's."""
         ...
 
-    def load(self, starting: Callable[[], Params]) -> None:
-        """Called last: read weights, or take those of the policy's start, in the sampler's layout and shards."""
+    def load(self, starting: Params | None) -> None:
+        """Called last: take the policy's starting weights, as the sampler holds them, or read what it needs.
+
+        `starting` is None where the run does not hold them any longer than it must.
+        """
         ...
 
 

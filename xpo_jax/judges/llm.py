@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from xpo_jax import hf
+from xpo_jax import hf, hub
 from xpo_jax.choices import Choices
 from xpo_jax.data import templates, validate
 from xpo_jax.schema import build
@@ -79,12 +79,12 @@ class LLMJudge:
             raise ValueError(
                 f"judge.batch_size {self._batch_size} is not divisible by mesh.data x mesh.fsdp = {shares}"
             )
-        own = None if self._path is None else hf.model_folder(self._path)
-        self._own = None if own is None or own.resolve() == folder.resolve() else own
-        if self._own is not None:
-            model_config = hf.read_config(self._own)
-            hf.check_params(self._own, model_config)
-            tokenizer = hf.load_tokenizer(self._own, model_config)
+        self._folder = folder if self._path is None else hub.find(self._path).folder
+        self._shares = self._folder.resolve() == folder.resolve()
+        if not self._shares:
+            model_config = hf.read_config(self._folder)
+            hf.check_params(self._folder, model_config)
+            tokenizer = hf.load_tokenizer(self._folder, model_config)
         self._tokenizer = tokenizer
         self._tokens(self._template)  # whatever the chat template refuses, it refuses here
         self._choices = Choices(
@@ -112,14 +112,14 @@ class LLMJudge:
 
     def announced(self) -> list[tuple[str, Callable[[], None]]]:
         """The compilations: what to show of each, and the call that compiles it."""
-        return self._choices.announced(own_weights=self._own is not None)
+        return self._choices.announced()
 
-    def load(self, starting: Callable[[], Params]) -> None:
-        """Take the policy's starting weights as they are, or read the judge's own."""
-        if self._own is None:
-            self._choices.weights = starting()
+    def load(self, starting: Params | None) -> None:
+        """Take the policy's starting weights where they are this judge's and given, else read its own."""
+        if self._shares and starting is not None:
+            self._choices.weights = starting
         else:
-            self._choices.load(self._own)
+            self._choices.load(self._folder)
 
     # ----------------------------------------------------------------------------------------- judging
 
