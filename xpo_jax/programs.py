@@ -127,7 +127,7 @@ class Programs:
 
         rules, whole = qwen2.SHARDING, sharding.replicated(mesh)
         self.params_sharding = sharding.shardings(mesh, self._params, rules)
-        weights_sharding = sharding.shardings(mesh, self._weights, rules, leave_out=("fsdp",))
+        self.weights_sharding = sharding.shardings(mesh, self._weights, rules, leave_out=("fsdp",))
         state_sharding = sharding.shardings(mesh, self._state, rules)
         rows, rows_of_two = sharding.batch(mesh), sharding.batch(mesh, 1)
         pairs_sharding = Pairs(rows, rows, *[rows_of_two] * 3, *[rows] * 3)
@@ -174,18 +174,21 @@ class Programs:
             "init", lambda params: init_state(params, optimizer), out_shardings=state_sharding
         )
         self.for_sampling = Program(
-            "for_sampling", for_sampling, in_shardings=(self.params_sharding,), out_shardings=weights_sharding
+            "for_sampling",
+            for_sampling,
+            in_shardings=(self.params_sharding,),
+            out_shardings=self.weights_sharding,
         )
         self.sample = Program(
             "sample",
             sample,
-            in_shardings=(weights_sharding, *[rows] * 4, *[whole] * 3),
+            in_shardings=(self.weights_sharding, *[rows] * 4, *[whole] * 3),
             out_shardings=rows,
         )
         self.score = Program(
             "score",
             score,
-            in_shardings=(weights_sharding, rows, rows, rows_of_two, rows_of_two),
+            in_shardings=(self.weights_sharding, rows, rows, rows_of_two, rows_of_two),
             out_shardings=rows_of_two,
         )
         self.zeros = Program(

@@ -9,14 +9,13 @@ from __future__ import annotations
 import functools
 import random
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from xpo_jax import checkpoint, evaluate, hf, summary, verdicts
+from xpo_jax import checkpoint, evaluate, hf, model_card, summary, verdicts
 from xpo_jax import config as configs
 from xpo_jax.metrics import Metrics, Timer
 from xpo_jax.pairs_log import PairsLog, pair_records
@@ -24,7 +23,7 @@ from xpo_jax.prepare import Parts, prepare
 from xpo_jax.programs import CompilationCounter
 from xpo_jax.rundir import RunDir
 from xpo_jax.update import summarise, trim
-from xpo_jax.values import Pairs, Prompts, Samples, TrainState
+from xpo_jax.values import DeviceJudge, Pairs, Prompts, Samples, TrainState
 
 TRAINING = 1  # purpose of the random keys; evaluation's is evaluate.PURPOSE
 
@@ -53,9 +52,14 @@ def train(config: ConfigDict) -> dict[str, Any]:
 def _train(p: Parts, run: RunDir, compilations: CompilationCounter) -> dict[str, Any]:
     # ------------------------------------------------------------------------------------------ start
     programs, timer = p.programs, Timer()
-    announced = programs.announced()
+    device_judge = p.judge if isinstance(p.judge, DeviceJudge) else None
+    announced = [*programs.announced(), *(device_judge.announced() if device_judge else ())]
     run.write_environment(
-        {"data": {"train": p.data.train.fingerprint, "held_out": p.data.held_out.fingerprint}}
+        {
+            "data": {"train": p.data.train.fingerprint, "held_out": p.data.held_out.fingerprint},
+            "model": {"path": p.model.given, "commit": p.model.commit},
+            "reference": {"path": p.reference.given, "commit": p.reference.commit},
+        }
     )
     print(
         summary.opening(programs, {"run": str(run.path), **p.described}, compilations=len(announced)),
@@ -65,15 +69,21 @@ def _train(p: Parts, run: RunDir, compilations: CompilationCounter) -> dict[str,
         compile_program()
     compiled = compilations.count
 
-    def load(folder: Path) -> Any:
-        return hf.load_params(folder, p.model_config, shardings=programs.params_sharding)
-
     def draw(weights: Any, prompts: Prompts, step: int, candidate: int) -> Samples:
         return programs.draw(weights, prompts, purpose=TRAINING, step=step, candidate=candidate)
 
-    state: TrainState = programs.init(load(p.folder))
+    state: TrainState = programs.init(
+        hf.load_params(p.model.folder, p.model_config, shardings=programs.params_sharding)
+    )
     policy = programs.for_sampling(state.params)
-    reference = programs.for_sampling(load(p.reference_folder))
+    if p.reference.folder == p.model.folder:
+        reference = programs.for_sampling(state.params)
+    else:  # is held in this form only
+        reference = hf.load_weights(
+            p.reference.folder, p.model_config, dtype=programs.dtype, shardings=programs.weights_sharding
+        )
+    if device_judge:
+        device_judge.load(reference if p.reference.folder == p.model.folder else None)
 
     evaluator = evaluate.Evaluator(
         programs,
@@ -188,7 +198,9 @@ def _train(p: Parts, run: RunDir, compilations: CompilationCounter) -> dict[str,
             prompts = next_prompts
 
     # -------------------------------------------------------------------------------------------- end
-    hf.save(run.path / "export", jax.device_get(state.params), p.model_config, p.folder)
+    measured = summary.result(before, after)
+    card = model_card.card(p.top, p.model, p.reference, measured, held_out=len(after.samples))
+    hf.save(run.path / "export", state.params, p.model_config, p.model.folder, card=card)
     run.write_samples("held_out", after.samples)
     shown = random.Random(p.top.seed).sample(list(after.samples), min(10, len(after.samples)))
     print(summary.closing(before, after, shown), flush=True)
@@ -196,7 +208,7 @@ def _train(p: Parts, run: RunDir, compilations: CompilationCounter) -> dict[str,
         "steps": p.top.steps,
         "judge_queries": queries,
         "evaluation_queries": evaluation_queries,
-        **summary.result(before, after),
+        **measured,
         "skipped": int(state.skipped),
         "compilations_announced": len(announced),
         "compilations_during_run": compilations.count - compiled,
