@@ -98,15 +98,17 @@ def get_config(arg: str | None = None) -> ConfigDict:
         }
     )
 
-    # xpo_jax/update.py: make_optimizer
+    # xpo_jax/optimizer.py: make_optimizer
     config.optimizer = ConfigDict(
         {
+            "name": "adamw",  # "adafactor" saves memory, and takes None for b1, b2, eps and mu_dtype
             "learning_rate": 5e-4,  # a 1.6 M parameter model; a 0.5 B one wants 5e-7
             "schedule": "linear",
-            "warmup_steps": 10,
+            "warmup_steps": 0.04,  # below 1 a share of the steps: here 10
             "b1": 0.9,
             "b2": 0.99,
             "eps": 1e-8,
+            "mu_dtype": "float32",
             "weight_decay": 0.0,
             "clip_norm": 1.0,
         }

@@ -435,12 +435,14 @@ def tiny_config(folder: Path) -> ConfigDict:
                 "unfinished_loses": False,
             },
             "optimizer": {
+                "name": "adamw",
                 "learning_rate": 1e-2,
                 "schedule": "linear",
                 "warmup_steps": 1,
                 "b1": 0.9,
                 "b2": 0.99,
                 "eps": 1e-4,  # large: rounding must not become a whole step where a gradient is near zero
+                "mu_dtype": "float32",
                 "weight_decay": 0.0,
                 "clip_norm": 1.0,
             },

@@ -418,7 +418,10 @@ def test_a_tokenizer_larger_than_the_model(copy):
 
 def test_a_mesh_that_does_not_divide_the_model(folder, tmp_path):
     model = write_model(tmp_path / "model", config=dataclasses.replace(SPEAKING, vocab_size=265))
-    expected = "embed_tokens.embedding: 265 is not divisible by mesh.tensor=2"
+    expected = (
+        "embed_tokens.embedding: 265 is not divisible by mesh.tensor=2;"
+        " sizes that would work on 8 devices: mesh.tensor 1"
+    )
     assert told(folder, f"model.path={model}") == expected
 
 

@@ -37,10 +37,11 @@ from ml_collections import ConfigDict
 
 from xpo_jax import checkpoint, hf
 from xpo_jax.models.qwen2 import unstack
+from xpo_jax.optimizer import make_optimizer
 from xpo_jax.pairs_log import read_pairs
 from xpo_jax.programs import CompilationCounter, Programs
 from xpo_jax.sampler import Sampling, make_sampler, row_keys
-from xpo_jax.update import init_state, make_optimizer
+from xpo_jax.update import init_state
 
 STEPS, TEMPERATURE = 4, 0.9
 RESULT = [

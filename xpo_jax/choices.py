@@ -71,7 +71,7 @@ class Choices:
             return jax.nn.log_softmax(logits, axis=-1)[:, wanted]
 
         self._logps = Program(
-            "choices", logps, in_shardings=(self._sharding, whole, whole), out_shardings=whole
+            "choices", mesh, logps, in_shardings=(self._sharding, whole, whole), out_shardings=whole
         )
 
     def announced(self) -> list[tuple[str, Callable[[], None]]]:

@@ -16,9 +16,9 @@ from xpo_jax import hf, hub, settings, sharding
 from xpo_jax.data.pipeline import Batches
 from xpo_jax.data.prompts import PromptData, load_prompts
 from xpo_jax.judges import JUDGES
+from xpo_jax.optimizer import make_optimizer
 from xpo_jax.programs import Programs, Vocabulary, compute_dtype
 from xpo_jax.sampler import Sampling
-from xpo_jax.update import make_optimizer
 from xpo_jax.values import DeviceJudge, Judge, Prompts, Samples
 
 
@@ -70,10 +70,9 @@ def prepare(config: ConfigDict) -> Parts:
         rule_judge=JUDGES["paraphrase"],
     )
     mesh = build(sharding.make_mesh, config.mesh, "mesh")
-    shares = mesh.shape["data"] * mesh.shape["fsdp"]
-    for name, size in (("batch_size", top.batch_size), ("layout.micro_batch_size", layout.micro_batch_size)):
-        if size % shares:
-            raise ValueError(f"{name} {size} is not divisible by mesh.data x mesh.fsdp = {shares}")
+    sharding.check_rows(
+        mesh, **{"batch_size": top.batch_size, "layout.micro_batch_size": layout.micro_batch_size}
+    )
 
     found = hub.find(model.path)
     found_reference = found if model.reference is None else hub.find(model.reference)

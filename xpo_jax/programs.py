@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 from xpo_jax import sharding
 from xpo_jax.logps import response_logps
 from xpo_jax.models import qwen2
+from xpo_jax.models.layers import KEY_VALUES
 from xpo_jax.sampler import Sampling, make_sampler, row_keys
 from xpo_jax.update import SUMS, init_state, make_accumulate, make_apply, zeros
 from xpo_jax.values import Array, Pairs, Params, Samples, TrainState
@@ -35,17 +36,21 @@ class Program:
 
     Args:
       name: for messages and the start-up summary.
+      mesh: that the function's `sharding.constrain` refers to.
       function, options: as for jax.jit (in_shardings, out_shardings, donate_argnums, ...).
     """
 
-    def __init__(self, name: str, function: Callable[..., Any], **options: Any):
-        self.name = name
+    def __init__(self, name: str, mesh: Mesh, function: Callable[..., Any], **options: Any):
+        self.name, self._mesh = name, mesh
         self._jit = jax.jit(function, **options)
         self._compiled: dict[tuple[Any, ...], Callable[..., Any]] = {}
 
-    def compile(self, *args: Any) -> None:
+    def compile(self, *args: Any) -> jax.stages.Compiled:
         """Compile for arguments like these: arrays or ShapeDtypeStructs."""
-        self._compiled[_shapes(args)] = self._jit.lower(*args).compile()
+        with jax.set_mesh(self._mesh):
+            compiled = self._jit.lower(*args).compile()
+        self._compiled[_shapes(args)] = compiled
+        return compiled
 
     def __call__(self, *args: Any) -> Any:
         compiled = self._compiled.get(_shapes(args))
@@ -89,9 +94,15 @@ class Programs:
       seed: of the run.
       batch_size: B, prompts per step.
       prompt_buckets, response_buckets: the widths P and T that are compiled, ascending.
-      optimizer, rate: as `update.make_optimizer` returns them.
+      optimizer, rate: as `optimizer.make_optimizer` returns them.
       loss: keyword arguments of `update.make_accumulate` that the config gives.
       remat: recompute layers in the backward pass.
+
+    Nothing is compiled or allocated here. `params`, `weights` (as sampling wants them) and `state` are trees of
+    ShapeDtypeStructs, `params_sharding`, `weights_sharding` and `state_sharding` say how they are split.
+
+    Raises:
+      ValueError: a mesh that does not divide the model, with the sizes that would.
     """
 
     def __init__(
@@ -119,16 +130,24 @@ class Programs:
         )
         stacked, params = abstract(True, remat)
         unstacked, weights = abstract(False, False)
-        self._params = nnx.to_pure_dict(params)
-        self._weights = jax.tree.map(
-            lambda p: jax.ShapeDtypeStruct(p.shape, dtype), nnx.to_pure_dict(weights)
-        )
-        self._state = jax.eval_shape(lambda params: init_state(params, optimizer), self._params)
+        self.params = nnx.to_pure_dict(params)
+        self.weights = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, dtype), nnx.to_pure_dict(weights))
+        self.state = jax.eval_shape(lambda params: init_state(params, optimizer), self.params)
 
-        rules, whole = qwen2.SHARDING, sharding.replicated(mesh)
-        self.params_sharding = sharding.shardings(mesh, self._params, rules)
-        self.weights_sharding = sharding.shardings(mesh, self._weights, rules, leave_out=("fsdp",))
-        state_sharding = sharding.shardings(mesh, self._state, rules)
+        rules, whole = (("key_values", KEY_VALUES), *qwen2.SHARDING), sharding.replicated(mesh)
+        heads = (batch_size, model_config.num_key_value_heads, prompt_buckets[-1], model_config.head_dim)
+        key_values = jax.ShapeDtypeStruct(heads, dtype)
+        # together, so that a size that does not divide is told with those that would work for all
+        split = sharding.shardings(mesh, {**self.params, "key_values": key_values}, rules)
+        del split["key_values"]  # the model itself pins them
+        self.params_sharding = split
+        self.weights_sharding = sharding.shardings(mesh, self.weights, rules, leave_out=("fsdp",))
+        self.state_sharding = TrainState(
+            whole,
+            whole,
+            params=split,
+            opt_state=sharding.optimizer_shardings(mesh, self.state.opt_state, self.params, split),
+        )
         rows, rows_of_two = sharding.batch(mesh), sharding.batch(mesh, 1)
         pairs_sharding = Pairs(rows, rows, *[rows_of_two] * 3, *[rows] * 3)
         sums_sharding = dict.fromkeys(SUMS, whole)
@@ -171,34 +190,44 @@ class Programs:
             return jax.tree.map(lambda p: p.astype(dtype), qwen2.unstack(params))
 
         self.init = Program(
-            "init", lambda params: init_state(params, optimizer), out_shardings=state_sharding
+            "init",
+            mesh,
+            lambda params: init_state(params, optimizer),
+            in_shardings=(self.params_sharding,),
+            out_shardings=self.state_sharding,
+            donate_argnums=0,
         )
         self.for_sampling = Program(
             "for_sampling",
+            mesh,
             for_sampling,
             in_shardings=(self.params_sharding,),
             out_shardings=self.weights_sharding,
         )
         self.sample = Program(
             "sample",
+            mesh,
             sample,
             in_shardings=(self.weights_sharding, *[rows] * 4, *[whole] * 3),
             out_shardings=rows,
         )
         self.score = Program(
             "score",
+            mesh,
             score,
             in_shardings=(self.weights_sharding, rows, rows, rows_of_two, rows_of_two),
             out_shardings=rows_of_two,
         )
         self.zeros = Program(
             "zeros",
+            mesh,
             zeros,
             in_shardings=(self.params_sharding,),
             out_shardings=(self.params_sharding, sums_sharding),
         )
         self.accumulate = Program(
             "accumulate",
+            mesh,
             make_accumulate(
                 stacked, dtype=dtype, **scoring, **{k: v for k, v in loss.items() if k not in scoring}
             ),
@@ -214,13 +243,14 @@ class Programs:
         )
         self.apply = Program(
             "apply",
+            mesh,
             make_apply(optimizer, rate),
-            in_shardings=(state_sharding, self.params_sharding, whole),
-            out_shardings=(state_sharding, whole),
+            in_shardings=(self.state_sharding, self.params_sharding, whole),
+            out_shardings=(self.state_sharding, whole),
             donate_argnums=0,
         )
 
-    def announced(self) -> list[tuple[str, Callable[[], None]]]:
+    def announced(self) -> list[tuple[str, Callable[[], jax.stages.Compiled]]]:
         """All compilations of a run: what to show of each, and the call that compiles it."""
         B, S = self.batch_size, 2
         i32 = lambda *shape: jax.ShapeDtypeStruct(shape, np.int32)  # noqa: E731
@@ -232,23 +262,23 @@ class Programs:
             return Pairs(i32(B, P), i32(B), i32(S, B, T), i32(S, B), f32(S, B), f32(B), f32(B), boolean)
 
         def each() -> Iterator[tuple[str, Program, tuple[Any, ...]]]:
-            yield "init", self.init, (self._params,)
-            yield "for_sampling", self.for_sampling, (self._params,)
-            yield "zeros", self.zeros, (self._params,)
-            yield "apply", self.apply, (self._state, self._params, f32())
+            yield "init", self.init, (self.params,)
+            yield "for_sampling", self.for_sampling, (self.params,)
+            yield "zeros", self.zeros, (self.params,)
+            yield "apply", self.apply, (self.state, self.params, f32())
             for P in self.prompt_buckets:
                 prompts = (i32(B, P), i32(B))
                 yield (
                     f"sample P={P}",
                     self.sample,
-                    (self._weights, *prompts, boolean, i32(B), i32(), i32(), i32()),
+                    (self.weights, *prompts, boolean, i32(B), i32(), i32(), i32()),
                 )
                 for T in self.response_buckets:
-                    yield f"score P={P} T={T}", self.score, (self._weights, *prompts, i32(S, B, T), i32(S, B))
+                    yield f"score P={P} T={T}", self.score, (self.weights, *prompts, i32(S, B, T), i32(S, B))
                     yield (
                         f"accumulate P={P} T={T}",
                         self.accumulate,
-                        (self._params, self._params, sums, pairs(P, T), i32(), *[f32()] * 4),
+                        (self.params, self.params, sums, pairs(P, T), i32(), *[f32()] * 4),
                     )
 
         return [(label, functools.partial(program.compile, *args)) for label, program, args in each()]
@@ -256,7 +286,7 @@ class Programs:
     @property
     def parameters(self) -> int:
         """Weights of one model."""
-        return sum(int(np.prod(p.shape)) for p in jax.tree.leaves(self._params))
+        return sum(int(np.prod(p.shape)) for p in jax.tree.leaves(self.params))
 
     def draw(self, weights: Params, prompts: Any, *, purpose: int, step: int, candidate: int) -> Samples:
         """Dispatch the sampler for `values.Prompts`; does not wait."""

@@ -1,12 +1,14 @@
 """The device mesh, and ordered (pattern -> mesh axes) rules that say how a tree is split over it.
 
 Three axes: `data` splits the batch only, `fsdp` splits the batch and the master weights, `tensor` splits
-heads and features. Rules live with each model family, as data; a parameter that no rule covers is an
-error. Multi-process start-up is `distributed.py`'s.
+heads, features and the vocabulary. Rules live with each model family, as data; a leaf that no rule covers is an
+error, and so is a size that an axis does not divide: nothing is padded or replicated in silence. Multi-process
+start-up is `distributed.py`'s.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -17,9 +19,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as PS
 
 AXES = ("data", "fsdp", "tensor")
-BATCH = PS(("data", "fsdp"))
+Axes = tuple[str | tuple[str, ...] | None, ...]
+Rules = Sequence[tuple[str, Axes]]
 
-Rules = Sequence[tuple[str, tuple[str | None, ...]]]
+ROWS = ("data", "fsdp")  # the batch is split over both
 
 
 def make_mesh(*, data: int, fsdp: int, tensor: int) -> Mesh:
@@ -51,8 +54,8 @@ def make_mesh(*, data: int, fsdp: int, tensor: int) -> Mesh:
 
 def paths(tree: Any) -> Any:
     """The same tree with each leaf replaced by its dotted path."""
-    dotted = lambda path, _: ".".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in path)  # noqa: E731
-    return jax.tree_util.tree_map_with_path(dotted, tree)
+    key = lambda k: str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", k))))  # noqa: E731
+    return jax.tree_util.tree_map_with_path(lambda path, _: ".".join(map(key, path)), tree)
 
 
 def shardings(mesh: Mesh, tree: Any, rules: Rules, *, leave_out: Sequence[str] = ()) -> Any:
@@ -61,13 +64,16 @@ def shardings(mesh: Mesh, tree: Any, rules: Rules, *, leave_out: Sequence[str] =
     Args:
       tree: arrays or ShapeDtypeStructs. A leaf with fewer axes than its rule takes the rule's last ones
         (the same layer, unstacked); scalars are replicated.
-      rules: ordered (pattern, mesh axis or None for each array axis).
+      rules: ordered (pattern, for each array axis a mesh axis, several of them, or None).
       leave_out: mesh axes to ignore, for example ("fsdp",) for sampling.
 
     Raises:
-      ValueError: leaves that no rule covers, or axes that their mesh axes do not divide; all are listed.
+      ValueError: leaves that no rule covers, or axes that their mesh axes do not divide; all are listed, with
+        the sizes of those mesh axes that would work for the whole tree.
     """
     problems: list[str] = []
+    split: dict[str, int] = {}  # by mesh axes: the greatest number that divides all that they split
+    failed: set[str] = set()
 
     def one(path: str, leaf: Any) -> NamedSharding:
         ndim = len(leaf.shape)
@@ -82,16 +88,107 @@ def shardings(mesh: Mesh, tree: Any, rules: Rules, *, leave_out: Sequence[str] =
             return NamedSharding(mesh, PS())
         axes = [None if axis in leave_out else axis for axis in spec[-ndim:]]
         for size, axis in zip(leaf.shape, axes, strict=True):
-            if axis is not None and size % mesh.shape[axis]:
-                problems.append(f"{path}: {size} is not divisible by mesh.{axis}={mesh.shape[axis]}")
+            if axis is not None:
+                name, by = _size(mesh, axis)
+                split[name] = math.gcd(split.get(name, 0), size)
+                if size % by:
+                    failed.add(name)
+                    problems.append(f"{path}: {size} is not divisible by {name}={by}")
         return NamedSharding(mesh, PS(*axes))
 
     result = jax.tree.map(one, paths(tree), tree)
     if problems:
-        raise ValueError(
-            "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
-        )
+        text = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
+        working = [f"{name} {sizes_that_divide(mesh, split[name])}" for name in sorted(failed)]
+        found = f"; sizes that would work on {mesh.devices.size} devices: {', '.join(working)}"
+        raise ValueError(text + (found if working else ""))
     return result
+
+
+def _size(mesh: Mesh, axis: str | tuple[str, ...]) -> tuple[str, int]:
+    """Name and size of one mesh axis, or of several that split one array axis."""
+    names = (axis,) if isinstance(axis, str) else axis
+    return " x ".join(f"mesh.{name}" for name in names), math.prod(mesh.shape[name] for name in names)
+
+
+def sizes_that_divide(mesh: Mesh, *sizes: int) -> str:
+    """For messages: the sizes that one mesh axis, or a product of some, may have to divide all of `sizes`."""
+    common = math.gcd(mesh.devices.size, *sizes)
+    return " or ".join(str(size) for size in range(1, common + 1) if common % size == 0)
+
+
+def check_rows(mesh: Mesh, **batches: int) -> None:
+    """Raises ValueError where a batch does not split evenly over data x fsdp; `batches` by the field's name."""
+    name, by = _size(mesh, ROWS)
+    for field, size in batches.items():
+        if size % by:
+            raise ValueError(
+                f"{field} {size} is not divisible by {name} = {by}; take a multiple of {by} for it,"
+                f" or a mesh with {name} = {sizes_that_divide(mesh, *batches.values())}"
+            )
+
+
+def optimizer_shardings(mesh: Mesh, opt_state: Any, params: Any, split: Any) -> Any:
+    """How to split an optimizer's state: each leaf like the parameter whose path its own path ends with.
+
+    Args:
+      opt_state: of optax, arrays or ShapeDtypeStructs.
+      params: the parameters. split: their NamedShardings.
+
+    Returns:
+      For a leaf of its parameter's shape that parameter's sharding; for a mean over one of its axes
+      (Adafactor's rows and columns) the sharding of the axes that are left; scalars and optax's placeholders
+      of one number are replicated.
+
+    Raises:
+      ValueError: leaves that are none of these; all are listed.
+    """
+    leaves = zip(jax.tree.leaves(params), jax.tree.leaves(split), strict=True)
+    known = dict(zip(jax.tree.leaves(paths(params)), leaves, strict=True))
+    problems: list[str] = []
+
+    def one(path: str, leaf: Any) -> NamedSharding:
+        if leaf.shape in ((), (1,)):
+            return replicated(mesh)
+        parts = path.split(".")
+        names = (".".join(parts[start:]) for start in range(len(parts)))  # the longest that is a parameter's
+        owner = next((known[name] for name in names if name in known), None)
+        if owner is not None:
+            shape, spec = owner[0].shape, owner[1].spec
+            if leaf.shape == shape:
+                return owner[1]
+            without = [i for i in range(len(shape)) if shape[:i] + shape[i + 1 :] == leaf.shape]
+            if without:
+                # of axes of one size optax's v_row is the mean over the last, its v_col over the first
+                axis = without[-1 if "v_row" in parts else 0]
+                return NamedSharding(mesh, PS(*spec[:axis], *spec[axis + 1 :]))
+        problems.append(f"{path} {leaf.shape}")
+        return replicated(mesh)
+
+    result = jax.tree.map(one, paths(opt_state), opt_state)
+    if problems:
+        raise ValueError(f"optimizer state that is like no parameter: {'; '.join(problems[:8])}")
+    return result
+
+
+def bytes_per_device(tree: Any, shardings: Any) -> int:
+    """Bytes that one device holds of a tree, from shapes alone.
+
+    Args:
+      tree: arrays or ShapeDtypeStructs.
+      shardings: a sharding for each leaf, as `shardings` returns them.
+    """
+    of = lambda leaf, split: math.prod(split.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize  # noqa: E731
+    return sum(jax.tree.leaves(jax.tree.map(of, tree, shardings)))
+
+
+def constrain(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
+    """Pin how an array is split inside a function that is compiled under `jax.set_mesh`; off a mesh, x itself.
+
+    Left alone, XLA splits the features of activations over fsdp, as the weights' are, and every device then
+    computes every row's attention and sums every token's logits with the others.
+    """
+    return x if jax.sharding.get_abstract_mesh().empty else jax.lax.with_sharding_constraint(x, PS(*axes))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -101,4 +198,4 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def batch(mesh: Mesh, axis: int = 0) -> NamedSharding:
     """The sharding of an array whose axis number `axis` is the batch."""
-    return NamedSharding(mesh, PS(*([None] * axis), *BATCH))
+    return NamedSharding(mesh, PS(*([None] * axis), ROWS))

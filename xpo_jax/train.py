@@ -158,6 +158,7 @@ def _train(p: Parts, run: RunDir, compilations: CompilationCounter) -> dict[str,
                     prompts.real,
                 )
                 alpha, beta = p.alpha_at(step), p.beta_at(step)
+                del policy  # its memory is the update's, until there are new weights
                 state, sums, applied = programs.learn(state, pairs, alpha, beta)
                 policy = programs.for_sampling(state.params)
                 sums, applied = jax.device_get((sums, applied))

@@ -7,7 +7,7 @@ loss is divided by the rows of the whole batch, so any split gives the same grad
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,63 +17,6 @@ import optax
 from xpo_jax import losses
 from xpo_jax.logps import response_logps
 from xpo_jax.values import Array, Pairs, Params, TrainState
-
-
-def make_optimizer(
-    *,
-    learning_rate: float,
-    schedule: Literal["constant", "linear", "cosine"],
-    warmup_steps: int,
-    b1: float,
-    b2: float,
-    eps: float,
-    weight_decay: float,
-    clip_norm: float,
-    steps: int,
-) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """AdamW with clipping by global norm, linear warm-up and decay; and its learning rate by step.
-
-    Args:
-      learning_rate: the peak.
-      schedule: after the warm-up: constant, or linear or cosine decay to 0 at the last step.
-      warmup_steps: updates from 0 to the peak.
-      weight_decay: of matrices only; biases and norms are left alone.
-      clip_norm: largest norm of the whole gradient.
-      steps: of the run.
-    """
-    for bad, text in (
-        (not learning_rate > 0, f"learning_rate is {learning_rate}, must be positive"),
-        (warmup_steps < 0, f"warmup_steps is {warmup_steps}, must be 0 or more"),
-        (
-            warmup_steps >= steps,
-            f"warmup_steps {warmup_steps} >= steps {steps}: the run would end before the peak; lower it",
-        ),
-        (not 0 <= b1 < 1 or not 0 <= b2 < 1, f"b1 {b1} and b2 {b2} must be in [0, 1)"),
-        (not eps > 0, f"eps is {eps}, must be positive"),
-        (weight_decay < 0, f"weight_decay is {weight_decay}, must be 0 or more"),
-        (not clip_norm > 0, f"clip_norm is {clip_norm}, must be positive"),
-    ):
-        if bad:
-            raise ValueError(text)
-    after = {
-        "constant": lambda: optax.constant_schedule(learning_rate),
-        "linear": lambda: optax.linear_schedule(learning_rate, 0.0, steps - warmup_steps),
-        "cosine": lambda: optax.cosine_decay_schedule(learning_rate, steps - warmup_steps),
-    }[schedule]()
-    # the first update already moves: step 0 of a warm-up over n steps has 1/n of the peak
-    warmup = lambda step: learning_rate * (step + 1) / max(1, warmup_steps)  # noqa: E731
-    rate = optax.join_schedules([warmup, after], [warmup_steps])
-
-    def matrices(params: Params) -> Any:
-        return jax.tree_util.tree_map_with_path(
-            lambda path, _: path[-1].key in ("kernel", "embedding"), params
-        )
-
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(clip_norm),
-        optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=matrices),
-    )
-    return optimizer, rate
 
 
 def make_accumulate(
@@ -232,7 +175,7 @@ def make_apply(
     """The function that applies an accumulated gradient.
 
     Args:
-      optimizer, rate: as `make_optimizer` returns them.
+      optimizer, rate: as `optimizer.make_optimizer` returns them.
 
     Returns:
       apply(state, grads, loss f32[]) -> (state, {"grad_norm", "finite", "learning_rate"}). A loss or

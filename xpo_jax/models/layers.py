@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from xpo_jax.sharding import ROWS, constrain
+
 Array = jax.Array
 
 
@@ -19,6 +21,16 @@ class KV(NamedTuple):
 
     k: Array
     v: Array
+
+
+# The mesh axes that split keys and values [B K S H]. `tensor` must divide the heads: one that is spread over
+# devices would cost a sum over them for every score.
+KEY_VALUES = (ROWS, "tensor", None, None)
+
+
+def cache(k: Array, v: Array) -> KV:
+    """Keys and values [B K S H] to keep, pinned to their places on the mesh."""
+    return KV(constrain(k, *KEY_VALUES), constrain(v, *KEY_VALUES))
 
 
 class Segment(NamedTuple):

@@ -21,7 +21,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from xpo_jax.models.layers import KV, MLP, Segment, attention, before, rope_angles, rotate, wide
+from xpo_jax.models.layers import KV, MLP, Segment, attention, before, cache, rope_angles, rotate, wide
+from xpo_jax.sharding import ROWS, Rules, constrain
 
 Array = jax.Array
 
@@ -178,7 +179,7 @@ class Qwen2(nnx.Module):
         causal = jnp.tril(jnp.ones((P, P), bool))[None, None]
 
         def segments(own: KV, _: Any) -> tuple[tuple[Segment, ...], KV]:
-            kept = KV(own.k[:, 0], own.v[:, 0])
+            kept = cache(own.k[:, 0], own.v[:, 0])
             return (Segment(*kept, causal),), kept
 
         positions = jnp.broadcast_to(jnp.arange(P), (B, 1, P))
@@ -226,13 +227,9 @@ class Qwen2(nnx.Module):
         """
 
         def segments(own: KV, both: tuple[KV, KV]) -> tuple[tuple[Segment, ...], KV]:
-            prompt, cache = both
-            filled = KV(
-                *(
-                    jax.lax.dynamic_update_slice_in_dim(old, new[:, 0], t, axis=2)
-                    for old, new in zip(cache, own, strict=True)
-                )
-            )
+            prompt, held = both
+            write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new[:, 0], t, axis=2)  # noqa: E731
+            filled = cache(write(held.k, own.k), write(held.v, own.v))
             seen = before(jnp.full((1,), t + 1), filled.k.shape[-2])
             return (
                 Segment(*prompt, before(prompt_lengths, prompt.k.shape[-2])),
@@ -246,7 +243,7 @@ class Qwen2(nnx.Module):
         """Room for T response tokens of B rows: per layer KV [B K T H] in the weights' dtype."""
         c = self.config
         zeros = jnp.zeros((B, c.num_key_value_heads, T, c.head_dim), self.embed_tokens.embedding.dtype)
-        return [KV(zeros, zeros) for _ in range(c.num_hidden_layers)]
+        return [cache(zeros, zeros) for _ in range(c.num_hidden_layers)]
 
     def unembed(self, hidden: Array) -> Array:
         """Logits f32[... V] of hidden [... D], over all rows of the vocabulary, padding included."""
@@ -262,9 +259,15 @@ class Qwen2(nnx.Module):
         angles = rope_angles(positions, self.config.head_dim, self.config.rope_theta)
         # not embed_tokens(...): nnx.Embed casts to the dtype it was made with, float32, whatever it holds now
         x = jnp.take(self.embed_tokens.embedding[...], tokens.reshape(-1), axis=0)
+        if not isinstance(
+            self.layers, nnx.List
+        ):  # of master weights, the table's features are split over fsdp:
+            x = constrain(x, "data", "fsdp")  # said here, or the backward pass gathers all rows everywhere
+        x = constrain(x, ROWS, None)
 
-        def layer(block: Block, x: Array, cache: Any) -> tuple[Array, Any]:
-            return block(x, (B, C, T), angles, lambda own: segments(own, cache))
+        def layer(block: Block, x: Array, held: Any) -> tuple[Array, Any]:
+            x, kept = block(x, (B, C, T), angles, lambda own: segments(own, held))
+            return constrain(x, ROWS, None), kept
 
         if isinstance(self.layers, nnx.List):
             out = []
@@ -276,8 +279,8 @@ class Qwen2(nnx.Module):
         graphdef, stacked = nnx.split(self.layers)
 
         def body(x: Array, inputs: Any) -> tuple[Array, Any]:
-            params, cache = inputs
-            return layer(nnx.merge(graphdef, params), x, cache)
+            params, held = inputs
+            return layer(nnx.merge(graphdef, params), x, held)
 
         x, kept = jax.lax.scan(jax.checkpoint(body) if self.remat else body, x, (stacked, caches))
         return self.norm(x), kept
@@ -316,7 +319,7 @@ TENSORS: tuple[tuple[str, str, str], ...] = (
 
 # Which mesh axis each axis of a master weight is split over; the first pattern that matches counts.
 # For sampling, fsdp is left out: weights are gathered once per step instead of once per token.
-SHARDING: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+SHARDING: Rules = (
     (r"embed_tokens\.embedding", ("tensor", "fsdp")),
     (r"lm_head\.kernel", ("fsdp", "tensor")),
     (r"layers\..*\.(q_proj|k_proj|v_proj|gate_proj|up_proj)\.kernel", (None, "fsdp", "tensor")),

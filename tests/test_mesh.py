@@ -1,0 +1,383 @@
+"""What a mesh makes of the programs, read from the compiled text: what is gathered, given away and split."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from fakes import hasty_compilation, random_params
+from jax.sharding import PartitionSpec as PS
+from test_optimizer import ADAFACTOR, ADAMW
+
+from xpo_jax import sharding
+from xpo_jax.models.qwen2 import Qwen2Config
+from xpo_jax.optimizer import make_optimizer
+from xpo_jax.programs import CompilationCounter, Programs, Vocabulary
+from xpo_jax.sampler import Sampling
+from xpo_jax.update import SUMS, init_state, make_apply
+from xpo_jax.values import Pairs, Prompts
+
+
+def model(vocab, D, F, L, N, K, H, tied):
+    return Qwen2Config(vocab, D, F, L, N, K, H, 1e4, 1e-6, tied, 32768)
+
+
+# Few features and many tokens: B x T x V is more than any array should have, on each of eight devices too.
+B, P, T, V = 8, 8, 32, 1024
+SMALL = model(V, 16, 24, 2, 4, 2, 8, tied=True)
+QWEN_7B = model(152064, 3584, 18944, 28, 28, 4, 128, tied=False)
+
+
+def programs(sizes, config=SMALL, *, optimizer=ADAMW, dtype=jnp.float32, chunk_tokens=16, **options):
+    transformation, rate = make_optimizer(**optimizer)
+    given = {"batch_size": B, "prompt_buckets": [P], "response_buckets": [T], "remat": True}
+    return Programs(
+        sharding.make_mesh(**dict(zip(sharding.AXES, sizes, strict=True))),
+        config,
+        Vocabulary(size=config.vocab_size - 24, end_tokens=(1, 2), pad_token=0),
+        Sampling(max_new_tokens=T, temperature=0.9, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0),
+        dtype=dtype,
+        seed=0,
+        optimizer=transformation,
+        rate=rate,
+        loss={
+            "kind": "sigmoid",
+            "bonus_clip": 500.0,
+            "entropy_weight": 0.01,
+            "chunks": 2,
+            "chunk_tokens": chunk_tokens,
+        },
+        **(given | options),
+    )
+
+
+def compiled(programs, *names):
+    """The compiled programs of these names, all for the first buckets."""
+    return {
+        label.split()[0]: compile() for label, compile in programs.announced() if label.split()[0] in names
+    }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def in_haste():
+    """Faster, and stricter: nothing is fused away or moved out of a loop before the text is read."""
+    with hasty_compilation():
+        yield
+
+
+@functools.cache
+def small():
+    """On (1, 4, 2): rows over four devices, heads and vocabulary over two."""
+    here = programs((1, 4, 2))
+    return here, compiled(here, "init", "sample", "score", "accumulate", "apply")
+
+
+# ---- reading compiled text ------------------------------------------------------------------------
+
+
+def elements(text):
+    """Of each array that stands in a piece of compiled text, how many elements it has."""
+    shapes = re.findall(r"\b(?:pred|bf16|[sfuc]\d+)\[([\d,]*)\]", text)
+    return [int(np.prod([int(n) for n in shape.split(",") if n], dtype=np.int64)) for shape in shapes]
+
+
+def gathered(text):
+    """Elements of all that a program gathers from several devices, in its loops and outside."""
+    results = re.findall(r"^\s*(?:ROOT )?%?[\w.\-]+ = (.*?) all-gather(?:-start)?\(", text, re.MULTILINE)
+    return [size for result in results for size in elements(result)]
+
+
+# ---- the compiled text ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["sample", "score", "accumulate"])
+def test_no_array_of_batch_times_tokens_times_vocabulary(name):
+    """Nor any as large as one device's share of it."""
+    assert max(elements(small()[1][name].as_text())) < B * T * V // 8
+
+
+def test_such_an_array_would_be_found():
+    text = compiled(programs((1, 4, 2), chunk_tokens=10**6), "score")["score"].as_text()
+    assert max(elements(text)) >= B * T * V // 8
+
+
+def smallest_matrix(programs):
+    """Elements of the smallest weight matrix that one device holds for sampling."""
+    shapes = jax.tree.map(lambda w, s: s.shard_shape(w.shape), programs.weights, programs.weights_sharding)
+    leaves = jax.tree.leaves(shapes, is_leaf=lambda x: isinstance(x, tuple))
+    return min(int(np.prod(shape)) for shape in leaves if len(shape) == 2)
+
+
+def test_the_sampler_gathers_no_weights():
+    """Neither in the decode loop nor before it, where XLA would move what does not change there."""
+    here, text = small()[0], small()[1]["sample"].as_text()
+    assert gathered(text), "tensor > 1: the draw at least needs the other half of the vocabulary"
+    assert max(gathered(text)) < smallest_matrix(here)
+
+
+def test_gathered_weights_would_be_found(monkeypatch):
+    """Sampling weights that are left split over fsdp."""
+    rules = sharding.shardings
+    monkeypatch.setattr(sharding, "shardings", lambda *args, leave_out=(): rules(*args))
+    text = compiled(programs((1, 4, 2)), "sample")["sample"].as_text()
+    assert max(gathered(text)) >= smallest_matrix(small()[0])
+
+
+def test_caches_are_split_over_rows_and_heads_all_through_the_decode_loop():
+    text = small()[1]["sample"].as_text()
+    loops = [
+        line
+        for line in text.splitlines()
+        if " while(" in line and 'op_name="jit(sample)/decode/while"' in line
+    ]
+    assert len(loops) == 1
+    carried = loops[0].split(" while(")[0]
+    K, H, layers = SMALL.num_key_value_heads, SMALL.head_dim, SMALL.num_hidden_layers
+    for slots in (P, T):  # the prompts' keys and values, and the responses'
+        assert len(re.findall(rf"f32\[{B // 4},{K // 2},{slots},{H}\]", carried)) == 2 * layers
+        assert not re.search(rf"f32\[{B},\d+,{slots},\d+\]|f32\[\d+,{K},{slots},{H}\]", text)
+
+
+def test_rows_are_split_over_fsdp_in_the_update_too():
+    """XLA alone splits the features of activations as the weights' are, and every device has all rows."""
+    text = small()[1]["accumulate"].as_text()
+    micro, D = B // 2, SMALL.hidden_size
+    for tokens in (P, 2 * (T - 1)):  # prompts, and both responses
+        assert re.search(rf"f32\[{micro // 4 * tokens},{D}\]", text)
+        assert not re.search(rf"f32\[{micro * tokens},{D}\]", text)
+
+
+# ---- what is given away, and where it lies ----------------------------------------------------------
+
+
+def test_what_is_replaced_is_given_away():
+    """The new state takes the old one's memory, the sum of gradients that of the sum before."""
+    here, programs = small()
+    alias = {name: program.memory_analysis().alias_size_in_bytes for name, program in programs.items()}
+    params = sharding.bytes_per_device(here.params, here.params_sharding)
+    state = sharding.bytes_per_device(here.state, here.state_sharding)
+    assert alias == {
+        "init": params,
+        "accumulate": params + 4 * len(SUMS),
+        "apply": state,
+        "sample": 0,
+        "score": 0,
+    }
+
+
+def test_what_one_device_holds():
+    mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
+    tree = {
+        "a": {"kernel": jax.ShapeDtypeStruct((6, 8), jnp.bfloat16)},
+        "b": jax.ShapeDtypeStruct((10,), np.float32),
+        "n": jax.ShapeDtypeStruct((), np.int32),
+    }
+    split = sharding.shardings(mesh, tree, [(r"kernel", ("fsdp", "tensor")), (r"b", (None,))])
+    assert sharding.bytes_per_device(tree, split) == 3 * 4 * 2 + 10 * 4 + 4
+
+
+# Large enough that Adafactor factors its matrices; q_proj's is square.
+FACTORED = model(256, 128, 192, 2, 4, 2, 32, tied=True)
+
+
+def test_rows_and_columns_of_adafactor_are_split_as_their_axes_are():
+    here = programs((2, 2, 2), FACTORED, optimizer=ADAFACTOR)
+    get = lambda tree, name: dict(
+        zip(
+            jax.tree.leaves(sharding.paths(optax.tree.get(tree.opt_state, name))),
+            jax.tree.leaves(optax.tree.get(tree.opt_state, name)),
+            strict=True,
+        )
+    )
+    found = {
+        (name, path): (leaf.shape, get(here.state_sharding, name)[path].spec)
+        for name in ("v_row", "v_col", "v")
+        for path, leaf in get(here.state, name).items()
+    }
+    layer = "layers.mlp.up_proj.kernel"  # [L D F]
+    assert found["v_row", layer] == ((2, 128), PS(None, "fsdp"))
+    assert found["v_col", layer] == ((2, 192), PS(None, "tensor"))
+    assert found["v", layer] == ((1,), PS())
+    layer = (
+        "layers.mlp.down_proj.kernel"  # [L F D]: the mean over the larger axis comes first, whichever it is
+    )
+    assert found["v_row", layer] == ((2, 128), PS(None, "fsdp"))
+    assert found["v_col", layer] == ((2, 192), PS(None, "tensor"))
+    layer = "layers.self_attn.q_proj.kernel"  # [L D D]
+    assert found["v_row", layer] == ((2, 128), PS(None, "fsdp"))
+    assert found["v_col", layer] == ((2, 128), PS(None, "tensor"))
+    assert found["v_row", "embed_tokens.embedding"] == ((128,), PS("fsdp"))
+    assert found["v_col", "embed_tokens.embedding"] == ((256,), PS("tensor"))
+    assert found["v", "layers.self_attn.k_proj.bias"] == ((2, 64), PS(None, "tensor"))
+    assert found["v_row", "layers.self_attn.k_proj.bias"] == ((1,), PS())
+    assert found["v", "norm.scale"] == ((128,), PS(None))
+
+
+def test_optimizer_state_that_is_like_no_parameter_is_an_error():
+    here = programs((2, 2, 2))
+    leaf = jax.ShapeDtypeStruct((3, 3), np.float32)
+    odd = {"mu": {"norm": {"scale": leaf}}, "trace": leaf, "count": jax.ShapeDtypeStruct((), np.int32)}
+    with pytest.raises(ValueError) as raised:
+        sharding.optimizer_shardings(here.mesh, odd, here.params, here.params_sharding)
+    assert (
+        str(raised.value) == "optimizer state that is like no parameter: mu.norm.scale (3, 3); trace (3, 3)"
+    )
+
+
+# ---- running ----------------------------------------------------------------------------------------
+
+
+def test_an_adafactor_update_on_a_mesh_is_that_of_one_device():
+    here = programs((2, 2, 2), FACTORED, optimizer=ADAFACTOR)
+    compiled(here, "init", "apply")
+    params, grads = random_params(0, FACTORED), random_params(1, FACTORED)
+    put = functools.partial(jax.device_put, device=here.params_sharding)
+    state, _ = here.apply(here.init(put(params)), put(grads), np.float32(0))
+
+    optimizer, rate = make_optimizer(**ADAFACTOR)
+    alone, _ = jax.jit(make_apply(optimizer, rate))(init_state(params, optimizer), grads, np.float32(0))
+    for ours, theirs in zip(jax.tree.leaves(state), jax.tree.leaves(alone), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+    split = lambda array, sharding: array.sharding.is_equivalent_to(sharding, array.ndim)
+    assert all(jax.tree.leaves(jax.tree.map(split, state, here.state_sharding)))
+
+
+def test_bfloat16_on_a_mesh_keeps_float32_masters_and_compiles_what_it_announced():
+    """Two whole steps: draw, score, learn, and the new weights."""
+    here, counter = programs((2, 2, 2), dtype=jnp.bfloat16), CompilationCounter()
+    announced = here.announced()
+    for _, compile_program in announced:
+        compile_program()
+    rng = np.random.default_rng(0)
+    prompts = Prompts(
+        (),
+        (),
+        rng.integers(3, 900, (B, P)).astype(np.int32),
+        rng.integers(1, P + 1, B).astype(np.int32),
+        np.arange(B, dtype=np.int32),
+        np.arange(B) < 7,
+    )
+    state = here.init(jax.device_put(random_params(0, SMALL, scale=0.1), here.params_sharding))
+    before = jax.device_get(state.params)
+    for step in range(2):
+        weights = here.for_sampling(state.params)
+        drawn = jax.device_get(
+            [here.draw(weights, prompts, purpose=1, step=step, candidate=c) for c in (0, 1)]
+        )
+        tokens, lengths = (np.stack([getattr(d, name) for d in drawn]) for name in ("tokens", "lengths"))
+        logps = here.score(weights, prompts.tokens, prompts.lengths, tokens, lengths)
+        verdicts = [np.tile([1, 0], B // 2).astype(np.float32), np.ones(B, np.float32)]
+        pairs = Pairs(prompts.tokens, prompts.lengths, tokens, lengths, logps, *verdicts, prompts.real)
+        state, sums, told = here.learn(state, pairs, alpha=1e-3, beta=0.1)
+    grads, _ = here.zeros(state.params)
+    assert told["finite"] and float(told["grad_norm"]) > 0 and logps.dtype == jnp.float32
+    assert counter.count == len(announced)
+
+    dtypes = lambda tree: {x.dtype for x in jax.tree.leaves(tree)}
+    mu, nu = (optax.tree.get(state.opt_state, name) for name in ("mu", "nu"))
+    assert dtypes((state.params, mu, nu, grads, sums)) == {np.dtype(np.float32)}
+    moved = optax.tree.norm(jax.tree.map(np.subtract, jax.device_get(state.params), before))
+    assert float(moved) > 0.1
+    split = lambda array, sharding: array.sharding.is_equivalent_to(sharding, array.ndim)
+    assert all(jax.tree.leaves(jax.tree.map(split, state, here.state_sharding)))
+    assert all(jax.tree.leaves(jax.tree.map(split, grads, here.params_sharding)))
+
+    weights = here.for_sampling(state.params)
+    assert dtypes(weights) == {np.dtype(jnp.bfloat16)}
+    assert all(jax.tree.leaves(jax.tree.map(split, weights, here.weights_sharding)))
+    table = np.asarray(state.params["embed_tokens"]["embedding"]).astype(jnp.bfloat16)
+    np.testing.assert_array_equal(np.asarray(weights["embed_tokens"]["embedding"]), table)
+    assert {spec for leaf in jax.tree.leaves(here.weights_sharding) for spec in leaf.spec} == {None, "tensor"}
+
+
+# ---- what does not divide ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("config", "sizes", "told"),
+    [
+        (
+            QWEN_7B,
+            (1, 1, 8),
+            "key_values: 4 is not divisible by mesh.tensor=8;"
+            " sizes that would work on 8 devices: mesh.tensor 1 or 2 or 4",
+        ),
+        (
+            model(151936, 896, 4864, 24, 14, 2, 64, tied=True),
+            (2, 1, 4),
+            "key_values: 2 is not divisible by mesh.tensor=4;"
+            " sizes that would work on 8 devices: mesh.tensor 1 or 2",
+        ),
+        (
+            model(40, 20, 24, 2, 4, 4, 4, tied=True),
+            (1, 8, 1),
+            "embed_tokens.embedding: 20 is not divisible by mesh.fsdp=8",
+        ),
+        (
+            model(40, 20, 24, 2, 4, 4, 4, tied=True),
+            (1, 8, 1),
+            "; sizes that would work on 8 devices: mesh.fsdp 1 or 2 or 4",
+        ),
+    ],
+)
+def test_a_mesh_that_does_not_divide_the_model_is_told_which_would(config, sizes, told):
+    with pytest.raises(ValueError) as raised:
+        programs(sizes, config)
+    assert told in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_batches_that_do_not_divide_are_told_what_would():
+    mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
+    sharding.check_rows(mesh, batch_size=64, micro=4)
+    with pytest.raises(ValueError) as raised:
+        sharding.check_rows(mesh, batch_size=12, micro=6)
+    assert str(raised.value) == (
+        "micro 6 is not divisible by mesh.data x mesh.fsdp = 4; take a multiple of 4 for it,"
+        " or a mesh with mesh.data x mesh.fsdp = 1 or 2"
+    )
+
+
+# ---- from shapes alone ------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_7b_compiles_from_shapes_alone():
+    """Sampler and update of Qwen2.5-7B; one device's arguments take the bytes that the shardings say."""
+    B, P, T, S = 8, 64, 32, 2
+    here = programs(
+        (1, 4, 2),
+        QWEN_7B,
+        dtype=jnp.bfloat16,
+        chunk_tokens=64,
+        prompt_buckets=[P],
+        response_buckets=[T],
+    )
+    assert here.parameters == 7_615_616_512
+    found = {
+        name: program.memory_analysis().argument_size_in_bytes
+        for name, program in compiled(here, "sample", "score", "accumulate", "apply").items()
+    }
+    of = sharding.bytes_per_device
+    params, weights = of(here.params, here.params_sharding), of(here.weights, here.weights_sharding)
+    rows, word = B // 4, 4  # of the batch on one device; bytes of an int32 or float32
+    prompts, responses = rows * (P + 1) * word, S * rows * (T + 1) * word
+    # all rows have a position and say whether they are real; scalars: purpose, step, candidate
+    assert found["sample"] == weights + prompts + rows * (word + 1) + 3 * word
+    assert found["score"] == weights + prompts + responses
+    pairs = prompts + responses + rows * (S * word + 2 * word + 1)
+    assert found["accumulate"] == 2 * params + len(SUMS) * word + pairs + 5 * word
+    assert found["apply"] == of(here.state, here.state_sharding) + params + word
+    assert params == here.parameters * word // 8 + of_scales(here)
+    for name, bytes in found.items():
+        print(f"{name}: {bytes / 2**30:.2f} GiB of arguments per device")
+
+
+def of_scales(here):
+    """Norms are on every device: what they take there beyond an eighth."""
+    named = dict(zip(jax.tree.leaves(sharding.paths(here.params)), jax.tree.leaves(here.params), strict=True))
+    whole = sum(leaf.size * 4 for path, leaf in named.items() if path.endswith("scale"))
+    bias = sum(leaf.size * 4 for path, leaf in named.items() if path.endswith("bias"))  # over tensor alone
+    return whole * 7 // 8 + bias * 3 // 8
