@@ -74,10 +74,10 @@ class Choices:
             "choices", mesh, logps, in_shardings=(self._sharding, whole, whole), out_shardings=whole
         )
 
-    def announced(self) -> list[tuple[str, Callable[[], None]]]:
+    def announced(self) -> list[tuple[str, Callable[[], object]]]:
         """The compilations: what to show of each, and the call that compiles it."""
         B = self.batch_size
-        out: list[tuple[str, Callable[[], None]]] = []
+        out: list[tuple[str, Callable[[], object]]] = []
         for P in self.buckets:
             args = self._shapes, *(jax.ShapeDtypeStruct(shape, np.int32) for shape in ((B, P), (B,)))
             out.append((f"judge P={P}", functools.partial(self._logps.compile, *args)))

@@ -250,7 +250,7 @@ class Programs:
             donate_argnums=0,
         )
 
-    def announced(self) -> list[tuple[str, Callable[[], jax.stages.Compiled]]]:
+    def announced(self) -> list[tuple[str, Callable[[], object]]]:
         """All compilations of a run: what to show of each, and the call that compiles it."""
         B, S = self.batch_size, 2
         i32 = lambda *shape: jax.ShapeDtypeStruct(shape, np.int32)  # noqa: E731

@@ -104,7 +104,7 @@ class DeviceJudge(Protocol):
         """Called first: the mesh, the policy's starting model, and what to compute in. Nothing is loaded yet."""
         ...
 
-    def announced(self) -> Sequence[tuple[str, Callable[[], None]]]:
+    def announced(self) -> Sequence[tuple[str, Callable[[], object]]]:
         """Its compilations, as `programs.Programs.announced` gives the run's."""
         ...
 

@@ -110,7 +110,7 @@ class LLMJudge:
         if self._on_long == "error":
             self._fits(len(self._tokens(rendered)))
 
-    def announced(self) -> list[tuple[str, Callable[[], None]]]:
+    def announced(self) -> list[tuple[str, Callable[[], object]]]:
         """The compilations: what to show of each, and the call that compiles it."""
         return self._choices.announced()
 
