@@ -55,7 +55,9 @@ def test_the_card_says_where_it_came_from_and_what_was_measured(top):
         "| valid answers | 95.8% | 94.2% |\n"
         "\n## Settings\n"
     ) in text
-    assert '"alpha": {\n      "kind": "linear",' in text and '"learning_rate": 0.01' in text
+    assert (
+        '"alpha": {\n      "end": 0.0,\n      "kind": "linear",' in text and '"learning_rate": 0.01' in text
+    )
 
 
 def test_the_card_names_nothing_of_the_machine(top, tmp_path):
