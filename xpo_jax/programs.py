@@ -195,7 +195,7 @@ class Programs:
             lambda params: init_state(params, optimizer),
             in_shardings=(self.params_sharding,),
             out_shardings=self.state_sharding,
-            donate_argnums=0,
+            donate_argnums=0,  # what was loaded becomes the state
         )
         self.for_sampling = Program(
             "for_sampling",
@@ -247,7 +247,7 @@ class Programs:
             make_apply(optimizer, rate),
             in_shardings=(self.state_sharding, self.params_sharding, whole),
             out_shardings=(self.state_sharding, whole),
-            donate_argnums=0,
+            donate_argnums=0,  # not the gradients: nothing that comes out could take their place
         )
 
     def announced(self) -> list[tuple[str, Callable[[], object]]]:
