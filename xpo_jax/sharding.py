@@ -100,7 +100,7 @@ def shardings(mesh: Mesh, tree: Any, rules: Rules, *, leave_out: Sequence[str] =
     if problems:
         text = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
         working = [f"{name} {sizes_that_divide(mesh, split[name])}" for name in sorted(failed)]
-        found = f"; sizes that would work on {mesh.devices.size} devices: {', '.join(working)}"
+        found = f"; sizes that would work on {mesh.size} devices: {', '.join(working)}"
         raise ValueError(text + (found if working else ""))
     return result
 
@@ -113,7 +113,7 @@ def _size(mesh: Mesh, axis: str | tuple[str, ...]) -> tuple[str, int]:
 
 def sizes_that_divide(mesh: Mesh, *sizes: int) -> str:
     """For messages: the sizes that one mesh axis, or a product of some, may have to divide all of `sizes`."""
-    common = math.gcd(mesh.devices.size, *sizes)
+    common = math.gcd(mesh.size, *sizes)
     return " or ".join(str(size) for size in range(1, common + 1) if common % size == 0)
 
 
