@@ -141,7 +141,11 @@ def saved_bytes(model: Qwen2Config, P: int, T: int, dtype: Any, remat: bool) -> 
         def backward(params: Any, prompts: Any, prompt_lengths: Any, tokens: Any, lengths: Any) -> Any:
             def logps(params: Any) -> Any:
                 weights = jax.tree.map(lambda p: p.astype(dtype), params)
-                options = {"temperature": 1.0, "vocab_size": model.vocab_size, "chunk_tokens": 1}
+                options: dict[str, Any] = {
+                    "temperature": 1.0,
+                    "vocab_size": model.vocab_size,
+                    "chunk_tokens": 1,
+                }
                 return response_logps(
                     graphdef, weights, prompts, prompt_lengths, tokens, lengths, **options
                 ).logps

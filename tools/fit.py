@@ -176,7 +176,8 @@ def remedies(source: Source, limit: float) -> Remedies:
         except ValueError:
             return None  # sizes that do not go together
 
-    single, chosen = [], []
+    single: list[tuple[Change, int]] = []
+    chosen: list[Change] = []
     together: Change = ()
     best = estimate.peak(estimate.memory(planned))[1]
     for ladder in ladders(planned, config):

@@ -21,15 +21,15 @@ Exit status: 0 it fits, or no memory was given; 1 it does not fit; 2 something t
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
 from tools import estimate
+from tools.command import Parser
 from tools.fit import Change, Source, enough_devices, remedies, setup
 from tools.hardware import DEVICES, Device
 from xpo_jax import config as configs
@@ -139,22 +139,15 @@ def bytes_of(text: str) -> float:
     return float(found[1]) * (1024 if unit.endswith("i") else 1000) ** " KMGT".index(unit[:1] or " ")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; --help shows examples")
-
-
 def parse(argv: Sequence[str]) -> tuple[Source, Device]:
     """What is planned, and for which device; what is not known of it is 0.
 
     Raises:
       ValueError: an argument that is not understood or impossible.
     """
-    parser = _Parser(
+    parser = Parser(
         prog="python -m tools.plan",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
         usage="python -m tools.plan --config=FILE[:ARGUMENT] [--config.FIELD=VALUE ...] [options]",
     )
     parser.add_argument("--devices", type=int, default=1, help="how many the mesh is over (1)")

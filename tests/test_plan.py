@@ -1,0 +1,395 @@
+"""The planner: its bytes against arithmetic by hand and against what XLA allocates, its FLOPs and floors by hand."""
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from fakes import TINY, hasty_compilation, tiny_config, write_config
+from jax.sharding import AbstractMesh, AxisType
+
+from tools import estimate, plan
+from tools.fit import Source, setup
+from tools.hardware import DEVICES, SIZES, size_of
+from xpo_jax import sharding
+from xpo_jax.optimizer import make_optimizer
+from xpo_jax.programs import Programs, Vocabulary
+from xpo_jax.sampler import Sampling
+
+REPOSITORY = Path(__file__).parents[1]
+CONFIG = f"--config={REPOSITORY / 'configs' / 'paraphrase.py'}"
+LARGER = dataclasses.replace(
+    TINY,
+    vocab_size=4096,
+    hidden_size=256,
+    intermediate_size=704,
+    num_hidden_layers=4,
+    num_attention_heads=8,
+    head_dim=32,
+)
+ADAMW = {"name": "adamw", "b1": 0.9, "b2": 0.99, "eps": 1e-8, "mu_dtype": "float32"}
+ADAFACTOR = {"name": "adafactor", "b1": None, "b2": None, "eps": None, "mu_dtype": None}
+
+
+def optimizer(fields=ADAMW):
+    rest = {
+        "learning_rate": 1e-3,
+        "schedule": "linear",
+        "warmup_steps": 1,
+        "weight_decay": 0.0,
+        "clip_norm": 1.0,
+    }
+    return make_optimizer(**fields, **rest, steps=4)
+
+
+def planned(sizes=(1, 1, 1), model=TINY, B=16, P=8, T=6, **changes):
+    mesh = AbstractMesh(sizes, sharding.AXES, axis_types=(AxisType.Auto,) * 3)
+    options = {
+        "micro_batch_size": B,
+        "chunk_tokens": 512,
+        "remat": False,
+        "optimizer": optimizer()[0],
+    } | changes
+    return estimate.Setup(model, mesh, jnp.float32, P, T, B, **options)
+
+
+def compiled(s, which, fields=ADAMW):
+    """XLA's own account of one program of a run."""
+    count = s.mesh.size
+    mesh = jax.make_mesh(
+        tuple(s.mesh.shape.values()),
+        sharding.AXES,
+        axis_types=(AxisType.Auto,) * 3,
+        devices=jax.devices()[:count],
+    )
+    transformation, rate = optimizer(fields)
+    programs = Programs(
+        mesh,
+        s.model,
+        Vocabulary(s.model.vocab_size, (1,), 0),
+        Sampling(
+            max_new_tokens=s.response_tokens,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            min_p=0.0,
+            repetition_penalty=1.0,
+        ),
+        dtype=s.dtype,
+        seed=0,
+        batch_size=s.batch_size,
+        prompt_buckets=[s.prompt_tokens],
+        response_buckets=[s.response_tokens],
+        optimizer=transformation,
+        rate=rate,
+        loss={
+            "kind": "sigmoid",
+            "bonus_clip": 500.0,
+            "entropy_weight": 0.0,
+            "chunks": s.batch_size // s.micro_batch_size,
+            "chunk_tokens": s.chunk_tokens,
+        },
+        remat=s.remat,
+    )
+    call = next(call for label, call in programs.announced() if label.split()[0] == which)
+    return call().memory_analysis()
+
+
+# ---- counts -------------------------------------------------------------------------------------
+
+
+PUBLISHED = {
+    "0.5B": (0.49, 494_032_768),
+    "1.5B": (1.54, 1_543_714_304),
+    "3B": (3.09, 3_085_938_688),
+    "7B": (7.61, 7_615_616_512),
+    "14B": (14.7, 14_770_033_664),
+    "32B": (32.5, 32_763_876_352),
+    "72B": (72.7, 72_706_203_648),
+}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_parameter_counts_of_all_sizes_are_the_published_ones(size):
+    """The models' cards round; the numbers in full are those of the weight files."""
+    billions, whole = PUBLISHED[size]
+    assert estimate.parameters(SIZES[size]) == whole
+    assert whole / 1e9 == pytest.approx(billions, rel=0.01)
+
+
+def test_names_of_models():
+    for name in ("Qwen/Qwen2.5-0.5B-Instruct", "Qwen2.5-Coder-0.5B", "qwen2.5-0.5b", "Qwen/Qwen2-0.5B@main"):
+        assert size_of(name) is SIZES["0.5B"]
+    for name in ("Qwen2.5-0.6B", "Qwen3-0.5B", "0.5B", "embedded"):
+        assert size_of(name) is None
+
+
+# ---- bytes --------------------------------------------------------------------------------------
+
+
+def test_bytes_of_a_tiny_model_on_a_mesh_by_hand():
+    """Vocabulary 40, width 16, features 24, 2 layers, 4 heads of 4 over 2 of keys; every axis of the mesh is 2."""
+    found = estimate.memory(planned((2, 2, 2)))
+    layer = 2 * 16 + (64 + 8) + 2 * (32 + 4) + 64 + 3 * 96  # norms; q, k and v with biases; o; the MLP
+    masters = 4 * (40 * 16 // 4 + 2 * layer + 16)
+    layer = 2 * 16 + (128 + 8) + 2 * (64 + 4) + 128 + 3 * 192  # whole over fsdp
+    copy = 4 * (40 * 16 // 2 + 2 * layer + 16)
+    for phase in found.values():
+        assert phase["master weights"] == masters
+        assert phase["optimizer state"] == 2 * masters + 2 * 4  # two moments, two counts
+        assert phase["reference"] == copy
+    assert {name for name, parts in found.items() if "policy, for sampling" in parts} == {"sample", "score"}
+    assert found["sample"]["policy, for sampling"] == copy
+    rows, a_token = 16 // 4, 2 * 2 * 1 * 4 * 4  # keys and values, layers, one head of four float32
+    assert found["sample"]["KV cache"] == rows * (8 + 6) * a_token
+    assert found["score"]["KV cache"] == rows * 8 * a_token
+    assert found["gradient"]["gradients"] == found["apply"]["gradients"] == masters
+    assert (
+        estimate.memory(planned((2, 2, 2), remat=True))["gradient"]["activations"]
+        >= 2 * rows * (8 + 2 * 5) * 16 * 4
+    )
+    own = estimate.memory(planned((2, 2, 2), judge=estimate.Judge(TINY, 8, 32)))
+    assert list(own) == ["sample", "score", "judge", "gradient", "apply"]
+    assert {parts["judge"] for parts in own.values()} == {copy}
+    shared = estimate.memory(planned((2, 2, 2), judge=estimate.Judge(None, 8, 32)))
+    assert own["judge"]["KV cache"] == shared["judge"]["KV cache"] == 2 * 32 * a_token
+    assert all("judge" not in parts for parts in shared.values())
+
+
+@pytest.mark.parametrize(("sizes", "fields"), [((2, 2, 2), ADAMW), ((1, 8, 1), ADAFACTOR)])
+def test_weights_are_those_that_the_compiled_programs_take(sizes, fields):
+    """What else a program takes is a share of the batch, and scalars."""
+    s = planned(sizes, optimizer=optimizer(fields)[0])
+    found, rows = estimate.memory(s), 16 // s.shares
+    prompts, pairs = rows * (8 + 1) * 4, 2 * rows * (6 + 1) * 4
+    with hasty_compilation():
+        if fields is ADAMW:
+            sample = found["sample"]["policy, for sampling"] + prompts + rows * (1 + 4) + 3 * 4
+            assert compiled(s, "sample").argument_size_in_bytes == sample
+            update = found["gradient"]["master weights"] + found["gradient"]["gradients"]
+            rest = prompts + pairs + 2 * rows * 4 + rows * (4 + 4 + 1) + (14 + 5) * 4
+            # a number that the loss does not use is not passed on
+            assert compiled(s, "accumulate").argument_size_in_bytes in (update + rest, update + rest - 4)
+        apply = sum(found["apply"][part] for part in ("master weights", "optimizer state", "gradients"))
+        assert compiled(s, "apply", fields).argument_size_in_bytes == apply + 3 * 4
+
+
+WHOLE_RUN = ("master weights", "optimizer state", "reference", "policy, for sampling", "gradients")
+PHASES = {"sample": "sample", "score": "score", "accumulate": "gradient", "apply": "apply"}
+
+
+def working(s, program):
+    """What a phase holds beside what is always there."""
+    return sum(size for part, size in estimate.memory(s)[PHASES[program]].items() if part not in WHOLE_RUN)
+
+
+SHAPES = [(8, 64, 64), (8, 64, 128), (8, 128, 64), (4, 256, 32), (4, 32, 256)]
+
+
+@pytest.mark.parametrize(
+    ("program", "remat", "B", "P", "T"),
+    [
+        ("sample", False, 8, 64, 64),
+        ("score", False, 8, 64, 64),
+        ("accumulate", False, 8, 64, 64),
+        ("accumulate", True, 8, 64, 128),
+        *[
+            pytest.param(program, remat, *shape, marks=pytest.mark.slow)
+            for shape in SHAPES
+            for program, remat in (
+                ("sample", False),
+                ("score", False),
+                ("accumulate", False),
+                ("accumulate", True),
+            )
+        ],
+        *[
+            pytest.param("accumulate", True, *shape, marks=pytest.mark.slow)
+            for shape in SHAPES
+            if shape != (8, 64, 128)
+        ],
+        pytest.param("apply", False, 8, 64, 64, marks=pytest.mark.slow),
+    ],
+)
+def test_what_a_program_holds_for_a_moment_is_what_xla_allocates(program, remat, B, P, T):
+    s = planned(model=LARGER, B=B, P=P, T=T, remat=remat)
+    assert working(s, program) == pytest.approx(compiled(s, program).temp_size_in_bytes, rel=0.2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (2, 2, 2)])
+@pytest.mark.parametrize("remat", [False, True])
+def test_what_the_update_holds_on_a_mesh(sizes, remat):
+    s = planned(sizes, model=LARGER, B=64, P=64, T=64, remat=remat, chunk_tokens=2048)
+    assert working(s, "accumulate") == pytest.approx(compiled(s, "accumulate").temp_size_in_bytes, rel=0.25)
+
+
+@pytest.mark.slow
+def test_more_pairs_need_as_much_more_as_is_kept_for_them():
+    """The terms for themselves: what 8 pairs more make XLA allocate is what they keep, and nothing else."""
+    few, many = (planned(model=LARGER, B=B, P=64, T=64) for B in (8, 16))
+    more = compiled(many, "accumulate").temp_size_in_bytes - compiled(few, "accumulate").temp_size_in_bytes
+    kept = 8 * estimate.saved_bytes(LARGER, 64, 64, jnp.float32, False)
+    assert kept == pytest.approx(more, rel=0.01)
+
+
+# ---- work ---------------------------------------------------------------------------------------
+
+
+def test_flops_by_hand():
+    """16 prompts of 8 tokens, two responses of 6 each; 1920 weights in a layer's matrices."""
+    weights, scores, table = 2 * (16 * 16 * 2 + 16 * 8 * 2 + 3 * 16 * 24), 2 * 4 * 16, 2 * 16 * 40
+    assert weights == 2 * 1920
+    steps = sum(8 + 6 for _ in range(5))  # keys of each decoded token: all slots
+    sample = 32 * (2 * weights * (8 + 5) + scores * (8 * 8 + steps) + table * 6)
+    layers = 16 * (2 * weights * (8 + 2 * 5) + scores * (8 * 8 + 2 * 5 * (8 + 5)))
+    logits = 32 * 6 * table
+    found = estimate.flops(planned())
+    assert found["sample"] == (sample, sample)
+    assert found["score"] == (layers + logits, layers + logits)
+    assert found["update"] == (3 * (layers + logits), 3 * layers + 4 * logits)
+    assert estimate.flops(planned(remat=True))["update"] == (3 * (layers + logits), 4 * (layers + logits))
+
+
+@pytest.mark.parametrize(("size", "milliseconds"), [("0.5B", 0.21), ("1.5B", 0.64), ("7B", 2.95)])
+def test_the_floor_of_a_decoded_token(size, milliseconds):
+    """Weights alone, bfloat16, at 4.8 TB/s."""
+    s = dataclasses.replace(planned(model=SIZES[size], B=1), dtype=jnp.bfloat16)
+    weights, cache = estimate.decode_bytes(s)
+    assert round(1e3 * weights / DEVICES["h200"].bandwidth, 2) == milliseconds
+    c = SIZES[size]
+    assert cache == (8 + 6) * 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * 2
+
+
+# ---- the command --------------------------------------------------------------------------------
+
+
+def told(capsys, *argv):
+    status = plan.main([CONFIG, *argv])
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def test_the_changes_that_make_it_fit_are_enough_and_all_needed(capsys):
+    where = ("--model_config=Qwen2.5-3B", "--devices=8", "--memory=40GiB")
+    status, out, _ = told(capsys, *where)
+    assert status == 1 and "does not fit" in out
+    flags = re.findall(r"--config\S+", out.split("fits with")[1])
+    status, out, _ = told(capsys, *where, *flags)
+    assert status == 0 and "fits: " in out
+    needed = [flag for flag in flags if not flag.startswith("--config.mesh.data")]
+    assert needed
+    for flag in needed:
+        assert told(capsys, *where, *(other for other in flags if other != flag))[0] == 1, flag
+
+
+def test_what_no_change_helps(capsys):
+    status, out, _ = told(
+        capsys, "--model_config=Qwen2.5-72B", "--device=a100-80gb", "--config.batch_size=64"
+    )
+    assert status == 1
+    assert re.search(r"nothing of this is enough on 1 device\(s\); ", out)
+
+
+def test_a_plan_needs_no_weights_and_shows_time_only_where_it_is_known(capsys, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2", **dataclasses.asdict(TINY)}))
+    for model in (tmp_path, tmp_path / "config.json"):
+        status, out, _ = told(capsys, f"--model_config={model}")
+        assert status == 0 and "s at the peak" not in out and "decode, at least" not in out
+        assert f"{estimate.parameters(TINY):,}" in out
+    status, out, _ = told(capsys, "--device=tpu-v5e")
+    assert status == 0 and "s at the peak" in out and "decode, at least" in out
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (
+            ["--model_config=Qwen3-8B"],
+            "Qwen3-8B: neither a folder nor a config.json nor a Qwen2.5 of known size",
+        ),
+        (["--memory=much"], "--memory=much: a size is expected"),
+        (["--devices=0"], "--devices=0: a positive number is expected"),
+        (["--devices=x"], "argument --devices: invalid int value: 'x'"),
+        (["--device=abacus"], "argument --device: invalid choice: 'abacus'"),
+        (["--bandwidth=-1"], "--bandwidth=-1.0: a positive number is expected"),
+        (["--memry=3"], "argument '--memry=3' is not understood"),
+        (["--config.layout.remt=True"], "layout.remt: no such field; did you mean 'layout.remat'?"),
+        (["--devices=8", "--config.mesh.fsdp=3"], "mesh: data -1 x fsdp 3 x tensor 1 is not 8"),
+        (["--devices=128"], "batch_size 64 is not divisible by mesh.data x mesh.fsdp = 128"),
+        (["--devices=4", "--config.mesh.tensor=4"], "embed_tokens"),
+        (["--config.layout.micro_batch_size=5"], "layout.micro_batch_size 5 does not divide batch_size 64"),
+    ],
+)
+def test_bad_input_is_one_line(capsys, argv, expected):
+    status, out, err = told(capsys, *argv)
+    assert (status, out) == (2, "")
+    assert err.count("\n") == 1 and err.startswith("plan: ")
+    assert expected in err or (expected == "embed_tokens" and "mesh.tensor=4" in err)
+
+
+def test_help_shows_examples(capsys):
+    with pytest.raises(SystemExit) as raised:
+        plan.main(["--help"])
+    assert raised.value.code == 0
+    assert "--device=h100-80gb" in capsys.readouterr().out
+
+
+# ---- a whole step -------------------------------------------------------------------------------
+
+WRITE = """
+import sys
+from pathlib import Path
+from unittest import mock
+import fakes
+from tools.hardware import SIZES
+from xpo_jax import weights
+folder = Path(sys.argv[1])
+write = weights.write_params
+narrow = lambda *args, **options: write(*args, **{**options, "dtype": "bfloat16"})
+with mock.patch.object(weights, "write_params", narrow):
+    fakes.write_model(folder / "model", config=SIZES["0.5B"])
+fakes.write_prompts(folder)
+"""
+IMPORTED = "import jax, xpo_jax.train; jax.devices()"
+
+
+def peak_resident(*command):
+    """Bytes that a command of its own held at most."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'tests'}",
+        "XLA_FLAGS": "",
+    }
+    watcher = "import resource, subprocess, sys; code = subprocess.call(sys.argv[1:]); "
+    watcher += "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss); sys.exit(code)"
+    argv = [sys.executable, "-c", watcher, sys.executable, *command]
+    done = subprocess.run(argv, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    print(done.stdout)
+    return int(done.stdout.splitlines()[-1]) * 1024
+
+
+@pytest.mark.slow
+def test_a_step_at_the_shape_of_qwen_0_5b_holds_what_the_plan_says(tmp_path):
+    """A run of one step with its evaluations, batch 2, 128 new tokens, float32: 14 GB, some minutes."""
+    peak_resident("-c", WRITE, str(tmp_path))
+    config = tiny_config(tmp_path)
+    config.steps, config.batch_size, config.model.dtype = 1, 2, "float32"
+    config.data.buckets, config.data.max_prompt_tokens = (64,), 64
+    config.mesh.data = config.mesh.fsdp = config.mesh.tensor = 1
+    config.sampling.max_new_tokens, config.layout.response_buckets = 128, (128,)
+    config.layout.micro_batch_size, config.layout.chunk_tokens, config.layout.remat = 2, 256, True
+    config.optimizer.warmup_steps, config.optimizer.mu_dtype = 0, "bfloat16"
+    config.evaluation.prompts, config.evaluation.reference_samples = 2, 1
+    spec = write_config(tmp_path / "config.py", config)
+    phase, expected = estimate.peak(estimate.memory(setup(Source(spec, (), 1, None))[0]))
+    held = peak_resident("-m", "xpo_jax.main", f"--config={spec}") - peak_resident("-c", IMPORTED)
+    print(f"planned {expected / 1e9:.2f} GB ({phase}), held {held / 1e9:.2f} GB")
+    assert held == pytest.approx(expected, rel=0.2)
