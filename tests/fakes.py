@@ -328,6 +328,13 @@ def tiny_config(folder: Path) -> ConfigDict:
             },
             "model": {"path": str(folder / "model"), "reference": None, "dtype": "float32"},
             "mesh": {"data": 2, "fsdp": 2, "tensor": 2},
+            "distributed": {
+                "mode": "auto",
+                "coordinator": None,
+                "num_processes": None,
+                "process_id": None,
+                "timeout_seconds": 60,
+            },
             "sampling": {
                 "max_new_tokens": 8,
                 "temperature": 0.9,

@@ -18,7 +18,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from xpo_jax import sharding
+from xpo_jax import distributed, sharding
 from xpo_jax.logps import response_logps
 from xpo_jax.models import qwen2
 from xpo_jax.sampler import Sampling, make_sampler, row_keys
@@ -41,6 +41,7 @@ class Program:
     def __init__(self, name: str, function: Callable[..., Any], **options: Any):
         self.name = name
         self._jit = jax.jit(function, **options)
+        self._in_shardings = options.get("in_shardings")
         self._compiled: dict[tuple[Any, ...], Callable[..., Any]] = {}
 
     def compile(self, *args: Any) -> None:
@@ -54,6 +55,8 @@ class Program:
                 f"program {self.name!r} was not announced for shapes {[s for s in _shapes(args) if s][-8:]};"
                 " this is a fault of xpo_jax, whose runs announce every shape at their start"
             )
+        if self._in_shardings is not None and jax.process_count() > 1:
+            args = distributed.put(args, self._in_shardings)  # one process may leave it to jit
         return compiled(*args)
 
 
@@ -217,6 +220,9 @@ class Programs:
             donate_argnums=0,
         )
 
+        self._rows, self._rows_of_two = rows, rows_of_two
+        self.gather = Program("gather", lambda tree: tree, out_shardings=whole)
+
     def announced(self) -> list[tuple[str, Callable[[], None]]]:
         """All compilations of a run: what to show of each, and the call that compiles it."""
         B, S = self.batch_size, 2
@@ -233,6 +239,16 @@ class Programs:
             yield "for_sampling", self.for_sampling, (self._params,)
             yield "zeros", self.zeros, (self._params,)
             yield "apply", self.apply, (self._state, self._params, f32())
+            if jax.process_count() > 1:
+                T, on = self.response_buckets[-1], {"sharding": self._rows}
+                samples = [((B, T), np.int32), ((B,), np.int32), ((B,), np.bool_)]
+                yield (
+                    "gather samples",
+                    self.gather,
+                    (Samples(*(jax.ShapeDtypeStruct(*s, **on) for s in samples)),),
+                )
+                logps = jax.ShapeDtypeStruct((S, B), np.float32, sharding=self._rows_of_two)
+                yield "gather log-probabilities", self.gather, (logps,)
             for P in self.prompt_buckets:
                 prompts = (i32(B, P), i32(B))
                 yield (
@@ -259,6 +275,10 @@ class Programs:
         """Dispatch the sampler for `values.Prompts`; does not wait."""
         numbers = (np.int32(number) for number in (purpose, step, candidate))
         return self.sample(weights, prompts.tokens, prompts.lengths, prompts.real, prompts.position, *numbers)
+
+    def fetch(self, tree: Any) -> Any:
+        """What `draw` and `score` return, on the host: all rows, on every process. Waits for them."""
+        return jax.device_get(tree if jax.process_count() == 1 else self.gather(tree))
 
     def learn(
         self, state: TrainState, pairs: Pairs, alpha: float, beta: float

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from flax import nnx, traverse_util
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from xpo_jax import distributed
 from xpo_jax.models.qwen2 import TENSORS, Qwen2, Qwen2Config
 from xpo_jax.values import Params
 
@@ -103,6 +104,8 @@ def write_params(
 ) -> None:
     """Write model.safetensors, or several shards with model.safetensors.index.json, into a folder.
 
+    One stacked array at a time is gathered, for which all processes call this; process 0 writes.
+
     Args: as `hf.save` has them.
 
     Raises:
@@ -121,6 +124,17 @@ def write_params(
         )
 
     tensors = _expected(model_config)
+    order = dict.fromkeys(
+        tensor.path for tensor in tensors.values()
+    )  # all layers of an array follow each other
+    with distributed.wholes([flat[path] for path in order]) as arrays:
+        if distributed.leads():
+            _write_shards(folder, zip(order, arrays, strict=True), tensors, dtype, max_shard_bytes)
+
+
+def _write_shards(
+    folder: Path, arrays: Iterator[Any], tensors: Mapping[str, _Tensor], dtype: str, max_shard_bytes: int
+) -> None:
     sizes = {name: math.prod(t.shape) * DTYPES[dtype].itemsize for name, t in tensors.items()}
     shards: list[list[str]] = [[]]
     for name, size in sizes.items():
@@ -131,15 +145,15 @@ def write_params(
     host: tuple[str, Any] = ("", None)  # the one stacked array that is on the host
     for number, names in enumerate(shards, 1):
         file = WEIGHTS if many == 1 else f"model-{number:05d}-of-{many:05d}.safetensors"
-        arrays = {}
-        for name in names:  # in the table's order, so all layers of one array follow each other
+        pieces = {}
+        for name in names:
             path, layer, transposed, _ = tensors[name]
             if host[0] != path:
-                host = (path, jax.device_get(flat[path]))
+                host = (path, next(arrays))
             array = host[1] if layer is None else host[1][layer]
-            arrays[name] = np.ascontiguousarray(array.T if transposed else array, dtype=DTYPES[dtype])
+            pieces[name] = np.ascontiguousarray(array.T if transposed else array, dtype=DTYPES[dtype])
             weight_map[name] = file
-        save_file(arrays, folder / file, metadata={"format": "pt"})
+        save_file(pieces, folder / file, metadata={"format": "pt"})
     if many > 1:
         index = {
             "metadata": {"total_size": sum(sizes.values())},
