@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -258,6 +259,21 @@ class Broken:
         if self._left < 0:
             raise KeyError("the\nserver is gone")
         return ["tie"] * len(comparisons)
+
+
+class BrokenOn(LongerText):
+    """Raises on one process of several, at its call number `at` (from 0); prints the time at which it does."""
+
+    def __init__(self, *, process: int, at: int):
+        self._left = at if jax.process_index() == process else None
+
+    def __call__(self, comparisons: Sequence[Comparison]) -> list[Answer]:
+        if self._left is not None:
+            self._left -= 1
+            if self._left < 0:
+                print(f"raised at {time.time()}", file=sys.stderr, flush=True)
+                raise KeyError("the\nserver is gone")
+        return super().__call__(comparisons)
 
 
 class Turning(LongerText):

@@ -129,7 +129,7 @@ def write_params(
     )  # all layers of an array follow each other
     with distributed.wholes([flat[path] for path in order]) as arrays:
         if distributed.leads():
-            _write_shards(folder, zip(order, arrays, strict=True), tensors, dtype, max_shard_bytes)
+            _write_shards(folder, arrays, tensors, dtype, max_shard_bytes)
 
 
 def _write_shards(
