@@ -59,10 +59,10 @@ def start(
         `cluster.seen` sees them or a coordinator is given, and is "off" elsewhere.
       coordinator: "host:port" of process 0, or None: JAX finds it out from the cluster's scheduler.
       num_processes, process_id: with a coordinator; None leaves them to the scheduler, too.
-      timeout_seconds: how long to wait for all processes to appear.
+      timeout_seconds: how long to wait for all processes to appear; then JAX aborts this one.
 
     Raises:
-      ValueError: settings that do not go together, or processes that do not find each other.
+      ValueError: settings that do not go together, or of which JAX can make no start.
     """
     if timeout_seconds < 1:
         raise ValueError(f"timeout_seconds is {timeout_seconds}, must be at least 1")
@@ -80,6 +80,13 @@ def start(
         )
     import jax
 
+    # JAX ends a process that waits in vain without raising, so what it waits for is told before.
+    number = "this process" if process_id is None else f"process {process_id} of {num_processes}"
+    print(
+        f"{number} joins the others ({where or coordinator}), for which it waits up to {timeout_seconds} s",
+        file=sys.stderr,
+        flush=True,
+    )
     explicit = None not in (coordinator, num_processes, process_id)
     try:
         jax.config.update("jax_enable_preemption_service", False)
@@ -95,8 +102,8 @@ def start(
     except Exception as error:  # of the scheduler's interface as well, of any type
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
-            f"the processes did not find each other ({reason}); look at coordinator, num_processes and process_id,"
-            f" and that all were started within timeout_seconds={timeout_seconds}, or set mode='off'"
+            f"the processes cannot find each other ({reason}); give coordinator, num_processes and process_id, or"
+            " set mode='off'"
         ) from error
     if mode == "on" and jax.process_count() == 1:
         raise ValueError(f"mode is 'on', but this is the only process ({where or coordinator})")

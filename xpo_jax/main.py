@@ -55,6 +55,10 @@ def main(argv: Sequence[str]) -> int:
         if not distributed.running():
             raise
         traceback.print_exc()
+        print(
+            "xpo_jax: if this speaks of a connection, another process ended before; see its output",
+            file=sys.stderr,
+        )
         return distributed.leave(1)
     return 0
 
