@@ -52,6 +52,17 @@ def embedded() -> ConfigDict:
     # xpo_jax/sharding.py: make_mesh. -1 fills up with the devices that there are.
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
 
+    # xpo_jax/distributed.py: start. tools/launch has a page for each way to start many processes.
+    config.distributed = ConfigDict(
+        {
+            "mode": "auto",  # joins a TPU pod, a Slurm step or an MPI job where it is part of one
+            "coordinator": None,  # or "host:port" of process 0, where no scheduler tells,
+            "num_processes": None,  # with these two
+            "process_id": None,
+            "timeout_seconds": 300,  # for all processes to appear
+        }
+    )
+
     # xpo_jax/sampler.py: Sampling
     config.sampling = ConfigDict(
         {

@@ -9,6 +9,7 @@ import hashlib
 import http.server
 import io
 import json
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -348,6 +349,21 @@ class Broken:
         return ["tie"] * len(comparisons)
 
 
+class BrokenOn(LongerText):
+    """Raises on one process of several, at its call number `at` (from 0); prints the time at which it does."""
+
+    def __init__(self, *, process: int, at: int):
+        self._left = at if jax.process_index() == process else None
+
+    def __call__(self, comparisons: Sequence[Comparison]) -> list[Answer]:
+        if self._left is not None:
+            self._left -= 1
+            if self._left < 0:
+                print(f"raised at {time.time()}", file=sys.stderr, flush=True)
+                raise KeyError("the\nserver is gone")
+        return super().__call__(comparisons)
+
+
 class Turning(LongerText):
     """Keeps the contract until call number `at` (from 0), and breaks it there with an integer."""
 
@@ -416,6 +432,13 @@ def tiny_config(folder: Path) -> ConfigDict:
             },
             "model": {"path": str(folder / "model"), "reference": None, "dtype": "float32"},
             "mesh": {"data": 2, "fsdp": 2, "tensor": 2},
+            "distributed": {
+                "mode": "auto",
+                "coordinator": None,
+                "num_processes": None,
+                "process_id": None,
+                "timeout_seconds": 60,
+            },
             "sampling": {
                 "max_new_tokens": 8,
                 "temperature": 0.9,

@@ -18,8 +18,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from xpo_jax import hf, sharding
+from xpo_jax.compilation import Program
 from xpo_jax.models import qwen2
-from xpo_jax.programs import Program
 from xpo_jax.values import Array, Params
 
 

@@ -15,6 +15,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from xpo_jax import distributed
+from xpo_jax.distributed import Together
 from xpo_jax.model_files import LICENCES, model_folder, param_shapes, read_json
 from xpo_jax.models.qwen2 import Qwen2Config
 from xpo_jax.values import Params
@@ -73,12 +75,12 @@ def save(
 ) -> None:
     """Write a Hugging Face folder that transformers (4 and 5) and vLLM load.
 
-    It is written beside its place, flushed and renamed: either all of it is there or nothing.
+    It is written beside its place, flushed and renamed: either all of it is there or nothing. All processes call
+    this, for each holds a part of the weights; process 0 writes.
 
     Args:
       folder: must not exist, or be empty.
-      params: as `load_params` returns them, all of it within reach of this process. They may be on devices,
-        and come to the host one (stacked) array at a time.
+      params: as `load_params` returns them. They come to the host one (stacked) array at a time.
       source: the folder that the model came from; its tokenizer files and licence are copied as they are,
         and so is config.json, but see `_write_config`.
       card: README.md, see model_card.py; None for none.
@@ -88,35 +90,49 @@ def save(
     Raises:
       ValueError: a folder in the way, parameters that do not fit model_config, a source with another config.
     """
-    folder, source = Path(folder), model_folder(source)
+    folder, source, leads = Path(folder), model_folder(source), distributed.leads()
+    partial = folder.with_name(f".{folder.name}.partial")
+    with Together("starting the export"):
+        if leads:
+            _make_room(folder, partial, source, model_config)
+    try:
+        with Together("writing the export"):
+            write_params(partial, params, model_config, dtype=dtype, max_shard_bytes=max_shard_bytes)
+            if leads:
+                _complete(partial, source, model_config, dtype, card)
+                os.replace(partial, folder)
+                _flush(folder.parent)
+    except BaseException:
+        if leads:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _make_room(folder: Path, partial: Path, source: Path, model_config: Qwen2Config) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is already there; export to a new or an empty folder")
     if read_config(source) != model_config:
         raise ValueError(
             f"{source / 'config.json'} is not this model's; export with the folder the model came from"
         )
-    partial = folder.with_name(f".{folder.name}.partial")
     if partial.exists():  # of a run that was killed while it wrote
         shutil.rmtree(partial)
     partial.mkdir(parents=True)
-    try:
-        write_params(partial, params, model_config, dtype=dtype, max_shard_bytes=max_shard_bytes)
-        _write_config(partial / "config.json", source / "config.json", model_config, dtype)
-        if card is not None:
-            (partial / "README.md").write_text(card, encoding="utf-8")
-        for name in CARRIED:
-            if (source / name).is_file():
-                shutil.copyfile(source / name, partial / name)
-        mode = (partial / "config.json").stat().st_mode
-        for path in partial.iterdir():
-            path.chmod(mode)  # safetensors makes its files readable by their owner only
-            _flush(path)
-        _flush(partial)
-        os.replace(partial, folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    _flush(folder.parent)
+
+
+def _complete(partial: Path, source: Path, model_config: Qwen2Config, dtype: str, card: str | None) -> None:
+    """What belongs to an export beside its weights, all of it flushed."""
+    _write_config(partial / "config.json", source / "config.json", model_config, dtype)
+    if card is not None:
+        (partial / "README.md").write_text(card, encoding="utf-8")
+    for name in CARRIED:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, partial / name)
+    mode = (partial / "config.json").stat().st_mode
+    for path in partial.iterdir():
+        path.chmod(mode)  # safetensors makes its files readable by their owner only
+        _flush(path)
+    _flush(partial)
 
 
 def load_tokenizer(folder: str | Path, model_config: Qwen2Config) -> Any:

@@ -33,6 +33,7 @@ class Experiment:
     data: Mapping[str, Any]
     model: Mapping[str, Any]
     mesh: Mapping[str, Any]
+    distributed: Mapping[str, Any]
     sampling: Mapping[str, Any]
     judge: Mapping[str, Any]
     loss: Mapping[str, Any]

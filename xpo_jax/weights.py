@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,12 @@ import numpy as np
 from flax import traverse_util
 from safetensors.numpy import save_file
 
+from xpo_jax import distributed
 from xpo_jax.model_files import (
     INDEX,
     WEIGHTS,
     Stored,
+    Tensor,
     checked,
     expected_tensors,
     listed,
@@ -93,6 +95,8 @@ def write_params(
 ) -> None:
     """Write model.safetensors, or several shards with model.safetensors.index.json, into a folder.
 
+    One stacked array at a time is gathered, for which all processes call this; process 0 writes.
+
     Args: as `hf.save` has them.
 
     Raises:
@@ -111,6 +115,15 @@ def write_params(
         )
 
     tensors = expected_tensors(model_config)
+    order = dict.fromkeys(tensor.path for tensor in tensors.values())  # an array's layers follow each other
+    with distributed.wholes([flat[path] for path in order]) as arrays:
+        if distributed.leads():
+            _write_shards(folder, arrays, tensors, dtype, max_shard_bytes)
+
+
+def _write_shards(
+    folder: Path, arrays: Iterator[Any], tensors: Mapping[str, Tensor], dtype: str, max_shard_bytes: int
+) -> None:
     sizes = {name: math.prod(t.shape) * DTYPES[dtype].itemsize for name, t in tensors.items()}
     shards: list[list[str]] = [[]]
     for name, size in sizes.items():
@@ -121,32 +134,21 @@ def write_params(
     host: tuple[str, Any] = ("", None)  # the one stacked array that is on the host
     for number, names in enumerate(shards, 1):
         file = WEIGHTS if many == 1 else f"model-{number:05d}-of-{many:05d}.safetensors"
-        arrays = {}
-        for name in names:  # in the table's order, so all layers of one array follow each other
+        pieces = {}
+        for name in names:
             path, layer, transposed, _ = tensors[name]
             if host[0] != path:
-                host = (path, _to_host(flat[path]))
+                host = (path, next(arrays))
             array = host[1] if layer is None else host[1][layer]
-            arrays[name] = np.ascontiguousarray(array.T if transposed else array, dtype=DTYPES[dtype])
+            pieces[name] = np.ascontiguousarray(array.T if transposed else array, dtype=DTYPES[dtype])
             weight_map[name] = file
-        save_file(arrays, folder / file, metadata={"format": "pt"})
+        save_file(pieces, folder / file, metadata={"format": "pt"})
     if many > 1:
         index = {
             "metadata": {"total_size": sum(sizes.values())},
             "weight_map": dict(sorted(weight_map.items())),
         }
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
-def _to_host(array: Any) -> np.ndarray:
-    """A copy on the host that lives as long as the caller wants it.
-
-    A jax.Array keeps what it once brought to the host, so here a second jax.Array of the same buffers does it.
-    """
-    if isinstance(array, jax.Array):
-        shards = [shard.data for shard in array.addressable_shards]
-        array = jax.make_array_from_single_device_arrays(array.shape, array.sharding, shards)
-    return jax.device_get(array)
 
 
 def _load(folder: str | Path, model_config: Qwen2Config, wanted: Params, shardings: Any) -> Params:
