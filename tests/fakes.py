@@ -5,8 +5,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
+import http.server
 import io
 import json
+import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -158,6 +162,91 @@ def write_model(folder: Path, seed: int = 0, config: Qwen2Config = SPEAKING) -> 
     return folder
 
 
+class Hub(http.server.ThreadingHTTPServer):
+    """A model hub on this machine with one model: what huggingface_hub asks for when it fetches a snapshot.
+
+    Args:
+      name: "owner/name" of the model.
+      folder: its files.
+
+    revisions: branches and tags, to commits.
+    gated: files are refused, as of a model whose terms were not accepted.
+    asked: (method, path, token) of every request so far.
+    together: so many processes wait for each other before they learn the commit.
+    """
+
+    def __init__(self, name: str, folder: Path):
+        super().__init__(("127.0.0.1", 0), _Answers)
+        self.name, self.folder, self.gated = name, folder, False
+        self.revisions = {"main": "a" * 40, "v1": "b" * 40}
+        self.asked: list[tuple[str, str, str | None]] = []
+        self.together = threading.Barrier(1)
+        self.endpoint = f"http://127.0.0.1:{self.server_address[1]}"
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[Hub]:
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        try:
+            yield self
+        finally:
+            self.shutdown()
+            self.server_close()
+
+    def fetched(self) -> set[str]:
+        """Names of the files that were sent."""
+        return {
+            path.rpartition("/")[2]
+            for method, path, _ in self.asked
+            if method == "GET" and "/resolve/" in path
+        }
+
+
+class _Answers(http.server.BaseHTTPRequestHandler):
+    server: Hub
+
+    def do_GET(self) -> None:
+        self.server.asked.append((self.command, self.path, self.headers.get("Authorization")))
+        name, parts = self.server.name, self.path.partition("?")[0].split("/")
+        folder = self.server.folder
+        files = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if file.is_file()}
+        if "/".join(parts[3:5]) == name and parts[1:3] == ["api", "models"]:
+            what, revision = parts[5:7]
+            commit = self.server.revisions.get(revision, revision)
+            if commit not in self.server.revisions.values():
+                self.answer(404, **{"X-Error-Code": "RevisionNotFound"})
+            elif what == "revision":
+                self.server.together.wait(60)
+                self.answer(200, json.dumps({"id": name, "sha": commit}).encode())
+            else:
+                tree = [
+                    {"type": "file", "path": k, "size": f.stat().st_size, "oid": k} for k, f in files.items()
+                ]
+                self.answer(200, json.dumps(tree).encode())
+        elif "/".join(parts[1:3]) == name and parts[3] == "resolve":
+            content = files["/".join(parts[5:])].read_bytes()
+            if self.server.gated:
+                self.answer(403, **{"X-Error-Code": "GatedRepo"})
+            else:
+                self.answer(
+                    200, content, ETag=hashlib.sha256(content).hexdigest(), **{"X-Repo-Commit": parts[4]}
+                )
+        else:
+            self.answer(404, **{"X-Error-Code": "RepoNotFound"})
+
+    do_HEAD = do_GET
+
+    def answer(self, status: int, content: bytes = b"", **headers: str) -> None:
+        self.send_response(status)
+        for key, value in {**headers, "Content-Length": str(len(content))}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
 # ---- judges: factories, as a config names them ("fakes:Longer") -----------------------------------
 
 
@@ -260,6 +349,21 @@ class Broken:
         return ["tie"] * len(comparisons)
 
 
+class BrokenOn(LongerText):
+    """Raises on one process of several, at its call number `at` (from 0); prints the time at which it does."""
+
+    def __init__(self, *, process: int, at: int):
+        self._left = at if jax.process_index() == process else None
+
+    def __call__(self, comparisons: Sequence[Comparison]) -> list[Answer]:
+        if self._left is not None:
+            self._left -= 1
+            if self._left < 0:
+                print(f"raised at {time.time()}", file=sys.stderr, flush=True)
+                raise KeyError("the\nserver is gone")
+        return super().__call__(comparisons)
+
+
 class Turning(LongerText):
     """Keeps the contract until call number `at` (from 0), and breaks it there with an integer."""
 
@@ -328,6 +432,13 @@ def tiny_config(folder: Path) -> ConfigDict:
             },
             "model": {"path": str(folder / "model"), "reference": None, "dtype": "float32"},
             "mesh": {"data": 2, "fsdp": 2, "tensor": 2},
+            "distributed": {
+                "mode": "auto",
+                "coordinator": None,
+                "num_processes": None,
+                "process_id": None,
+                "timeout_seconds": 60,
+            },
             "sampling": {
                 "max_new_tokens": 8,
                 "temperature": 0.9,

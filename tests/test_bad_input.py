@@ -225,7 +225,7 @@ def test_values_that_are_out_of_range_or_do_not_go_together(folder, overrides, e
     [
         (
             "paraphrasing",
-            "judge.name: 'paraphrasing' is unknown; choose paraphrase, or one of yours as package.module",
+            "judge.name: 'paraphrasing' is unknown; choose paraphrase, llm, or one of yours as package.module",
         ),
         ("nothing_here:Judge", "judge.name: no module 'nothing_here', seen from "),
         ("fakes:Longest", "judge.name: module 'fakes' has no 'Longest'; did you mean 'LongerText'?"),
@@ -292,7 +292,7 @@ def test_prompts_that_the_judge_cannot_judge(folder):
     """Asked of every prompt before anything is compiled, not at the first evaluation."""
     config = REPOSITORY / "configs" / "paraphrase.py"
     found = told(folder, "data.template=Schreibe um: {input}", spec=config)
-    assert found.startswith("the paraphrase judge found no text between <pphr_input> and </pphr_input>")
+    assert ", row 1: the paraphrase judge found no text between <pphr_input> and </pphr_input>" in found
 
 
 # ---- the data -----------------------------------------------------------------------------------
@@ -394,7 +394,7 @@ def edit(file, **changes):
 
 def test_no_model(folder, tmp_path):
     assert told(folder, f"model.path={tmp_path}/none") == (
-        f"{tmp_path}/none is not a folder; give a local Hugging Face model folder, or 'embedded'"
+        f"{tmp_path}/none is not a folder; give a Hugging Face model folder, a hub name (owner/name), or 'embedded'"
     )
     assert told(folder, f"model.path={tmp_path}").startswith(
         f"{tmp_path}/config.json is missing; give a complete"

@@ -14,7 +14,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from xpo_jax import hf, sharding, weights
-from xpo_jax.models.qwen2 import SHARDING, Qwen2
+from xpo_jax.models.qwen2 import SHARDING, Qwen2, unstack
 
 GOLDEN = Path(__file__).parent / "golden"
 MODELS = sorted(path.name for path in GOLDEN.glob("qwen2_*"))
@@ -89,17 +89,53 @@ def test_sharded_loading_reads_each_byte_once(monkeypatch):
     config = hf.read_config(GOLDEN / "qwen2_tied")
     mesh = sharding.make_mesh(data=2, fsdp=4, tensor=1)
     where = sharding.shardings(mesh, hf.param_shapes(config), SHARDING)
-    read, original = [], weights._slice
+    read, original = [], weights.read_slice
 
     def counted(stored, window):
         piece = original(stored, window)
         read.append(piece.size)
         return piece
 
-    monkeypatch.setattr(weights, "_slice", counted)
+    monkeypatch.setattr(weights, "read_slice", counted)
     params = hf.load_params(GOLDEN / "qwen2_tied", config, shardings=where)
     assert sum(read) == sum(leaf.size for leaf in jax.tree.leaves(params))
     assert max(read) < config.vocab_size * config.hidden_size  # and never a whole embedding
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [*((name, jnp.bfloat16) for name in MODELS), ("qwen2_tied_one_kv_bf16", jnp.float32)]
+)
+def test_sampling_weights_are_the_params_unstacked_and_rounded_once(name, dtype):
+    """From files in float32, float16 and bfloat16, in one piece and in shards over a mesh."""
+    config = hf.read_config(GOLDEN / name)
+    want = jax.tree.map(lambda p: p.astype(dtype), unstack(hf.load_params(GOLDEN / name, config)))
+    ours = hf.load_weights(GOLDEN / name, config, dtype=dtype)
+    mesh = sharding.make_mesh(data=4, fsdp=2, tensor=1)
+    where = sharding.shardings(mesh, want, SHARDING)
+    sharded = hf.load_weights(GOLDEN / name, config, dtype=dtype, shardings=where)
+    assert jax.tree.map(lambda p: p.sharding, sharded) == where
+    for each in (ours, sharded):
+        assert {leaf.dtype for leaf in jax.tree.leaves(each)} == {jnp.dtype(dtype)}
+        exact = jax.tree.map(lambda p: p.astype(jnp.float32), each)
+        assert_same_bits(exact, jax.tree.map(lambda p: p.astype(jnp.float32), want))
+
+
+@pytest.mark.parametrize("block", [4, 1000])
+def test_files_are_read_in_blocks(monkeypatch, block):
+    """Rows that do not divide into blocks, transposed and not; a block is at least one row."""
+    name = "qwen2_untied_sharded"
+    config = hf.read_config(GOLDEN / name)
+    whole, read, original = hf.load_params(GOLDEN / name, config), [], weights.read_slice
+    monkeypatch.setattr(weights, "BLOCK_BYTES", block)
+
+    def counted(stored, window):
+        piece = original(stored, window)
+        read.append((piece.shape[0], 4 * piece.size))
+        return piece
+
+    monkeypatch.setattr(weights, "read_slice", counted)
+    assert_same_bits(hf.load_params(GOLDEN / name, config), whole)
+    assert all(rows == 1 or size <= block for rows, size in read)
 
 
 # Writing
@@ -130,6 +166,31 @@ def test_large_models_are_written_in_shards_with_an_index(tmp_path):
     assert_same_bits(hf.load_params(tmp_path / "export", config), params)
 
 
+def test_params_on_a_mesh_come_to_the_host_one_array_at_a_time(tmp_path, monkeypatch):
+    name = "qwen2_untied_head_dim_f16"
+    config = hf.read_config(GOLDEN / name)
+    where = sharding.shardings(
+        sharding.make_mesh(data=2, fsdp=2, tensor=2), hf.param_shapes(config), SHARDING
+    )
+    params = hf.load_params(GOLDEN / name, config, shardings=where)
+    kept = lambda: [leaf.shape for leaf in jax.tree.leaves(params) if leaf._npy_value is not None]
+    came, original = [], jax.device_get
+
+    def counted(tree):
+        came.append([leaf.shape for leaf in jax.tree.leaves(tree)])
+        return original(tree)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, "device_get", counted)
+        hf.save(tmp_path / "export", params, config, GOLDEN / name, max_shard_bytes=10_000)
+    assert sorted(shape for (shape,) in came) == sorted(leaf.shape for leaf in jax.tree.leaves(params))
+    assert kept() == []  # jax keeps what came to the host for as long as the array lives
+    assert len(list(tmp_path.glob("export/*.safetensors"))) > 8
+    jax.device_get(params["embed_tokens"])
+    assert kept() == [(config.vocab_size, config.hidden_size)]  # so the check above would have seen it
+    assert_same_bits(hf.load_params(tmp_path / "export", config), params)
+
+
 def test_bfloat16_export_rounds_once_and_says_so_in_the_config(tmp_path):
     name = "qwen2_untied_sharded"  # spelt torch_dtype
     config = hf.read_config(GOLDEN / name)
@@ -137,25 +198,56 @@ def test_bfloat16_export_rounds_once_and_says_so_in_the_config(tmp_path):
     hf.save(tmp_path / "export", params, config, GOLDEN / name, dtype="bfloat16")
     rounded = jax.tree.map(lambda p: p.astype(jnp.bfloat16).astype(jnp.float32), params)
     assert_same_bits(hf.load_params(tmp_path / "export", config), rounded)
-    before, after = (
-        json.loads((f / "config.json").read_text()) for f in (GOLDEN / name, tmp_path / "export")
+    assert (
+        config_of(tmp_path / "export")["torch_dtype"] == config_of(tmp_path / "export")["dtype"] == "bfloat16"
     )
-    assert list(before) == list(after)
-    assert after == {**before, "torch_dtype": "bfloat16"}
+
+
+def config_of(folder):
+    return json.loads((folder / "config.json").read_text())
+
+
+OLD = {"rope_theta": 1e6, "torch_dtype": "float32"}
+NEW = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}, "dtype": "float32"}
+
+
+@pytest.mark.parametrize(
+    ("source", "added"),
+    [
+        (OLD, NEW),
+        (NEW, OLD),
+        (OLD | NEW, {}),
+        # what is there stays, and only what is missing is added
+        (OLD | {"rope_parameters": None}, NEW),
+        (OLD | {"rope_parameters": {"rope_type": "default"}}, NEW),
+        ({"rope_theta": 1000000}, {"rope_parameters": NEW["rope_parameters"]}),  # states no dtype, nor do we
+        (NEW | {"dtype": "bfloat16"}, OLD | {"dtype": "float32"}),  # as written
+    ],
+)
+def test_config_json_is_carried_over_with_both_spellings(source, added, copy, tmp_path):
+    folder = copy("qwen2_tied")
+    rest = {k: v for k, v in config_of(folder).items() if k not in OLD | NEW} | {"özgür": [1e-06, None]}
+    (folder / "config.json").write_text(json.dumps(rest | source))
+    config = hf.read_config(folder)
+    assert config.rope_theta == 1e6
+    hf.save(tmp_path / "export", random_params(config), config, folder)
+    assert config_of(tmp_path / "export") == rest | source | added
+    assert hf.read_config(tmp_path / "export") == config
+    if not added:
+        assert (tmp_path / "export" / "config.json").read_bytes() == (folder / "config.json").read_bytes()
 
 
 def test_the_sources_files_are_carried_over_as_they_were(copy, tmp_path):
     source = copy("qwen2_untied_sharded")
-    text = (source / "config.json").read_text().replace("{", '{\n\n   "özgür": 1e-06,', 1)
-    (source / "config.json").write_text(text, encoding="utf-8")
     for name in hf.CARRIED:
         (source / name).write_bytes(b"\xff bytes of " + name.encode())
     (source / "modeling.py").write_text("raise SystemExit")
     config = hf.read_config(source)
-    hf.save(tmp_path / "export", random_params(config), config, source)
+    hf.save(tmp_path / "export", random_params(config), config, source, card="# Größe\n")
     written = {path.name for path in (tmp_path / "export").iterdir()}
-    assert written == {*hf.CARRIED, "config.json", "model.safetensors"}
-    for name in written - {"model.safetensors"}:
+    assert written == {*hf.CARRIED, "config.json", "model.safetensors", "README.md"}
+    assert (tmp_path / "export" / "README.md").read_text(encoding="utf-8") == "# Größe\n"
+    for name in hf.CARRIED:
         assert (tmp_path / "export" / name).read_bytes() == (source / name).read_bytes()
     assert len({path.stat().st_mode for path in (tmp_path / "export").iterdir()}) == 1
 
@@ -221,7 +313,7 @@ def test_params_that_do_not_fit_are_not_written(tmp_path):
 
 
 def test_config_errors_name_the_file_or_folder(copy, tmp_path):
-    fails(f"{tmp_path / 'nowhere'} is not a folder; give a local", hf.read_config, tmp_path / "nowhere")
+    fails(f"{tmp_path / 'nowhere'} is not a folder; give a Hugging", hf.read_config, tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     fails(f"{tmp_path / 'empty' / 'config.json'} is missing", hf.read_config, tmp_path / "empty")
     folder = copy("qwen2_tied")

@@ -13,9 +13,10 @@ from jax.sharding import PartitionSpec as PS
 from test_optimizer import ADAFACTOR, ADAMW
 
 from xpo_jax import sharding
+from xpo_jax.compilation import CompilationCounter
 from xpo_jax.models.qwen2 import Qwen2Config
 from xpo_jax.optimizer import make_optimizer
-from xpo_jax.programs import CompilationCounter, Programs, Vocabulary
+from xpo_jax.programs import Programs, Vocabulary
 from xpo_jax.sampler import Sampling
 from xpo_jax.update import SUMS, init_state, make_apply
 from xpo_jax.values import Pairs, Prompts

@@ -9,8 +9,9 @@ import sys
 import pytest
 from test_files import files_of_at_most, strict
 
-from xpo_jax import rundir
-from xpo_jax.rundir import MARKER, RunDir, RunDirError, redact
+from xpo_jax import environment, rundir
+from xpo_jax.environment import redact
+from xpo_jax.rundir import MARKER, RunDir, RunDirError
 
 CONFIG = '{"loss": {"alpha": 1e-05, "kind": "xpo"}, "run_dir": "runs/a", "seed": 0}'
 
@@ -197,7 +198,7 @@ def test_environment(tmp_path, monkeypatch):
     ]
     assert there["data"] == {"sha256": "abc"}
     assert there["variables"]["XLA_FLAGS"] == "--xla_force_host_platform_device_count=8"
-    assert set(there["variables"]) <= set(rundir.RECORDED_VARIABLES)
+    assert set(there["variables"]) <= set(environment.RECORDED_VARIABLES)
     assert there["python"] == ".".join(map(str, sys.version_info[:3]))
     assert {"jax", "flax", "optax", "numpy"} <= set(there["packages"])
     assert sum(there["devices"].values()) >= 1
@@ -210,21 +211,21 @@ def test_git_state(tmp_path, monkeypatch):
         subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], check=True, capture_output=True)
 
     monkeypatch.setenv("GIT_DIR", "/nowhere")  # as inside a git hook; must not mislead
-    assert rundir._git_state(tmp_path) is None
+    assert environment._git_state(tmp_path) is None
     monkeypatch.delenv("GIT_DIR")
     git("init")
-    code = tmp_path / "rundir.py"
+    code = tmp_path / "environment.py"
     code.write_text("a\n")
-    assert rundir._git_state(tmp_path) is None  # a file that the checkout does not track
+    assert environment._git_state(tmp_path) is None  # a file that the checkout does not track
     git("add", ".")
     git("commit", "-m", "a")
     monkeypatch.setenv("GIT_DIR", "/nowhere")
-    clean = rundir._git_state(tmp_path)
+    clean = environment._git_state(tmp_path)
     assert len(clean["commit"]) == 40 and not clean["dirty"] and clean["diff_sha256"] is None
     code.write_text("b\n")
-    changed = rundir._git_state(tmp_path)
+    changed = environment._git_state(tmp_path)
     code.write_text("c\n")
-    again = rundir._git_state(tmp_path)
+    again = environment._git_state(tmp_path)
     assert changed["dirty"] and changed["commit"] == clean["commit"]
     assert len(changed["diff_sha256"]) == 64 and changed["diff_sha256"] != again["diff_sha256"]
 

@@ -18,6 +18,10 @@ PACKAGE = sorted(name for name in SOURCES if name.split(".")[0] == "xpo_jax")
 CONFIGS = sorted(name for name in SOURCES if name.startswith("configs."))
 JUDGES = sorted(name for name in PACKAGE if name.startswith("xpo_jax.judges."))
 SHARED_BY_JUDGES = {"xpo_jax.judges.gates"}  # no judge itself
+# runs a model on the devices, through `choices`; of the rest of the run it knows no more than any judge
+DEVICE_JUDGES = {
+    "xpo_jax.judges.llm": {"choices", "data.templates", "data.validate", "hf", "hub", "schema", "values"}
+}
 LEAVES = ("values", "files", "schema")  # each may be read without knowing anything else of ours
 
 
@@ -70,6 +74,10 @@ def test_imports_point_one_way():
 @pytest.mark.parametrize("name", JUDGES)
 def test_judges_stand_alone(name):
     assert {module for module in OURS[name] if module in JUDGES} <= SHARED_BY_JUDGES
+    if name in DEVICE_JUDGES:
+        assert OURS[name] - {"xpo_jax.data"} == {f"xpo_jax.{part}" for part in DEVICE_JUDGES[name]}
+        assert not top_names(IMPORTS[name]) & {"jax", "flax"}  # arrays are the business of `choices`
+        return
     # values names the array type for annotations; a judge gets text and rows
     assert not top_names(reach(name, IMPORTS, without=frozenset({"xpo_jax.values"}))) & {"jax", "flax"}
 
@@ -77,6 +85,7 @@ def test_judges_stand_alone(name):
 def test_what_each_part_must_not_know():
     assert not [name for name in reach("xpo_jax.losses", OURS) if name.startswith("xpo_jax.models")]
     assert not top_names(reach("xpo_jax.sampler", IMPORTS)) & {"tokenizers", "transformers"}
+    assert not [name for name in reach("xpo_jax.choices", OURS) if name.startswith("xpo_jax.judges")]
     assert {name for name in OURS["xpo_jax.data.sources"] if name != "xpo_jax.data"} == {"xpo_jax.data.rows"}
     for name in PACKAGE:
         assert not top_names(IMPORTS[name]) & {"torch", "tools", "tests", "configs"}, name

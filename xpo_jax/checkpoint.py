@@ -7,19 +7,23 @@
 A checkpoint without a manifest is not one. Orbax alone restores a flipped bit and casts a dtype
 without a word, hence the manifest and the leaves. `sha256sum -c manifest.sha256` checks it by hand.
 
-Left out on purpose: saving in the background, retention, and more than one process. Random keys are
-not stored: they follow from the seed and the step.
+Of many processes each writes and reads what its devices hold, on a disk that all share; process 0 makes
+the folder and the files beside state/, and verifies.
+
+Left out on purpose: saving in the background, and retention. Random keys are not stored: they follow
+from the seed and the step.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import hashlib
 import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +31,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from xpo_jax import distributed
+from xpo_jax.distributed import Together
 from xpo_jax.files import atomic_write
 from xpo_jax.values import TrainState
 
@@ -40,7 +46,7 @@ class CheckpointError(ValueError):
 
 
 def save(path: str | Path, step: int, state: TrainState, extra: Mapping[str, Any]) -> Path:
-    """Save the state as <path>/<step>/ and wait until it is on disk, manifest last.
+    """Save the state as <path>/<step>/ and wait until it is on disk, manifest last. All processes call it.
 
     Args:
       path: the folder of the checkpoints.
@@ -56,36 +62,56 @@ def save(path: str | Path, step: int, state: TrainState, extra: Mapping[str, Any
         half-written is removed.
     """
     folder = _folder(path, step)
+    state = jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf), state)
+    about = {"format": _FORMAT, "version": 1, "step": step, "leaves": _leaves(state), "extra": extra}
+    leads = distributed.leads()
+    with Together("starting a checkpoint"):
+        if leads:
+            _make_room(path, step)
+    try:
+        with Together("starting a checkpoint"), _told(folder):
+            text = json.dumps(about, indent=1, allow_nan=False)
+            if leads:
+                folder.mkdir(parents=True)
+        with Together("writing a checkpoint"), _told(folder):
+            args = ocp.args.PyTreeSave(state)
+            _orbax(lambda orbax: orbax.save(folder.absolute() / "state", args=args), _whole_arrays())
+        with Together("sealing a checkpoint"), _told(folder):
+            if leads:
+                atomic_write(folder / "checkpoint.json", text + "\n")
+                _flush(folder)
+                sums = "".join(f"{_sha256(folder / name)}  {name}\n" for name in _files(folder))
+                atomic_write(folder / MANIFEST, sums)
+    except BaseException:
+        if leads:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return folder
+
+
+def _make_room(path: str | Path, step: int) -> None:
+    folder = _folder(path, step)
     try:
         verify(path, step)
     except CheckpointError:
         shutil.rmtree(folder, ignore_errors=True)  # what a killed process left, or what is damaged
     else:
         raise CheckpointError(f"{folder}: is there already; delete it to save that step again")
-    state = jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf), state)
+
+
+@contextlib.contextmanager
+def _told(folder: Path) -> Iterator[None]:
     try:
-        about = {"format": _FORMAT, "version": 1, "step": step, "leaves": _leaves(state), "extra": extra}
-        text = json.dumps(about, indent=1, allow_nan=False)
-        folder.mkdir(parents=True)
-        args = ocp.args.PyTreeSave(state)
-        _orbax(lambda orbax: orbax.save(folder.absolute() / "state", args=args), _whole_arrays())
-        atomic_write(folder / "checkpoint.json", text + "\n")
-        _flush(folder)
-        sums = "".join(f"{_sha256(folder / name)}  {name}\n" for name in _files(folder))
-        atomic_write(folder / MANIFEST, sums)
-    except BaseException as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        if not isinstance(error, Exception):
-            raise
+        yield
+    except Exception as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(
             f"{folder}: cannot be saved ({reason}); free space or mend the rights"
         ) from error
-    return folder
 
 
 def restore(path: str | Path, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-    """Verify the checkpoint of a step and restore it into the given shardings.
+    """Verify the checkpoint of a step and restore it into the given shardings. All processes call it.
 
     Args:
       path: the folder of the checkpoints.
@@ -99,7 +125,9 @@ def restore(path: str | Path, step: int, like: TrainState) -> tuple[TrainState, 
       CheckpointError: if a file is missing, damaged or foreign, or a leaf differs in dtype or shape
         from `like`, or is on one side only.
     """
-    verify(path, step)
+    with Together("verifying a checkpoint"):
+        if distributed.leads():
+            verify(path, step)
     folder = _folder(path, step)
     about = json.loads((folder / "checkpoint.json").read_bytes())
     if about.get("format") != _FORMAT or about.get("version") != 1 or about.get("step") != step:

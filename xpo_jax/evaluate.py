@@ -2,7 +2,8 @@
 
 Two samples of the policy per prompt meet several of the reference. A prompt's comparisons share their
 samples and are averaged first; the interval is over prompts, which are independent. The reference's
-samples are drawn once and met again by every evaluation of a run.
+samples are drawn once and met again by every evaluation of a run. Each process judges its share of a batch, and
+all learn what all found.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
-from xpo_jax import verdicts
+from xpo_jax import distributed, verdicts
+from xpo_jax.distributed import Together
 from xpo_jax.programs import Programs
 from xpo_jax.update import trim
 from xpo_jax.values import Judge, Params, Prompts, Samples
@@ -105,7 +106,7 @@ class Evaluator:
             self.programs.draw(weights, prompts, purpose=PURPOSE, step=step, candidate=candidate)
             for candidate in candidates
         ]
-        return [(samples, self.decode(samples)) for samples in jax.device_get(drawn)]
+        return [(samples, self.decode(samples)) for samples in map(self.programs.fetch, drawn)]
 
     def __call__(
         self, policy: Params, step: int, progress: Callable[[Iterable[Any]], Iterable[Any]]
@@ -137,35 +138,20 @@ class Evaluator:
                 np.stack([samples.tokens for samples, _ in mine]), lengths, self.programs.response_buckets
             )
             args = (prompts.tokens, prompts.lengths, drawn, lengths)
-            ours = self.programs.score(policy, *args)
-            ratio = np.asarray(jax.device_get(ours)) - np.asarray(
-                jax.device_get(self.programs.score(self.reference, *args))
-            )
+            scores = [self.programs.score(weights, *args) for weights in (policy, self.reference)]
+            ratio = np.subtract(*map(self.programs.fetch, scores))
             kl.extend(ratio.mean(0)[real])
             tokens.extend(lengths.mean(0)[real])
 
-            found = np.full((len(prompts.rows), POLICY_SAMPLES, self.reference_samples), np.nan)
-            for i, (first, first_texts) in enumerate(mine):
-                for j, (second, second_texts) in enumerate(theirs):
-                    result = verdicts.ask(
-                        self.judge,
-                        prompts,
-                        first_texts,
-                        second_texts,
-                        identical=same_tokens(first, second),
-                        policy_finished=first.finished,
-                        reference_finished=second.finished,
-                        unfinished_loses=self.unfinished_loses,
-                        shown_seed=(self.seed, PURPOSE, step, number, i, j),
-                    )
-                    found[:, i, j] = np.where(result.weight > 0, verdicts.wins(result.p_first), np.nan)
-                    queries += result.queries
-            for row in real:
-                judged = found[row][~np.isnan(found[row])]
-                wins.append(float(judged.mean()) if judged.size else math.nan)
-                for side, all_drawn in (("policy", mine), ("reference", theirs)):
-                    for name, value in self._parts(prompts, row, all_drawn).items():
-                        parts[side].setdefault(name, []).append(value)
+            with Together("judging held-out answers") as together:
+                together.value = self._judge(prompts, mine, theirs, (self.seed, PURPOSE, step, number))
+            queries += sum(found["queries"] for found in together.values)
+            judged = [row for found in together.values for row in found["rows"]]
+            for row, found in zip(real, judged, strict=True):
+                wins.append(_number(found["win_share"]))
+                for side in ("policy", "reference"):
+                    for name, value in found[side].items():
+                        parts[side].setdefault(name, []).append(_number(value))
                 table.append(
                     {
                         "prompt": prompts.messages[row][-1]["content"],
@@ -191,6 +177,35 @@ class Evaluator:
             table,
         )
 
+    def _judge(self, prompts: Prompts, mine: list[Any], theirs: list[Any], seed: tuple[int, ...]) -> Any:
+        """What is found on this process's share of the rows: comparisons asked, and per real row its figures."""
+        asked = prompts if verdicts.is_collective(self.judge) else distributed.mine(prompts)
+        found, queries = np.full((len(prompts.rows), len(mine), len(theirs)), np.nan), 0
+        for i, (first, first_texts) in enumerate(mine):
+            for j, (second, second_texts) in enumerate(theirs):
+                result = verdicts.ask(
+                    self.judge,
+                    asked,
+                    first_texts,
+                    second_texts,
+                    identical=same_tokens(first, second),
+                    policy_finished=first.finished,
+                    reference_finished=second.finished,
+                    unfinished_loses=self.unfinished_loses,
+                    shown_seed=(*seed, i, j),
+                )
+                found[:, i, j] = np.where(result.weight > 0, verdicts.wins(result.p_first), np.nan)
+                queries += verdicts.brief(result)["queries"]
+        rows = []
+        for row in map(int, np.flatnonzero(distributed.mine(prompts).real)):
+            judged = found[row][~np.isnan(found[row])]
+            sides = {
+                "policy": self._parts(prompts, row, mine),
+                "reference": self._parts(prompts, row, theirs),
+            }
+            rows.append({"win_share": float(judged.mean()) if judged.size else math.nan, **sides})
+        return {"queries": queries, "rows": rows}
+
     def _parts(self, prompts: Prompts, row: int, drawn: list[tuple[Samples, list[str]]]) -> dict[str, float]:
         """One prompt's means over its samples."""
         values: dict[str, list[float]] = {
@@ -203,6 +218,11 @@ class Evaluator:
                 if isinstance(value, (int, float)):
                     values.setdefault(name, []).append(float(value))
         return {name: float(np.mean(v)) for name, v in values.items()}
+
+
+def _number(value: float | None) -> float:
+    """What another process found: None is what a number that is not finite became on its way."""
+    return math.nan if value is None else value
 
 
 def same_tokens(a: Samples, b: Samples) -> np.ndarray:

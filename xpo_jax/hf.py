@@ -1,10 +1,10 @@
 """Hugging Face folders, in and out: config, tokenizer, and (through `weights.py`) the parameters.
 
-An export is written so that transformers and vLLM load it: safetensors, with the source's config.json and
-tokenizer files carried over as they were.
+An export is written so that transformers and vLLM load it: safetensors, with the source's tokenizer files
+carried over as they were, and its config.json in both spellings that readers know.
 
-Left out on purpose: downloading (a folder is a folder), code that is shipped with a model (never run), and
-model families other than `models/qwen2.py`, the only one so far.
+Left out on purpose: downloading (`hub.py`), code that is shipped with a model (never run), and model families
+other than `models/qwen2.py`, the only one so far.
 """
 
 from __future__ import annotations
@@ -15,22 +15,19 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from xpo_jax import distributed
+from xpo_jax.distributed import Together
+from xpo_jax.model_files import LICENCES, model_folder, param_shapes, read_json
 from xpo_jax.models.qwen2 import Qwen2Config
 from xpo_jax.values import Params
-from xpo_jax.weights import (
-    check_params,
-    load_params,
-    model_folder,
-    param_shapes,
-    read_json,
-    write_params,
-)
+from xpo_jax.weights import check_params, load_params, load_weights, write_params
 
 __all__ = [
     "check_params",
     "end_token_ids",
     "load_params",
     "load_tokenizer",
+    "load_weights",
     "model_folder",
     "pad_token_id",
     "param_shapes",
@@ -38,8 +35,7 @@ __all__ = [
     "save",
 ]
 
-# What an export takes from its source unchanged. Version 4 of transformers and vLLM read another spelling
-# of config.json than version 5 writes, so the files that came with the model are the safe ones.
+# What an export takes from its source unchanged.
 CARRIED = (
     "generation_config.json",
     "tokenizer.json",
@@ -49,6 +45,7 @@ CARRIED = (
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
+    *LICENCES,
 )
 
 
@@ -72,51 +69,70 @@ def save(
     model_config: Qwen2Config,
     source: str | Path,
     *,
+    card: str | None = None,
     dtype: str = "float32",
     max_shard_bytes: int = 5_000_000_000,
 ) -> None:
     """Write a Hugging Face folder that transformers (4 and 5) and vLLM load.
 
-    It is written beside its place, flushed and renamed: either all of it is there or nothing.
+    It is written beside its place, flushed and renamed: either all of it is there or nothing. All processes call
+    this, for each holds a part of the weights; process 0 writes.
 
     Args:
       folder: must not exist, or be empty.
-      params: as `load_params` returns them, all of it within reach of this process.
-      source: the folder that the model came from; its config.json and tokenizer files are copied as they
-        are, but for the dtype that config.json states where another one is written.
+      params: as `load_params` returns them. They come to the host one (stacked) array at a time.
+      source: the folder that the model came from; its tokenizer files and licence are copied as they are,
+        and so is config.json, but see `_write_config`.
+      card: README.md, see model_card.py; None for none.
       dtype: of the tensors written, "float32" or "bfloat16".
       max_shard_bytes: weights larger than this go to several files with an index.
 
     Raises:
       ValueError: a folder in the way, parameters that do not fit model_config, a source with another config.
     """
-    folder, source = Path(folder), model_folder(source)
+    folder, source, leads = Path(folder), model_folder(source), distributed.leads()
+    partial = folder.with_name(f".{folder.name}.partial")
+    with Together("starting the export"):
+        if leads:
+            _make_room(folder, partial, source, model_config)
+    try:
+        with Together("writing the export"):
+            write_params(partial, params, model_config, dtype=dtype, max_shard_bytes=max_shard_bytes)
+            if leads:
+                _complete(partial, source, model_config, dtype, card)
+                os.replace(partial, folder)
+                _flush(folder.parent)
+    except BaseException:
+        if leads:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _make_room(folder: Path, partial: Path, source: Path, model_config: Qwen2Config) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is already there; export to a new or an empty folder")
     if read_config(source) != model_config:
         raise ValueError(
             f"{source / 'config.json'} is not this model's; export with the folder the model came from"
         )
-    partial = folder.with_name(f".{folder.name}.partial")
     if partial.exists():  # of a run that was killed while it wrote
         shutil.rmtree(partial)
     partial.mkdir(parents=True)
-    try:
-        write_params(partial, params, model_config, dtype=dtype, max_shard_bytes=max_shard_bytes)
-        _write_config(partial / "config.json", source / "config.json", dtype)
-        for name in CARRIED:
-            if (source / name).is_file():
-                shutil.copyfile(source / name, partial / name)
-        mode = (partial / "config.json").stat().st_mode
-        for path in partial.iterdir():
-            path.chmod(mode)  # safetensors makes its files readable by their owner only
-            _flush(path)
-        _flush(partial)
-        os.replace(partial, folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    _flush(folder.parent)
+
+
+def _complete(partial: Path, source: Path, model_config: Qwen2Config, dtype: str, card: str | None) -> None:
+    """What belongs to an export beside its weights, all of it flushed."""
+    _write_config(partial / "config.json", source / "config.json", model_config, dtype)
+    if card is not None:
+        (partial / "README.md").write_text(card, encoding="utf-8")
+    for name in CARRIED:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, partial / name)
+    mode = (partial / "config.json").stat().st_mode
+    for path in partial.iterdir():
+        path.chmod(mode)  # safetensors makes its files readable by their owner only
+        _flush(path)
+    _flush(partial)
 
 
 def load_tokenizer(folder: str | Path, model_config: Qwen2Config) -> Any:
@@ -187,13 +203,26 @@ def _generation_config(folder: str | Path) -> tuple[Path, dict[str, Any]]:
     return path, read_json(path)
 
 
-def _write_config(target: Path, source: Path, dtype: str) -> None:
+def _write_config(target: Path, source: Path, model_config: Qwen2Config, dtype: str) -> None:
+    """Carry config.json over, adding what one of the spellings lacks and nothing else.
+
+    transformers 4 and vLLM read rope_theta and torch_dtype where transformers 5 reads rope_parameters and
+    dtype; a reader that misses the rotary base takes 10000 without a word. The dtype is the one written.
+    """
     config = read_json(source)
-    stated = [key for key in ("dtype", "torch_dtype") if config.get(key, dtype) != dtype]
-    if not stated:
+    added: dict[str, Any] = {}
+    if config.get("rope_theta") is None:
+        added["rope_theta"] = model_config.rope_theta
+    rope = config.get("rope_parameters") or {}
+    if rope.get("rope_theta") is None:
+        added["rope_parameters"] = {"rope_type": "default", **rope, "rope_theta": model_config.rope_theta}
+    spellings = ("torch_dtype", "dtype")
+    if any(config.get(key) is not None for key in spellings):
+        added |= {key: dtype for key in spellings if config.get(key) != dtype}
+    if not added:
         shutil.copyfile(source, target)
         return
-    text = json.dumps({**config, **dict.fromkeys(stated, dtype)}, indent=2, ensure_ascii=False)
+    text = json.dumps({**config, **added}, indent=2, ensure_ascii=False)
     target.write_text(text + "\n", encoding="utf-8")
 
 

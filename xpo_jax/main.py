@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 from xpo_jax import config as configs
@@ -32,18 +33,39 @@ def main(argv: Sequence[str]) -> int:
             print(HELP)
             return 0
         config = configs.load(arguments.spec, arguments.overrides)
-        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it would complain that torch is missing
-        from xpo_jax.metrics import final_line  # here, so that --help and a wrong config answer at once
-        from xpo_jax.train import train
+    except ValueError as error:
+        return _refused(error)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it would complain that torch is missing
+    from xpo_jax import distributed, settings  # here, so that --help and a wrong config answer at once
+    from xpo_jax.metrics import final_line
+    from xpo_jax.train import train
 
+    try:
+        configs.check(settings.Experiment, config, "config")
+        configs.build(distributed.start, config.distributed, "distributed")
         print(final_line(train(config)))
+    except distributed.Failed as error:
+        return _refused(error)  # all processes know, and end in the same way
     except (ValueError, FloatingPointError, OSError) as error:
-        print(f"xpo_jax: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return distributed.leave(_refused(error))
     except KeyboardInterrupt:
         print("xpo_jax: interrupted", file=sys.stderr)
-        return 130
+        return distributed.leave(130)
+    except Exception:
+        if not distributed.running():
+            raise
+        traceback.print_exc()
+        print(
+            "xpo_jax: if this speaks of a connection, another process ended before; see its output",
+            file=sys.stderr,
+        )
+        return distributed.leave(1)
     return 0
+
+
+def _refused(error: Exception) -> int:
+    print(f"xpo_jax: {' '.join(str(error).split())}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ Standard output gets what is read afterwards (tables, and the last line); standa
 progress. A number that is not finite is null in metrics.jsonl, because strict JSON has no word for it,
 nan in the console table, and a gap in TensorBoard. Numbers come from the host: device_get first.
 
+Where there are many processes, process 0 writes and the others take part in silence.
+
 Left out on purpose: what the metrics mean, cutting the file back after a resume, and widths of
 characters that fill two cells of a terminal.
 """
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import re
 import shutil
 import sys
@@ -40,6 +43,7 @@ class Metrics:
         console_every_steps: int = 1,
         progress_every_seconds: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
+        writes: bool = True,
     ):
         """Open <run_path>/metrics.jsonl and, if wanted, <run_path>/tensorboard/.
 
@@ -53,11 +57,13 @@ class Metrics:
           progress_every_seconds: how often a line of progress is printed where standard error is no
             terminal (there is a bar where it is one).
           clock: seconds; for tests.
+          writes: whether this process writes and shows anything at all.
         """
         self._path = Path(run_path) / "metrics.jsonl"
-        self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115, closed by close()
+        self._writes = writes
+        self._file = open(self._path if writes else os.devnull, "ab", buffering=0)  # noqa: SIM115, close()
         self._writer: Any = None
-        if tensorboard:
+        if tensorboard and writes:
             from tensorboardX import SummaryWriter  # here: costs time where it is not wanted
 
             self._writer = SummaryWriter(logdir=str(Path(run_path) / "tensorboard"))
@@ -79,6 +85,8 @@ class Metrics:
         for name, value in values.items():
             if np.ndim(value) or (not isinstance(value, int | float) and not hasattr(value, "dtype")):
                 raise ValueError(f"metric {name} at step {step}: {value!r} is not a number; give a scalar")
+        if not self._writes:
+            return
         try:
             append_whole(self._file, (to_json({"step": step, **values}) + "\n").encode())
         except OSError as error:

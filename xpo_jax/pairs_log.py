@@ -13,7 +13,9 @@ One JSON object per line and pair. It is the journal of verdicts, the replay dat
     reason, scores      what the judge said
     failure             why there is no verdict; null if there is one
 
-Left out on purpose: what replay and a resumed run do with it, and logs of further processes.
+Each process logs the rows that it judges, in a file of its own: pairs.jsonl, pairs-1.jsonl, and so on.
+
+Left out on purpose: what replay and a resumed run do with it.
 """
 
 from __future__ import annotations

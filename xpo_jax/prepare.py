@@ -1,26 +1,25 @@
 """From a config to the parts of a run, cheapest first, so that what is wrong is known before anything is loaded.
 
 Only this module and `train.py` read the config; what each value is stands in values.py. Nothing here writes a
-file or puts an array on a device.
+file (but into the hub's cache) or puts an array on a device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from xpo_jax import config as configs
-from xpo_jax import hf, settings, sharding
+from xpo_jax import hf, hub, settings, sharding
 from xpo_jax.data.pipeline import Batches
 from xpo_jax.data.prompts import PromptData, load_prompts
 from xpo_jax.judges import JUDGES
 from xpo_jax.optimizer import make_optimizer
 from xpo_jax.programs import Programs, Vocabulary, compute_dtype
 from xpo_jax.sampler import Sampling
-from xpo_jax.values import Judge, Prompts, Samples
+from xpo_jax.values import DeviceJudge, Judge, Prompts, Samples
 
 
 class Parts(NamedTuple):
@@ -34,8 +33,8 @@ class Parts(NamedTuple):
     beta_at: Callable[[int], float]
     second_is_reference: bool
     judge: Judge
-    folder: Path
-    reference_folder: Path
+    model: hub.Model
+    reference: hub.Model
     model_config: Any
     data: PromptData
     batches: Batches
@@ -64,27 +63,39 @@ def prepare(config: ConfigDict) -> Parts:
     layout.check(top.batch_size, sampling.max_new_tokens)
     alpha_at, beta_at = loss.strengths(top.steps)
     optimizer, rate = build(make_optimizer, config.optimizer, "optimizer", steps=top.steps)
-    judge = build(configs.resolve(config.judge.name, "judge.name", JUDGES), config.judge, "judge")
+    judge = build(
+        configs.resolve(config.judge.name, "judge.name", JUDGES),
+        config.judge,
+        "judge",
+        rule_judge=JUDGES["paraphrase"],
+    )
     mesh = build(sharding.make_mesh, config.mesh, "mesh")
     sharding.check_rows(
         mesh, **{"batch_size": top.batch_size, "layout.micro_batch_size": layout.micro_batch_size}
     )
 
-    folder = hf.model_folder(model.path)
+    found = hub.find(model.path)
+    found_reference = found if model.reference is None else hub.find(model.reference)
+    folder, reference_folder = found.folder, found_reference.folder
     model_config = hf.read_config(folder)
     tokenizer = hf.load_tokenizer(folder, model_config)
-    reference_folder = folder if model.reference is None else hf.model_folder(model.reference)
     if hf.read_config(reference_folder) != model_config:
         raise ValueError(f"model.reference: {reference_folder} is of another architecture than {folder}")
     for each in {folder, reference_folder}:
         hf.check_params(each, model_config)
+    if isinstance(judge, DeviceJudge):
+        dtype = compute_dtype(model.dtype)
+        judge.attach(mesh=mesh, folder=folder, model_config=model_config, tokenizer=tokenizer, dtype=dtype)
     data = build(
         load_prompts, config.data, "data", tokenizer=tokenizer, max_new_tokens=sampling.max_new_tokens
     )
     check = getattr(judge, "check", None)
     if check is not None:
         for prompt in (*data.train.prompts, *data.held_out.prompts[: evaluation.prompts]):
-            check(prompt.messages)
+            try:
+                check(prompt.messages, prompt.row.values)
+            except ValueError as error:
+                raise ValueError(f"{prompt.row.at}: {error}") from error
     batches = data.train_batches(top.batch_size, top.seed)
     held_out = list(data.held_out_batches(top.batch_size, evaluation.prompts))
     chunks = top.batch_size // layout.micro_batch_size
@@ -117,7 +128,8 @@ def prepare(config: ConfigDict) -> Parts:
 
     alpha, beta, overlap = alpha_at(0), beta_at(0), data.overlap()
     described = {
-        "model": f"{model.path}; reference: {model.reference or 'a frozen copy of it'}",
+        "model": f"{found.described}; reference: "
+        + ("a frozen copy of it" if model.reference is None else found_reference.described),
         "training": data.train.summary(),
         "held out": data.held_out.summary()
         + (f"; {overlap} of them are training prompts too" if overlap else ""),
@@ -135,8 +147,8 @@ def prepare(config: ConfigDict) -> Parts:
         beta_at=beta_at,
         second_is_reference=loss.second == "reference",
         judge=judge,
-        folder=folder,
-        reference_folder=reference_folder,
+        model=found,
+        reference=found_reference,
         model_config=model_config,
         data=data,
         batches=batches,

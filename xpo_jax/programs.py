@@ -19,58 +19,13 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from xpo_jax import sharding
+from xpo_jax.compilation import Program
 from xpo_jax.logps import response_logps
 from xpo_jax.models import qwen2
 from xpo_jax.models.layers import KEY_VALUES
 from xpo_jax.sampler import Sampling, make_sampler, row_keys
 from xpo_jax.update import SUMS, init_state, make_accumulate, make_apply, zeros
 from xpo_jax.values import Array, Pairs, Params, Samples, TrainState
-
-
-def _shapes(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(getattr(leaf, "shape", ()) for leaf in jax.tree.leaves(args))
-
-
-class Program:
-    """A function under jax.jit that runs only for the shapes it was compiled for.
-
-    Args:
-      name: for messages and the start-up summary.
-      mesh: that the function's `sharding.constrain` refers to.
-      function, options: as for jax.jit (in_shardings, out_shardings, donate_argnums, ...).
-    """
-
-    def __init__(self, name: str, mesh: Mesh, function: Callable[..., Any], **options: Any):
-        self.name, self._mesh = name, mesh
-        self._jit = jax.jit(function, **options)
-        self._compiled: dict[tuple[Any, ...], Callable[..., Any]] = {}
-
-    def compile(self, *args: Any) -> jax.stages.Compiled:
-        """Compile for arguments like these: arrays or ShapeDtypeStructs."""
-        with jax.set_mesh(self._mesh):
-            compiled = self._jit.lower(*args).compile()
-        self._compiled[_shapes(args)] = compiled
-        return compiled
-
-    def __call__(self, *args: Any) -> Any:
-        compiled = self._compiled.get(_shapes(args))
-        if compiled is None:
-            raise RuntimeError(
-                f"program {self.name!r} was not announced for shapes {[s for s in _shapes(args) if s][-8:]};"
-                " this is a fault of xpo_jax, whose runs announce every shape at their start"
-            )
-        return compiled(*args)
-
-
-class CompilationCounter:
-    """Counts every compilation by XLA's backend in this process from its creation on."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        jax.monitoring.register_event_duration_secs_listener(self._heard)
-
-    def _heard(self, event: str, duration_secs: float, **_: Any) -> None:
-        self.count += event == "/jax/core/compile/backend_compile_duration"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +150,7 @@ class Programs:
             lambda params: init_state(params, optimizer),
             in_shardings=(self.params_sharding,),
             out_shardings=self.state_sharding,
-            donate_argnums=0,
+            donate_argnums=0,  # what was loaded becomes the state
         )
         self.for_sampling = Program(
             "for_sampling",
@@ -247,10 +202,13 @@ class Programs:
             make_apply(optimizer, rate),
             in_shardings=(self.state_sharding, self.params_sharding, whole),
             out_shardings=(self.state_sharding, whole),
-            donate_argnums=0,
+            donate_argnums=0,  # not the gradients: nothing that comes out could take their place
         )
 
-    def announced(self) -> list[tuple[str, Callable[[], jax.stages.Compiled]]]:
+        self._rows, self._rows_of_two = rows, rows_of_two
+        self.gather = Program("gather", mesh, lambda tree: tree, out_shardings=whole)
+
+    def announced(self) -> list[tuple[str, Callable[[], object]]]:
         """All compilations of a run: what to show of each, and the call that compiles it."""
         B, S = self.batch_size, 2
         i32 = lambda *shape: jax.ShapeDtypeStruct(shape, np.int32)  # noqa: E731
@@ -266,6 +224,16 @@ class Programs:
             yield "for_sampling", self.for_sampling, (self.params,)
             yield "zeros", self.zeros, (self.params,)
             yield "apply", self.apply, (self.state, self.params, f32())
+            if jax.process_count() > 1:
+                T, on = self.response_buckets[-1], {"sharding": self._rows}
+                samples = [((B, T), np.int32), ((B,), np.int32), ((B,), np.bool_)]
+                yield (
+                    "gather samples",
+                    self.gather,
+                    (Samples(*(jax.ShapeDtypeStruct(*s, **on) for s in samples)),),
+                )
+                logps = jax.ShapeDtypeStruct((S, B), np.float32, sharding=self._rows_of_two)
+                yield "gather log-probabilities", self.gather, (logps,)
             for P in self.prompt_buckets:
                 prompts = (i32(B, P), i32(B))
                 yield (
@@ -292,6 +260,10 @@ class Programs:
         """Dispatch the sampler for `values.Prompts`; does not wait."""
         numbers = (np.int32(number) for number in (purpose, step, candidate))
         return self.sample(weights, prompts.tokens, prompts.lengths, prompts.real, prompts.position, *numbers)
+
+    def fetch(self, tree: Any) -> Any:
+        """What `draw` and `score` return, on the host: all rows, on every process. Waits for them."""
+        return jax.device_get(tree if jax.process_count() == 1 else self.gather(tree))
 
     def learn(
         self, state: TrainState, pairs: Pairs, alpha: float, beta: float

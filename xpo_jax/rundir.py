@@ -9,65 +9,58 @@
 A folder is one of ours if it holds the marker file with our format string. config.json alone would
 not do: every Hugging Face folder has one. Any other folder that is not empty is never written into.
 
-Left out on purpose: resuming an unfinished run (it is refused with the remedy), gs:// paths, and
-more than one process: process 0 opens the directory, the others are told its path. metrics.jsonl,
-tensorboard/, pairs.jsonl, checkpoints/ and export/ are made by the modules that write them.
+Of many processes, process 0 opens the directory and writes the files above; the others join it, on a
+disk that all share. Left out on purpose: resuming an unfinished run (it is refused with the remedy) and
+gs:// paths. metrics.jsonl, tensorboard/, pairs.jsonl, checkpoints/ and export/ are made by the modules
+that write them.
 """
 
 from __future__ import annotations
 
-import datetime
 import fcntl
-import hashlib
-import importlib.metadata
 import json
 import os
-import platform
 import re
-import socket
-import subprocess
-import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from xpo_jax import distributed
+from xpo_jax.distributed import Together
 from xpo_jax.files import atomic_write, markdown_table, to_json
 
 MARKER = "xpo_jax_run.json"
 FORMAT = "xpo_jax run directory"
 VERSION = 1
-# Environment variables that change what is computed. No others are ever written: they hold keys.
-RECORDED_VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_PLATFORMS", "JAX_ENABLE_X64")
 # A folder with nothing but these holds no work: a run that stopped here starts again in place.
 _BOOKKEEPING = {MARKER, "config.json", "environment.json"}
 _ELSEWHERE = "give another --config.run_dir"
+_VISIBLE_SECONDS = 60.0  # until a shared disk shows all processes what one has made; NFS remembers absence
 
 
 class RunDirError(ValueError):
     """A run directory cannot be used; one line that says what, where and how to mend it."""
 
 
-# ---- the directory ------------------------------------------------------------------------------
-
-
 class RunDir:
-    """A run directory that this process holds. Made by `RunDir.open`.
+    """A run directory, made by `RunDir.open` or `RunDir.join`; it writes where this process holds the lock.
 
     path: the absolute path.
     result: what `finish` wrote, if this run is finished already, else None.
     """
 
-    def __init__(self, path: Path, lock: int, result: dict[str, Any] | None):
+    def __init__(self, path: Path, lock: int | None, result: dict[str, Any] | None):
         self.path = path
-        self._lock: int | None = lock
+        self._lock, self._writes = lock, lock is not None
         self._result = result
 
     @classmethod
     def open(cls, path: str | Path, config_json: str) -> RunDir:
         """Create the directory, parents too, or recognise a finished run of the same config.
 
-        The lock is released by `close`, or by the system however the process ends. A field
-        `run_dir` at the top of the config is not compared: a run may be moved.
+        The lock is released by `close`, or by the system however the process ends. Of the config, `run_dir` and
+        the group `distributed` are not compared: a run may be moved, and started in another way.
 
         Args:
           path: a local path; `~` is expanded.
@@ -112,6 +105,19 @@ class RunDir:
                 raise RunDirError(f"{where}: cannot be used ({error.strerror}); {_ELSEWHERE}") from error
             raise
 
+    @classmethod
+    def join(cls, path: str | Path, config_json: str) -> RunDir:
+        """`open` on process 0; the others get the same folder, which they find but do not write these files into.
+
+        Raises: what `open` raises; on all processes, also if one of them does not see the folder.
+        """
+        with Together("opening the run directory") as together:
+            run = cls.open(path, config_json) if distributed.leads() else None
+            together.value = run and [str(run.path), run.result, int(os.stat(run.path / MARKER).st_mtime)]
+        where, result, made = together.values[0]
+        with Together("finding the run directory"):
+            return run or cls(_found(Path(where), made), None, result)
+
     @property
     def result(self) -> dict[str, Any] | None:
         return self._result
@@ -121,21 +127,27 @@ class RunDir:
 
         Starts JAX's backends, so distributed start-up comes before.
         """
-        atomic_write(self.path / "environment.json", to_json({**environment(), **extra}, indent=2) + "\n")
+        if self._writes:
+            from xpo_jax.environment import environment  # here, so that recognising a directory needs no JAX
+
+            text = to_json({**environment(), **extra}, indent=2)
+            atomic_write(self.path / "environment.json", text + "\n")
 
     def write_samples(self, name: str, rows: Sequence[Mapping[str, Any]]) -> Path:
         """Write samples/<name>.md, a table with one line per row and one column per key."""
         if not re.fullmatch(r"\w[\w.-]*", name):
             raise ValueError(f"{name!r}: a name for samples has letters, digits, '_', '-' and '.' only")
-        (self.path / "samples").mkdir(exist_ok=True)
         path = self.path / "samples" / f"{name}.md"
-        atomic_write(path, markdown_table(rows))
+        if self._writes:
+            path.parent.mkdir(exist_ok=True)
+            atomic_write(path, markdown_table(rows))
         return path
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Write result.json, the last thing a run does: from here on the run is finished."""
         text = to_json(result, indent=2)
-        atomic_write(self.path / "result.json", text + "\n")
+        if self._writes:
+            atomic_write(self.path / "result.json", text + "\n")
         self._result = json.loads(text)
 
     def close(self) -> None:
@@ -157,6 +169,18 @@ def _local_path(path: str | Path) -> Path:
     if re.match(r"\w+://", str(path)):
         raise RunDirError(f"{path}: run directories are local folders for now; {_ELSEWHERE}")
     return Path(os.path.abspath(os.path.expanduser(path)))
+
+
+def _found(where: Path, made: int) -> Path:
+    """The folder that process 0 opened, once this process sees it, by the second in which its marker was made."""
+    until = time.monotonic() + _VISIBLE_SECONDS
+    while not (where / MARKER).exists() or int(os.stat(where / MARKER).st_mtime) != made:
+        if time.monotonic() > until:
+            raise RunDirError(
+                f"{where}: is not the folder of process 0; {_ELSEWHERE}, on a disk that all share"
+            )
+        time.sleep(0.2)
+    return where
 
 
 def _make_folders(where: Path) -> list[Path]:
@@ -241,7 +265,8 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 def _refuse_other_config(where: Path, config: Mapping[str, Any]) -> None:
     there, here = _flat(_read_object(where / "config.json")), _flat(config)
-    names = [name for name in {**there, **here} if there.get(name) != here.get(name) and name != "run_dir"]
+    names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
+    names = [name for name in names if name != "run_dir" and not name.startswith("distributed.")]
     if names:
         shown = [f"{n}: {there.get(n, 'absent')} there, {here.get(n, 'absent')} here" for n in names[:3]]
         more = f"; and {len(names) - 3} more" if len(names) > 3 else ""
@@ -256,55 +281,3 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         else:
             flat[prefix + name] = json.dumps(value, ensure_ascii=False)
     return flat
-
-
-# ---- the environment ----------------------------------------------------------------------------
-
-
-def environment() -> dict[str, Any]:
-    """What a run depends on besides config and data. Names chosen one by one: never a key."""
-    import jax  # here, so that recognising a directory needs no JAX
-
-    devices = [f"{device.platform}: {device.device_kind}" for device in jax.devices()]
-    distributions = importlib.metadata.distributions()
-    return {
-        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": [redact(argument) for argument in sys.argv],
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "cpus": os.cpu_count(),
-        "devices": {kind: devices.count(kind) for kind in dict.fromkeys(devices)},
-        "processes": jax.process_count(),
-        "variables": {name: os.environ[name] for name in RECORDED_VARIABLES if name in os.environ},
-        "git": _git_state(Path(__file__).resolve().parent),
-        "packages": dict(sorted({d.metadata["Name"]: d.version for d in distributions}.items())),
-    }
-
-
-def redact(argument: str) -> str:
-    """A command line argument without the credentials that may stand in it."""
-    argument = re.sub(r"(\w://)[^/@\s]*@", r"\1***@", argument)
-    argument = re.sub(r"(\w://[^?\s]*\?).+", r"\1***", argument)
-    secret = r"(?:api_?key|secret|password|passwd|credential|auth_?token|access_?token|bearer)"
-    return re.sub(rf"^(--?[\w.]*{secret}[\w.]*=).+", r"\1***", argument, flags=re.IGNORECASE)
-
-
-def _git_state(folder: Path) -> dict[str, Any] | None:
-    """Commit and changes of the checkout that the code runs from; None if it runs from elsewhere."""
-    variables = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-
-    def git(*arguments: str) -> bytes:
-        command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
-        return subprocess.run(command, env=variables, capture_output=True, timeout=30, check=True).stdout
-
-    try:
-        # An ignored .venv inside some checkout is not code of that checkout.
-        git("ls-files", "--error-unmatch", Path(__file__).name)
-        commit = git("rev-parse", "HEAD").decode().strip()
-        dirty = bool(git("status", "--porcelain").strip())
-        diff = hashlib.sha256(git("diff", "HEAD", "--binary")).hexdigest() if dirty else None
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return {"commit": commit, "dirty": dirty, "diff_sha256": diff}

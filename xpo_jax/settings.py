@@ -33,6 +33,7 @@ class Experiment:
     data: Mapping[str, Any]
     model: Mapping[str, Any]
     mesh: Mapping[str, Any]
+    distributed: Mapping[str, Any]
     sampling: Mapping[str, Any]
     judge: Mapping[str, Any]
     loss: Mapping[str, Any]
@@ -56,8 +57,9 @@ class Model:
     """Policy and reference.
 
     Args:
-      path: a folder with config.json, *.safetensors and a tokenizer, or "embedded", the project's own.
-      reference: another folder of the same architecture and tokenizer, or None for a frozen copy of path.
+      path: a folder with config.json, *.safetensors and a tokenizer; "owner/name" or "owner/name@revision" on
+        the hub, revision being a branch, a tag or a commit; or "embedded", the project's own.
+      reference: another such model, of the same architecture and tokenizer, or None for a frozen copy of path.
       dtype: of all computing but the float32 master weights; auto is bfloat16 on accelerators, else float32.
     """
 

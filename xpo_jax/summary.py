@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
+from xpo_jax import distributed
 from xpo_jax.evaluate import Evaluation
 from xpo_jax.metrics import summary_table, text_table
 from xpo_jax.programs import Programs
@@ -41,7 +42,9 @@ def opening(programs: Programs, rows: Mapping[str, Any], *, compilations: int) -
 
 
 def progress(items: Iterable[Any], label: str) -> Iterable[Any]:
-    """A bar with the time left on standard error; one line where that is no terminal."""
+    """A bar with the time left on standard error; one line where that is no terminal. Process 0 shows it."""
+    if not distributed.leads():
+        return items
     if not sys.stderr.isatty():
         print(f"{label} ...", file=sys.stderr, flush=True)
     return tqdm(items, desc=label, leave=False, dynamic_ncols=True, disable=not sys.stderr.isatty())

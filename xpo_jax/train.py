@@ -1,7 +1,8 @@
 """Exploratory Preference Optimization (arXiv 2405.21046, Algorithm 1), the whole of it on one page.
 
 `prepare.py` builds the parts from the config; here they are put in order. What each value is stands in
-values.py.
+values.py. Every process of a run goes through this page with the same global batches; what one of them may
+fail at stands in a `Together`, see distributed.py.
 """
 
 from __future__ import annotations
@@ -9,22 +10,22 @@ from __future__ import annotations
 import functools
 import random
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from xpo_jax import checkpoint, evaluate, hf, summary, verdicts
+from xpo_jax import checkpoint, distributed, evaluate, hf, model_card, summary, verdicts
 from xpo_jax import config as configs
+from xpo_jax.compilation import CompilationCounter
+from xpo_jax.distributed import Together
 from xpo_jax.metrics import Metrics, Timer
 from xpo_jax.pairs_log import PairsLog, pair_records
 from xpo_jax.prepare import Parts, prepare
-from xpo_jax.programs import CompilationCounter
 from xpo_jax.rundir import RunDir
 from xpo_jax.update import summarise, trim
-from xpo_jax.values import Pairs, Prompts, Samples, TrainState
+from xpo_jax.values import DeviceJudge, Pairs, Prompts, Samples, TrainState
 
 TRAINING = 1  # purpose of the random keys; evaluation's is evaluate.PURPOSE
 
@@ -40,40 +41,70 @@ def train(config: ConfigDict) -> dict[str, Any]:
         the run directory exists is raised before it is made.
     """
     begun, compilations = time.monotonic(), CompilationCounter()
-    p = prepare(config)
-    with RunDir.open(p.top.run_dir, configs.to_json(config)) as run:
+    with Together("preparing") as together:
+        p = prepare(config)
+        together.value = {"config": _common(config), "prompts": _fingerprints(p)}
+    distributed.require_alike(together.values)
+    with RunDir.join(p.top.run_dir, configs.to_json(config)) as run:
         if run.result is not None:
             print(f"{run.path} holds this run, finished; delete that folder to run it again")
             return run.result
         result = {**_train(p, run, compilations), "seconds": round(time.monotonic() - begun, 1)}
-        run.finish(result)
+        with Together("finishing"):
+            run.finish(result)
     return result
 
 
 def _train(p: Parts, run: RunDir, compilations: CompilationCounter) -> dict[str, Any]:
     # ------------------------------------------------------------------------------------------ start
     programs, timer = p.programs, Timer()
-    announced = programs.announced()
-    run.write_environment(
-        {"data": {"train": p.data.train.fingerprint, "held_out": p.data.held_out.fingerprint}}
-    )
+    device_judge = p.judge if isinstance(p.judge, DeviceJudge) else None
+    announced = [*programs.announced(), *(device_judge.announced() if device_judge else ())]
+    with Together("opening the files of the run"):
+        run.write_environment(
+            {
+                "data": _fingerprints(p),
+                "model": {"path": p.model.given, "commit": p.model.commit},
+                "reference": {"path": p.reference.given, "commit": p.reference.commit},
+            }
+        )
+        pairs_log = PairsLog(run.path / distributed.file_name("pairs.jsonl"))
+        metrics = Metrics(
+            run.path,
+            tensorboard=p.logging.tensorboard,
+            total_steps=p.top.steps,
+            console=summary.CONSOLE,
+            console_every_steps=p.logging.table_every_steps,
+            writes=distributed.leads(),
+        )
     print(
         summary.opening(programs, {"run": str(run.path), **p.described}, compilations=len(announced)),
         flush=True,
     )
-    for _, compile_program in summary.progress(announced, "compiling"):
-        compile_program()
+    with Together("compiling"):
+        for _, compile_program in summary.progress(announced, "compiling"):
+            compile_program()
     compiled = compilations.count
-
-    def load(folder: Path) -> Any:
-        return hf.load_params(folder, p.model_config, shardings=programs.params_sharding)
 
     def draw(weights: Any, prompts: Prompts, step: int, candidate: int) -> Samples:
         return programs.draw(weights, prompts, purpose=TRAINING, step=step, candidate=candidate)
 
-    state: TrainState = programs.init(load(p.folder))
+    one_start = p.reference.folder == p.model.folder
+    with Together("loading the models"):
+        masters = hf.load_params(p.model.folder, p.model_config, shardings=programs.params_sharding)
+        reference = None
+        if not one_start:
+            reference = hf.load_weights(
+                p.reference.folder, p.model_config, dtype=programs.dtype, shardings=programs.weights_sharding
+            )
+    state: TrainState = programs.init(masters)
+    del masters
     policy = programs.for_sampling(state.params)
-    reference = programs.for_sampling(load(p.reference_folder))
+    if one_start:
+        reference = programs.for_sampling(state.params)
+    if device_judge:
+        with Together("loading the judge"):
+            device_judge.load(reference if one_start else None)
 
     evaluator = evaluate.Evaluator(
         programs,
@@ -91,24 +122,16 @@ def _train(p: Parts, run: RunDir, compilations: CompilationCounter) -> dict[str,
     # ------------------------------------------------------------------------------------------- loop
     queries = skipped_in_a_row = 0
     evaluation_queries = before.queries
-    with (
-        PairsLog(run.path / "pairs.jsonl") as pairs_log,
-        Metrics(
-            run.path,
-            tensorboard=p.logging.tensorboard,
-            total_steps=p.top.steps,
-            console=summary.CONSOLE,
-            console_every_steps=p.logging.table_every_steps,
-        ) as metrics,
-    ):
-        metrics.log(0, before.metrics())
+    with pairs_log, metrics:
+        with Together("writing metrics"):
+            metrics.log(0, before.metrics())
         prompts = p.batches[0]
         second = draw(reference if p.second_is_reference else policy, prompts, 0, 1)
         for step in range(p.top.steps):
             # Sample both candidates. The host needs them, so it waits.
             with timer("sample"):
                 first = draw(policy, prompts, step, 0)
-                samples: tuple[Samples, Samples] = jax.device_get((first, second))
+                samples: tuple[Samples, Samples] = (programs.fetch(first), programs.fetch(second))
                 texts = (p.decode(samples[0]), p.decode(samples[1]))
                 lengths = np.stack([each.lengths for each in samples])
                 tokens = trim(np.stack([each.tokens for each in samples]), lengths, programs.response_buckets)
@@ -120,11 +143,12 @@ def _train(p: Parts, run: RunDir, compilations: CompilationCounter) -> dict[str,
             if p.second_is_reference:
                 second = draw(reference, next_prompts, step + 1, 1)
 
-            # Judge.
-            with timer("judge"):
-                judged = verdicts.ask(
+            # Judge: each process its share of the rows.
+            mine = distributed.mine(prompts)
+            with timer("judge"), Together("judging") as together:
+                own = verdicts.ask(
                     p.judge,
-                    prompts,
+                    prompts if verdicts.is_collective(p.judge) else mine,
                     *texts,
                     identical=evaluate.same_tokens(*samples),
                     policy_finished=samples[0].finished,
@@ -132,8 +156,10 @@ def _train(p: Parts, run: RunDir, compilations: CompilationCounter) -> dict[str,
                     unfinished_loses=p.loss.unfinished_loses,
                     shown_seed=(p.top.seed, TRAINING, step),
                 )
+                pairs_log.append(pair_records(step, mine, samples, texts, own, own.shown))
+                together.value = verdicts.brief(own)
+            judged = verdicts.joined(own, together.values)
             queries += judged.queries
-            pairs_log.append(pair_records(step, prompts, samples, texts, judged, judged.shown))
 
             # Update.
             with timer("update"):
@@ -177,30 +203,44 @@ def _train(p: Parts, run: RunDir, compilations: CompilationCounter) -> dict[str,
                 )
                 found |= after.metrics()
                 evaluation_queries += after.queries
-            metrics.log(done, found)
+            with Together("writing metrics"):
+                metrics.log(done, found)
             skipped_in_a_row = 0 if applied["finite"] else skipped_in_a_row + 1
             if last or skipped_in_a_row == p.top.max_skipped:
                 saved = checkpoint.save(run.path / "checkpoints", done, state, {"judge_queries": queries})
             if skipped_in_a_row == p.top.max_skipped:
-                raise FloatingPointError(
-                    f"step {done}: loss or gradient was not finite {skipped_in_a_row} times in a row; the last good"
-                    f" weights are in {saved}; lower optimizer.learning_rate or loss.alpha"
-                )
+                with Together("learning"):
+                    raise FloatingPointError(
+                        f"step {done}: loss or gradient was not finite {skipped_in_a_row} times in a row; the last"
+                        f" good weights are in {saved}; lower optimizer.learning_rate or loss.alpha"
+                    )
             prompts = next_prompts
 
     # -------------------------------------------------------------------------------------------- end
-    hf.save(run.path / "export", jax.device_get(state.params), p.model_config, p.folder)
-    run.write_samples("held_out", after.samples)
+    compiled_during, measured = compilations.count - compiled, summary.result(before, after)
+    card = model_card.card(p.top, p.model, p.reference, measured, held_out=len(after.samples))
+    hf.save(run.path / "export", state.params, p.model_config, p.model.folder, card=card)
+    with Together("writing samples"):
+        run.write_samples("held_out", after.samples)
     shown = random.Random(p.top.seed).sample(list(after.samples), min(10, len(after.samples)))
     print(summary.closing(before, after, shown), flush=True)
     return {
         "steps": p.top.steps,
         "judge_queries": queries,
         "evaluation_queries": evaluation_queries,
-        **summary.result(before, after),
+        **measured,
         "skipped": int(state.skipped),
         "compilations_announced": len(announced),
-        "compilations_during_run": compilations.count - compiled,
+        "compilations_during_run": compiled_during,
         "run_dir": str(run.path),
         "export": str(run.path / "export"),
     }
+
+
+def _fingerprints(p: Parts) -> dict[str, str]:
+    return {"train": p.data.train.fingerprint, "held_out": p.data.held_out.fingerprint}
+
+
+def _common(config: ConfigDict) -> str:
+    """What all processes must have alike."""
+    return configs.to_json({name: config[name] for name in config if name != "distributed"})

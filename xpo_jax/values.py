@@ -13,7 +13,8 @@ imports none of the others.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypedDict
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 
@@ -84,6 +85,35 @@ class Verdict(NamedTuple):
 
 Answer = str | float | Verdict | None
 Judge = Callable[[Sequence[Comparison]], Sequence[Answer]]
+
+
+@runtime_checkable
+class DeviceJudge(Protocol):
+    """A judge that runs a model on the devices; one that has all of this is taken for such.
+
+    collective: True; where there are several processes, all ask it the same comparisons in the same order.
+    """
+
+    collective: bool
+
+    def __call__(self, comparisons: Sequence[Comparison]) -> Sequence[Answer]:
+        """As any judge."""
+        ...
+
+    def attach(self, *, mesh: Any, folder: Path, model_config: Any, tokenizer: Any, dtype: Any) -> None:
+        """Called first: the mesh, the policy's starting model, and what to compute in. Nothing is loaded yet."""
+        ...
+
+    def announced(self) -> Sequence[tuple[str, Callable[[], object]]]:
+        """Its compilations, as `programs.Programs.announced` gives the run's."""
+        ...
+
+    def load(self, starting: Params | None) -> None:
+        """Called last: take the policy's starting weights, as the sampler holds them, or read what it needs.
+
+        `starting` is None where the run does not hold them any longer than it must.
+        """
+        ...
 
 
 class Verdicts(NamedTuple):

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from xpo_jax import distributed
 from xpo_jax.values import Answer, Comparison, Judge, Prompts, Verdict, Verdicts
 
 
@@ -163,6 +164,33 @@ def _answers(judge: Judge, comparisons: Sequence[Comparison]) -> Sequence[Answer
             " return a list with one answer each, in order"
         )
     return answers
+
+
+def is_collective(judge: Judge) -> bool:
+    """Whether a judge must be asked the whole batch by every process alike, because it runs on their devices.
+
+    It says so by an attribute `collective` that is true. Others are asked about their process's rows only.
+    """
+    return bool(getattr(judge, "collective", False))
+
+
+def brief(own: Verdicts) -> dict[str, Any]:
+    """What other processes need to know of the verdicts that this one found on its share of the rows."""
+    share = distributed.share(len(own.weight))
+    return {
+        "p_first": own.p_first[share],
+        "weight": own.weight[share],
+        "queries": sum(shown is not None for shown in own.shown[share]),
+    }
+
+
+def joined(own: Verdicts, briefs: Sequence[Mapping[str, Any]]) -> Verdicts:
+    """The verdicts on the whole batch: numbers from the `brief` of each process, texts of this one's rows only."""
+    return own._replace(
+        p_first=np.concatenate([np.asarray(each["p_first"], np.float32) for each in briefs]),
+        weight=np.concatenate([np.asarray(each["weight"], np.float32) for each in briefs]),
+        queries=sum(each["queries"] for each in briefs),
+    )
 
 
 def wins(p_first: np.ndarray) -> np.ndarray:

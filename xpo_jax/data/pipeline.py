@@ -2,7 +2,7 @@
 
 There is no iterator state to save: a run that resumes at step k asks for `batches[k]`. All processes of a
 run hold all prompts and see the global batch, for its longest prompt chooses the bucket; each takes its slice
-afterwards. Left out: mixing epochs in a batch, dropping the last part batch, workers (a batch is a few
+afterwards (distributed.py). Left out: mixing epochs in a batch, dropping the last part batch, workers (a batch is a few
 copies of rows that are tokenised already).
 """
 

@@ -7,7 +7,7 @@ reads whole text columns, nothing else.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from xpo_jax.data import validate
 from xpo_jax.data.rows import DataError, Row
@@ -17,8 +17,11 @@ from xpo_jax.values import Message
 _PIECES = re.compile(r"(\{\{|\}\})|\{([^{}]*)\}|([{}])")
 
 
-def check(template: str | Sequence[Mapping[str, str]]) -> None:
+def check(template: str | Sequence[Mapping[str, str]]) -> list[str]:
     """Refuses a template that could not fill any row.
+
+    Returns:
+      The placeholders' names, in order.
 
     Raises:
       ValueError: a stray brace, `{a.b}`, `{a!r}`, `{a:>8}`, `{a[0]}`, `{}`, no placeholder at all, or
@@ -31,6 +34,7 @@ def check(template: str | Sequence[Mapping[str, str]]) -> None:
     columns = [name for message in messages for name in _columns(message["content"])]
     if not columns:
         raise ValueError("template: it has no {column}, so every prompt would be the same")
+    return columns
 
 
 def fill(template: str | Sequence[Mapping[str, str]], row: Row) -> str | tuple[Message, ...]:
@@ -39,10 +43,19 @@ def fill(template: str | Sequence[Mapping[str, str]], row: Row) -> str | tuple[M
     Raises:
       DataError: a column that is missing, empty or not text.
     """
+    return substitute(
+        template, lambda name: validate.text(validate.column(row, name), row.at, f"column {name!r}")
+    )
+
+
+def substitute(
+    template: str | Sequence[Mapping[str, str]], value: Callable[[str], str]
+) -> str | tuple[Message, ...]:
+    """Puts value(name) in the place of each `{name}`, once: braces in a value stay as they are."""
 
     def replace(piece: re.Match[str]) -> str:
         brace, name, _ = piece.groups()
-        return brace[0] if brace else validate.text(validate.column(row, name), row.at, f"column {name!r}")
+        return brace[0] if brace else value(name)
 
     if isinstance(template, str):
         return _PIECES.sub(replace, template)

@@ -47,7 +47,7 @@ class ParaphraseJudge:
         """Judge each comparison; `scores` holds the parts of both answers under "a" and "b"."""
         return [self._compare(comparison) for comparison in comparisons]
 
-    def check(self, messages: Sequence[Message]) -> None:
+    def check(self, messages: Sequence[Message], row: Mapping[str, Any]) -> None:
         """Refuse a prompt that this judge cannot judge; a run asks for each before it begins.
 
         Raises:

@@ -259,10 +259,9 @@ class Qwen2(nnx.Module):
         angles = rope_angles(positions, self.config.head_dim, self.config.rope_theta)
         # not embed_tokens(...): nnx.Embed casts to the dtype it was made with, float32, whatever it holds now
         x = jnp.take(self.embed_tokens.embedding[...], tokens.reshape(-1), axis=0)
-        if not isinstance(
-            self.layers, nnx.List
-        ):  # of master weights, the table's features are split over fsdp:
-            x = constrain(x, "data", "fsdp")  # said here, or the backward pass gathers all rows everywhere
+        if not isinstance(self.layers, nnx.List):
+            # as the master table's features are split: left unsaid, the backward pass gathers all rows everywhere
+            x = constrain(x, "data", "fsdp")
         x = constrain(x, ROWS, None)
 
         def layer(block: Block, x: Array, held: Any) -> tuple[Array, Any]:

@@ -1,0 +1,311 @@
+"""Several processes: what each is given to do, how they are found, and that they do what one process does.
+
+The runs are the real command in processes of their own, two with two CPU devices each beside one with four.
+"""
+
+import dataclasses
+import itertools
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from fakes import HELD_OUT_ROWS, run_main, tiny_config, write_config
+from ml_collections import ConfigDict
+from safetensors.numpy import load_file
+
+from xpo_jax import checkpoint, cluster, distributed, hf
+from xpo_jax.distributed import Failed, Together
+from xpo_jax.pairs_log import read_pairs
+from xpo_jax.optimizer import make_optimizer
+from xpo_jax.update import init_state
+from xpo_jax.values import Prompts
+
+ROOT = Path(__file__).parents[1]
+STEPS = 3
+PATIENCE_SECONDS = 600  # for a machine that is busy with other things
+
+
+# ---- one process ----------------------------------------------------------------------------------
+
+
+def test_a_single_process_does_and_sees_everything(monkeypatch):
+    assert distributed.leads() and distributed.share(7) == slice(0, 7)
+    assert distributed.file_name("pairs.jsonl") == "pairs.jsonl"
+    with Together("a step") as together:
+        together.value = value = {"nan": float("nan")}
+    assert together.values == [value] and together.values[0] is value
+    fault = RuntimeError("a fault")
+    with pytest.raises(RuntimeError) as caught, Together("a step"):
+        raise fault
+    assert caught.value is fault
+    with distributed.wholes([jax.numpy.ones(2), np.zeros(3)]) as arrays:
+        assert [array.tolist() for array in arrays] == [[1, 1], [0, 0, 0]]
+    assert distributed.leave(2) == 2
+
+
+@pytest.mark.parametrize(("size", "processes"), [(8, 3), (64, 7), (5, 8), (1, 2)])
+def test_each_row_is_of_one_process(size, processes, monkeypatch):
+    """In order, and as evenly as can be."""
+    prompts = Prompts((), (), None, None, None, np.arange(size) < size - 1)
+    rows, real = [], np.zeros(size, int)
+    monkeypatch.setattr(jax, "process_count", lambda: processes)
+    for number in range(processes):
+        monkeypatch.setattr(jax, "process_index", lambda number=number: number)
+        rows.append(range(size)[distributed.share(size)])
+        real += distributed.mine(prompts).real
+    assert list(itertools.chain(*rows)) == list(range(size))
+    assert max(map(len, rows)) - min(map(len, rows)) <= 1
+    assert real.tolist() == prompts.real.astype(int).tolist()
+
+
+def test_processes_that_differ_are_told_apart():
+    one, other = {"config": "a", "prompts": "b"}, {"config": "a", "prompts": "c"}
+    distributed.require_alike([one, one, dict(one)])
+    with pytest.raises(Failed, match="^process 2 has another prompts than process 0; start all"):
+        distributed.require_alike([one, one, other])
+
+
+# ---- how they are found ---------------------------------------------------------------------------
+
+SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_NTASKS": "2", "SLURM_PROCID": "0"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "seen"),
+    [
+        ({}, None),
+        (SLURM, "Slurm"),
+        ({**SLURM, "SLURM_NTASKS": "1"}, None),  # srun of a single task
+        ({k: v for k, v in SLURM.items() if "STEP" not in k}, None),  # the batch script outside of srun
+        ({"OMPI_COMM_WORLD_SIZE": "4"}, "Open MPI"),
+        ({"OMPI_COMM_WORLD_SIZE": "1"}, None),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, "TPU pod on Kubernetes"),
+        ({"TPU_WORKER_HOSTNAMES": "a"}, None),
+        ({"TPU_WORKER_HOSTNAMES": "a,b", "JAX_PLATFORMS": "cpu"}, None),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, None),  # any pod
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}, "Kubernetes"),
+    ],
+)
+def test_a_cluster_is_seen_where_there_is_one(environ, seen, monkeypatch):
+    monkeypatch.setattr(cluster, "_tpu_here", lambda: False)
+    assert cluster.seen(environ) == seen
+
+
+def test_a_tpu_machine_is_asked(monkeypatch):
+    monkeypatch.setattr(cluster, "_tpu_here", lambda: True)
+    assert cluster.seen({}) == "TPU VM"
+    assert cluster.seen({"JAX_PLATFORMS": "cpu"}) is None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["mode=on"], "distributed.mode is 'on', but no TPU pod, Slurm step, "),
+        (["mode=maybe"], "distributed.mode: 'auto' or 'on' or 'off' is expected, found 'maybe'"),
+        (["num_processes=2"], "distributed.coordinator is None, but num_processes or process_id is set"),
+        (["coordinator=somewhere"], "distributed.coordinator is 'somewhere', must be host:port of process 0"),
+        (["timeout_seconds=0"], "distributed.timeout_seconds is 0, must be at least 1"),
+    ],
+)
+def test_wrong_settings_are_refused_in_one_line(overrides, message, tmp_path):
+    spec = write_config(tmp_path / "c.py", tiny_config(tmp_path))
+    status, out, err = run_main([f"--config={spec}", *(f"--config.distributed.{o}" for o in overrides)])
+    assert (status, out) == (2, "") and err.startswith(f"xpo_jax: {message}") and err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_config_without_the_group_is_refused(tmp_path):
+    config = tiny_config(tmp_path)
+    del config.distributed
+    status, _, err = run_main([f"--config={write_config(tmp_path / 'c.py', config)}"])
+    assert status == 2 and err == "xpo_jax: config.distributed is missing: a mapping is expected\n"
+
+
+# ---- two processes ----------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Ended:
+    """A process that has ended: exit status, output, and when."""
+
+    status: int
+    out: str
+    err: str
+    at: float
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where the model, its prompts and all runs are."""
+    return tmp_path_factory.mktemp("processes")
+
+
+def start(folder: Path, name: str, processes: int, judge: dict, overrides=((), ())) -> list[Ended]:
+    """The real command, on four CPU devices in all."""
+    config = tiny_config(folder)
+    config.run_dir, config.steps, config.judge = str(folder / name), STEPS, ConfigDict(judge)
+    config.mesh = ConfigDict({"data": 1, "fsdp": 2, "tensor": 2})
+    config.data.buckets = (40,)  # fewer programs to compile
+    spec = write_config(folder / f"{name}.py", config)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        coordinator = f"localhost:{free.getsockname()[1]}"
+    environ = {
+        **os.environ,
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // processes}",
+        "PYTHONPATH": str(ROOT / "tests"),
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    started = []
+    for number in range(processes):
+        command = [sys.executable, "-m", "xpo_jax.main", f"--config={spec}"]
+        if processes > 1:
+            settings = {"mode": "on", "coordinator": coordinator, "num_processes": processes}
+            settings["process_id"] = number
+            command += [f"--config.distributed.{k}={v}" for k, v in settings.items()]
+            command += [f"--config.{override}" for override in overrides[number]]
+        out, err = (folder / f"{name}.{number}.{kind}" for kind in ("out", "err"))
+        with out.open("w") as stdout, err.open("w") as stderr:
+            process = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=stdout, stderr=stderr)
+        started.append((process, out, err))
+    ended: dict[int, Ended] = {}
+    until = time.monotonic() + PATIENCE_SECONDS
+    try:
+        while len(ended) < processes:
+            assert time.monotonic() < until, "the processes hang"
+            for number, (process, out, err) in enumerate(started):
+                if number not in ended and process.poll() is not None:
+                    ended[number] = Ended(process.returncode, out.read_text(), err.read_text(), time.time())
+            time.sleep(0.05)
+    finally:
+        for process, *_ in started:
+            process.kill()
+            process.wait()
+    return [ended[number] for number in range(processes)]
+
+
+@pytest.fixture(scope="module")
+def alone(folder):
+    (ended,) = start(folder, "alone", 1, {"name": "fakes:Patchy"})
+    assert ended.status == 0, ended.err
+    return folder / "alone"
+
+
+@pytest.fixture(scope="module")
+def pair(folder):
+    return start(folder, "pair", 2, {"name": "fakes:Patchy"})
+
+
+@pytest.fixture(scope="module")
+def together(pair, folder):
+    assert [ended.status for ended in pair] == [0, 0], pair[0].err + pair[1].err
+    return folder / "pair"
+
+
+def metrics(path: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in m.items() if "time/" not in k and k != "tokens_per_second"} for m in lines]
+
+
+def test_two_processes_draw_and_judge_the_same_pairs(alone, together):
+    """Same global batches, tokens, order shown and verdicts; each process logged its share of every batch."""
+    expected = list(read_pairs(alone / "pairs.jsonl"))
+    first, second = (list(read_pairs(together / name)) for name in ("pairs.jsonl", "pairs-1.jsonl"))
+    assert {pair["position"] for pair in first} == set(range(4))
+    assert {pair["position"] for pair in second} == set(range(4, 8))
+    order = lambda pair: (pair["step"], pair["position"])
+    assert sorted(first + second, key=order) == expected
+    assert len({order(pair) for pair in expected}) == len(expected) == 21  # the third batch has five rows
+    assert {pair["shown"][0] for pair in expected if pair["shown"]} == {0, 1}
+
+
+def test_two_processes_tell_what_one_tells(alone, together):
+    ours, expected = metrics(together), metrics(alone)
+    assert [list(row) for row in ours] == [list(row) for row in expected]
+    assert [row["step"] for row in ours] == list(range(STEPS + 1))
+    for mine, theirs in zip(ours, expected, strict=True):
+        for name, value in theirs.items():
+            assert mine[name] == (value and pytest.approx(value, rel=1e-4, abs=1e-4)), name
+    held_out = [(path / "samples" / "held_out.md").read_text() for path in (together, alone)]
+    assert held_out[0] == held_out[1] and held_out[0].count("\n") == 2 + HELD_OUT_ROWS
+
+
+def test_two_processes_learn_what_one_learns(alone, together):
+    """Exported weights, and the checkpoint that both wrote, restored here in one process."""
+    ours, expected = (load_file(path / "export" / "model.safetensors") for path in (together, alone))
+    start = load_file(together.parent / "model" / "model.safetensors")
+    assert ours.keys() == expected.keys() == start.keys()
+    for name, theirs in expected.items():
+        np.testing.assert_allclose(ours[name], theirs, rtol=0, atol=1e-6, err_msg=name)
+    assert max(np.abs(expected[name] - start[name]).max() for name in start) > 1e-3
+    model_config = hf.read_config(together / "export")
+    config = tiny_config(together.parent)
+    optimizer, _ = make_optimizer(**config.optimizer, steps=STEPS)
+    like = jax.eval_shape(lambda params: init_state(params, optimizer), hf.param_shapes(model_config))
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like)
+    state, _ = checkpoint.restore(together / "checkpoints", STEPS, like)
+    exported = hf.load_params(together / "export", model_config)
+    jax.tree.map(np.testing.assert_array_equal, state.params, exported)
+    assert state.step == STEPS
+
+
+def test_process_0_speaks_and_writes(pair, together):
+    first, second = pair
+    # Gloo's C++ tells on standard output whom it has found, its threads at a time
+    assert all("peer ranks" in line or line == "[Gloo] Rank " for line in second.out.splitlines())
+    assert "step 3/3" in first.err and "step" not in second.err
+    result = json.loads(first.out.splitlines()[-1])
+    assert result == json.loads((together / "result.json").read_text())
+    assert result["compilations_during_run"] == 0
+    assert json.loads((together / "environment.json").read_text())["processes"] == 2
+    assert {path.name for path in together.iterdir()} == {
+        "xpo_jax_run.json",
+        "config.json",
+        "environment.json",
+        "metrics.jsonl",
+        "pairs.jsonl",
+        "pairs-1.jsonl",
+        "samples",
+        "checkpoints",
+        "export",
+        "result.json",
+    }
+
+
+def test_a_judge_that_raises_on_one_process_ends_both(together, folder):
+    """Both say why. How soon after it they end is printed, for a busy machine is no place to assert it:
+
+    python -m pytest tests/test_distributed.py -k raises -s
+    """
+    ended = start(
+        folder, "broken", 2, {"name": "fakes:BrokenOn", "process": 1, "at": 5}
+    )  # in its second step
+    line = (
+        r"xpo_jax: process 1 of 2, judging: "
+        r"the judge failed: KeyError: 'the\\nserver is gone' \(fakes.py, line \d+\)"
+    )
+    for each in ended:
+        assert each.status == 2 and re.fullmatch(line, each.err.splitlines()[-1]), each.err
+    raised = float(re.search(r"raised at (\S+)", ended[1].err)[1])
+    assert not (folder / "broken" / "result.json").exists()
+    print("seconds from the raise to the end of each process:", *(round(e.at - raised, 2) for e in ended))
+
+
+@pytest.mark.slow
+def test_processes_of_different_configs_are_refused(folder):
+    ended = start(folder, "differing", 2, {"name": "fakes:LongerText"}, ([], ["seed=4"]))
+    for each in ended:
+        assert each.status == 2
+        assert each.err.splitlines()[-1].startswith("xpo_jax: process 1 has another config than process 0; ")
+    assert not (folder / "differing").exists()

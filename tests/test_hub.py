@@ -1,0 +1,248 @@
+"""Models by name, fetched from a hub on this machine: what is fetched, what is recorded, what is said."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from fakes import SPEAKING, Hub, tiny_config, write_config, write_model
+from huggingface_hub import constants
+
+from xpo_jax import hf, hub
+
+REPOSITORY = Path(__file__).parents[1]
+NAME, MAIN, TAGGED = "some-one/Tiny_2.5", "a" * 40, "b" * 40
+TOKEN = "hf_do_not_tell"
+MODEL = {
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+}
+TEXTS = {"LICENSE", "chat_template.jinja", "merges.txt"}
+DANGEROUS = (
+    "pytorch_model.bin",
+    "modeling.py",
+    "README.md",
+    "onnx/config.json",
+    "original/model.safetensors",
+)
+
+
+@pytest.fixture(scope="module")
+def offered(tmp_path_factory):
+    """What the hub has: a model, texts that belong to it, and what must not be fetched."""
+    folder = write_model(tmp_path_factory.mktemp("offered"))
+    for name in (*TEXTS, *DANGEROUS):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(f"this is {name}")
+    (folder / "chat_template.jinja").write_text(
+        json.loads((folder / "tokenizer_config.json").read_text())["chat_template"]
+    )
+    return folder
+
+
+@pytest.fixture
+def server(offered, tmp_path, monkeypatch):
+    """The hub, and huggingface_hub told of it as its environment variables do before it is imported."""
+    with Hub(NAME, offered).running() as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
+        monkeypatch.setattr(
+            constants,
+            "HUGGINGFACE_CO_URL_TEMPLATE",
+            server.endpoint + "/{repo_id}/resolve/{revision}/{filename}",
+        )
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.chdir(tmp_path)  # where no folder has the model's name
+        yield server
+
+
+def refused(given):
+    with pytest.raises(ValueError) as raised:
+        hub.find(given)
+    told = str(raised.value)
+    assert told.startswith(f"{given}: ") and "\n" not in told and len(told) < 450
+    assert TOKEN not in told and "127.0.0.1" not in told
+    return told.removeprefix(f"{given}: ")
+
+
+def digests(folder):
+    """SHA-256 of the files that make up the model."""
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in MODEL | TEXTS}
+
+
+def test_only_what_a_model_is_made_of_is_fetched(server, offered, capsys):
+    found = hub.find(NAME)
+    assert server.fetched() == MODEL | TEXTS
+    assert digests(found.folder) == digests(offered)
+    assert {file.name for file in found.folder.iterdir()} == MODEL | TEXTS
+    assert hf.read_config(found.folder) == SPEAKING
+    assert len(hf.load_tokenizer(found.folder, SPEAKING)) == 259
+    assert "fetching what the local cache lacks ..." in capsys.readouterr().err
+
+
+def test_a_revision_is_resolved_to_its_commit(server):
+    found = hub.find(NAME)
+    assert (found.commit, found.name) == (MAIN, NAME)
+    assert found.described == f"{NAME} (commit {MAIN})"
+    tagged = hub.find(f"{NAME}@v1")
+    assert (tagged.commit, tagged.name, tagged.folder.name) == (TAGGED, NAME, TAGGED)
+    assert hub.find(f"{NAME}@{TAGGED}") == (f"{NAME}@{TAGGED}", *tagged[1:])
+    assert {path.split("/")[4] for _, path, _ in server.asked if "/resolve/" in path} == {
+        MAIN,
+        TAGGED,
+    }  # never "main"
+    server.revisions["main"] = "c" * 40  # moves on
+    assert hub.find(NAME).commit == "c" * 40
+
+
+def test_the_token_goes_to_the_hub_and_nowhere_else(server, tmp_path, capsys):
+    found = hub.find(NAME)
+    assert {token for _, path, token in server.asked if NAME in path} == {f"Bearer {TOKEN}"}
+    assert TOKEN not in repr(found) and TOKEN not in "".join(capsys.readouterr())
+    assert not [
+        file for file in tmp_path.rglob("*") if file.is_file() and TOKEN.encode() in file.read_bytes()
+    ]
+
+
+def test_a_folder_comes_first(server, offered, tmp_path):
+    (tmp_path / NAME).parent.mkdir()
+    (tmp_path / NAME).symlink_to(offered)
+    assert hub.find(NAME) == (NAME, Path(NAME), None, "")
+    assert hub.find(NAME).name == "Tiny_2.5"
+    assert hub.find("embedded").folder == REPOSITORY / "xpo_jax" / "embedded" / "model"
+    for given in ("nowhere", "./a/b", "a/b/c", "a/b@", "a b/c", "/a/b"):
+        with pytest.raises(ValueError, match="is not a folder; give a Hugging Face model folder, a hub name"):
+            hub.find(given)
+    assert server.asked == []
+
+
+def test_without_network_a_model_that_is_there_whole_is_used_and_that_is_said(server, monkeypatch, capsys):
+    online = hub.find(NAME)
+    tagged = hub.find(f"{NAME}@v1")
+    capsys.readouterr()
+    asked = len(server.asked)
+    server.shutdown()
+    server.server_close()
+    offline = hub.find(NAME)
+    assert offline[:3] == online[:3]
+    assert offline.note == f"commit {MAIN}, from the local cache: the hub was not reached (ConnectError)"
+    assert hub.find(f"{NAME}@{TAGGED}").folder == tagged.folder
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert hub.find(f"{NAME}@v1").note.endswith("the hub was not reached (HF_HUB_OFFLINE is set)")
+    assert len(server.asked) == asked and capsys.readouterr().err == ""
+
+    (online.folder / "model.safetensors").unlink()  # as after a download that was cut off
+    assert refused(NAME).startswith(
+        "no such folder, the hub was not reached (HF_HUB_OFFLINE is set), and the local"
+    )
+    assert "no such folder" in refused(f"{NAME}@v2")
+
+
+def test_without_network_and_without_the_model(server):
+    server.shutdown()
+    server.server_close()
+    told = refused(f"{NAME}@v1")
+    assert told == (
+        "no such folder, the hub was not reached (ConnectError), and the local cache does not hold this model whole;"
+        f" where there is network, run `hf download {NAME} --revision v1` and bring the cache here (HF_HOME names it),"
+        " or give a local folder"
+    )
+
+
+def test_what_the_hub_does_not_give(server, monkeypatch):
+    assert refused("some-one/else") == (
+        "no such folder, and the hub has no such model or shows it only to some; check the name, set HF_TOKEN to a"
+        " token that may read it, or give a local folder"
+    )
+    assert refused(f"{NAME}@v2") == (
+        "the model has no such revision; name a branch, a tag or a commit after the @, or give a local folder"
+    )
+    assert (
+        refused("a--b/c..d")
+        == "no such folder, and no possible name of a model; check it, or give a local folder"
+    )
+    server.gated = True
+    assert refused(NAME) == (
+        "its terms must be accepted first; do so on its page, set HF_TOKEN to a token of that account, or give a"
+        " local folder"
+    )
+
+
+def test_a_download_that_stops(server, monkeypatch):
+    """The first attempt ends in the middle, with the disk full; the next goes on."""
+    import huggingface_hub.file_download as inner
+
+    original = inner._download_to_tmp_and_move
+
+    def full(*, filename, **rest):
+        if filename == "model.safetensors":
+            raise OSError(28, "No space left on device", "/somewhere")
+        original(filename=filename, **rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(inner, "_download_to_tmp_and_move", full)
+        assert refused(NAME).startswith(
+            f"fetching commit {MAIN} stopped (No space left on device); run the same"
+        )
+    assert "model.safetensors" in MODEL - server.fetched()
+    assert hub.find(NAME).commit == MAIN
+    assert server.fetched() == MODEL | TEXTS
+
+
+def environment(server, folder):
+    """Of a process that knows the hub by its environment alone."""
+    rest = {
+        name: value for name, value in os.environ.items() if name not in ("HF_HUB_OFFLINE", "HF_HUB_CACHE")
+    }
+    path = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
+    return {**rest, "HF_ENDPOINT": server.endpoint, "HF_HOME": str(folder / "home"), "PYTHONPATH": path}
+
+
+def test_two_processes_fetch_the_same_model_at_once(server, offered, tmp_path):
+    server.together = threading.Barrier(2)
+    code = f"from xpo_jax import hub; print(hub.find({NAME!r}).folder)"
+    command = [sys.executable, "-c", code]
+    both = [
+        subprocess.Popen(command, env=environment(server, tmp_path), stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    (folder,) = {process.communicate(timeout=120)[0].strip() for process in both}
+    assert [process.returncode for process in both] == [0, 0]
+    assert digests(Path(folder)) == digests(offered)
+    assert [file for file in (tmp_path / "home").rglob("*") if file.name.endswith(".incomplete")] == []
+
+
+def test_a_whole_run_of_a_model_from_the_hub(server, tmp_path):
+    config = tiny_config(tmp_path)
+    config.model.path = f"{NAME}@v1"
+    config.steps = 1
+    config.optimizer.warmup_steps = 0
+    config.data.buckets = (40,)
+    config.mesh = {"data": 1, "fsdp": 1, "tensor": 1}
+    config.evaluation.prompts = 2
+    argv = [sys.executable, "-m", "xpo_jax.main", f"--config={write_config(tmp_path / 'config.py', config)}"]
+    variables = {**environment(server, tmp_path), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": ""}
+    done = subprocess.run(argv, env=variables, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert f"model {NAME}@v1 (commit {TAGGED}); reference: a frozen copy of it" in " ".join(
+        done.stdout.split()
+    )
+    assert f"{NAME}: commit {TAGGED}; fetching" in done.stderr
+    run = tmp_path / "run"
+    recorded = json.loads((run / "environment.json").read_text())
+    assert recorded["model"] == recorded["reference"] == {"path": f"{NAME}@v1", "commit": TAGGED}
+    assert hf.read_config(run / "export") == SPEAKING
+    assert (run / "export" / "LICENSE").read_text() == "this is LICENSE"
+    assert (run / "export" / "chat_template.jinja").is_file()
+    texts = [file.read_bytes() for file in run.rglob("*") if file.is_file()]
+    assert not [
+        text for text in (*texts, done.stdout.encode(), done.stderr.encode()) if TOKEN.encode() in text
+    ]

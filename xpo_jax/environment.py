@@ -1,0 +1,70 @@
+"""What a run depends on besides its config and data: versions, devices, git state, command line.
+
+Names are chosen one by one, so that never a key is written.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import importlib.metadata
+import os
+import platform
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+
+# Environment variables that change what is computed. No others are ever written: they hold keys.
+RECORDED_VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_PLATFORMS", "JAX_ENABLE_X64")
+
+
+def environment() -> dict[str, Any]:
+    """What a run depends on besides config and data. Names chosen one by one: never a key."""
+    devices = [f"{device.platform}: {device.device_kind}" for device in jax.devices()]
+    distributions = importlib.metadata.distributions()
+    return {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": [redact(argument) for argument in sys.argv],
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "cpus": os.cpu_count(),
+        "devices": {kind: devices.count(kind) for kind in dict.fromkeys(devices)},
+        "processes": jax.process_count(),
+        "variables": {name: os.environ[name] for name in RECORDED_VARIABLES if name in os.environ},
+        "git": _git_state(Path(__file__).resolve().parent),
+        "packages": dict(sorted({d.metadata["Name"]: d.version for d in distributions}.items())),
+    }
+
+
+def redact(argument: str) -> str:
+    """A command line argument without the credentials that may stand in it."""
+    argument = re.sub(r"(\w://)[^/@\s]*@", r"\1***@", argument)
+    argument = re.sub(r"(\w://[^?\s]*\?).+", r"\1***", argument)
+    secret = r"(?:api_?key|secret|password|passwd|credential|auth_?token|access_?token|bearer)"
+    return re.sub(rf"^(--?[\w.]*{secret}[\w.]*=).+", r"\1***", argument, flags=re.IGNORECASE)
+
+
+def _git_state(folder: Path) -> dict[str, Any] | None:
+    """Commit and changes of the checkout that the code runs from; None if it runs from elsewhere."""
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+
+    def git(*arguments: str) -> bytes:
+        command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
+        return subprocess.run(command, env=variables, capture_output=True, timeout=30, check=True).stdout
+
+    try:
+        # An ignored .venv inside some checkout is not code of that checkout.
+        git("ls-files", "--error-unmatch", Path(__file__).name)
+        commit = git("rev-parse", "HEAD").decode().strip()
+        dirty = bool(git("status", "--porcelain").strip())
+        diff = hashlib.sha256(git("diff", "HEAD", "--binary")).hexdigest() if dirty else None
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit, "dirty": dirty, "diff_sha256": diff}

@@ -1,0 +1,204 @@
+"""What the files of a model's folder hold, and whether that is what its config.json asks for.
+
+Headers are read and compared with the table TENSORS of the model family before a number is; what the table
+does not name is an error. `weights.py` reads and writes the numbers.
+
+Left out on purpose: pickled weights (they can run code and are never opened) and quantised tensors.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx, traverse_util
+from safetensors import SafetensorError, safe_open
+
+from xpo_jax.models.qwen2 import TENSORS, Qwen2, Qwen2Config
+from xpo_jax.values import Params
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE")  # go wherever the model goes
+FLOATS = ("F32", "BF16", "F16")  # safetensors' names of the dtypes that we read
+
+EMBEDDED = Path(__file__).parent / "embedded" / "model"
+
+
+class Tensor(NamedTuple):
+    """A tensor that the config asks for: our path, its layer (None: not one of a stack), shape in the file."""
+
+    path: str
+    layer: int | None
+    transposed: bool
+    shape: tuple[int, ...]
+
+
+class Stored(NamedTuple):
+    """A tensor that a file holds; dtype is safetensors' name for it."""
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def param_shapes(model_config: Qwen2Config) -> Params:
+    """The tree that `load_params` returns, as ShapeDtypeStructs; nothing is allocated."""
+    model = nnx.eval_shape(lambda: Qwen2(model_config, rngs=nnx.Rngs(0), stacked=True))
+    return jax.tree.map(
+        lambda p: jax.ShapeDtypeStruct(p.shape, np.float32), nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    )
+
+
+def model_folder(folder: str | Path) -> Path:
+    """The path of a folder that exists, "embedded" being the project's own; ValueError otherwise."""
+    path = EMBEDDED if folder == "embedded" else Path(folder)
+    if not path.is_dir():
+        raise ValueError(
+            f"{path} is not a folder; give a Hugging Face model folder, a hub name (owner/name), or 'embedded'"
+        )
+    return path
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds; a ValueError names the file otherwise."""
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; give a complete Hugging Face model folder")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # UnicodeDecodeError is one, too
+        raise ValueError(f"{path} is not valid JSON ({error}); restore it from the model's source") from error
+    if type(value) is not dict:
+        raise ValueError(
+            f"{path} holds a {type(value).__name__}, not an object; restore it from the model's source"
+        )
+    return value
+
+
+def expected_tensors(model_config: Qwen2Config) -> dict[str, Tensor]:
+    """Hugging Face's name of every tensor of this model, layers in order."""
+    shapes = traverse_util.flatten_dict(param_shapes(model_config), sep=".")
+    tensors: dict[str, Tensor] = {}
+    for path, name, how in TENSORS:
+        if path not in shapes:
+            continue  # a tied model has no lm_head
+        shape = shapes[path].shape
+        layers: Sequence[int | None] = range(shape[0]) if "{layer}" in name else (None,)
+        shape = shape[1:] if "{layer}" in name else shape
+        for layer in layers:
+            theirs = shape[::-1] if how == "transpose" else shape
+            tensors[name.format(layer=layer)] = Tensor(path, layer, how == "transpose", theirs)
+    return tensors
+
+
+def _stored(folder: Path) -> tuple[dict[str, Stored], list[str]]:
+    """Every tensor of the folder's weight files, and a line for each that is there twice."""
+    found: dict[str, Stored] = {}
+    duplicates = []
+    for file in _weight_files(folder):
+        try:
+            with safe_open(file, framework="np") as f:
+                for name in f.keys():  # noqa: SIM118 (it is no dict)
+                    view = f.get_slice(name)
+                    if name in found:
+                        duplicates.append(f"{name} in {found[name].file.name} and {file.name}")
+                    found[name] = Stored(file, name, tuple(view.get_shape()), view.get_dtype())
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{file} is damaged or cut short ({error}); download it again") from error
+    return found, duplicates
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if not (folder / INDEX).is_file():
+        pickled = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
+        if pickled:
+            raise ValueError(
+                f"{folder} has only pickled weights ({listed(pickled)}), which may run code and are never opened;"
+                " save the model with transformers' save_pretrained to get safetensors"
+            )
+        raise ValueError(
+            f"{folder} has neither {WEIGHTS} nor {INDEX}; give a complete Hugging Face model folder"
+        )
+    names = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(names, Mapping) or not names or not all(isinstance(n, str) for n in names.values()):
+        raise ValueError(f"{folder / INDEX} has no weight_map from tensor to file; download it again")
+    files = sorted(set(names.values()))
+    outside = [name for name in files if Path(name).name != name]
+    if outside:
+        raise ValueError(
+            f"{folder / INDEX} names files outside its folder: {listed(outside)}; mend the index"
+        )
+    absent = [name for name in files if not (folder / name).is_file()]
+    if absent:
+        raise ValueError(
+            f"{folder} lacks {listed(absent)}, which {INDEX} names; download the rest of the model"
+        )
+    return [folder / name for name in files]
+
+
+def checked(folder: Path, model_config: Qwen2Config) -> tuple[Mapping[str, Tensor], Mapping[str, Stored]]:
+    """What the config asks for and what the files hold, which are the same tensors."""
+    stored, duplicates = _stored(folder)
+    expected = expected_tensors(model_config)
+    if model_config.tie_word_embeddings and HEAD in stored and EMBEDDING in stored:
+        _check_tied(stored[HEAD], stored[EMBEDDING])
+        del stored[HEAD]
+    _check(folder, expected, stored, duplicates)
+    return expected, stored
+
+
+def _check(
+    folder: Path, expected: Mapping[str, Tensor], stored: Mapping[str, Stored], duplicates: Sequence[str]
+) -> None:
+    """Raise one error for all tensors that are not as they should be."""
+    both = sorted(expected.keys() & stored.keys())
+    problems = {
+        "missing": sorted(expected.keys() - stored.keys()),
+        "unexpected": sorted(stored.keys() - expected.keys()),
+        "duplicate": sorted(duplicates),
+        "mis-shaped": [
+            f"{name} is {stored[name].shape}, not {expected[name].shape}"
+            for name in both
+            if stored[name].shape != expected[name].shape
+        ],
+        "of an unknown dtype": [f"{n} is {stored[n].dtype}" for n in both if stored[n].dtype not in FLOATS],
+    }
+    told = [f"{len(lines)} {kind}: {listed(lines)}" for kind, lines in problems.items() if lines]
+    if told:
+        raise ValueError(
+            f"{folder}: the weights do not fit config.json; {'; '.join(told)}."
+            " Take weights and config.json from one and the same model"
+        )
+
+
+def listed(lines: Sequence[str], limit: int = 6) -> str:
+    """The first few of many names, and how many more there are."""
+    return ", ".join(lines[:limit]) + (f" and {len(lines) - limit} more" if len(lines) > limit else "")
+
+
+def _check_tied(head: Stored, embedding: Stored) -> None:
+    """transformers sometimes writes a tied model's lm_head; it must then be the embedding."""
+    same = head.shape == embedding.shape
+    rows_all, block = head.shape[0] if same else 0, 8192  # in blocks: neither is held whole
+    for start in range(0, rows_all, block):
+        rows = (slice(start, min(start + block, rows_all)),)
+        same = same and np.array_equal(read_slice(head, rows), read_slice(embedding, rows))
+    if not same:
+        raise ValueError(
+            f"{head.file}: config.json ties the embeddings, but {HEAD} differs from {EMBEDDING};"
+            " set tie_word_embeddings to false if the model is not tied, or remove the tensor"
+        )
+
+
+def read_slice(stored: Stored, window: tuple[slice, ...]) -> np.ndarray:
+    """A window of a stored tensor, in the file's dtype."""
+    # Opened anew each time: the file is mapped into memory, and closing it gives the pages back.
+    with safe_open(stored.file, framework="np") as f:
+        return f.get_slice(stored.name)[window]
