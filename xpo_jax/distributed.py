@@ -109,7 +109,10 @@ def start(
         raise ValueError(f"mode is 'on', but this is the only process ({where or coordinator})")
     if not leads():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, for good: process 0 tells what there is to tell
+    from jax.experimental import multihost_utils
+
     gather(None)  # compiles the exchange, so that no step has to
+    multihost_utils.sync_global_devices("start")  # the same for Orbax
 
 
 def running() -> bool:
