@@ -23,8 +23,8 @@ from safetensors.numpy import load_file
 
 from xpo_jax import checkpoint, cluster, distributed, hf
 from xpo_jax.distributed import Failed, Together
-from xpo_jax.pairs_log import read_pairs
 from xpo_jax.optimizer import make_optimizer
+from xpo_jax.pairs_log import read_pairs
 from xpo_jax.update import init_state
 from xpo_jax.values import Prompts
 
