@@ -154,10 +154,10 @@ def test_bytes_of_a_tiny_model_on_a_mesh_by_hand():
         estimate.memory(planned((2, 2, 2), remat=True))["gradient"]["activations"]
         >= 2 * rows * (8 + 2 * 5) * 16 * 4
     )
-    own = estimate.memory(planned((2, 2, 2), judge=estimate.Judge(TINY, 8, 32)))
+    own = estimate.memory(planned((2, 2, 2), judge=estimate.Judge(TINY, 8, 32, 2)))
     assert list(own) == ["sample", "score", "judge", "gradient", "apply"]
     assert {parts["judge"] for parts in own.values()} == {copy}
-    shared = estimate.memory(planned((2, 2, 2), judge=estimate.Judge(None, 8, 32)))
+    shared = estimate.memory(planned((2, 2, 2), judge=estimate.Judge(None, 8, 32, 1)))
     assert own["judge"]["KV cache"] == shared["judge"]["KV cache"] == 2 * 32 * a_token
     assert all("judge" not in parts for parts in shared.values())
 
@@ -254,6 +254,8 @@ def test_flops_by_hand():
     assert found["sample"] == (sample, sample)
     assert found["score"] == (layers + logits, layers + logits)
     assert found["update"] == (3 * (layers + logits), 3 * layers + 4 * logits)
+    judge = 2 * 16 * (2 * weights * 32 + scores * 32 * 32 + table)
+    assert estimate.flops(planned(judge=estimate.Judge(TINY, 8, 32, 2)))["judge"] == (judge, judge)
     assert estimate.flops(planned(remat=True))["update"] == (3 * (layers + logits), 4 * (layers + logits))
 
 
@@ -295,6 +297,12 @@ def test_what_no_change_helps(capsys):
     )
     assert status == 1
     assert re.search(r"nothing of this is enough on 1 device\(s\); ", out)
+
+
+def test_the_example_of_a_pretrained_model_is_planned_with_its_judge(capsys):
+    status = plan.main([CONFIG + ":Qwen/Qwen2.5-7B-Instruct", "--devices=8", "--device=h100-80gb"])
+    out, _ = capsys.readouterr()
+    assert status == 0 and "7,615,616,512" in out and re.search(r"sample +score +judge +gradient +apply", out)
 
 
 def test_a_plan_needs_no_weights_and_shows_time_only_where_it_is_known(capsys, tmp_path):

@@ -1,6 +1,6 @@
 """Talk to a model or an export of a run, or let it answer a file of prompts, through the project's own sampler.
 
-    python -m tools.chat [--model=FOLDER] [PROMPT]
+    python -m tools.chat [--model=FOLDER_OR_NAME] [PROMPT]
 
 Without PROMPT it is a conversation: each line is a turn, /new forgets what was said, the end of input (Ctrl-D) ends
 it. With --prompts a jsonl file is answered, and --out gets each row with "answer" and "finished" (an end token came
@@ -14,7 +14,7 @@ template. A conversation that outgrows the model's context is an error and never
 Examples:
   python -m tools.chat "Der Koch kaufte gestern ein Auto."
   python -m tools.chat --model=runs/paraphrase/export --template='<pphr_input>{input}</pphr_input>' --temperature=0
-  python -m tools.chat --model=path/to/Qwen2.5-0.5B-Instruct --system="You are brief." "Why is the sky blue?"
+  python -m tools.chat --model=Qwen/Qwen2.5-0.5B-Instruct --system="You are brief." "Why is the sky blue?"
   python -m tools.chat --prompts=embedded:held_out --out=answers.jsonl
   python -m tools.chat --model=path/to/model --prompts=rows.jsonl --column=question --out=answers.jsonl
 
@@ -42,13 +42,13 @@ import numpy as np
 from flax import nnx
 
 from tools.command import Parser
-from xpo_jax import hf
+from xpo_jax import hf, hub
 from xpo_jax.data import templates, validate
 from xpo_jax.data.pipeline import Batches
 from xpo_jax.data.rows import DataError, Prompt, Row
 from xpo_jax.data.sources import read_rows
 from xpo_jax.files import append_whole, to_json, visible
-from xpo_jax.models.qwen2 import Qwen2, unstack
+from xpo_jax.models.qwen2 import Qwen2
 from xpo_jax.programs import compute_dtype
 from xpo_jax.sampler import Sampling, make_sampler, row_keys
 from xpo_jax.summary import progress
@@ -68,18 +68,19 @@ class Chat:
     Prompts are padded to powers of two, so that there are few of them.
 
     Args:
-      folder: of Hugging Face's kind, or "embedded".
+      model: a folder, a hub name, or "embedded".
       sampling: how answers are drawn. seed: of the draws.
 
     Raises:
-      ValueError: a folder that cannot be used, a tokenizer without chat template, an answer longer than the context.
+      ValueError: a model that cannot be used, a tokenizer without chat template, an answer longer than the context.
     """
 
-    def __init__(self, folder: str, sampling: Sampling, *, seed: int, dtype: str = "auto"):
+    def __init__(self, model: str, sampling: Sampling, *, seed: int, dtype: str = "auto"):
+        folder = str(hub.find(model).folder)
         config = hf.read_config(folder)
         self.tokenizer = hf.load_tokenizer(folder, config)
         if self.tokenizer.chat_template is None:
-            raise ValueError(f"{folder}: its tokenizer has no chat template; use an instruction-tuned model")
+            raise ValueError(f"{model}: its tokenizer has no chat template; use an instruction-tuned model")
         self.room = config.max_position_embeddings - sampling.max_new_tokens
         if self.room < 1:
             raise ValueError(
@@ -100,9 +101,7 @@ class Chat:
             return draw(weights, tokens, lengths, real, row_keys(seed, PURPOSE, turn, position, 0))
 
         self._sample, self._compiled = jax.jit(sample), cast(dict[Any, Any], {})
-        cast_to = compute_dtype(dtype)
-        prepare = jax.jit(lambda params: jax.tree.map(lambda p: p.astype(cast_to), unstack(params)))
-        self._weights = prepare(hf.load_params(folder, config))
+        self._weights = hf.load_weights(folder, config, dtype=compute_dtype(dtype))
         self.tokens, self.seconds = 0, 0.0
 
     def prompt(self, messages: Sequence[Message], row: Row) -> Prompt:
@@ -248,7 +247,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """
     parser = Parser(prog="python -m tools.chat", description=__doc__)
     parser.add_argument("prompt", nargs="?", help="one prompt; without it a conversation")
-    parser.add_argument("--model", default="embedded", help="a model's folder (embedded)")
+    parser.add_argument("--model", default="embedded", help="a folder, owner/name on the hub, or embedded")
     parser.add_argument("--system", help="the system's turn, first in each conversation")
     parser.add_argument("--template", help="what the user says, with {input} or {column}s to fill in")
     parser.add_argument("--prompts", help="jsonl to answer: a path, a glob, embedded:held_out")

@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
@@ -30,14 +29,16 @@ CANDIDATES = 2  # per prompt
 
 
 class Judge(NamedTuple):
-    """A judge that is a model on the devices; rows per call over all devices, longest comparison in tokens.
+    """A judge that is a model on the devices.
 
-    own is its shape, None where it shares the policy's starting weights, which the reference holds.
+    own: its shape, None where it shares the policy's starting weights, which the reference holds.
+    rows, tokens: of a call, over all devices, and the longest bucket. asked: comparisons per prompt.
     """
 
     own: Qwen2Config | None
     rows: int
     tokens: int
+    asked: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -306,7 +307,7 @@ def flops(s: Setup) -> dict[str, tuple[int, int]]:
     logits = of(0, 0, answers * T)
     found = {"sample": (sample, sample), "score": (layers + logits, layers + logits)}
     if s.judge:
-        rows, tokens = CANDIDATES * B, s.judge.tokens  # both orders
+        rows, tokens = s.judge.asked * B, s.judge.tokens
         judge = forward_flops(s.judge.own or s.model, rows * tokens, rows * tokens**2, rows)
         found["judge"] = (judge, judge)
     found["update"] = (3 * (layers + logits), 3 * layers + 4 * logits + (layers if s.remat else 0))
@@ -323,8 +324,3 @@ def decode_bytes(s: Setup) -> tuple[int, int]:
     if not s.model.tie_word_embeddings:
         weights -= mine.vocab_size * mine.hidden_size * s.itemsize
     return weights, rows * (s.prompt_tokens + s.response_tokens) * kv_bytes_per_token(mine, s.itemsize)
-
-
-def dtype_of(name: str) -> Any:
-    """What model.dtype is on an accelerator, for which a plan is made: "auto" is bfloat16."""
-    return jnp.float32 if name == "float32" else jnp.bfloat16

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import ml_dtypes
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType
 from ml_collections import ConfigDict
@@ -70,7 +71,9 @@ def setup(source: Source) -> tuple[estimate.Setup, ConfigDict]:
     planned = estimate.Setup(
         model=shapes,
         mesh=mesh,
-        dtype=estimate.dtype_of(model.dtype),
+        dtype=np.float32
+        if model.dtype == "float32"
+        else ml_dtypes.bfloat16,  # which "auto" is on accelerators
         prompt_tokens=config.data.buckets[-1],
         response_tokens=sampling.max_new_tokens,
         batch_size=top.batch_size,
@@ -129,7 +132,7 @@ def _judge(group: ConfigDict) -> estimate.Judge | None:
     if group.name != "llm":
         return None
     own = None if group.path is None else model_shapes(group.path)
-    return estimate.Judge(own, group.batch_size, group.buckets[-1])
+    return estimate.Judge(own, group.batch_size, group.buckets[-1], asked=1 + group.both_orders)
 
 
 # ---- what would have to change ----------------------------------------------------------------------
@@ -151,6 +154,7 @@ def ladders(planned: estimate.Setup, config: ConfigDict) -> Iterator[list[Change
     yield [] if planned.remat else [("layout.remat=True",)]
     yield halved("layout.chunk_tokens", planned.chunk_tokens, 128)
     yield [("optimizer.mu_dtype=bfloat16",)] if config.optimizer.get("mu_dtype") == "float32" else []
+    yield halved("judge.batch_size", planned.judge.rows, planned.shares) if planned.judge else []
     yield doubled("tensor", 1)
     yield [
         (*change, f"layout.micro_batch_size={min(planned.micro_batch_size, int(change[0].split('=')[1]))}")
