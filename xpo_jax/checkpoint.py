@@ -73,7 +73,9 @@ def save(path: str | Path, step: int, state: TrainState, extra: Mapping[str, Any
             text = json.dumps(about, indent=1, allow_nan=False)
             if leads:
                 folder.mkdir(parents=True)
-        with _told(folder):  # Orbax waits for all processes itself; one that fails here ends, and so the others
+        with _told(
+            folder
+        ):  # Orbax waits for all processes itself; one that fails here ends, and so the others
             args = ocp.args.PyTreeSave(state)
             _orbax(lambda orbax: orbax.save(folder.absolute() / "state", args=args), _whole_arrays())
         with Together("sealing a checkpoint"), _told(folder):
