@@ -60,22 +60,13 @@ def _train(p: Parts, run: RunDir, compilations: CompilationCounter) -> dict[str,
     programs, timer = p.programs, Timer()
     device_judge = p.judge if isinstance(p.judge, DeviceJudge) else None
     announced = [*programs.announced(), *(device_judge.announced() if device_judge else ())]
-    with Together("opening the files of the run"):
+    with Together("writing the environment"):
         run.write_environment(
             {
                 "data": _fingerprints(p),
                 "model": {"path": p.model.given, "commit": p.model.commit},
                 "reference": {"path": p.reference.given, "commit": p.reference.commit},
             }
-        )
-        pairs_log = PairsLog(run.path / distributed.file_name("pairs.jsonl"))
-        metrics = Metrics(
-            run.path,
-            tensorboard=p.logging.tensorboard,
-            total_steps=p.top.steps,
-            console=summary.CONSOLE,
-            console_every_steps=p.logging.table_every_steps,
-            writes=distributed.leads(),
         )
     print(
         summary.opening(programs, {"run": str(run.path), **p.described}, compilations=len(announced)),
@@ -122,6 +113,16 @@ def _train(p: Parts, run: RunDir, compilations: CompilationCounter) -> dict[str,
     # ------------------------------------------------------------------------------------------- loop
     queries = skipped_in_a_row = 0
     evaluation_queries = before.queries
+    with Together("opening the logs"):
+        pairs_log = PairsLog(run.path / distributed.file_name("pairs.jsonl"))
+        metrics = Metrics(
+            run.path,
+            tensorboard=p.logging.tensorboard,
+            total_steps=p.top.steps,
+            console=summary.CONSOLE,
+            console_every_steps=p.logging.table_every_steps,
+            writes=distributed.leads(),
+        )
     with pairs_log, metrics:
         with Together("writing metrics"):
             metrics.log(0, before.metrics())
