@@ -328,7 +328,10 @@ def test_what_no_change_helps(capsys):
         capsys, "--model_config=Qwen2.5-72B", "--device=a100-80gb", "--config.batch_size=64"
     )
     assert status == 1
-    assert re.search(r"nothing of this is enough on 1 device\(s\); ", out)
+    found = re.search(r"nothing of this is enough on 1 device\(s\); (--devices=\d+ .*) would be", out)
+    assert found  # and that mesh is enough indeed
+    flags = [*found[1].split(), "--config.batch_size=64"]
+    assert told(capsys, "--model_config=Qwen2.5-72B", "--device=a100-80gb", *flags)[0] == 0
 
 
 def test_the_example_of_a_pretrained_model_is_planned_with_its_judge(capsys):
