@@ -17,35 +17,32 @@ from xpo_jax.judges.replies import Masses
 
 
 class AnswerCache:
-    """Probabilities of two labels, by question."""
-
-    DAMAGED = object()
+    """Probabilities of two labels, by question; `damaged` counts the entries that could not be read."""
 
     def __init__(self, folder: str, **decides: Any):
-        """Take a folder, and what decides an answer besides the question.
+        """Take a folder, which is made when it is needed, and what decides an answer besides the question.
 
         Raises:
-          ValueError: the folder cannot be made.
+          ValueError: it is there and no folder.
         """
-        self._folder, self._decides = Path(folder), decides
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(
-                f"cache: {folder} cannot be made ({error.strerror}); name another folder"
-            ) from None
+        self._folder, self._decides, self.damaged = Path(folder), decides, 0
+        if self._folder.exists() and not self._folder.is_dir():
+            raise ValueError(f"cache: {folder} is no folder; name another, or None")
 
-    def get(self, question: Mapping[str, Any]) -> Masses | object | None:
-        """The answer; None if there is none, DAMAGED if it cannot be read."""
+    def get(self, question: Mapping[str, Any]) -> Masses | None:
+        """The answer, if there is one that can be read."""
         name, path = self._place(question)
         try:
             entry = json.loads(path.read_bytes())
             a, b = map(float, entry["masses"])
-            return (a, b) if entry == _entry(name, (a, b)) else self.DAMAGED
+            if entry == _entry(name, (a, b)):
+                return a, b
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
-            return self.DAMAGED
+            pass
+        self.damaged += 1
+        return None
 
     def put(self, question: Mapping[str, Any], masses: Masses) -> None:
         """Keep an answer.

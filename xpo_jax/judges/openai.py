@@ -47,7 +47,7 @@ class OpenAIJudge:
         self._settings, self._read = dict(settings), from_logprobs if mode == "logprobs" else from_text
         self._soft = mode == "logprobs"
         self._orders = (False, True) if both_orders else (False,)
-        self._counts = {"cached": 0, "damaged": 0, "twice": 0, "flips": 0}
+        self._counts = {"cached": 0, "twice": 0, "flips": 0}
 
     def check(self, messages: Sequence[Message], row: Mapping[str, Any]) -> None:
         """Refuse a prompt that this judge cannot judge; a run asks for each before it begins.
@@ -66,7 +66,8 @@ class OpenAIJudge:
           cache that could not be used and were asked again; "twice": comparisons with an answer in both orders;
           "flips": of these the ones in which the two orders prefer different answers.
         """
-        return {**self._server.counts, **self._counts}
+        damaged = 0 if self._cache is None else self._cache.damaged
+        return {**self._server.counts, **self._counts, "damaged": damaged}
 
     def __call__(self, comparisons: Sequence[Comparison]) -> list[Verdict]:
         """Judge each comparison.
@@ -90,68 +91,50 @@ class OpenAIJudge:
 
     def _answers(self, questions: Sequence[Mapping[str, Any]]) -> list[Masses | Failed]:
         """An answer to each question: from the cache, else from the server and then into the cache."""
-        answers: list[Masses | Failed] = [Failed("not asked")] * len(questions)
-        open_places = list(range(len(questions)))
-        if self._cache is not None:
-            open_places = []
-            for i, question in enumerate(questions):
-                found = self._cache.get(question)
-                self._counts["damaged"] += found is AnswerCache.DAMAGED
-                if isinstance(found, tuple):
-                    answers[i] = found
-                    self._counts["cached"] += 1
-                else:
-                    open_places.append(i)
+        cache = self._cache
+        kept = [None if cache is None else cache.get(question) for question in questions]
+        missing = [i for i, answer in enumerate(kept) if answer is None]
+        self._counts["cached"] += len(questions) - len(missing)
 
         def read(place: int, reply: Any) -> Masses:
             masses = self._read(reply, self._labels)
-            if self._cache is not None:
-                self._cache.put(questions[open_places[place]], masses)
+            if cache is not None:
+                cache.put(questions[missing[place]], masses)
             return masses
 
-        for i, answer in zip(
-            open_places, self._server.ask([questions[i] for i in open_places], read), strict=True
-        ):
-            answers[i] = answer
-        return answers
+        asked = iter(self._server.ask([questions[i] for i in missing], read))
+        return [next(asked) if answer is None else answer for answer in kept]
 
     def _verdict(self, orders: Sequence[Masses | Failed]) -> Verdict:
         """From the masses of each order's first and second answer shown."""
+        masses: list[Masses] = []
         for answer in orders:
             if isinstance(answer, Failed):
                 return Verdict(None, answer.reason)
-        # in the second order A was shown second
-        masses = [tuple(m) if i == 0 else tuple(m)[::-1] for i, m in enumerate(orders)]
+            masses.append((answer[1], answer[0]) if masses else answer)  # in the second order A came second
         ps = [a / (a + b) for a, b in masses]
         p = sum(ps) / len(ps)
         if len(ps) == 2:
             self._counts["twice"] += 1
             self._counts["flips"] += (ps[0] - 0.5) * (ps[1] - 0.5) < 0
         if not self._soft:
-            named = ["A" if each > 0.5 else "B" for each in ps]
-            return Verdict(
-                p, " and ".join(dict.fromkeys(named)) + (", by order" if len({*named}) > 1 else "")
-            )
-        mass = sum(map(sum, masses)) / len(masses)
+            named = dict.fromkeys("A" if each > 0.5 else "B" for each in ps)
+            return Verdict(p, " and ".join(named) + (", by order" if len(named) > 1 else ""))
+        mass = sum(a + b for a, b in masses) / len(masses)
         logps = [
             sum(map(math.log, each)) / len(each) if all(each) else None for each in zip(*masses, strict=True)
         ]
-        return Verdict(
-            p,
-            f"{p:.3f} for A, mass {mass:.3f}",
-            {"a": {"logp": logps[0]}, "b": {"logp": logps[1]}, "mass": mass},
-        )
+        scores = {"a": {"logp": logps[0]}, "b": {"logp": logps[1]}, "mass": mass}
+        return Verdict(p, f"{p:.3f} for A, mass {mass:.3f}", scores)
 
 
 def _as_messages(rendered: str | Sequence[Message]) -> list[dict[str, str]]:
     """Messages for a request; a text is one turn of the user's. Half a surrogate pair cannot be sent."""
-    turns = (
-        [{"role": "user", "content": rendered}] if isinstance(rendered, str) else list(map(dict, rendered))
-    )
+    turns = [Message(role="user", content=rendered)] if isinstance(rendered, str) else rendered
     return [
         {
-            name: text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-            for name, text in turn.items()
+            "role": turn["role"],
+            "content": turn["content"].encode("utf-16", "surrogatepass").decode("utf-16", "replace"),
         }
         for turn in turns
     ]

@@ -98,7 +98,11 @@ def _masses(token: Mapping[str, Any], labels: tuple[str, str]) -> Masses:
 def _token(token: Any) -> tuple[str, float]:
     """A token's text and probability."""
     text, logp = (token.get("token"), token.get("logprob")) if isinstance(token, dict) else (None, None)
-    number = isinstance(logp, int | float) and not isinstance(logp, bool)
-    if not isinstance(text, str) or not number or not logp <= 1e-3:
-        raise Unreadable(f"the logprobs are not in OpenAI's form: {json.dumps(token)}")
-    return text, math.exp(max(logp, -1e4))  # a server may say -9999, or less, for never
+    if (
+        isinstance(text, str)
+        and isinstance(logp, int | float)
+        and not isinstance(logp, bool)
+        and logp <= 1e-3
+    ):
+        return text, math.exp(max(logp, -1e4))  # a server may say -9999, or less, for never
+    raise Unreadable(f"the logprobs are not in OpenAI's form: {json.dumps(token)}")

@@ -70,7 +70,7 @@ class Server:
             import openai
         except ImportError as error:
             raise ValueError(
-                f"name: 'openai' needs the openai client ({error}); install the extra: pip install 'xpo-jax[judge]'"
+                f"name 'openai' needs the openai client ({error}); install the extra: pip install 'xpo-jax[judge]'"
             ) from None
         self._openai: Any = openai
         self._base_url, self._key, self._key_name = base_url, key, key_name
@@ -106,16 +106,21 @@ class Server:
         late = Failed(f"not answered within the batch's {self._batch_timeout:g} s")
         answers: list[T | Failed] = [late] * len(questions)
         end = asyncio.get_running_loop().time() + self._batch_timeout
-        slots = asyncio.Semaphore(self._concurrency)
+        slots, stopped = asyncio.Semaphore(self._concurrency), asyncio.Event()
 
         async def answer(i: int) -> None:
             async with slots:  # held during a pause too: a server that is busy is asked less
+                if stopped.is_set():
+                    return
                 try:
                     answers[i] = read(i, _parsed(await self._reply(client, questions[i], end)))
                 except (Unreadable, RecursionError) as error:
                     answers[i] = Failed(self._words(str(error)))
                 except _NoReply as error:
                     answers[i] = Failed(str(error))
+                except ValueError:
+                    stopped.set()
+                    raise
 
         async with self._client() as client:
             tasks = [asyncio.create_task(answer(i)) for i in range(len(questions))]
@@ -161,7 +166,7 @@ class Server:
                 raise _NoReply(f"the request failed ({type(error).__name__})") from None
             else:
                 return bytes(raw.http_response.content)
-            pause = min(FIRST_PAUSE_SECONDS * 2**attempt, LAST_PAUSE_SECONDS)
+            pause = min(FIRST_PAUSE_SECONDS * 2.0 ** min(attempt, 10), LAST_PAUSE_SECONDS)
             pause = max(asked_to_wait, pause) + pause * self._jitter.random()
             if attempt == self._retries or now() + pause >= end:
                 break
