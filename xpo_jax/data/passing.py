@@ -28,6 +28,7 @@ class PassingPrompts(Sequence[Prompt]):
 
     def __init__(
         self,
+        name: str,
         rows: Rows,
         steps: Steps,
         places: np.ndarray | None = None,
@@ -36,13 +37,15 @@ class PassingPrompts(Sequence[Prompt]):
         """Makes the first prompts, to see that the settings fit the rows.
 
         Args:
+          name: of the source, for errors.
+          rows, steps: from these a prompt is made.
           places: i64[prompts], the rows that are prompts, where all have been looked at.
           lengths: of these, tokens.
 
         Raises:
           DataError: as `Steps`.
         """
-        self._rows, self._steps, self._places, self.lengths = rows, steps, places, lengths
+        self._name, self._rows, self._steps, self._places, self.lengths = name, rows, steps, places, lengths
         counts: Counter[str] = Counter()
         shortest, longest = 2**31, 0
         for index in range(min(_LOOKED_AT, len(rows)) if places is None else 0):
@@ -79,7 +82,7 @@ class PassingPrompts(Sequence[Prompt]):
             if not isinstance(prompt, str):
                 return prompt, passed
         raise DataError(
-            f"{self._rows.identity[0]}: {_MOST_REPLACED} rows on end from place {index + 1} cannot be used, the last"
+            f"{self._name}: {_MOST_REPLACED} rows on end from place {index + 1} cannot be used, the last"
             f" because of {prompt}; loosen that field, or take these rows out"
         )
 

@@ -197,7 +197,7 @@ def _load(source: Source, steps: Steps, take: int | None, deduplicate: bool) -> 
     rows = open_rows(source)
     small = min(len(rows), take or len(rows)) <= MAX_ROWS_IN_MEMORY
     if not small and take is None and not deduplicate:
-        passing = PassingPrompts(rows, steps)
+        passing = PassingPrompts(named(source), rows, steps)
         digest = hashlib.sha256(json.dumps(list(rows.identity), sort_keys=True).encode())
         return PromptSet(
             passing, len(rows), passing.dropped, _note(steps), digest.hexdigest(), tuple(rows.identity)
@@ -236,7 +236,9 @@ def _load(source: Source, steps: Steps, take: int | None, deduplicate: bool) -> 
         )
     kept: Sequence[Prompt] = tuple(prompts)
     if not small:
-        kept = PassingPrompts(rows, steps, np.array(places, np.int64), np.array(lengths, np.int32))
+        kept = PassingPrompts(
+            named(source), rows, steps, np.array(places, np.int64), np.array(lengths, np.int32)
+        )
     return PromptSet(kept, len(rows), dict(dropped), _note(steps), digest.hexdigest(), tuple(rows.identity))
 
 

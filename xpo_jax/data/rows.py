@@ -13,6 +13,10 @@ from xpo_jax.values import Message
 class DataError(ValueError):
     """Prompts that cannot be used; one line that names file and row and says how to mend it."""
 
+    def __init__(self, text: str):
+        """What a row holds may stand in `text`: line breaks and control characters in it are written as escapes."""
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in text))
+
 
 class SourceError(DataError):
     """A whole source that cannot be used, so that no row of it can be skipped."""

@@ -115,7 +115,8 @@ class Mixed:
 
     def __init__(self, sources: Sequence[Any], weights: Sequence[float], seed: int = 0):
         """`sources` are sources, `weights` as many numbers above 0, of any sum; seed from 0 to 2^32 - 1."""
-        if isinstance(sources, str | Mapping) or len(sources) != len(weights) or len(weights) < 2:
+        lists = all(isinstance(each, list | tuple) for each in (sources, weights))
+        if not lists or len(sources) != len(weights) or len(weights) < 2:
             raise SourceError("sources and weights: two lists of the same length, at least 2, are expected")
         for weight in weights:
             if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < 1e9:
