@@ -28,22 +28,28 @@ def embedded() -> ConfigDict:
     # Updates in a row that may be skipped because a number was not finite, before the run gives up.
     config.max_skipped = 5
 
-    # xpo_jax/data/prompts.py: load_prompts
+    # xpo_jax/data/prompts.py: load_prompts. In the order in which it is done; docs/data.md has an example of each.
     config.data = ConfigDict(
         {
-            "train": "embedded:train",  # or a path, a list of paths, a glob: jsonl
+            "train": "embedded:train",  # or a path, a glob, a list, a mapping, your own: docs/data.md
             "held_out": "embedded:held_out",
+            "select": None,  # only these columns
+            "rename": None,  # {"old": "new"}
             "template": ({"role": "user", "content": "<pphr_input>{input}</pphr_input>"},),
             "column": None,  # instead of a template: the column that holds a text or a conversation
-            "take": None,  # only the first so many training rows
-            "shuffle": True,
+            "filter_tokens": None,  # {"columns": ("input",), "combine": "max" or "sum", "max_tokens": 100}
             # Drops rows whose last user content is longer than 0.9 x max_new_tokens: their paraphrase would
             # be cut off. Not needed here, where no sentence is that long.
             "filter_length": False,
             "max_prompt_tokens": 40,
             "buckets": (32, 40),  # the longest embedded prompt has 34 tokens, nearly all are below 32
             "on_long": "error",  # or "drop", with a count
-        }
+            "on_bad_row": "error",  # or "skip", with a count
+            "deduplicate": False,
+            "take": None,  # only the first so many training prompts
+            "shuffle": True,
+        },
+        type_safe=False,  # a list or a mapping may take a path's place; load_prompts checks the types
     )
 
     # xpo_jax/settings.py: Model

@@ -19,7 +19,8 @@ from xpo_jax.data.rows import DataError, Prompt, Row
 PAD, START, END = 256, 257, 258
 ROLES = "the roles are system, user, assistant"
 FIELDS = (
-    "train, held_out, template, column, take, shuffle, filter_length, max_prompt_tokens, buckets, on_long"
+    "train, held_out, select, rename, template, column, filter_tokens, filter_length, max_prompt_tokens, buckets, "
+    "on_long, on_bad_row, deduplicate, take, shuffle"
 )
 
 
@@ -37,21 +38,31 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def load(tokenizer, max_new_tokens=64, **fields):
+def load(tokenizer, max_new_tokens=64, check=None, **fields):
     group = {
         "train": "t.jsonl",
         "held_out": "good.jsonl",
+        "select": None,
+        "rename": None,
         "template": None,
         "column": "text",
-        "take": None,
-        "shuffle": True,
+        "filter_tokens": None,
         "filter_length": False,
         "max_prompt_tokens": 64,
         "buckets": (16, 32, 64),
         "on_long": "error",
+        "on_bad_row": "error",
+        "deduplicate": False,
+        "take": None,
+        "shuffle": True,
     }
     return config.build(
-        load_prompts, {**group, **fields}, "data", tokenizer=tokenizer, max_new_tokens=max_new_tokens
+        load_prompts,
+        {**group, **fields},
+        "data",
+        tokenizer=tokenizer,
+        max_new_tokens=max_new_tokens,
+        check=check,
     )
 
 
@@ -303,11 +314,11 @@ def test_take_and_long_prompts(folder, tokenizer):
         "t.jsonl, row 2: the prompt has 17 tokens, more than max_prompt_tokens = 16; "
         "raise it, or set on_long = 'drop'"
     )
-    dropped = load(tokenizer, **fields, on_long="drop", take=4).train
+    dropped = load(tokenizer, **fields, on_long="drop", take=2).train  # of those that are left
     assert [p.row.number for p in dropped.prompts] == [1, 3]
-    assert dropped.dropped == {"take": 1, "max_prompt_tokens": 2}
+    assert dropped.dropped == {"max_prompt_tokens": 1, "take": 2}
     assert dropped.summary() == (
-        "2 prompts of 3 to 16 tokens, from 5 rows; left out: take 1, max_prompt_tokens 2"
+        "2 prompts of 3 to 16 tokens, from 5 rows; left out: max_prompt_tokens 1, take 2"
     )
     assert load(tokenizer, take=99).train.dropped == {}
     write_rows(folder / "t.jsonl", [{"text": "x" * 20}])
@@ -328,9 +339,12 @@ def test_take_and_long_prompts(folder, tokenizer):
         ({"buckets": [0, 64]}, "data.buckets: rising numbers from 1 on are expected, found [0, 64]"),
         ({"buckets": [32]}, "data.buckets: the last one, 32, is shorter than max_prompt_tokens = 64"),
         ({"on_long": "cut"}, "data.on_long: 'error' or 'drop' is expected, found 'cut'"),
-        ({"held_out": 3}, "data.held_out: text or a list (each text) is expected, found 3"),
+        (
+            {"held_out": 3},
+            "data.held_out: text or a list (each text or a mapping) or a mapping is expected, found 3",
+        ),
         ({"shufle": True}, "data.shufle: no such field; did you mean 'shuffle'?"),
-        ({"seed": 3}, f"data.seed: no such field; data has {FIELDS}"),
+        ({"zzz": 3}, f"data.zzz: no such field; data has {FIELDS}"),
     ],
 )
 def test_settings_that_do_not_go_together(tokenizer, fields, text):

@@ -84,7 +84,9 @@ def test_what_each_part_must_not_know():
     assert not [name for name in reach("xpo_jax.losses", OURS) if name.startswith("xpo_jax.models")]
     assert not top_names(reach("xpo_jax.sampler", IMPORTS)) & {"tokenizers", "transformers"}
     assert not [name for name in reach("xpo_jax.choices", OURS) if name.startswith("xpo_jax.judges")]
-    assert {name for name in OURS["xpo_jax.data.sources"] if name != "xpo_jax.data"} == {"xpo_jax.data.rows"}
+    sources = {name.removeprefix("xpo_jax.") for name in OURS["xpo_jax.data.sources"]} - {"data"}
+    assert sources == {"data.formats", "data.rows", "schema"}
+    assert OURS["xpo_jax.data.formats"] == {"xpo_jax.data.lines", "xpo_jax.data.rows"}
     for name in PACKAGE:
         assert not top_names(IMPORTS[name]) & {"torch", "tools", "tests", "configs"}, name
 

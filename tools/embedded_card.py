@@ -33,7 +33,7 @@ def measure(folder: Path, temperature: float, samples: int) -> dict[str, float]:
     config = load_config("configs/paraphrase.py", [])
     shape = hf.read_config(folder)
     tokenizer = hf.load_tokenizer(folder, shape)
-    data = build(load_prompts, config.data, "data", tokenizer=tokenizer, max_new_tokens=32)
+    data = build(load_prompts, config.data, "data", tokenizer=tokenizer, max_new_tokens=32, check=None)
     judge = build(paraphrase, config.judge, "judge")
     sampling = Sampling(
         max_new_tokens=32, temperature=temperature, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0

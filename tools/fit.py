@@ -59,7 +59,7 @@ def setup(source: Source) -> tuple[estimate.Setup, ConfigDict]:
     layout = build(settings.Layout, config.layout, "layout")
     layout.check(top.batch_size, sampling.max_new_tokens)
     optimizer, _ = build(make_optimizer, config.optimizer, "optimizer", steps=top.steps)
-    configs.check(load_prompts, config.data, "data", given=("tokenizer", "max_new_tokens"))
+    configs.check(load_prompts, config.data, "data", given=("tokenizer", "max_new_tokens", "check"))
     mesh = build(_mesh, config.mesh, "mesh", devices=source.devices)
     shapes = model_shapes(source.model or model.path)
     judge = _judge(config.judge)

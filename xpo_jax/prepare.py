@@ -87,15 +87,13 @@ def prepare(config: ConfigDict) -> Parts:
         dtype = compute_dtype(model.dtype)
         judge.attach(mesh=mesh, folder=folder, model_config=model_config, tokenizer=tokenizer, dtype=dtype)
     data = build(
-        load_prompts, config.data, "data", tokenizer=tokenizer, max_new_tokens=sampling.max_new_tokens
+        load_prompts,
+        config.data,
+        "data",
+        tokenizer=tokenizer,
+        max_new_tokens=sampling.max_new_tokens,
+        check=getattr(judge, "check", None),
     )
-    check = getattr(judge, "check", None)
-    if check is not None:
-        for prompt in (*data.train.prompts, *data.held_out.prompts[: evaluation.prompts]):
-            try:
-                check(prompt.messages, prompt.row.values)
-            except ValueError as error:
-                raise ValueError(f"{prompt.row.at}: {error}") from error
     batches = data.train_batches(top.batch_size, top.seed)
     held_out = list(data.held_out_batches(top.batch_size, evaluation.prompts))
     chunks = top.batch_size // layout.micro_batch_size

@@ -64,6 +64,7 @@ def _train(p: Parts, run: RunDir, compilations: CompilationCounter) -> dict[str,
         run.write_environment(
             {
                 "data": _fingerprints(p),
+                "sources": {"train": p.data.train.sources, "held_out": p.data.held_out.sources},
                 "model": {"path": p.model.given, "commit": p.model.commit},
                 "reference": {"path": p.reference.given, "commit": p.reference.commit},
             }
@@ -187,6 +188,7 @@ def _train(p: Parts, run: RunDir, compilations: CompilationCounter) -> dict[str,
             found = {
                 **summarise(sums, beta),
                 **verdicts.metrics(judged, prompts.real),
+                **p.batches.metrics(step),
                 "judge/queries": queries,
                 "alpha": alpha,
                 "beta": beta,

@@ -1,9 +1,12 @@
 """Prompts: from files to batches.
 
-sources.py    files -> rows
+lines.py      a file of lines of any size, random access
+formats.py    a file -> rows
+sources.py    files, globs, data sets, your own, joined or mixed -> rows
 templates.py  a row and a template -> text or messages
 validate.py   what a row, a text and a conversation must be
-filters.py    which prompts are left out
+steps.py      a row -> a prompt, or what leaves it out
+passing.py    the prompts of a source that is too large to be held
 prompts.py    all of this in order: `load_prompts`, the factory of the config's `data` group
 pipeline.py   prompts -> batches, random access by step
 """

@@ -6,7 +6,7 @@ decides; tool calls and contents that are not text.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from xpo_jax.data.rows import DataError, Row
@@ -18,7 +18,7 @@ _ROLES = ("system", "user", "assistant")
 def column(row: Row, name: str) -> Any:
     """The value of a row's column; DataError, with the columns that are there, if it is missing."""
     if name not in row.values:
-        raise DataError(f"{row.at}: no column {name!r}; the row has: {', '.join(row.values) or 'nothing'}")
+        raise DataError(f"{row.at}: no column {name!r}; the row has: {_names(row.values)}")
     return row.values[name]
 
 
@@ -67,12 +67,12 @@ def conversation(value: Any, at: str, what: str) -> tuple[Message, ...]:
         if not isinstance(turn, Mapping):
             raise DataError(f"{at}: {place} must be a message with role and content, found {_shown(turn)}")
         if set(turn) != {"role", "content"}:
-            raise DataError(
-                f"{at}: {place} must have role and content, it has: {', '.join(turn) or 'nothing'}"
-            )
+            raise DataError(f"{at}: {place} must have role and content, it has: {_names(turn)}")
         role = turn["role"]
         if role not in _ROLES:
-            raise DataError(f"{at}: {place} has the unknown role {role!r}; the roles are {', '.join(_ROLES)}")
+            raise DataError(
+                f"{at}: {place} has the unknown role {_shown(role)}; the roles are {', '.join(_ROLES)}"
+            )
         if role == "system" and number > 1:
             raise DataError(f"{at}: {place} is a system turn; only the first turn can be one")
         messages.append(Message(role=role, content=text(turn["content"], at, f"the content of {place}")))
@@ -84,5 +84,12 @@ def conversation(value: Any, at: str, what: str) -> tuple[Message, ...]:
 
 
 def _shown(value: Any) -> str:
-    shown = " ".join(repr(value).split())
-    return shown if len(shown) <= 60 else shown[:57] + "..."
+    return _cut(" ".join(repr(value).split()), 60)
+
+
+def _names(columns: Iterable[str]) -> str:
+    return _cut(", ".join(columns) or "nothing", 200)
+
+
+def _cut(text: str, letters: int) -> str:
+    return text if len(text) <= letters else text[: letters - 3] + "..."
