@@ -564,6 +564,25 @@ def test_without_the_client(monkeypatch):
         configs.build(openai, {"name": "openai", "base_url": "https://host/v1", **ARGUMENTS}, "judge")
 
 
+def test_the_client_is_imported_only_where_it_is_used():
+    for path in Path(server_module.__file__).parent.glob("*.py"):
+        assert not re.search(r"^(import|from) (openai|httpx)", path.read_text(), re.MULTILINE)
+
+
+def test_the_example_of_the_docs_is_a_judge():
+    text = (Path(__file__).parents[1] / "docs" / "judges_server.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    config = ConfigDict()
+    exec(example, {"config": config, "ConfigDict": ConfigDict})
+    with FakeOpenAI(lambda messages: {"B": 1.0}, model=config.judge.model) as server:
+        config.judge.base_url = server.url
+        with config.ignore_type():
+            config.judge.cache = None
+        turns = [{"role": "user", "content": "Say"}]
+        assert configs.build(openai, config.judge, "judge")([PAIR._replace(messages=turns)])[0].p == 0
+        assert "<task>\nSay\n</task>" in server.requests[0].body["messages"][1]["content"]
+
+
 # ---- whole runs -----------------------------------------------------------------------------------
 
 

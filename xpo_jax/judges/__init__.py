@@ -1,6 +1,7 @@
 """Judges, one file each. A judge sees text and rows, never the run's tensors; see values.Comparison and Verdict.
 
-Most are plain Python on the host. `llm` runs a model of its own on the devices; see values.DeviceJudge.
+Most are plain Python on the host. `llm` runs a model of its own on the devices; see values.DeviceJudge. `openai` asks
+a server.
 
 `JUDGES` gives the names that a config may use for ours; yours is named as package.module:Name.
 """

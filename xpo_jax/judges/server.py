@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from xpo_jax.judges.replies import Unreadable
 
 MAX_BODY_BYTES = 1 << 20  # an answer of a few tokens with 20 alternatives each has some 10 kB
-MAX_WORDS = 160  # letters of the server's words that go into a reason
+MAX_WORDS = 120  # letters of the server's words that go into a reason
 FIRST_PAUSE_SECONDS, LAST_PAUSE_SECONDS = 0.5, 30.0  # between two attempts; doubled from one to the next
 _SENT = frozenset(
     ("host", "accept", "connection", "content-type", "content-length", "user-agent")
