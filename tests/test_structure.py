@@ -20,7 +20,8 @@ JUDGES = sorted(name for name in PACKAGE if name.startswith("xpo_jax.judges."))
 SHARED_BY_JUDGES = {"xpo_jax.judges.gates"}  # no judge itself
 # runs a model on the devices, through `choices`; of the rest of the run it knows no more than any judge
 DEVICE_JUDGES = {
-    "xpo_jax.judges.llm": {"choices", "data.templates", "data.validate", "hf", "hub", "schema", "values"}
+    "xpo_jax.judges.llm": {"choices", "data.templates", "data.validate", "hf", "hub", "schema", "values"},
+    "xpo_jax.judges.reward": {"choices", "hf", "hub", "model_files", "schema", "values"},
 }
 LEAVES = ("values", "files", "schema")  # each may be read without knowing anything else of ours
 
