@@ -6,6 +6,7 @@ file (but into the hub's cache) or puts an array on a device.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -51,16 +52,27 @@ class Parts(NamedTuple):
 def make_judge(group: Mapping[str, Any] | ConfigDict, where: str) -> Any:
     """The judge that a config's group names; one that is made of others makes them with this, too.
 
+    The name is of a factory (a class, or a function that returns the judge), whose arguments are the group's fields.
+    A function whose only parameter is called `comparisons` is the judge itself.
+
     Raises:
-      ValueError: an unknown name, a field that does not fit, whatever the judge's factory refuses.
+      ValueError: an unknown name, a field that does not fit, whatever the judge's factory refuses, something that
+        cannot be called as judge(comparisons).
     """
-    return configs.build(
-        configs.resolve(group["name"], f"{where}.name", JUDGES),
-        group,
-        where,
-        rule_judge=JUDGES["paraphrase"],
-        make_judge=make_judge,
-    )
+    judge = factory = configs.resolve(group["name"], f"{where}.name", JUDGES)
+    if inspect.isfunction(factory) and list(inspect.signature(factory).parameters) == ["comparisons"]:
+        configs.check(lambda: None, group, where)
+    else:
+        given = {"rule_judge": JUDGES["paraphrase"], "make_judge": make_judge}
+        judge = configs.build(factory, group, where, **given)
+    try:
+        inspect.signature(judge).bind([])
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{where}.name: {group['name']} gives a {type(judge).__name__} that cannot be called as"
+            " judge(comparisons); see docs/judges.md"
+        ) from None
+    return judge
 
 
 def prepare(config: ConfigDict) -> Parts:

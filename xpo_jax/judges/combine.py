@@ -19,7 +19,7 @@ from typing import Any, Literal
 from xpo_jax.answers import JudgeError, asked
 from xpo_jax.values import Comparison, DeviceJudge, Judge, Message, Params, Verdict
 
-CERTAIN = 1e-6  # in a sum no part is surer than this: hard verdicts have no finite log-odds
+CERTAIN = 14.0  # log-odds; in a sum no part is surer (p 0.9999992), for those of hard verdicts are infinite
 
 
 class Combination:
@@ -117,8 +117,9 @@ class Combination:
 
 
 def _log_odds(p: float) -> float:
-    p = min(max(p, CERTAIN), 1 - CERTAIN)
-    return math.log(p / (1 - p))
+    if p in (0.0, 1.0):
+        return math.copysign(CERTAIN, p - 0.5)
+    return min(max(math.log(p) - math.log1p(-p), -CERTAIN), CERTAIN)
 
 
 def combine(
