@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from fakes import run_main, tiny_config, write_config, write_rows
+from fakes import hasty_compilation, run_main, tiny_config, write_config, write_rows
 from ml_collections import ConfigDict
 
 from tools import judge as tool
@@ -39,7 +39,9 @@ def test_the_example_runs(example, tmp_path):
     rows = [{"text": f"{i} x", "input": "e x"} for i in range(16)]
     config.data.train = config.data.held_out = write_rows(tmp_path / "rows.jsonl", rows)
     config.judge, config.steps, config.data.buckets = ConfigDict({"name": "my_judges:judge"}), 2, (40,)
-    status, out, err = run_main([f"--config={write_config(tmp_path / 'c.py', config)}"])
+    config.evaluation.reference_samples, config.evaluation.prompts = 1, 2
+    with hasty_compilation():
+        status, out, err = run_main([f"--config={write_config(tmp_path / 'c.py', config)}"])
     assert status == 0, err
     assert json.loads(out.splitlines()[-1])["ended_by"] == "steps"
     judged = [pair for pair in read_pairs(tmp_path / "run" / "pairs.jsonl") if pair["shown"]]

@@ -317,7 +317,7 @@ def test_a_combination_speaks_for_its_parts():
 # ---- whole runs ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["reward_model", "combine"])
+@pytest.mark.parametrize("kind", [pytest.param("reward_model", marks=pytest.mark.slow), "combine"])
 def test_the_embedded_default_with_other_judges(kind, tmp_path):
     """The example's own config but for judge and size; asked in both orders, within a budget that ends it."""
     config = configs.load(str(ROOT / "configs" / "paraphrase.py"))
