@@ -40,6 +40,7 @@ def test_the_example_runs(example, tmp_path):
     config.data.train = config.data.held_out = write_rows(tmp_path / "rows.jsonl", rows)
     config.judge, config.steps, config.data.buckets = ConfigDict({"name": "my_judges:judge"}), 2, (40,)
     config.evaluation.reference_samples, config.evaluation.prompts = 1, 2
+    config.mesh = ConfigDict({"data": 8, "fsdp": 1, "tensor": 1})
     with hasty_compilation():
         status, out, err = run_main([f"--config={write_config(tmp_path / 'c.py', config)}"])
     assert status == 0, err
@@ -166,3 +167,37 @@ def test_the_tool_refuses_in_one_line(rows, argv, message, example, capsys, tmp_
 def test_the_tool_explains_itself(capsys):
     assert tool.main(["--help"]) == 0
     assert "python -m tools.judge --config=" in capsys.readouterr().out
+
+
+# ---- judging ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        # 11 prompts x 2 x 2 comparisons, and a first batch of 8; in both orders twice that
+        (
+            ["max_queries=95"],
+            "judging.max_queries is 95, but the evaluations at the start and the end may ask 44",
+        ),
+        (["max_queries=191", "both_orders=true"], "each and a step 16: give at least 192, or lower"),
+        (["max_queries=0"], "judging.max_queries is 0, must be at least 1, or None for no limit"),
+        (["max_failed_share=1.5"], "judging.max_failed_share is 1.5, must be from 0 to 1 (any share)"),
+        (["max_failed_batches=0"], "judging.max_failed_batches is 0, must be at least 1"),
+    ],
+)
+def test_limits_that_cannot_be_are_refused_before_the_run(overrides, message, tmp_path):
+    spec = write_config(tmp_path / "c.py", tiny_config(tmp_path))
+    status, _, err = run_main([f"--config={spec}", *(f"--config.judging.{o}" for o in overrides)])
+    assert status == 2 and message in err and err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_both_orders_are_not_asked_for_twice(tmp_path):
+    config = tiny_config(tmp_path)
+    config.judge = ConfigDict({"name": "llm", "path": None, "template": "{A}{B}", "labels": ("A", "B")})
+    config.judge.update({"batch_size": 8, "buckets": (64,), "on_long": "error", "both_orders": True})
+    config.judge.update({"rules": None})
+    config.judging.both_orders = True
+    status, _, err = run_main([f"--config={write_config(tmp_path / 'c.py', config)}"])
+    assert status == 2 and "are both true, which asks four times; set one to false" in err
