@@ -106,6 +106,17 @@ def embedded() -> ConfigDict:
         }
     )
 
+    # xpo_jax/settings.py: Judging
+    config.judging = ConfigDict(
+        {
+            "both_orders": False,  # rules do not care for the order
+            "max_queries": None,  # or what you will pay for: a run ends within it
+            # A pair without a verdict has no say. More than half of them in three batches in a row end the run.
+            "max_failed_share": 0.5,
+            "max_failed_batches": 3,
+        }
+    )
+
     # xpo_jax/settings.py: Loss
     config.loss = ConfigDict(
         {
@@ -199,12 +210,14 @@ def pretrained(model: str) -> ConfigDict:
                 1792,
             ),  # the template, 1024 tokens of prompt and two answers fit into the last
             "on_long": "no_verdict",  # counted in judge/failed_rate, never cut; or "error"
-            # Small models prefer one of the two places: asked both ways round the preference cancels out.
-            "both_orders": True,
+            "both_orders": False,  # judging.both_orders does it for any judge, and says what it changes
             # or {"weight": 0.3, "gate": "general", ...the judge's by rules}: guards against long or empty answers
             "rules": None,
         }
     )
+
+    # Small models prefer one of the two places: asked both ways round the preference cancels out.
+    config.judging.both_orders = True
 
     # Raise beta to 0.3 or 0.4 if answers degenerate or objective/kl passes some 20 nats while the win rate
     # stands still: it is the strength of the pull towards the reference.

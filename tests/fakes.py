@@ -453,6 +453,12 @@ def tiny_config(folder: Path) -> ConfigDict:
                 "repetition_penalty": 1.0,
             },
             "judge": {"name": "fakes:LongerText"},
+            "judging": {
+                "both_orders": False,
+                "max_queries": None,
+                "max_failed_share": 0.5,
+                "max_failed_batches": 2,
+            },
             "loss": {
                 "second": "reference",
                 "kind": "sigmoid",

@@ -14,6 +14,8 @@ import pytest
 from fakes import SPEAKING, hasty_compilation, run_main, tiny_config, write_config, write_model, write_rows
 from ml_collections import ConfigDict
 
+from xpo_jax import checkpoint
+
 REPOSITORY = Path(__file__).parents[1]
 
 
@@ -225,7 +227,7 @@ def test_values_that_are_out_of_range_or_do_not_go_together(folder, overrides, e
     [
         (
             "paraphrasing",
-            "judge.name: 'paraphrasing' is unknown; choose paraphrase, llm, or one of yours as package.module",
+            "judge.name: 'paraphrasing' is unknown; choose paraphrase, llm, reward_model, ",
         ),
         ("nothing_here:Judge", "judge.name: no module 'nothing_here', seen from "),
         ("fakes:Longest", "judge.name: module 'fakes' has no 'Longest'; did you mean 'LongerText'?"),
@@ -243,19 +245,25 @@ def test_judges_that_are_not_there_or_take_other_fields(folder, name, expected):
     ("judge", "expected"),
     [
         ({"name": "fakes:Turning", "at": 10}, "the judge answered the int 1, which is refused"),
-        ({"name": "fakes:Miscounting"}, "the judge was asked 8 comparisons and returned 7 answers"),
         (
-            {"name": "fakes:prose"},
-            "the judge answered 'Answer A is better because it is more polite.'; a text answer",
+            {"name": "fakes:Miscounting"},
+            "the judge has no verdict on any of the first 32 pairs: the judge was asked 8 comparisons and returned 7",
         ),
         (
-            {"name": "fakes:Broken", "at": 10},
-            "the judge failed: KeyError: 'the\\nserver is gone' (fakes.py, line ",
+            {"name": "fakes:prose"},
+            "the judge has no verdict on any of the first 32 pairs: the judge answered 'Answer A is better because"
+            " it is more polite.'; a text answer",
+        ),
+        (
+            {"name": "fakes:Broken", "at": 9},
+            "the judge had no verdict on more than 50% of the pairs in 2 batches in a row; in the last of them:"
+            " the judge failed: KeyError: 'the\\nserver is gone' (fakes.py, line ",
         ),
     ],
 )
 def test_judges_that_break_the_contract_in_the_middle_of_a_run(folder, tmp_path, compiled, judge, expected):
-    """The evaluation before the first step asks in eight calls, so the one with number 10 is in step 3."""
+    """The evaluation before the first step asks in eight calls, so the one with number 10 is in step 3. That is
+    where an integer ends the run at once, and an exception at its second time."""
     config = tiny_config(folder)
     config.judge = ConfigDict(judge)
     config.run_dir, config.data.buckets = str(tmp_path / "run"), (40,)
@@ -266,6 +274,9 @@ def test_judges_that_break_the_contract_in_the_middle_of_a_run(folder, tmp_path,
     assert not out.splitlines()[-1].startswith("{")
     steps = [json.loads(text)["step"] for text in lines(tmp_path / "run" / "metrics.jsonl")]
     assert steps == ([0, 1, 2] if "at" in judge else [])
+    if "at" in judge:  # the state before the step that got no verdict
+        assert last.endswith(f"; the last weights are in {tmp_path}/run/checkpoints/2")
+        assert checkpoint.latest(tmp_path / "run" / "checkpoints") == 2
     assert not (tmp_path / "run" / "result.json").exists()
 
 

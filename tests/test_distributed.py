@@ -283,23 +283,30 @@ def test_process_0_speaks_and_writes(pair, together):
     }
 
 
-def test_a_judge_that_raises_on_one_process_ends_both(together, folder):
-    """Both say why. How soon after it they end is printed, for a busy machine is no place to assert it:
+def test_a_judge_that_raises_on_one_process_costs_its_rows_and_ends_both_past_the_limit(together, folder):
+    """Both say why, and have saved the weights. How soon they end is printed, for a busy machine is no place to
+    assert it:
 
     python -m pytest tests/test_distributed.py -k raises -s
     """
+    limit = ["judging.max_failed_share=0.4"]
     ended = start(
-        folder, "broken", 2, {"name": "fakes:BrokenOn", "process": 1, "at": 5}
-    )  # in its second step
+        folder, "broken", 2, {"name": "fakes:BrokenOn", "process": 1, "at": 4}, (limit, limit)
+    )  # from its first step on
     line = (
-        r"xpo_jax: process 1 of 2, judging: "
-        r"the judge failed: KeyError: 'the\\nserver is gone' \(fakes.py, line \d+\)"
+        r"xpo_jax: the judge had no verdict on more than 40% of the pairs in 2 batches in a row; in the last of them: "
+        r"the judge failed: KeyError: 'the\\nserver is gone' \(fakes.py, line \d+\); the last weights are in \S+/1"
     )
     for each in ended:
         assert each.status == 2 and re.fullmatch(line, each.err.splitlines()[-1]), each.err
     raised = float(re.search(r"raised at (\S+)", ended[1].err)[1])
     assert not (folder / "broken" / "result.json").exists()
-    print("seconds from the raise to the end of each process:", *(round(e.at - raised, 2) for e in ended))
+    assert checkpoint.latest(folder / "broken" / "checkpoints") == 1
+    rows = metrics(folder / "broken")
+    assert [row["step"] for row in rows] == [0, 1] and 0.4 < rows[1]["judge/failed_rate"] <= 0.5
+    print(
+        "seconds from the first raise to the end of each process:", *(round(e.at - raised, 2) for e in ended)
+    )
 
 
 @pytest.mark.slow

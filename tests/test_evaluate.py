@@ -9,6 +9,7 @@ from fakes import Always, Broken, LongerText, Recording, silent
 
 from xpo_jax.evaluate import POLICY_SAMPLES, PURPOSE, Evaluator, mean_interval, same_tokens
 from xpo_jax.values import Comparison, Prompts, Samples
+from xpo_jax.verdicts import Patience
 
 B, P, T = 4, 6, 8
 REFERENCE, POLICY, LATER = "reference", "policy", "later"  # the fake's sampling weights are their names
@@ -84,6 +85,8 @@ def evaluator(programs, prompts, judge=None, *, reference_samples=2, unfinished_
         decode,
         reference_samples=reference_samples,
         unfinished_loses=unfinished_loses,
+        both_orders=False,
+        patience=Patience(max_failed_share=1.0, max_failed_batches=1),
         seed=seed,
     )
 

@@ -163,7 +163,7 @@ def test_the_vocabulary_is_met_at_one_position_of_a_row(judge):
     choices = judge._choices
     P, V = 128, hf.read_config(GOLDEN).vocab_size
     shapes = [jax.ShapeDtypeStruct(shape, np.int32) for shape in ((4, P), (4,))]
-    lowered = choices._logps._jit.lower(choices._shapes, *shapes)
+    lowered = choices._program._jit.lower(choices._shapes, None, *shapes)
     sizes = [
         tuple(map(int, s.split("x")[:-1])) for s in re.findall(r"tensor<((?:\d+x)+\w+)>", lowered.as_text())
     ]

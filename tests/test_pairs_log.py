@@ -42,6 +42,8 @@ def batch():
         reasons=("kürzer", "timed out", ""),
         scores=({"policy": 0.7, "reference": float("nan")}, {}, {}),
         shown=((1, 0), None, None),
+        flipped=np.full(3, np.nan, np.float32),
+        refused="",
     )
     texts = (["ja", "ja ja", ""], ["Ja.\nJa!", "\ud83d", ""])
     return pair_records(3, prompts, (first, second), texts, verdicts, verdicts.shown)

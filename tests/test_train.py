@@ -627,7 +627,12 @@ def test_another_seed_and_the_policy_learns_what_the_judge_likes(main_run, run):
 
 def test_without_verdicts_nothing_is_learned_and_the_reference_may_be_another_model(main_run, run, folder):
     write_model(folder / "other", seed=1)
-    empty = run("silent", judge__name="fakes:silent", model__reference=str(folder / "other"))
+    empty = run(
+        "silent",
+        judge__name="fakes:silent",
+        model__reference=str(folder / "other"),
+        judging__max_failed_share=1.0,
+    )
     assert empty.status == 0, empty.err
     for row in empty.metrics[1:]:
         assert (row["judge/failed_rate"], row["judge/tie_rate"], row["judge/win_rate"]) == (1.0, 0.0, None)

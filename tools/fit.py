@@ -62,7 +62,7 @@ def setup(source: Source) -> tuple[estimate.Setup, ConfigDict]:
     configs.check(load_prompts, config.data, "data", given=("tokenizer", "max_new_tokens", "check"))
     mesh = build(_mesh, config.mesh, "mesh", devices=source.devices)
     shapes = model_shapes(source.model or model.path)
-    judge = _judge(config.judge)
+    judge = _judge(config.judge, orders=1 + config.judging.both_orders)
     rows = {"batch_size": top.batch_size, "layout.micro_batch_size": layout.micro_batch_size}
     sharding.check_rows(mesh, **rows, **({"judge.batch_size": judge.rows} if judge else {}))  # type: ignore[arg-type]
     heads = (top.batch_size, shapes.num_key_value_heads, config.data.buckets[-1], shapes.head_dim)
@@ -127,12 +127,12 @@ def _mesh(*, data: int, fsdp: int, tensor: int, devices: int) -> AbstractMesh:
     return AbstractMesh(tuple(sizes), sharding.AXES, axis_types=(AxisType.Auto,) * len(sharding.AXES))
 
 
-def _judge(group: ConfigDict) -> estimate.Judge | None:
+def _judge(group: ConfigDict, orders: int) -> estimate.Judge | None:
     """A judge of the config that runs a model on the devices; its own where it names a folder."""
     if group.name != "llm":
         return None
     own = None if group.path is None else model_shapes(group.path)
-    return estimate.Judge(own, group.batch_size, group.buckets[-1], asked=1 + group.both_orders)
+    return estimate.Judge(own, group.batch_size, group.buckets[-1], asked=orders * (1 + group.both_orders))
 
 
 # ---- what would have to change ----------------------------------------------------------------------

@@ -80,7 +80,8 @@ class Evaluator:
       reference: the reference's sampling weights.
       reference_samples: R, per prompt.
       decode: Samples on the host -> B texts.
-      unfinished_loses: see `verdicts.ask`.
+      unfinished_loses, both_orders: see `verdicts.ask`.
+      patience: with the judge's failures.
       seed: of the run, for the order shown.
     """
 
@@ -94,11 +95,14 @@ class Evaluator:
         *,
         reference_samples: int,
         unfinished_loses: bool,
+        both_orders: bool,
+        patience: verdicts.Patience,
         seed: int,
     ):
         self.programs, self.batches, self.reference = programs, batches, reference
         self.judge, self.decode = judge, decode
-        self.reference_samples, self.unfinished_loses, self.seed = reference_samples, unfinished_loses, seed
+        self.reference_samples, self.patience, self.seed = reference_samples, patience, seed
+        self._rules = {"unfinished_loses": unfinished_loses, "both_orders": both_orders}
         self._drawn: list[list[tuple[Samples, list[str]]]] = []
 
     def _draw(self, weights: Params, prompts: Prompts, step: int, candidates: Iterable[int]) -> list[Any]:
@@ -115,6 +119,9 @@ class Evaluator:
 
         Args:
           progress: wraps the iteration over batches, to show how far it is.
+
+        Raises:
+          JudgeError: see `verdicts.Patience`.
         """
         wins: list[float] = []
         kl: list[float] = []
@@ -145,7 +152,9 @@ class Evaluator:
 
             with Together("judging held-out answers") as together:
                 together.value = self._judge(prompts, mine, theirs, (self.seed, PURPOSE, step, number))
-            queries += sum(found["queries"] for found in together.values)
+            briefs = [each for found in together.values for each in found["briefs"]]
+            self.patience.check(briefs)
+            queries += sum(each["queries"] for each in briefs)
             judged = [row for found in together.values for row in found["rows"]]
             for row, found in zip(real, judged, strict=True):
                 wins.append(_number(found["win_share"]))
@@ -178,9 +187,10 @@ class Evaluator:
         )
 
     def _judge(self, prompts: Prompts, mine: list[Any], theirs: list[Any], seed: tuple[int, ...]) -> Any:
-        """What is found on this process's share of the rows: comparisons asked, and per real row its figures."""
+        """What is found on this process's share of the rows: a brief of each call, and per real row its figures."""
         asked = prompts if verdicts.is_collective(self.judge) else distributed.mine(prompts)
-        found, queries = np.full((len(prompts.rows), len(mine), len(theirs)), np.nan), 0
+        found = np.full((len(prompts.rows), len(mine), len(theirs)), np.nan)
+        briefs = []
         for i, (first, first_texts) in enumerate(mine):
             for j, (second, second_texts) in enumerate(theirs):
                 result = verdicts.ask(
@@ -191,11 +201,13 @@ class Evaluator:
                     identical=same_tokens(first, second),
                     policy_finished=first.finished,
                     reference_finished=second.finished,
-                    unfinished_loses=self.unfinished_loses,
+                    **self._rules,
                     shown_seed=(*seed, i, j),
                 )
                 found[:, i, j] = np.where(result.weight > 0, verdicts.wins(result.p_first), np.nan)
-                queries += verdicts.brief(result)["queries"]
+                # what the others need to know of a call; its verdicts come with the rows
+                told = verdicts.brief(result)
+                briefs.append({k: told[k] for k in ("queries", "asked", "failed", "words", "refused")})
         rows = []
         for row in map(int, np.flatnonzero(distributed.mine(prompts).real)):
             judged = found[row][~np.isnan(found[row])]
@@ -204,7 +216,7 @@ class Evaluator:
                 "reference": self._parts(prompts, row, theirs),
             }
             rows.append({"win_share": float(judged.mean()) if judged.size else math.nan, **sides})
-        return {"queries": queries, "rows": rows}
+        return {"briefs": briefs, "rows": rows}
 
     def _parts(self, prompts: Prompts, row: int, drawn: list[tuple[Samples, list[str]]]) -> dict[str, float]:
         """One prompt's means over its samples."""

@@ -20,11 +20,12 @@ from xpo_jax.distributed import Together
 from xpo_jax.model_files import LICENCES, model_folder, param_shapes, read_json
 from xpo_jax.models.qwen2 import Qwen2Config
 from xpo_jax.values import Params
-from xpo_jax.weights import check_params, load_params, load_weights, write_params
+from xpo_jax.weights import check_params, load_head, load_params, load_weights, write_params
 
 __all__ = [
     "check_params",
     "end_token_ids",
+    "load_head",
     "load_params",
     "load_tokenizer",
     "load_weights",

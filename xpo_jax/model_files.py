@@ -143,10 +143,17 @@ def _weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in files]
 
 
-def checked(folder: Path, model_config: Qwen2Config) -> tuple[Mapping[str, Tensor], Mapping[str, Stored]]:
-    """What the config asks for and what the files hold, which are the same tensors."""
+def checked(
+    folder: Path, model_config: Qwen2Config, head: Mapping[str, tuple[int, ...]] | None = None
+) -> tuple[Mapping[str, Tensor], Mapping[str, Stored]]:
+    """What the config asks for and what the files hold, which are the same tensors.
+
+    Args:
+      head: names and shapes of tensors that are there beside the model's own, and are in no tree of ours.
+    """
     stored, duplicates = _stored(folder)
     expected = expected_tensors(model_config)
+    expected |= {name: Tensor(name, None, False, shape) for name, shape in (head or {}).items()}
     if model_config.tie_word_embeddings and HEAD in stored and EMBEDDING in stored:
         _check_tied(stored[HEAD], stored[EMBEDDING])
         del stored[HEAD]

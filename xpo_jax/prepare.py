@@ -6,7 +6,8 @@ file (but into the hub's cache) or puts an array on a device.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -15,11 +16,13 @@ from xpo_jax import config as configs
 from xpo_jax import hf, hub, settings, sharding
 from xpo_jax.data.pipeline import Batches
 from xpo_jax.data.prompts import PromptData, load_prompts
+from xpo_jax.evaluate import POLICY_SAMPLES
 from xpo_jax.judges import JUDGES
 from xpo_jax.optimizer import make_optimizer
 from xpo_jax.programs import Programs, Vocabulary, compute_dtype
 from xpo_jax.sampler import Sampling
 from xpo_jax.values import DeviceJudge, Judge, Prompts, Samples
+from xpo_jax.verdicts import Budget
 
 
 class Parts(NamedTuple):
@@ -27,12 +30,14 @@ class Parts(NamedTuple):
 
     top: settings.Experiment
     loss: settings.Loss
+    judging: settings.Judging
     evaluation: settings.Evaluation
     logging: settings.Logging
     alpha_at: Callable[[int], float]
     beta_at: Callable[[int], float]
     second_is_reference: bool
     judge: Judge
+    budget: Budget
     model: hub.Model
     reference: hub.Model
     model_config: Any
@@ -42,6 +47,32 @@ class Parts(NamedTuple):
     programs: Programs
     decode: Callable[[Samples], list[str]]
     described: dict[str, str]
+
+
+def make_judge(group: Mapping[str, Any] | ConfigDict, where: str) -> Any:
+    """The judge that a config's group names; one that is made of others makes them with this, too.
+
+    The name is of a factory (a class, or a function that returns the judge), whose arguments are the group's fields.
+    A function whose only parameter is called `comparisons` is the judge itself.
+
+    Raises:
+      ValueError: an unknown name, a field that does not fit, whatever the judge's factory refuses, something that
+        cannot be called as judge(comparisons).
+    """
+    judge = factory = configs.resolve(group["name"], f"{where}.name", JUDGES)
+    if inspect.isfunction(factory) and list(inspect.signature(factory).parameters) == ["comparisons"]:
+        configs.check(lambda: None, group, where)
+    else:
+        given = {"rule_judge": JUDGES["paraphrase"], "make_judge": make_judge}
+        judge = configs.build(factory, group, where, **given)
+    try:
+        inspect.signature(judge).bind([])
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{where}.name: {group['name']} gives a {type(judge).__name__} that cannot be called as"
+            " judge(comparisons); see docs/judges.md"
+        ) from None
+    return judge
 
 
 def prepare(config: ConfigDict) -> Parts:
@@ -55,6 +86,7 @@ def prepare(config: ConfigDict) -> Parts:
     model = build(settings.Model, config.model, "model")
     sampling = build(Sampling, config.sampling, "sampling")
     loss = build(settings.Loss, config.loss, "loss")
+    judging = build(settings.Judging, config.judging, "judging")
     layout = build(settings.Layout, config.layout, "layout")
     evaluation = build(settings.Evaluation, config.evaluation, "evaluation")
     logging = build(settings.Logging, config.logging, "logging")
@@ -63,12 +95,11 @@ def prepare(config: ConfigDict) -> Parts:
     layout.check(top.batch_size, sampling.max_new_tokens)
     alpha_at, beta_at = loss.strengths(top.steps)
     optimizer, rate = build(make_optimizer, config.optimizer, "optimizer", steps=top.steps)
-    judge = build(
-        configs.resolve(config.judge.name, "judge.name", JUDGES),
-        config.judge,
-        "judge",
-        rule_judge=JUDGES["paraphrase"],
-    )
+    judge = make_judge(config.judge, "judge")
+    if judging.both_orders and config.judge.get("both_orders"):
+        raise ValueError(
+            "judging.both_orders and judge.both_orders are both true, which asks four times; set one to false"
+        )
     mesh = build(sharding.make_mesh, config.mesh, "mesh")
     sharding.check_rows(
         mesh, **{"batch_size": top.batch_size, "layout.micro_batch_size": layout.micro_batch_size}
@@ -96,6 +127,13 @@ def prepare(config: ConfigDict) -> Parts:
     )
     batches = data.train_batches(top.batch_size, top.seed)
     held_out = list(data.held_out_batches(top.batch_size, evaluation.prompts))
+    budget = Budget(
+        judging.max_queries,
+        orders=1 + judging.both_orders,
+        evaluation=sum(int(b.real.sum()) for b in held_out) * POLICY_SAMPLES * evaluation.reference_samples,
+        every_steps=evaluation.every_steps,
+    )
+    budget.check(int(batches[0].real.sum()))
     chunks = top.batch_size // layout.micro_batch_size
     programs = Programs(
         mesh,
@@ -131,7 +169,9 @@ def prepare(config: ConfigDict) -> Parts:
         "training": data.train.summary(),
         "held out": data.held_out.summary()
         + (f"; {overlap} of them are training prompts too" if overlap else ""),
-        "judge": config.judge.name,
+        "judge": config.judge.name
+        + (", asked in both orders" if judging.both_orders else "")
+        + (f"; at most {judging.max_queries} queries" if judging.max_queries is not None else ""),
         "batch": f"{top.batch_size} prompts in {chunks} micro-batch(es); {top.steps} steps,"
         f" {batches.steps_per_epoch} an epoch",
         "strengths": f"beta {beta:g}, alpha {alpha:g} (alpha / beta {alpha / beta:g})",
@@ -139,12 +179,14 @@ def prepare(config: ConfigDict) -> Parts:
     return Parts(
         top=top,
         loss=loss,
+        judging=judging,
         evaluation=evaluation,
         logging=logging,
         alpha_at=alpha_at,
         beta_at=beta_at,
         second_is_reference=loss.second == "reference",
         judge=judge,
+        budget=budget,
         model=found,
         reference=found_reference,
         model_config=model_config,

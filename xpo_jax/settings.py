@@ -36,6 +36,7 @@ class Experiment:
     distributed: Mapping[str, Any]
     sampling: Mapping[str, Any]
     judge: Mapping[str, Any]
+    judging: Mapping[str, Any]
     loss: Mapping[str, Any]
     optimizer: Mapping[str, Any]
     layout: Mapping[str, Any]
@@ -66,6 +67,34 @@ class Model:
     path: str
     reference: str | None
     dtype: Literal["auto", "float32", "bfloat16"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Judging:
+    """How any judge is asked, and when a run gives up on it.
+
+    Args:
+      both_orders: ask twice, the second time with A and B exchanged: soft verdicts are averaged, hard ones that
+        differ tie. Twice the queries; judge/position_flip_rate says whether it is worth them.
+      max_queries: comparisons that a run may ask in all, those of its evaluations too, or None. A run ends, with
+        its last evaluation and its export, before a step after which it could not pay for that evaluation.
+      max_failed_share: share of a batch's pairs that may be without a verdict; 1 is any.
+      max_failed_batches: so many batches in a row with more than that end the run, its last state saved. A first
+        batch without any verdict ends it at once.
+    """
+
+    both_orders: bool
+    max_queries: int | None
+    max_failed_share: float
+    max_failed_batches: int
+
+    def __post_init__(self) -> None:
+        if self.max_queries is not None and self.max_queries < 1:
+            raise ValueError(f"max_queries is {self.max_queries}, must be at least 1, or None for no limit")
+        if not 0 <= self.max_failed_share <= 1:
+            raise ValueError(f"max_failed_share is {self.max_failed_share}, must be from 0 to 1 (any share)")
+        if self.max_failed_batches < 1:
+            raise ValueError(f"max_failed_batches is {self.max_failed_batches}, must be at least 1")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

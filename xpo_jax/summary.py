@@ -18,6 +18,7 @@ from xpo_jax.programs import Programs
 CONSOLE = (
     "judge/win_rate",
     "judge/tie_rate",
+    "judge/queries",
     "rewards/margins",
     "objective/kl",
     "loss/dpo",

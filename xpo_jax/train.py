@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import random
 import time
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -98,6 +99,9 @@ def _train(p: Parts, run: RunDir, compilations: CompilationCounter) -> dict[str,
         with Together("loading the judge"):
             device_judge.load(reference if one_start else None)
 
+    patience = verdicts.Patience(
+        max_failed_share=p.judging.max_failed_share, max_failed_batches=p.judging.max_failed_batches
+    )
     evaluator = evaluate.Evaluator(
         programs,
         p.held_out,
@@ -106,6 +110,8 @@ def _train(p: Parts, run: RunDir, compilations: CompilationCounter) -> dict[str,
         p.decode,
         reference_samples=p.evaluation.reference_samples,
         unfinished_loses=p.loss.unfinished_loses,
+        both_orders=p.judging.both_orders,
+        patience=patience,
         seed=p.top.seed,
     )
     before = after = evaluator(policy, 0, functools.partial(summary.progress, label="evaluating the start"))
@@ -114,6 +120,11 @@ def _train(p: Parts, run: RunDir, compilations: CompilationCounter) -> dict[str,
     # ------------------------------------------------------------------------------------------- loop
     queries = skipped_in_a_row = 0
     evaluation_queries = before.queries
+
+    def save() -> Path:
+        done = int(state.step)
+        return checkpoint.save(run.path / "checkpoints", done, state, {"judge_queries": queries})
+
     with Together("opening the logs"):
         pairs_log = PairsLog(run.path / distributed.file_name("pairs.jsonl"))
         metrics = Metrics(
@@ -124,7 +135,7 @@ def _train(p: Parts, run: RunDir, compilations: CompilationCounter) -> dict[str,
             console_every_steps=p.logging.table_every_steps,
             writes=distributed.leads(),
         )
-    with pairs_log, metrics:
+    with pairs_log, metrics, verdicts.saved_first(save):
         with Together("writing metrics"):
             metrics.log(0, before.metrics())
         prompts = p.batches[0]
@@ -156,12 +167,14 @@ def _train(p: Parts, run: RunDir, compilations: CompilationCounter) -> dict[str,
                     policy_finished=samples[0].finished,
                     reference_finished=samples[1].finished,
                     unfinished_loses=p.loss.unfinished_loses,
+                    both_orders=p.judging.both_orders,
                     shown_seed=(p.top.seed, TRAINING, step),
                 )
                 pairs_log.append(pair_records(step, mine, samples, texts, own, own.shown))
                 together.value = verdicts.brief(own)
             judged = verdicts.joined(own, together.values)
             queries += judged.queries
+            patience.check(together.values)
 
             # Update.
             with timer("update"):
@@ -199,7 +212,9 @@ def _train(p: Parts, run: RunDir, compilations: CompilationCounter) -> dict[str,
                 **times,
                 "tokens_per_second": float(lengths[:, prompts.real].sum() / sum(times.values())),
             }
-            last, every = done == p.top.steps, p.evaluation.every_steps
+            next_rows, every = int(next_prompts.real.sum()), p.evaluation.every_steps
+            spent = not p.budget.allows(queries + evaluation_queries, done, next_rows)
+            last = done == p.top.steps or spent
             if last or (every and done % every == 0):
                 after = evaluator(
                     policy, done, functools.partial(summary.progress, label=f"evaluating step {done}")
@@ -210,13 +225,15 @@ def _train(p: Parts, run: RunDir, compilations: CompilationCounter) -> dict[str,
                 metrics.log(done, found)
             skipped_in_a_row = 0 if applied["finite"] else skipped_in_a_row + 1
             if last or skipped_in_a_row == p.top.max_skipped:
-                saved = checkpoint.save(run.path / "checkpoints", done, state, {"judge_queries": queries})
+                saved = save()
             if skipped_in_a_row == p.top.max_skipped:
                 with Together("learning"):
                     raise FloatingPointError(
                         f"step {done}: loss or gradient was not finite {skipped_in_a_row} times in a row; the last"
                         f" good weights are in {saved}; lower optimizer.learning_rate or loss.alpha"
                     )
+            if last:
+                break
             prompts = next_prompts
 
     # -------------------------------------------------------------------------------------------- end
@@ -227,8 +244,11 @@ def _train(p: Parts, run: RunDir, compilations: CompilationCounter) -> dict[str,
         run.write_samples("held_out", after.samples)
     shown = random.Random(p.top.seed).sample(list(after.samples), min(10, len(after.samples)))
     print(summary.closing(before, after, shown), flush=True)
+    if done < p.top.steps:
+        print(f"\nended after {done} of {p.top.steps} steps: judging.max_queries is {p.budget.max_queries}")
     return {
-        "steps": p.top.steps,
+        "steps": done,
+        "ended_by": "steps" if done == p.top.steps else "judging.max_queries",
         "judge_queries": queries,
         "evaluation_queries": evaluation_queries,
         **measured,

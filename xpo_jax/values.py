@@ -121,9 +121,12 @@ class Verdicts(NamedTuple):
 
     p_first: f32[B] in [0, 1]; 1 where the policy's sample won, 0.5 a tie.
     weight: f32[B]; 0 where there is no verdict.
-    queries: how many comparisons the judge was asked.
+    queries: how many comparisons the judge was asked; both orders of a pair are two.
     reasons, scores: one entry per row, for the log; scores name "policy" and "reference".
-    shown: per row the candidates shown as A and B, (0, 1) or (1, 0); None where the judge was not asked.
+    shown: per row the candidates shown as A and B, (0, 1) or (1, 0), of both orders the first; None where the
+      judge was not asked.
+    flipped: f32[B]; 1 where the two orders' hard preferences differ, 0 where not, nan where there are no two.
+    refused: why the run must end, or "": an answer that is a mistake in a program.
     """
 
     p_first: np.ndarray
@@ -132,6 +135,8 @@ class Verdicts(NamedTuple):
     reasons: tuple[str, ...]
     scores: tuple[Mapping[str, Any], ...]
     shown: tuple[tuple[int, int] | None, ...]
+    flipped: np.ndarray
+    refused: str
 
 
 class Pairs(NamedTuple):

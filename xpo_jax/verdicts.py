@@ -1,77 +1,23 @@
-"""Ask a judge about a batch, and translate what it answers.
+"""Ask a judge about a batch, and translate what it answers; how long a run puts up with failures, and with costs.
 
-Here the order shown is drawn and swapped back, identical and unfinished responses are settled without
-asking, and every answer is checked. Asking twice, deadlines and budgets belong to a later part.
+Here the order shown is drawn and swapped back, and identical and unfinished responses are settled without
+asking. What an answer means, and asking in both orders, is `answers.py`'s.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
-import os
-import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from xpo_jax import distributed
-from xpo_jax.values import Answer, Comparison, Judge, Prompts, Verdict, Verdicts
-
-
-class JudgeError(ValueError):
-    """A judge that does not keep the contract; says which, and how to mend it."""
-
-
-def parse(answer: Answer) -> Verdict:
-    """One answer as a Verdict; p is None where there is none.
-
-    Raises:
-      JudgeError: an answer that the contract does not know.
-    """
-    if answer is None:
-        return Verdict(None, "no verdict")
-    if isinstance(answer, Verdict):
-        if isinstance(answer.p, str):
-            wrong = f"p {_shown(answer.p)}; p is a float, the probability that A is better, or None"
-        elif not isinstance(answer.reason, str):
-            wrong = f"the reason {_shown(answer.reason)}; a reason is text"
-        elif not isinstance(answer.scores, Mapping):
-            wrong = f"scores {_shown(answer.scores)}; scores are a mapping, such as {{'a': 0.7}}"
-        else:
-            return answer if answer.p is None else answer._replace(p=_probability(answer.p))
-        raise JudgeError(f"the judge answered a Verdict with {wrong}")
-    if isinstance(answer, str):
-        try:
-            return Verdict({"A": 1.0, "B": 0.0, "tie": 0.5}[answer])
-        except KeyError:
-            raise JudgeError(
-                f"the judge answered {_shown(answer)}; a text answer is 'A', 'B' or 'tie'"
-            ) from None
-    return Verdict(_probability(answer))
-
-
-def _probability(p: Any) -> float | None:
-    if isinstance(p, (bool, np.bool_, int, np.integer)):
-        raise JudgeError(
-            f"the judge answered the {type(p).__name__} {p!r}, which is refused because elsewhere 0 means"
-            " that the first one won; answer 'A', 'B', 'tie' or a float, the probability that A is better"
-        )
-    if not isinstance(p, (float, np.floating)):
-        raise JudgeError(
-            f"the judge answered {_shown(p)}; answer 'A', 'B', 'tie', None, a float or a Verdict"
-        )
-    if math.isnan(p):
-        return None
-    if not 0 <= p <= 1:
-        raise JudgeError(
-            f"the judge answered {p!r}; a float is the probability that A is better, from 0 to 1"
-        )
-    return float(p)
-
-
-def _shown(value: object) -> str:
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 60 else text[:57] + "..."
+from xpo_jax.answers import Judged, JudgeError, compare, exchanged, renamed
+from xpo_jax.distributed import Together
+from xpo_jax.values import Comparison, Judge, Prompts, Verdict, Verdicts
 
 
 def ask(
@@ -84,9 +30,10 @@ def ask(
     policy_finished: np.ndarray,
     reference_finished: np.ndarray,
     unfinished_loses: bool,
+    both_orders: bool,
     shown_seed: Sequence[int],
 ) -> Verdicts:
-    """Verdicts for one batch.
+    """Verdicts for one batch. Whatever a judge does, it raises nothing: see `Verdicts.refused` and `Patience`.
 
     Args:
       policy, reference: B texts each.
@@ -94,10 +41,9 @@ def ask(
       policy_finished, reference_finished: bool[B].
       unfinished_loses: an unfinished response loses to a finished one, two unfinished ones tie, and the
         judge is not asked.
-      shown_seed: seeds the draw of which candidate is shown as A, by position in the global batch.
-
-    Raises:
-      JudgeError: a wrong number of answers, or one that the contract does not know.
+      both_orders: see `answers.compare`.
+      shown_seed: seeds the draw of which candidate is shown as A (with both orders: first), by position in the
+        global batch.
     """
     B = len(policy)
     position = np.asarray(prompts.position)
@@ -123,47 +69,41 @@ def ask(
         )
         for i in asked
     ]
-    answers = _answers(judge, comparisons) if comparisons else []
+    refused = ""
+    try:
+        answers = compare(judge, comparisons, both_orders=both_orders)
+    except JudgeError as error:
+        refused = str(error)
+        answers = [Judged(Verdict(None, refused), None)] * len(asked)
 
     p_first, weight = np.full(B, 0.5, np.float32), np.zeros(B, np.float32)
+    flipped = np.full(B, np.nan, np.float32)
     reasons, scores = [""] * B, [dict[str, Any]() for _ in range(B)]
+    shown: list[tuple[int, int] | None] = [None] * B
     for i, (p, reason) in settled.items():
         p_first[i], weight[i], reasons[i] = p, 1.0, reason
-    for i, answer in zip(asked, answers, strict=True):
-        verdict = parse(answer)
-        reasons[i] = verdict.reason
-        names = {"a": "reference", "b": "policy"} if swapped[i] else {"a": "policy", "b": "reference"}
-        scores[i] = {names.get(name, name): value for name, value in verdict.scores.items()}
-        if verdict.p is not None:
-            p_first[i] = 1 - verdict.p if swapped[i] else verdict.p
-            weight[i] = 1.0
-    shown: list[tuple[int, int] | None] = [None] * B
-    for i in asked:
+    for i, (verdict, flip) in zip(asked, answers, strict=True):
         shown[i] = (1, 0) if swapped[i] else (0, 1)
-    return Verdicts(p_first, weight, len(comparisons), tuple(reasons), tuple(scores), tuple(shown))
+        verdict = exchanged(verdict) if swapped[i] else verdict
+        reasons[i] = verdict.reason
+        scores[i] = renamed(verdict.scores, {"a": "policy", "b": "reference"})
+        if verdict.p is not None:
+            p_first[i], weight[i] = verdict.p, 1.0
+        if flip is not None:
+            flipped[i] = flip
+    return Verdicts(
+        p_first,
+        weight,
+        len(comparisons) * (1 + both_orders),
+        tuple(reasons),
+        tuple(scores),
+        tuple(shown),
+        flipped,
+        refused,
+    )
 
 
-def _answers(judge: Judge, comparisons: Sequence[Comparison]) -> Sequence[Answer]:
-    """One answer for each comparison, unread; whatever else a judge does is a JudgeError."""
-    try:
-        answers = judge(comparisons)
-    except Exception as error:  # a judge is anybody's code and can fail in any way
-        frames = traceback.extract_tb(error.__traceback__)[1:]
-        text = " ".join(str(error).split())
-        if isinstance(error, ValueError) and frames and os.path.dirname(__file__) in frames[-1].filename:
-            raise JudgeError(text) from error  # our own judges say themselves what is wrong
-        own = [frame for frame in frames if frame.filename == frames[0].filename]  # not the libraries below
-        place = f" ({os.path.basename(own[-1].filename)}, line {own[-1].lineno})" if own else ""
-        raise JudgeError(f"the judge failed: {type(error).__name__}: {text}{place}") from error
-    vector = isinstance(answers, np.ndarray) and answers.ndim == 1
-    listed = vector or (isinstance(answers, Sequence) and not isinstance(answers, (str, bytes)))
-    if not listed or len(answers) != len(comparisons):
-        found = f"{len(answers)} answers" if listed else type(answers).__name__
-        raise JudgeError(
-            f"the judge was asked {len(comparisons)} comparisons and returned {found};"
-            " return a list with one answer each, in order"
-        )
-    return answers
+# ---- of many processes ----------------------------------------------------------------------------
 
 
 def is_collective(judge: Judge) -> bool:
@@ -177,20 +117,115 @@ def is_collective(judge: Judge) -> bool:
 def brief(own: Verdicts) -> dict[str, Any]:
     """What other processes need to know of the verdicts that this one found on its share of the rows."""
     share = distributed.share(len(own.weight))
+    asked = [shown is not None for shown in own.shown[share]]
+    failures = [i for i in range(share.start, share.stop) if own.shown[i] is not None and own.weight[i] == 0]
+    orders = own.queries // max(1, sum(shown is not None for shown in own.shown))
     return {
         "p_first": own.p_first[share],
         "weight": own.weight[share],
-        "queries": sum(shown is not None for shown in own.shown[share]),
+        "flipped": own.flipped[share],
+        "queries": sum(asked) * orders,
+        "asked": sum(asked),
+        "failed": len(failures),
+        "words": own.reasons[failures[0]] if failures else "",
+        "refused": own.refused,
     }
 
 
 def joined(own: Verdicts, briefs: Sequence[Mapping[str, Any]]) -> Verdicts:
     """The verdicts on the whole batch: numbers from the `brief` of each process, texts of this one's rows only."""
+    # a nan is None where it came from another process
+    flipped = [np.array([np.nan if x is None else x for x in each["flipped"]], np.float32) for each in briefs]
     return own._replace(
         p_first=np.concatenate([np.asarray(each["p_first"], np.float32) for each in briefs]),
         weight=np.concatenate([np.asarray(each["weight"], np.float32) for each in briefs]),
+        flipped=np.concatenate(flipped),
         queries=sum(each["queries"] for each in briefs),
     )
+
+
+# ---- failures and costs ---------------------------------------------------------------------------
+
+
+class Patience:
+    """How long a run puts up with a judge that fails; one for all of a run, alike on every process.
+
+    Args:
+      max_failed_share, max_failed_batches: see settings.Judging.
+    """
+
+    def __init__(self, *, max_failed_share: float, max_failed_batches: int):
+        self._share, self._batches = max_failed_share, max_failed_batches
+        self._in_a_row, self._asked_before = 0, False
+
+    def check(self, briefs: Sequence[Mapping[str, Any]]) -> None:
+        """Take note of a batch, from the `brief` of each process and call.
+
+        Raises:
+          JudgeError: an answer that is refused; a first batch without any verdict; too many failures in too many
+            batches in a row. In the judge's words.
+        """
+        refused = next((each["refused"] for each in briefs if each["refused"]), "")
+        if refused:
+            raise JudgeError(refused)
+        asked, failed = (sum(each[name] for each in briefs) for name in ("asked", "failed"))
+        if not asked:
+            return
+        words = next((each["words"] for each in briefs if each["words"]), "")
+        first, self._asked_before = not self._asked_before, True
+        self._in_a_row = self._in_a_row + 1 if failed / asked > self._share else 0
+        if first and failed == asked and self._share < 1:
+            raise JudgeError(f"the judge has no verdict on any of the first {asked} pairs: {words}")
+        if self._in_a_row == self._batches:
+            raise JudgeError(
+                f"the judge had no verdict on more than {self._share:.0%} of the pairs in {self._in_a_row}"
+                f" batches in a row; in the last of them: {words}"
+            )
+
+
+@contextlib.contextmanager
+def saved_first(save: Callable[[], Path]) -> Iterator[None]:
+    """Where a judge ends the run in here, `save` is called before the error is told, with what it returns."""
+    try:
+        yield
+    except JudgeError as error:
+        saved = save()
+        with Together("judging"):  # the same on every process
+            raise JudgeError(f"{error}; the last weights are in {saved}") from error
+
+
+class Budget:
+    """What a run may ask its judge, comparisons counted once for each order; the end of a run is kept back.
+
+    Args:
+      max_queries: None for no limit.
+      orders: 2 where every comparison is asked in both orders.
+      evaluation: comparisons of one evaluation at most.
+      every_steps: an evaluation comes after every so many steps, too; 0 for none.
+    """
+
+    def __init__(self, max_queries: int | None, *, orders: int, evaluation: int, every_steps: int):
+        self.max_queries, self._every = max_queries, every_steps
+        self._orders, self._evaluation = orders, evaluation * orders
+
+    def check(self, first_batch: int) -> None:
+        """Raises ValueError where a run could not make a single step; `first_batch` is that step's real rows."""
+        least = 2 * self._evaluation + self._orders * first_batch
+        if self.max_queries is not None and self.max_queries < least:
+            raise ValueError(
+                f"judging.max_queries is {self.max_queries}, but the evaluations at the start and the end may ask"
+                f" {self._evaluation} each and a step {self._orders * first_batch}: give at least {least}, or lower"
+                " evaluation.prompts or evaluation.reference_samples"
+            )
+
+    def allows(self, spent: int, step: int, rows: int) -> bool:
+        """Whether step number `step` (from 0) with so many real rows can be paid, and the last evaluation after it."""
+        periodic = self._evaluation if self._every and (step + 1) % self._every == 0 else 0
+        needed = self._orders * rows + periodic + self._evaluation
+        return self.max_queries is None or spent + needed <= self.max_queries
+
+
+# ---- what is reported -----------------------------------------------------------------------------
 
 
 def wins(p_first: np.ndarray) -> np.ndarray:
@@ -199,11 +234,16 @@ def wins(p_first: np.ndarray) -> np.ndarray:
 
 
 def metrics(verdicts: Verdicts, real: np.ndarray) -> dict[str, float]:
-    """The win rate counts ties as half and is of the rows with a verdict; the shares are of all real rows."""
+    """The win rate counts ties as half and is of the rows with a verdict; the shares are of all real rows.
+
+    The position flip rate is of the rows with a verdict in both orders; nan where there is none.
+    """
     judged = verdicts.weight > 0
+    twice = verdicts.flipped[~np.isnan(verdicts.flipped)]
     rows = max(1, int(real.sum()))
     return {
         "judge/win_rate": float(wins(verdicts.p_first[judged]).mean()) if judged.any() else math.nan,
         "judge/tie_rate": float((judged & (verdicts.p_first == 0.5)).sum() / rows),
         "judge/failed_rate": float((real & ~judged).sum() / rows),
+        "judge/position_flip_rate": float(twice.mean()) if twice.size else math.nan,
     }

@@ -62,7 +62,12 @@ def load_params(folder: str | Path, model_config: Qwen2Config, *, shardings: Any
 
 
 def load_weights(
-    folder: str | Path, model_config: Qwen2Config, *, dtype: Any, shardings: Any = None
+    folder: str | Path,
+    model_config: Qwen2Config,
+    *,
+    dtype: Any,
+    shardings: Any = None,
+    head: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Params:
     """Read the weights of a Hugging Face folder in the form in which they are sampled and scored with.
 
@@ -73,6 +78,7 @@ def load_weights(
       dtype: of the arrays.
       shardings: a tree of jax.sharding.Sharding like the result, see `Programs.weights_sharding`; None puts
         all on the default device, uncommitted.
+      head: see `model_files.checked`; it is not read here.
 
     Returns:
       The parameters of Qwen2(stacked=False), bit for bit what `Programs.for_sampling` makes of `load_params`.
@@ -82,12 +88,20 @@ def load_weights(
     """
     shapes = jax.eval_shape(unstack, param_shapes(model_config))
     wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), shapes)
-    return _load(folder, model_config, wanted, shardings)
+    return _load(folder, model_config, wanted, shardings, head)
 
 
-def check_params(folder: str | Path, model_config: Qwen2Config) -> None:
+def check_params(
+    folder: str | Path, model_config: Qwen2Config, head: Mapping[str, tuple[int, ...]] | None = None
+) -> None:
     """Raise what `load_params` would, from the headers of the files alone: before a run begins."""
-    checked(model_folder(folder), model_config)
+    checked(model_folder(folder), model_config, head)
+
+
+def load_head(folder: str | Path, model_config: Qwen2Config, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """One tensor beside the model's own, as float32; checked as `load_weights` does."""
+    _, stored = checked(model_folder(folder), model_config, {name: shape})
+    return read_slice(stored[name], (slice(None),) * len(shape)).astype(np.float32)
 
 
 def write_params(
@@ -151,9 +165,15 @@ def _write_shards(
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _load(folder: str | Path, model_config: Qwen2Config, wanted: Params, shardings: Any) -> Params:
+def _load(
+    folder: str | Path,
+    model_config: Qwen2Config,
+    wanted: Params,
+    shardings: Any,
+    head: Mapping[str, tuple[int, ...]] | None = None,
+) -> Params:
     """Arrays like `wanted`, whose layers may be stacked on axis 0 or stand each for itself under its number."""
-    expected, stored = checked(model_folder(folder), model_config)
+    expected, stored = checked(model_folder(folder), model_config, head)
     sources: dict[tuple[str | int, ...], list[Stored]] = {}
     transposed = {}
     for name, tensor in expected.items():  # layers in order

@@ -1,0 +1,203 @@
+"""docs/judges.md does what it says: its example is run as it stands, by a run and by tools.judge."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from fakes import hasty_compilation, run_main, tiny_config, write_config, write_rows
+from ml_collections import ConfigDict
+
+from tools import judge as tool
+from xpo_jax.pairs_log import read_pairs
+from xpo_jax.prepare import make_judge
+from xpo_jax.values import Comparison
+
+PAGE = (Path(__file__).parents[1] / "docs" / "judges.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory):
+    """my_judges.py, of the first block and the factory, where it can be imported."""
+    folder = tmp_path_factory.mktemp("example")
+    longer = next(block for block in BLOCKS if "class Longer" in block)
+    (folder / "my_judges.py").write_text(BLOCKS[0] + "\n\n" + longer)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        yield folder
+
+
+def test_the_example_is_ten_lines():
+    code = [line for line in BLOCKS[0].splitlines() if line.strip()]
+    assert len(code) <= 10
+    assert 'config.judge = ConfigDict({"name": "my_judges:judge"})' in BLOCKS[1]
+
+
+def test_the_example_runs(example, tmp_path):
+    config = tiny_config(tmp_path)
+    rows = [{"text": f"{i} x", "input": "e x"} for i in range(16)]
+    config.data.train = config.data.held_out = write_rows(tmp_path / "rows.jsonl", rows)
+    config.judge, config.steps, config.data.buckets = ConfigDict({"name": "my_judges:judge"}), 2, (40,)
+    config.evaluation.reference_samples, config.evaluation.prompts = 1, 2
+    config.mesh = ConfigDict({"data": 8, "fsdp": 1, "tensor": 1})
+    with hasty_compilation():
+        status, out, err = run_main([f"--config={write_config(tmp_path / 'c.py', config)}"])
+    assert status == 0, err
+    assert json.loads(out.splitlines()[-1])["ended_by"] == "steps"
+    judged = [pair for pair in read_pairs(tmp_path / "run" / "pairs.jsonl") if pair["shown"]]
+    assert judged
+    for pair in judged:
+        hits = [response["text"].count("e") for response in pair["responses"]]
+        assert pair["p_first"] == (hits[0] > hits[1]) + 0.5 * (hits[0] == hits[1])
+        assert pair["scores"] == dict(zip(("policy", "reference"), hits, strict=True))
+
+
+def test_the_factory_of_the_page(example):
+    judge = make_judge({"name": "my_judges:Longer", "margin": 2}, "judge")
+    asked = [Comparison((), {}, "xxx", "x"), Comparison((), {}, "x", "xxx"), Comparison((), {}, "xx", "x")]
+    assert judge(asked) == ["A", "B", "tie"]
+    with pytest.raises(ValueError, match=r"^judge\.margin is missing: an integer"):
+        make_judge({"name": "my_judges:Longer"}, "judge")
+    with pytest.raises(ValueError, match=r"^judge\.margin: no such field"):
+        make_judge({"name": "my_judges:judge", "margin": 2}, "judge")
+
+
+@pytest.mark.parametrize("name", ["test_judge_docs:of_two", "test_judge_docs:no_judge"])
+def test_what_cannot_be_called_with_comparisons_is_refused_before_anything_is_loaded(name, tmp_path):
+    config = tiny_config(tmp_path)
+    config.judge = ConfigDict({"name": name})
+    status, _, err = run_main([f"--config={write_config(tmp_path / 'c.py', config)}"])
+    assert status == 2 and err.startswith(f"xpo_jax: judge.name: {name} gives a ")
+    assert "that cannot be called as judge(comparisons)" in err and err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def of_two():
+    return lambda a, b: "A"
+
+
+def no_judge():
+    return "A"
+
+
+# ---- tools.judge ----------------------------------------------------------------------------------
+
+
+def tried(capsys, tmp_path, rows, *argv, judge=None):
+    config = tiny_config(tmp_path)
+    config.judge = ConfigDict(judge or {"name": "my_judges:judge"})
+    spec = write_config(tmp_path / "c.py", config)
+    status = tool.main([f"--config={spec}", *argv, write_rows(tmp_path / "rows.jsonl", rows)])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+ROWS = [
+    {"input": "Hund bellt", "prompt": "x", "a": "Hund", "b": "Katze", "gold": "A"},
+    {"input": "Hund bellt", "text": "x", "a": "Katze", "b": "Hund Hund", "gold": 0.9},
+    {
+        "input": "Hund bellt",
+        "messages": [{"role": "user", "content": "x"}],
+        "a": "y",
+        "b": "z",
+        "gold": "tie",
+    },
+    {"input": "", "prompt": "x", "a": "Hund", "b": "Katze", "gold": "A"},
+]
+
+
+def test_the_tool_by_hand(example, capsys, tmp_path):
+    """A, B, a tie; the fourth row's empty input makes the example fail on all, as an exception does."""
+    status, out, _ = tried(capsys, tmp_path, ROWS[:3])
+    assert status == 0
+    found = json.loads(out.splitlines()[-1])
+    assert {k: v for k, v in found.items() if "second" not in k} == {
+        "comparisons": 3,
+        "a": 1,
+        "b": 1,
+        "ties": 1,
+        "failed": 0,
+        "position_flip_rate": 0.0,
+        "gold": 3,
+        "agreement": 2 / 3,
+        "agreement_without_ties": 0.5,
+        "queries": 6,
+    }
+    assert "'Hund' 1 and 0 times" in out
+    status, out, _ = tried(capsys, tmp_path, ROWS, "--once", "--rows=1")
+    found = json.loads(out.splitlines()[-1])
+    assert (status, found["failed"], found["queries"], found["position_flip_rate"]) == (0, 4, 4, None)
+    assert "IndexError" in out
+    status, out, _ = tried(capsys, tmp_path, ROWS, judge={"name": "fakes:Always", "answer": "A"})
+    found = json.loads(out.splitlines()[-1])
+    assert (found["ties"], found["position_flip_rate"]) == (4, 1.0) and "flipped" in out
+
+
+def test_the_tool_with_a_model_on_the_devices(capsys, tmp_path):
+    judge = {"name": "llm", "path": None, "template": "{prompt}|{A}|{B}|", "labels": ("A", "B")}
+    judge |= {"batch_size": 4, "buckets": (64,), "on_long": "error", "both_orders": False, "rules": None}
+    status, out, err = tried(capsys, tmp_path, ROWS[:2], judge=judge)
+    assert status == 0, err
+    assert json.loads(out.splitlines()[-1])["failed"] == 0
+
+
+@pytest.mark.parametrize(
+    ("rows", "argv", "message"),
+    [
+        ([{"prompt": "x", "a": "y"}], (), "rows.jsonl, row 1: no column 'b'; the row has: prompt, a"),
+        ([{"prompt": "x", "a": "y", "b": 1}], (), "rows.jsonl, row 1: column 'b' must be a text, found 1"),
+        ([{"a": "y", "b": "z"}], (), "rows.jsonl, row 1: no column 'text'; the row has: a, b"),
+        (
+            [{**ROWS[0], "gold": 1}],
+            (),
+            "rows.jsonl, row 1: gold is 1; write 'A', 'B', 'tie', or a probability",
+        ),
+        ([{**ROWS[0], "gold": "first"}], (), "gold is 'first'; write"),
+        (ROWS, ("--config.judge.nam=x",), "judge.nam: no such field"),
+        (ROWS, ("--row=3",), "--help shows examples"),
+    ],
+)
+def test_the_tool_refuses_in_one_line(rows, argv, message, example, capsys, tmp_path):
+    status, out, err = tried(capsys, tmp_path, rows, *argv)
+    assert (status, out) == (2, "") and err.startswith("judge: ") and err.count("\n") == 1
+    assert message in err
+
+
+def test_the_tool_explains_itself(capsys):
+    assert tool.main(["--help"]) == 0
+    assert "python -m tools.judge --config=" in capsys.readouterr().out
+
+
+# ---- judging ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        # 11 prompts x 2 x 2 comparisons, and a first batch of 8; in both orders twice that
+        (
+            ["max_queries=95"],
+            "judging.max_queries is 95, but the evaluations at the start and the end may ask 44",
+        ),
+        (["max_queries=191", "both_orders=true"], "each and a step 16: give at least 192, or lower"),
+        (["max_queries=0"], "judging.max_queries is 0, must be at least 1, or None for no limit"),
+        (["max_failed_share=1.5"], "judging.max_failed_share is 1.5, must be from 0 to 1 (any share)"),
+        (["max_failed_batches=0"], "judging.max_failed_batches is 0, must be at least 1"),
+    ],
+)
+def test_limits_that_cannot_be_are_refused_before_the_run(overrides, message, tmp_path):
+    spec = write_config(tmp_path / "c.py", tiny_config(tmp_path))
+    status, _, err = run_main([f"--config={spec}", *(f"--config.judging.{o}" for o in overrides)])
+    assert status == 2 and message in err and err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_both_orders_are_not_asked_for_twice(tmp_path):
+    config = tiny_config(tmp_path)
+    config.judge = ConfigDict({"name": "llm", "path": None, "template": "{A}{B}", "labels": ("A", "B")})
+    config.judge.update({"batch_size": 8, "buckets": (64,), "on_long": "error", "both_orders": True})
+    config.judge.update({"rules": None})
+    config.judging.both_orders = True
+    status, _, err = run_main([f"--config={write_config(tmp_path / 'c.py', config)}"])
+    assert status == 2 and "are both true, which asks four times; set one to false" in err

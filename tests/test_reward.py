@@ -1,0 +1,380 @@
+"""Judges that score: transformers' rewards, a user's function, and combinations; with whole runs of each."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from fakes import hasty_compilation, run_main
+from jax.experimental.compilation_cache import compilation_cache
+
+from xpo_jax import config as configs
+from xpo_jax import hf
+from xpo_jax.answers import JudgeError
+from xpo_jax.judges.combine import Combination, combine
+from xpo_jax.judges.reward import RewardModel, reward_function, reward_model, verdict
+from xpo_jax.pairs_log import read_pairs
+from xpo_jax.prepare import make_judge
+from xpo_jax.sharding import make_mesh
+from xpo_jax.values import Comparison, DeviceJudge, Verdict
+
+ROOT = Path(__file__).parents[1]
+GOLDEN = Path(__file__).parent / "golden" / "reward"
+CASES = json.loads((GOLDEN / "cases.json").read_text(encoding="utf-8"))
+ARGUMENTS = {
+    "path": str(GOLDEN),
+    "temperature": 1.0,
+    "batch_size": 8,
+    "buckets": (64, 160),
+    "on_long": "error",
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def in_haste(tmp_path_factory):
+    """Compile little, and each program once."""
+    names = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in names}
+    for name, value in names.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    with hasty_compilation():
+        yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+def ready(mesh: tuple[int, int, int] = (2, 2, 2), **changes: Any) -> RewardModel:
+    """As a run does it."""
+    judge = reward_model(**{**ARGUMENTS, **changes})
+    judge.attach(
+        mesh=make_mesh(data=mesh[0], fsdp=mesh[1], tensor=mesh[2]),
+        folder=Path("another"),
+        model_config=None,
+        tokenizer=None,
+        dtype=np.float32,
+    )
+    for _, compile_program in judge.announced():
+        compile_program()
+    judge.load({"not": "its own"})
+    return judge
+
+
+@pytest.fixture(scope="module")
+def judge():
+    return ready()
+
+
+def pairs() -> list[tuple[dict, dict]]:
+    """All pairs of answers to the same conversation."""
+    return [(a, b) for a in CASES for b in CASES if a["messages"] == b["messages"]]
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+# ---- the model ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mesh", [(2, 2, 2), (8, 1, 1)])
+def test_scores_are_those_of_transformers(mesh):
+    """Whatever the mesh, the bucket and the neighbours; control tokens in an answer are text."""
+    judge = ready(mesh, temperature=0.5)
+    asked = [Comparison(a["messages"], {}, a["answer"], b["answer"]) for a, b in pairs()]
+    for (a, b), (p, _, scores) in zip(pairs(), judge(asked), strict=True):
+        assert scores["a"] == pytest.approx(a["score"], abs=1e-4)
+        assert scores["b"] == pytest.approx(b["score"], abs=1e-4)
+        assert p == pytest.approx(sigmoid((a["score"] - b["score"]) / 0.5), abs=2e-4)
+        assert a is not b or p == 0.5
+    assert isinstance(judge, DeviceJudge) and judge([]) == []
+
+
+def test_hard_verdicts():
+    hard = ready(temperature=0.0)(
+        [Comparison(a["messages"], {}, a["answer"], b["answer"]) for a, b in pairs()]
+    )
+    expected = [0.5 + 0.5 * np.sign(a["score"] - b["score"]) for a, b in pairs()]
+    assert [p for p, _, _ in hard] == expected and set(expected) == {0.0, 0.5, 1.0}
+
+
+def test_what_is_too_long(judge):
+    turn = [{"role": "user", "content": "x"}]
+    with pytest.raises(ValueError, match=r"has 222 tokens, the last of judge\.buckets holds 160; raise it"):
+        judge([Comparison(turn, {}, "a" * 200, "b")])
+    with pytest.raises(ValueError, match=r"the last of judge\.buckets"):
+        judge.check([{"role": "user", "content": "x" * 160}], {})
+    judge.check(turn, {})
+    lenient = ready(on_long="no_verdict")
+    (long, short) = lenient([Comparison(turn, {}, "a" * 200, "b"), Comparison(turn, {}, "a", "b")])
+    assert (long.p, long.reason, long.scores["a"]) == (None, "no score for A", None)
+    assert 0 < short.p < 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"temperature": -1.0}, r"^judge\.temperature is -1\.0, must be 0 \(hard verdicts\) or more"),
+        ({"batch_size": 0}, r"^judge\.batch_size: at least 1 is expected"),
+        ({"buckets": (64, 64)}, r"^judge\.buckets: rising numbers"),
+        ({"on_long": "cut"}, r"^judge\.on_long: 'error' or 'no_verdict' is expected"),
+    ],
+)
+def test_settings_that_cannot_be(changes, message):
+    with pytest.raises(ValueError, match=message):
+        make_judge({"name": "reward_model", **ARGUMENTS, **changes}, "judge")
+
+
+def test_folders_that_are_no_reward_model(tmp_path):
+    other = GOLDEN.parent / "llm_judge"
+    with pytest.raises(ValueError, match=r"is a model of the architectures \['Qwen2ForCausalLM'\], not of"):
+        ready(path=str(other))
+    for file in other.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "config.json").write_bytes((GOLDEN / "config.json").read_bytes())
+    with pytest.raises(ValueError, match=r"do not fit config\.json; 1 missing: score\.weight"):
+        ready(path=str(tmp_path))
+    with pytest.raises(ValueError, match=r"judge\.batch_size 6 is not divisible"):
+        ready(batch_size=6)
+
+
+def test_a_policy_does_not_take_a_head_for_its_own():
+    """What is allowed beside a reward model's weights is not allowed beside a policy's."""
+    with pytest.raises(ValueError, match=r"1 unexpected: score\.weight"):
+        hf.check_params(GOLDEN, hf.read_config(GOLDEN))
+
+
+# ---- the function -------------------------------------------------------------------------------
+
+
+def letters(prompt: str, answer: str) -> int:
+    """A score for the tests: a whole number is one, too."""
+    if answer == "raise":
+        raise RuntimeError("no\nscore")
+    return {"none": None, "nan": math.nan, "inf": math.inf, "text": "5"}.get(
+        answer, len(answer) - len(prompt)
+    )
+
+
+def one_argument(answer):
+    return 0.0
+
+
+def compared(a: str, b: str, temperature: float = 2.0) -> Verdict:
+    judge = reward_function(function="test_reward:letters", temperature=temperature)
+    (found,) = judge([Comparison([{"role": "user", "content": "ab"}], {}, a, b)])
+    return found
+
+
+def test_a_function_scores():
+    assert compared("abcd", "a") == (pytest.approx(sigmoid(1.5)), "A 2; B -1", {"a": 2.0, "b": -1.0})
+    assert compared("a", "abcd", 0.0).p == 0.0
+    assert compared("abcd", "dcba").p == compared("inf", "inf").p == 0.5
+    assert (compared("inf", "x").p, compared("x", "inf").p) == (1.0, 0.0)
+    assert (compared("none", "x").p, compared("none", "x").reason) == (None, "no score for A")
+    assert compared("nan", "none").reason == "no score for A and B"
+    assert compared("x", "raise") == (None, "the score failed: RuntimeError: no\nscore", {})
+    assert compared("text", "x").reason.endswith("TypeError: str is no score; return a number, or None")
+    assert compared("x" * 5000, "", 1e-9).p == 1.0
+    judge = reward_function(function="test_reward:letters", temperature=1.0)
+    turn = [{"role": "user", "content": "ab"}]
+    assert [judge.parts(turn, text) for text in ("abc", "raise", "inf")] == [{"score": 1.0}, {}, {}]
+
+
+def test_verdicts_of_two_scores():
+    """The textbook sigmoid in float64, where it can be computed."""
+    for a, b, t in ((0.3, -0.2, 1.0), (5.0, 9.0, 2.5), (-30.0, 0.0, 1.0)):
+        assert verdict(a, b, t).p == pytest.approx(sigmoid((a - b) / t), rel=1e-12, abs=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("test_reward:one_argument", r"is called as score\(prompt, answer\), but takes \(answer\)$"),
+        ("test_reward:nothing", r"^judge\.function: module 'test_reward' has no 'nothing'"),
+        ("letters", r"^judge\.function: 'letters' is unknown"),
+    ],
+)
+def test_functions_that_cannot_score(function, message):
+    group = {"name": "reward_function", "function": function, "temperature": 1.0}
+    with pytest.raises(ValueError, match=message):
+        make_judge(group, "judge")
+
+
+# ---- combinations -------------------------------------------------------------------------------
+
+
+def always(answer: Any) -> Any:
+    return lambda comparisons: [answer] * len(comparisons)
+
+
+def combined(kind: str, *parts: tuple[float, Any]) -> Verdict:
+    judge = Combination({f"j{i}": (w, always(a)) for i, (w, a) in enumerate(parts)}, kind)
+    (found,) = judge([Comparison((), {}, "x", "y")])
+    return found
+
+
+def test_a_mean_by_hand():
+    assert combined("mean", (3.0, "A"), (1.0, 0.2)).p == pytest.approx(0.8)
+    assert combined("mean", (2.0, "tie"), (2.0, "B")).p == 0.25
+    # a part without verdict leaves the others theirs
+    for nothing in (None, math.nan, "prose", 1.5):
+        assert combined("mean", (3.0, nothing), (1.0, 0.2), (1.0, 0.4)).p == pytest.approx(0.3)
+        assert combined("mean", (3.0, nothing), (1.0, None)).p is None
+    assert combined("mean", (0.1, 1.0), (0.2, 1.0), (0.3, 1.0)).p == 1.0  # no rounding beyond
+
+
+def test_a_sum_adds_log_odds():
+    """Of rewards: the verdict of the weighted sum of rewards."""
+    soft = [verdict(2.0, 1.5, 1.0), verdict(-1.0, 0.5, 0.5)]
+    expected = sigmoid(0.7 * 0.5 + 0.3 * -1.5 / 0.5)
+    assert combined("sum", (0.7, soft[0]), (0.3, soft[1])).p == pytest.approx(expected, rel=1e-9)
+    assert combined("sum", (0.7, soft[0]), (0.3, None)).p == pytest.approx(sigmoid(0.7 * 0.5))
+    assert combined("sum", (1.0, "A"), (1.0, "B")).p == 0.5
+    assert combined("sum", (1.0, "A")).p == pytest.approx(sigmoid(14))
+    assert combined("sum", (1.0, None)).p is None
+
+
+def test_each_part_is_logged():
+    found = combined("mean", (1.0, Verdict(0.75, "why", {"a": 3, "b": 2, "mass": 0.9})), (1.0, None))
+    assert found.scores == {
+        "a": {"j0": {"p": 0.75, "score": 3}, "j1": {"p": None}},
+        "b": {"j0": {"p": 0.25, "score": 2}, "j1": {"p": None}},
+        "else": {"j0": {"mass": 0.9}},
+    }
+    assert found.reason == "j0: 0.750 for A, why; j1: no verdict, no verdict"
+
+
+def test_a_part_that_raises_is_missing_and_one_that_answers_integers_ends_the_run():
+    def broken(comparisons):
+        raise RuntimeError("gone")
+
+    judge = Combination({"a": (1.0, broken), "b": (1.0, always("A"))}, "mean")
+    (found,) = judge([Comparison((), {}, "x", "y")])
+    assert (
+        found.p == 1.0
+        and "a: no verdict, the judge failed: RuntimeError: gone (test_reward.py" in found.reason
+    )
+    with pytest.raises(JudgeError, match="^b: the judge answered the int 1, which is refused"):
+        Combination({"b": (1.0, always(1))}, "mean")([Comparison((), {}, "x", "y")])
+
+
+FUNCTION = {"name": "reward_function", "function": "test_reward:letters", "temperature": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("judges", "message"),
+    [
+        ((), r"^judge\.judges: give at least one"),
+        (({"weight": 1.0},), r"^judge\.judges\[0\]\.name is missing"),
+        (({"weight": 0, **FUNCTION},), r"^judge\.judges\[0\]\.weight must be a number above 0, found 0"),
+        ((FUNCTION,), r"^judge\.judges\[0\]\.weight must be a number above 0, found None"),
+        (
+            ({"weight": 1, **FUNCTION}, {"weight": 1, **FUNCTION, "temperatur": 1}),
+            r"^judge\.judges\[1\]\.temperatur: no such field; did you mean 'temperature'",
+        ),
+    ],
+)
+def test_combinations_that_cannot_be(judges, message):
+    with pytest.raises(ValueError, match=message):
+        configs.build(
+            combine, {"name": "combine", "judges": judges, "kind": "mean"}, "judge", make_judge=make_judge
+        )
+
+
+def test_a_combination_speaks_for_its_parts():
+    model = {"weight": 0.5, "name": "reward_model", **ARGUMENTS}
+    both = make_judge(
+        {"name": "combine", "kind": "mean", "judges": (model, {"weight": 0.5, **FUNCTION})}, "judge"
+    )
+    assert isinstance(both, DeviceJudge) and both.collective
+    alone = make_judge(
+        {"name": "combine", "kind": "mean", "judges": ({"weight": 1, **FUNCTION},) * 2}, "judge"
+    )
+    assert not alone.collective and alone.announced() == []
+    turn = [{"role": "user", "content": "ab"}]
+    assert alone.parts(turn, "abc") == {"score": 1.0, "reward_function_1/score": 1.0}
+    with pytest.raises(ValueError, match="No such file|not a folder|no such"):
+        broken = {**model, "path": "nowhere"}
+        judge = make_judge({"name": "combine", "kind": "mean", "judges": (broken,)}, "judge")
+        judge.attach(
+            mesh=make_mesh(data=8, fsdp=1, tensor=1),
+            folder=GOLDEN,
+            model_config=None,
+            tokenizer=None,
+            dtype=None,
+        )
+
+
+# ---- whole runs ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [pytest.param("reward_model", marks=pytest.mark.slow), "combine"])
+def test_the_embedded_default_with_other_judges(kind, tmp_path):
+    """The example's own config but for judge and size; asked in both orders, within a budget that ends it."""
+    config = configs.load(str(ROOT / "configs" / "paraphrase.py"))
+    paraphrase = config.judge.to_dict()
+    model = {
+        "name": "reward_model",
+        **ARGUMENTS,
+        "batch_size": 16,
+        "buckets": (512,),
+    }
+    judges = ({"weight": 0.7, **model}, {"weight": 0.3, **paraphrase})
+    judge = model if kind == "reward_model" else {"name": "combine", "kind": "mean", "judges": judges}
+    config = config.to_dict()
+    config["judge"] = judge
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config))
+    changes = {
+        "run_dir": tmp_path / "run",
+        "steps": 4,
+        "batch_size": 16,
+        "layout.micro_batch_size": 16,
+        "data.buckets": "40,",
+        "layout.response_buckets": "32,",
+        "logging.tensorboard": "false",
+        "evaluation.prompts": 8,
+        "evaluation.reference_samples": 1,
+        "judging.both_orders": "true",
+        # evaluations of 8 x 2 x 2 at most, and two steps of 16 x 2; a third one does not fit
+        "judging.max_queries": 32 + 32 + 32 + 32,
+    }
+    status, out, err = run_main([f"--config={path}", *(f"--config.{k}={v}" for k, v in changes.items())])
+    assert status == 0, err
+    result = json.loads(out.splitlines()[-1])
+    assert result["ended_by"] == "judging.max_queries" and 2 <= result["steps"] < 4
+    assert f"ended after {result['steps']} of 4 steps: judging.max_queries is 128" in out
+    assert result["judge_queries"] + result["evaluation_queries"] <= 128
+    assert result["compilations_during_run"] == 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == result["steps"] + 1 and "eval/win_rate" in rows[-1]
+    assert rows[-1]["judge/queries"] == result["judge_queries"]
+    assert all(row["judge/position_flip_rate"] == 0 and row["judge/failed_rate"] == 0 for row in rows[1:])
+    judged = [pair for pair in read_pairs(tmp_path / "run" / "pairs.jsonl") if pair["shown"] is not None]
+    assert len(judged) * 2 == result["judge_queries"]
+    for pair in judged:
+        policy, reference = (pair["scores"][name] for name in ("policy", "reference"))
+        if kind == "combine":
+            parts = [side["paraphrase"]["p"] for side in (policy, reference)]
+            assert parts == pytest.approx(
+                [0.5 + 0.5 * math.tanh(d / 0.2) for d in _difference(policy, reference)]
+            )
+            policy, reference = (side["reward_model"]["score"] for side in (policy, reference))
+            expected = 0.7 * sigmoid(policy - reference) + 0.3 * parts[0]
+        else:
+            expected = sigmoid(policy - reference)
+        assert pair["p_first"] == pytest.approx(expected, abs=1e-4)
+
+
+def _difference(policy: Any, reference: Any) -> tuple[float, float]:
+    by_rules = [side["paraphrase"]["score"]["score"] for side in (policy, reference)]
+    return by_rules[0] - by_rules[1], by_rules[1] - by_rules[0]
