@@ -110,8 +110,8 @@ def test_deduplicate_and_take_look_at_all_rows_first(folder, tokenizer):  # noqa
     unique = load(tokenizer, **fields, deduplicate=True, shuffle=False)
     assert unique.train.dropped == {"deduplicate": 3, "on_bad_row": 1, "max_prompt_tokens": 1}
     assert unique.train.summary() == (
-        "7 prompts of 1 to 20 tokens, read as they pass, from 12 rows; left out: deduplicate 3, on_bad_row 1, "
-        "max_prompt_tokens 1; the first bad row: t.jsonl, row 7: column 'text' is empty"
+        "7 prompts of 1 to 20 tokens, read as they pass, from 12 rows; left out: on_bad_row 1, "
+        "max_prompt_tokens 1, deduplicate 3; the first bad row: t.jsonl, row 7: column 'text' is empty"
     )
     batches = unique.train_batches(4, seed=0)
     assert [ids(batches[0]), ids(batches[1])] == [[0, 2, 3, 5], [7, 9, 11]]
