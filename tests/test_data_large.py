@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import numpy as np
 import pytest
-from fakes import write_rows
+from fakes import run_main, tiny_config, write_config, write_rows
 from test_data import folder, ids, load, refused, same, tokenizer  # noqa: F401
 
 from xpo_jax.data import lines, passing, prompts, sources
@@ -165,3 +166,26 @@ def test_memory_holds_an_index_and_no_rows(folder):  # noqa: F811
     assert rows[9_999].values == {"text": f"{9_999:0200d}"}
     others = {name: v for name, v in vars(rows).items() if not isinstance(v, np.ndarray) and name != "_parse"}
     assert len(json.dumps(others, default=str)) < 500
+
+
+@pytest.mark.slow
+def test_a_run_over_a_large_source(folder):  # noqa: F811
+    """From the command line to metrics and environment, with rows on the way that cannot be used."""
+    config = tiny_config(folder)
+    with open(folder / "train.jsonl", "ab") as file:
+        file.write(b'{"text": ""}\n{"text": 3}\n')
+    config.data.on_bad_row, config.steps = "skip", 3  # an epoch: 23 rows in batches of 8
+    status, out, err = run_main([f"--config={write_config(folder / 'c.py', config)}"])
+    assert status == 0, err
+    assert "left out: on_bad_row" in out
+    metrics = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert sum(line.get("data/replaced_rows", 0) for line in metrics) == 2
+    recorded = json.loads((folder / "run" / "environment.json").read_text())["sources"]
+    data = (folder / "train.jsonl").read_bytes()
+    assert recorded["train"] == [
+        {
+            "file": str(folder / "train.jsonl"),
+            "bytes": len(data),
+            "sha256": hashlib.sha256(data).hexdigest(),
+        }
+    ]
