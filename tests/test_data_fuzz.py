@@ -131,7 +131,7 @@ def test_ten_thousand_rows(folder, tokenizer, monkeypatch):  # noqa: F811
     def holds(lines, fields, prompt, limits):
         (folder / "t.jsonl").write_bytes(b"\n".join(lines))
         seen["rows"] += len(lines)
-        arguments = {"held_out": "t.jsonl", **prompt, **fields}
+        arguments = {"held_out": "t.jsonl", "shuffle": False, **prompt, **fields}
         found: list[PromptData | str] = []
         for limit in limits:
             monkeypatch.setattr(prompts, "MAX_ROWS_IN_MEMORY", limit)
