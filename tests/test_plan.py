@@ -15,7 +15,7 @@ from fakes import TINY, hasty_compilation, tiny_config, write_config
 from jax.sharding import AbstractMesh, AxisType
 
 from tools import estimate, plan
-from tools.fit import Source, setup
+from tools.fit import Source, remedies, setup
 from tools.hardware import DEVICES, SIZES, size_of
 from xpo_jax import sharding
 from xpo_jax.optimizer import make_optimizer
@@ -162,22 +162,43 @@ def test_bytes_of_a_tiny_model_on_a_mesh_by_hand():
     assert all("judge" not in parts for parts in shared.values())
 
 
+def batch_bytes(s):
+    """What sample and accumulate take beside weights: one device's share of a batch, and scalars."""
+    rows, P, T = s.batch_size // s.shares, s.prompt_tokens, s.response_tokens
+    prompts, pairs = rows * (P + 1) * 4, 2 * rows * (T + 1) * 4
+    scalars = (
+        14 + 5
+    ) * 4  # the sums; the micro-batch's number, rows, alpha and beta, and the policy's tokens
+    return prompts + rows * (1 + 4) + 3 * 4, prompts + pairs + 2 * rows * 4 + rows * (4 + 4 + 1) + scalars
+
+
+def check_arguments(s):
+    found = estimate.memory(s)
+    sample, accumulate = batch_bytes(s)
+    assert compiled(s, "sample").argument_size_in_bytes == found["sample"]["policy, for sampling"] + sample
+    update = found["gradient"]["master weights"] + found["gradient"]["gradients"] + accumulate
+    assert compiled(s, "accumulate").argument_size_in_bytes == update
+
+
 @pytest.mark.parametrize(("sizes", "fields"), [((2, 2, 2), ADAMW), ((1, 8, 1), ADAFACTOR)])
 def test_weights_are_those_that_the_compiled_programs_take(sizes, fields):
-    """What else a program takes is a share of the batch, and scalars."""
     s = planned(sizes, optimizer=optimizer(fields)[0])
-    found, rows = estimate.memory(s), 16 // s.shares
-    prompts, pairs = rows * (8 + 1) * 4, 2 * rows * (6 + 1) * 4
     with hasty_compilation():
         if fields is ADAMW:
-            sample = found["sample"]["policy, for sampling"] + prompts + rows * (1 + 4) + 3 * 4
-            assert compiled(s, "sample").argument_size_in_bytes == sample
-            update = found["gradient"]["master weights"] + found["gradient"]["gradients"]
-            rest = prompts + pairs + 2 * rows * 4 + rows * (4 + 4 + 1) + (14 + 5) * 4
-            # a number that the loss does not use is not passed on
-            assert compiled(s, "accumulate").argument_size_in_bytes in (update + rest, update + rest - 4)
-        apply = sum(found["apply"][part] for part in ("master weights", "optimizer state", "gradients"))
-        assert compiled(s, "apply", fields).argument_size_in_bytes == apply + 3 * 4
+            check_arguments(s)
+        found = estimate.memory(s)["apply"]
+        apply = sum(found[part] for part in ("master weights", "optimizer state", "gradients"))
+        assert compiled(s, "apply", fields).argument_size_in_bytes == apply + 3 * 4  # step, skipped, loss
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [(1, 8, 1), (1, 2, 4)])
+def test_weights_of_7b_are_those_that_the_compiled_programs_take(sizes):
+    """From shapes alone: nothing of this size exists here."""
+    with hasty_compilation():
+        check_arguments(
+            dataclasses.replace(planned(sizes, model=SIZES["7B"], P=32, T=16), dtype=jnp.bfloat16)
+        )
 
 
 WHOLE_RUN = ("master weights", "optimizer state", "reference", "policy, for sampling", "gradients")
@@ -197,7 +218,7 @@ SHAPES = [(8, 64, 64), (8, 64, 128), (8, 128, 64), (4, 256, 32), (4, 32, 256)]
     [
         ("sample", False, 8, 64, 64),
         ("score", False, 8, 64, 64),
-        ("accumulate", False, 8, 64, 64),
+        ("accumulate", True, 2, 16, 16),  # weights' gradients above all
         ("accumulate", True, 8, 64, 128),
         *[
             pytest.param(program, remat, *shape, marks=pytest.mark.slow)
@@ -219,7 +240,7 @@ SHAPES = [(8, 64, 64), (8, 64, 128), (8, 128, 64), (4, 256, 32), (4, 32, 256)]
 )
 def test_what_a_program_holds_for_a_moment_is_what_xla_allocates(program, remat, B, P, T):
     s = planned(model=LARGER, B=B, P=P, T=T, remat=remat)
-    assert working(s, program) == pytest.approx(compiled(s, program).temp_size_in_bytes, rel=0.2)
+    assert 0.8 < working(s, program) / compiled(s, program).temp_size_in_bytes < 1.25
 
 
 @pytest.mark.slow
@@ -227,7 +248,7 @@ def test_what_a_program_holds_for_a_moment_is_what_xla_allocates(program, remat,
 @pytest.mark.parametrize("remat", [False, True])
 def test_what_the_update_holds_on_a_mesh(sizes, remat):
     s = planned(sizes, model=LARGER, B=64, P=64, T=64, remat=remat, chunk_tokens=2048)
-    assert working(s, "accumulate") == pytest.approx(compiled(s, "accumulate").temp_size_in_bytes, rel=0.25)
+    assert 0.8 < working(s, "accumulate") / compiled(s, "accumulate").temp_size_in_bytes < 1.35
 
 
 @pytest.mark.slow
@@ -291,12 +312,26 @@ def test_the_changes_that_make_it_fit_are_enough_and_all_needed(capsys):
         assert told(capsys, *where, *(other for other in flags if other != flag))[0] == 1, flag
 
 
+def test_changes_that_a_later_one_makes_needless_are_taken_back():
+    """Smaller micro-batches are tried first and help a little; the smaller optimizer is enough alone."""
+    small = ("batch_size=2", "layout.micro_batch_size=2", "model.dtype=float32")
+    source = Source(CONFIG.removeprefix("--config="), small, 1, "Qwen2.5-0.5B")
+    peak = lambda change: estimate.peak(estimate.memory(setup(source.changed(change))[0]))[1]
+    enough = ("optimizer.mu_dtype=bfloat16",)
+    assert peak(enough) < peak(("layout.micro_batch_size=1",)) < peak(())
+    found = remedies(source, peak(enough))
+    assert (found.together, found.peak) == (enough, peak(enough))
+
+
 def test_what_no_change_helps(capsys):
     status, out, _ = told(
         capsys, "--model_config=Qwen2.5-72B", "--device=a100-80gb", "--config.batch_size=64"
     )
     assert status == 1
-    assert re.search(r"nothing of this is enough on 1 device\(s\); ", out)
+    found = re.search(r"nothing of this is enough on 1 device\(s\); (--devices=\d+ .*) would be", out)
+    assert found  # and that mesh is enough indeed
+    flags = [*found[1].split(), "--config.batch_size=64"]
+    assert told(capsys, "--model_config=Qwen2.5-72B", "--device=a100-80gb", *flags)[0] == 0
 
 
 def test_the_example_of_a_pretrained_model_is_planned_with_its_judge(capsys):

@@ -17,11 +17,9 @@ TREES = {name: ast.parse(path.read_text()) for name, path in SOURCES.items()}
 PACKAGE = sorted(name for name in SOURCES if name.split(".")[0] == "xpo_jax")
 CONFIGS = sorted(name for name in SOURCES if name.startswith("configs."))
 JUDGES = sorted(name for name in PACKAGE if name.startswith("xpo_jax.judges."))
-SHARED_BY_JUDGES = {"xpo_jax.judges.gates"}  # no judge itself
+SHARED_BY_JUDGES = {f"xpo_jax.judges.{part}" for part in ("cache", "gates", "rendering", "replies", "server")}
 # runs a model on the devices, through `choices`; of the rest of the run it knows no more than any judge
-DEVICE_JUDGES = {
-    "xpo_jax.judges.llm": {"choices", "data.templates", "data.validate", "hf", "hub", "schema", "values"}
-}
+DEVICE_JUDGES = {"xpo_jax.judges.llm": {"choices", "hf", "hub", "judges.rendering", "schema", "values"}}
 LEAVES = ("values", "files", "schema")  # each may be read without knowing anything else of ours
 
 

@@ -142,20 +142,20 @@ def ladders(planned: estimate.Setup, config: ConfigDict) -> Iterator[list[Change
     """What can be changed to save memory, the cheapest first; each a ladder of ever stronger changes."""
     devices, shape = planned.mesh.size, planned.mesh.shape
 
-    def doubled(axis: str, others: int) -> list[Change]:
+    def doubled(axis: str, others: int, *rest: str) -> list[Change]:
         sizes = [shape[axis] * 2**i for i in range(1, 14)]
-        return [(f"mesh.{axis}={n}", "mesh.data=-1") for n in sizes if devices % (n * others) == 0]
+        return [(f"mesh.{axis}={n}", *rest) for n in sizes if devices % (n * others) == 0]
 
     def halved(name: str, value: int, least: int) -> list[Change]:
         return [(f"{name}={value >> i}",) for i in range(1, 20) if value % 2**i == 0 and value >> i >= least]
 
-    yield doubled("fsdp", shape["tensor"])
+    yield doubled("fsdp", shape["tensor"], "mesh.data=-1")
     yield halved("layout.micro_batch_size", planned.micro_batch_size, planned.shares)
     yield [] if planned.remat else [("layout.remat=True",)]
     yield halved("layout.chunk_tokens", planned.chunk_tokens, 128)
     yield [("optimizer.mu_dtype=bfloat16",)] if config.optimizer.get("mu_dtype") == "float32" else []
     yield halved("judge.batch_size", planned.judge.rows, planned.shares) if planned.judge else []
-    yield doubled("tensor", 1)
+    yield doubled("tensor", 1, "mesh.data=1", "mesh.fsdp=-1")
     yield [
         (*change, f"layout.micro_batch_size={min(planned.micro_batch_size, int(change[0].split('=')[1]))}")
         for change in halved("batch_size", planned.batch_size, planned.shares)
@@ -209,16 +209,20 @@ def remedies(source: Source, limit: float) -> Remedies:
     return Remedies(single, together, best)
 
 
-def enough_devices(source: Source, change: Change, limit: float) -> int | None:
-    """The number of devices, doubled again and again, over which fsdp makes it fit, with `change`."""
+def enough_devices(source: Source, limit: float) -> tuple[int, Change] | None:
+    """The number of devices, doubled again and again, that a mesh alone makes enough; and that mesh.
+
+    As little of tensor as fits: what it splits is sent to and fro in every layer.
+    """
     devices = source.devices * 2
-    kept = tuple(override for override in change if not override.startswith("mesh."))
     while devices <= MOST_DEVICES:
-        wider = source._replace(devices=devices).changed((*kept, "mesh.data=1", "mesh.fsdp=-1"))
-        try:
-            if estimate.peak(estimate.memory(setup(wider)[0]))[1] <= limit:
-                return devices
-        except ValueError:
-            return None  # more devices than rows
+        for tensor in (1, 2, 4, 8):
+            mesh = ("mesh.data=1", "mesh.fsdp=-1", f"mesh.tensor={tensor}")
+            try:
+                planned, _ = setup(source._replace(devices=devices).changed(mesh))
+            except ValueError:
+                continue  # sizes that do not divide, or more shares than rows
+            if estimate.peak(estimate.memory(planned))[1] <= limit:
+                return devices, mesh
         devices *= 2
     return None

@@ -100,12 +100,10 @@ def verdict(source: Source, phases: Mapping[str, Mapping[str, int]], limit: floa
     if found.peak is not None:
         lines += ["", f"fits with {gib(found.peak)} GiB: {_flags(found.together)}"]
     else:
-        devices = enough_devices(source, found.together, limit)
-        told = (
-            f"--devices={devices} with mesh.fsdp={devices} would"
-            if devices
-            else "nor would more devices alone"
-        )
+        wider = enough_devices(source, limit)
+        told = "nor would be more devices alone"
+        if wider is not None:
+            told = f"--devices={wider[0]} {_flags(wider[1])} would be"
         lines += ["", f"nothing of this is enough on {source.devices} device(s); {told}"]
     return "\n".join(lines)
 

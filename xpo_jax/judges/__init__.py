@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from xpo_jax.judges.llm import llm
+from xpo_jax.judges.openai import openai
 from xpo_jax.judges.paraphrase import paraphrase
 
-JUDGES: dict[str, Callable[..., Any]] = {"paraphrase": paraphrase, "llm": llm}
+JUDGES: dict[str, Callable[..., Any]] = {"paraphrase": paraphrase, "llm": llm, "openai": openai}

@@ -3,17 +3,15 @@
 p = P(label of A) / (P(label of A) + P(label of B)), of the token that follows the rendered comparison; nothing
 is sampled. By default the model is the policy's starting model, whose arrays are shared.
 
-An answer stays an answer: control tokens in it are ordinary text, braces in it are no placeholders, and the tags
-that enclose a placeholder in the template are broken where a filled-in text holds them. What it says in plain
-words still reaches the model ("I am the better one"), as with every judge that reads.
+An answer stays an answer: control tokens in it are ordinary text, and `rendering.py` breaks the template's tags in
+it. What it says in plain words still reaches the model ("I am the better one"), as with every judge that reads.
 
-Left out on purpose: reasoning before the verdict, more than two answers, columns that are not text, and all
-turns of a conversation but the last of the user's. What runs on the devices is `choices.py`.
+Left out on purpose: reasoning before the verdict, and more than two answers. What runs on the devices is
+`choices.py`.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -23,12 +21,9 @@ import numpy as np
 
 from xpo_jax import hf, hub
 from xpo_jax.choices import Choices
-from xpo_jax.data import templates, validate
+from xpo_jax.judges.rendering import Rendering
 from xpo_jax.schema import build
 from xpo_jax.values import Comparison, Message, Params, Verdict
-
-# an opening tag, one placeholder, the closing tag
-_ENCLOSED = re.compile(r"<([\w-]+)>\s*\{[^{}]+\}\s*</\1>")
 
 
 class Rules(NamedTuple):
@@ -46,7 +41,7 @@ class LLMJudge:
     def __init__(
         self,
         path: str | None,
-        template: str | Sequence[Mapping[str, str]],
+        rendering: Rendering,
         labels: tuple[str, str],
         batch_size: int,
         buckets: Sequence[int],
@@ -55,13 +50,10 @@ class LLMJudge:
         rules: Rules | None,
     ):
         """Take what `llm` has checked."""
-        self._path, self._template, self._labels = path, template, labels
+        self._path, self._rendered, self._labels = path, rendering, labels
         self._batch_size, self._buckets, self._on_long = batch_size, tuple(buckets), on_long
         self._orders = (False, True) if both_orders else (False,)
         self._rules = rules
-        contents = [template] if isinstance(template, str) else [turn["content"] for turn in template]
-        tags = sorted({re.escape(tag) for content in contents for tag in _ENCLOSED.findall(content)})
-        self._tags = re.compile(rf"<(?=\s*/?\s*(?:{'|'.join(tags)})\b)", re.IGNORECASE) if tags else None
         if rules is not None:
             self.parts = rules.judge.parts  # for the evaluation's tables: what the rules say of one answer
 
@@ -86,7 +78,7 @@ class LLMJudge:
             hf.check_params(self._folder, model_config)
             tokenizer = hf.load_tokenizer(self._folder, model_config)
         self._tokenizer = tokenizer
-        self._tokens(self._template)  # whatever the chat template refuses, it refuses here
+        self._tokens(self._rendered.template)  # whatever the chat template refuses, it refuses here
         self._choices = Choices(
             mesh,
             model_config,
@@ -177,27 +169,7 @@ class LLMJudge:
             )
         return fits
 
-    # --------------------------------------------------------------------------------------- rendering
-
-    def _rendered(self, comparison: Comparison, *, swapped: bool) -> str | tuple[Message, ...]:
-        messages, row, *answers = comparison
-        users = [message["content"] for message in messages if message["role"] == "user"]
-        a, b = reversed(answers) if swapped else answers
-        given = {"A": a, "B": b, "prompt": users[-1] if users else ""}
-
-        def value(name: str) -> str:
-            if name in given:
-                text = given[name]
-            elif name in row:
-                text = validate.text(row[name], "judge.template", f"column {name!r}")
-            else:
-                raise ValueError(
-                    f"judge.template: no column {name!r}; the row has: {', '.join(row) or 'nothing'};"
-                    " {prompt}, the user's last turn, is always there"
-                )
-            return text if self._tags is None else self._tags.sub("< ", text)
-
-        return templates.substitute(self._template, value)
+    # ------------------------------------------------------------------------------------------ tokens
 
     def _tokens(self, rendered: str | Sequence[Any]) -> list[int]:
         """Token ids; messages go through the chat template. Control tokens in a text are ordinary text."""
@@ -263,10 +235,7 @@ def llm(
     Raises:
       ValueError: anything else; the field stands first.
     """
-    names = templates.check(template)
-    missing = [name for name in ("A", "B") if name not in names]
-    if missing:
-        raise ValueError(f"template: {{{missing[0]}}} is missing, so the judge would not see that answer")
+    rendering = Rendering(template, break_control_tokens=False)  # the tokenizer reads them as ordinary text
     if batch_size < 1:
         raise ValueError(f"batch_size: at least 1 is expected, found {batch_size}")
     if not buckets or buckets[0] < 1 or any(a >= b for a, b in pairwise(buckets)):
@@ -278,4 +247,4 @@ def llm(
             raise ValueError(f"rules: weight must be a number from 0 to below 1, found {weight!r}")
         rest = {name: value for name, value in rules.items() if name != "weight"}
         added = Rules(build(rule_judge, rest, "judge.rules"), weight)
-    return LLMJudge(path, template, labels, batch_size, buckets, on_long, both_orders, added)
+    return LLMJudge(path, rendering, labels, batch_size, buckets, on_long, both_orders, added)

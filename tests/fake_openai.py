@@ -1,0 +1,216 @@
+"""A server on loopback that speaks OpenAI's chat completions, and misbehaves on request.
+
+It is scripted: `answers` gives each label's probability from the messages, `faults` a misbehaviour per request. What
+it was asked stands in `requests`, how many requests it held at once in `most_in_flight`.
+"""
+
+from __future__ import annotations
+
+import http.server
+import json
+import math
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Self
+
+Messages = Sequence[Mapping[str, str]]
+
+
+class Request(NamedTuple):
+    path: str
+    headers: Mapping[str, str]
+    body: Any
+
+
+class Fault(NamedTuple):
+    """kind "status" answers `status` with `headers` and `text`; the other kinds are methods of _Handler."""
+
+    kind: str
+    status: int = 500
+    text: str = "out of order"
+    headers: Mapping[str, str] = {}
+
+
+def longer_first(messages: Messages) -> dict[str, float]:
+    """A judge that prefers the longer of <a>...</a> and <b>...</b>, softly."""
+    text = messages[-1]["content"]
+    a, b = (len(text.split(f"<{tag}>")[1].split(f"</{tag}>")[0]) for tag in "ab")
+    p = 1 / (1 + math.exp(0.1 * (b - a)))
+    return {"A": 0.9 * p, "B": 0.9 * (1 - p)}
+
+
+class FakeOpenAI(http.server.ThreadingHTTPServer):
+    """Use as a context; `url` is its base_url.
+
+    answers: each label's probability, or a text that is the whole answer.
+    faults: a Fault or None for each request in turn; afterwards none.
+    key: the only one that it accepts; None accepts any.
+    logprobs: give them; False leaves them out.
+    seconds: how long each answer takes.
+    together: hold every answer until so many requests are there.
+    """
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(
+        self,
+        answers: Callable[[Messages], Mapping[str, float] | str] = longer_first,
+        faults: Sequence[Fault | None] | Callable[[int], Fault | None] = (),
+        *,
+        model: str = "judge",
+        key: str | None = None,
+        logprobs: bool = True,
+        seconds: float = 0.0,
+        together: int = 1,
+    ):
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.answers, self.model, self.key, self.logprobs = answers, model, key, logprobs
+        self.seconds, self.together = seconds, threading.Barrier(together)
+        self.fault = faults if callable(faults) else lambda i: faults[i] if i < len(faults) else None
+        self.requests: list[Request] = []
+        self.in_flight = self.most_in_flight = 0
+        self.closing = threading.Event()
+        self.lock = threading.Lock()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.closing.set()  # ends what trickles
+        self.shutdown()
+        self.server_close()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        pass  # a client that hangs up is part of the play
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: FakeOpenAI
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with self.server.lock:
+            number = len(self.server.requests)
+            self.server.requests.append(Request(self.path, dict(self.headers), body))
+            self.server.in_flight += 1
+            self.server.most_in_flight = max(self.server.most_in_flight, self.server.in_flight)
+        try:
+            self.server.together.wait(30)
+            fault = self.server.fault(number)
+            if fault is None:
+                self.as_asked(body)
+            elif fault.kind == "status":
+                self.answer(fault.status, fault.text.encode(), **fault.headers)
+            else:
+                getattr(self, fault.kind)()
+        finally:
+            with self.server.lock:
+                self.server.in_flight -= 1
+
+    def do_GET(self) -> None:  # where a redirect that is followed would end
+        self.server.requests.append(Request(self.path, dict(self.headers), None))
+        self.answer(200, b"{}")
+
+    def as_asked(self, body: Any) -> None:
+        self.server.closing.wait(self.server.seconds)
+        key = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        if self.server.key is not None and key != self.server.key:
+            self.error(401, f"Incorrect API key provided: {key}\nGet one.")
+        elif self.path != "/v1/chat/completions" or body["model"] != self.server.model:
+            self.error(404, f"The model `{body['model']}` does not exist.")
+        else:
+            answer = self.server.answers(body["messages"])
+            given = completion(answer, logprobs=self.server.logprobs and body.get("logprobs", False))
+            self.answer(200, json.dumps(given).encode())
+
+    def error(self, status: int, message: str) -> None:
+        self.answer(status, json.dumps({"error": {"message": message, "type": "x"}}).encode())
+
+    def answer(self, status: int, content: bytes, **headers: str) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(content))}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    # ---- faults
+
+    def drop(self) -> None:
+        """Hangs up without a word."""
+        self.close_connection = True
+        self.connection.shutdown(socket.SHUT_RDWR)
+
+    def drop_midway(self) -> None:
+        """Hangs up in the middle of an answer that would be a verdict if it were cut a little later."""
+        self.send_response(200)
+        self.send_header("Content-Length", "1000")
+        self.end_headers()
+        self.wfile.write(json.dumps(completion("A", logprobs=False)).encode())
+        self.drop()
+
+    def silent(self) -> None:
+        """Takes the request and never answers."""
+        self.server.closing.wait(60)
+        self.close_connection = True
+
+    def trickle(self) -> None:
+        """Sends a byte every 10 ms, without end."""
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        while not self.server.closing.wait(0.01):
+            self.wfile.write(b"1\r\n \r\n")
+
+    def huge(self, status: int = 200, **headers: str) -> None:
+        """A body of 1 GB, as fast as it is taken."""
+        self.send_response(status)
+        for name, value in {**headers, "Transfer-Encoding": "chunked"}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        for _ in range(1000):
+            self.wfile.write(b"100000\r\n" + b" " * (1 << 20) + b"\r\n")
+
+    def huge_error(self) -> None:
+        self.huge(500)
+
+    def packed(self) -> None:
+        """Compressed, though nobody asked for it."""
+        self.answer(200, b"\x1f\x8b", Content_Encoding="gzip")
+
+    def no_http(self) -> None:
+        self.wfile.write(b"220 mail.example.org ESMTP\r\n")
+        self.drop()
+
+
+def completion(answer: Mapping[str, float] | str, *, logprobs: bool) -> dict[str, Any]:
+    """A chat completion in OpenAI's form; its text is the likeliest label."""
+    ranked = [(answer, 1.0)] if isinstance(answer, str) else sorted(answer.items(), key=lambda item: -item[1])
+    alternatives = [{"token": token, "logprob": math.log(p), "bytes": None} for token, p in ranked if p]
+    return {
+        "id": "chatcmpl-1",
+        "object": "chat.completion",
+        "created": int(time.time()),
+        "model": "whatever-it-calls-itself",
+        "choices": [
+            {
+                "index": 0,
+                "finish_reason": "length",
+                "message": {"role": "assistant", "content": ranked[0][0]},
+                "logprobs": {"content": [{**alternatives[0], "top_logprobs": alternatives}]}
+                if logprobs
+                else None,
+            }
+        ],
+    }
