@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import numpy as np
 import pytest
-from fakes import write_rows
+from fakes import run_main, tiny_config, write_config, write_rows
 from test_data import folder, ids, load, refused, same, tokenizer  # noqa: F401
 
 from xpo_jax.data import lines, passing, prompts, sources
@@ -110,8 +111,8 @@ def test_deduplicate_and_take_look_at_all_rows_first(folder, tokenizer):  # noqa
     unique = load(tokenizer, **fields, deduplicate=True, shuffle=False)
     assert unique.train.dropped == {"deduplicate": 3, "on_bad_row": 1, "max_prompt_tokens": 1}
     assert unique.train.summary() == (
-        "7 prompts of 1 to 20 tokens, read as they pass, from 12 rows; left out: deduplicate 3, on_bad_row 1, "
-        "max_prompt_tokens 1; the first bad row: t.jsonl, row 7: column 'text' is empty"
+        "7 prompts of 1 to 20 tokens, read as they pass, from 12 rows; left out: on_bad_row 1, "
+        "max_prompt_tokens 1, deduplicate 3; the first bad row: t.jsonl, row 7: column 'text' is empty"
     )
     batches = unique.train_batches(4, seed=0)
     assert [ids(batches[0]), ids(batches[1])] == [[0, 2, 3, 5], [7, 9, 11]]
@@ -165,3 +166,26 @@ def test_memory_holds_an_index_and_no_rows(folder):  # noqa: F811
     assert rows[9_999].values == {"text": f"{9_999:0200d}"}
     others = {name: v for name, v in vars(rows).items() if not isinstance(v, np.ndarray) and name != "_parse"}
     assert len(json.dumps(others, default=str)) < 500
+
+
+@pytest.mark.slow
+def test_a_run_over_a_large_source(folder):  # noqa: F811
+    """From the command line to metrics and environment, with rows on the way that cannot be used."""
+    config = tiny_config(folder)
+    with open(folder / "train.jsonl", "ab") as file:
+        file.write(b'{"text": ""}\n{"text": 3}\n')
+    config.data.on_bad_row, config.steps = "skip", 3  # an epoch: 23 rows in batches of 8
+    status, out, err = run_main([f"--config={write_config(folder / 'c.py', config)}"])
+    assert status == 0, err
+    assert "left out: on_bad_row" in out
+    metrics = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert sum(line.get("data/replaced_rows", 0) for line in metrics) == 2
+    recorded = json.loads((folder / "run" / "environment.json").read_text())["sources"]
+    data = (folder / "train.jsonl").read_bytes()
+    assert recorded["train"] == [
+        {
+            "file": str(folder / "train.jsonl"),
+            "bytes": len(data),
+            "sha256": hashlib.sha256(data).hexdigest(),
+        }
+    ]

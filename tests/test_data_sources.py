@@ -240,6 +240,15 @@ def test_a_hugging_face_data_set(folder, monkeypatch):  # noqa: F811
     # trust_remote_code is not passed, whatever its default
     assert asked == [(("o/n", "de"), {"split": "train[:3]", "revision": "main"})]
     assert sources.open_rows(source).identity == ({**source, "commits": ["ab" * 20], "rows": 3},)
+
+    def unreachable(*args, **kwargs):
+        raise ConnectionError("no way to https://h.example/o/n?signature=secret\nat all")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    assert error({"hf": "o/n", "split": "train"}) == (
+        "hf o/n train: cannot be loaded: ConnectionError: no way to (address) at all; check name, config, split and "
+        "revision"
+    )
     monkeypatch.undo()
     monkeypatch.chdir(folder)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "cache")

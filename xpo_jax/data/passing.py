@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from xpo_jax.data.rows import DataError, Prompt, Rows
-from xpo_jax.data.steps import Steps
+from xpo_jax.data.steps import REASONS, Steps
 
 _LOOKED_AT = 1_000  # rows looked at before the run: most mistakes are in all rows
 _MOST_REPLACED = 1_000  # rows passed over in a row, before the source is refused
@@ -57,7 +57,7 @@ class PassingPrompts(Sequence[Prompt]):
         self._range = (shortest, longest)
         if places is None and not longest:
             self[0]  # none of the first can be used: perhaps a later one
-        self.dropped: Mapping[str, int] = dict(counts)
+        self.dropped: Mapping[str, int] = {name: counts[name] for name in REASONS if counts[name]}
 
     def __len__(self) -> int:
         """How many, those included that will be replaced."""

@@ -23,7 +23,7 @@ from xpo_jax.data.passing import PassingPrompts
 from xpo_jax.data.pipeline import Batches
 from xpo_jax.data.rows import DataError, Prompt
 from xpo_jax.data.sources import Source, named, open_rows
-from xpo_jax.data.steps import Check, Steps, TokenFilter
+from xpo_jax.data.steps import REASONS, Check, Steps, TokenFilter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -229,17 +229,18 @@ def _load(source: Source, steps: Steps, take: int | None, deduplicate: bool) -> 
         if small:
             prompts.append(prompt)
     if not places:
-        why = ", ".join(f"{name} dropped {number}" for name, number in dropped.items())
+        why = ", ".join(f"{name} dropped {dropped[name]}" for name in REASONS if dropped[name])
         first = f"; first: {steps.first_bad}" if steps.first_bad else ""
         raise DataError(
             f"{named(source)}: no prompt is left of {len(rows)} rows ({why}{first}); loosen these fields"
         )
+    counts = {name: dropped[name] for name in REASONS if dropped[name]}
     kept: Sequence[Prompt] = tuple(prompts)
     if not small:
         kept = PassingPrompts(
             named(source), rows, steps, np.array(places, np.int64), np.array(lengths, np.int32)
         )
-    return PromptSet(kept, len(rows), dict(dropped), _note(steps), digest.hexdigest(), tuple(rows.identity))
+    return PromptSet(kept, len(rows), counts, _note(steps), digest.hexdigest(), tuple(rows.identity))
 
 
 def _note(steps: Steps) -> str:

@@ -194,8 +194,9 @@ def _hf(hf: Any, split: Any, config: Any = None, revision: Any = None) -> Rows:
         data = datasets.load_dataset(hf, config, split=split, revision=revision)
         count = len(data)
     except Exception as error:  # of the network, the hub, the file formats: each has its own kinds
+        reason = re.sub(r"\w+://\S+", "(address)", schema.one_line(error))[:300]  # addresses may be signed
         raise SourceError(
-            f"{name}: cannot be loaded: {schema.one_line(error)[:300]}; check name, config, split and revision"
+            f"{name}: cannot be loaded: {reason}; check name, config, split and revision"
         ) from error
     if not count:
         raise SourceError(f"{name}: the split is empty; choose another")

@@ -26,6 +26,8 @@ from xpo_jax.values import Message
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+# Why a row can be left out, in the order in which it is looked at.
+REASONS = ("on_bad_row", "filter_tokens", "filter_length", "max_prompt_tokens", "deduplicate", "take")
 Check = Callable[[Sequence[Message], Mapping[str, Any]], None]
 
 
