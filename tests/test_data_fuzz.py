@@ -80,10 +80,10 @@ LINE = st.one_of(
 )
 # now and then a file without a mistake, so that the steps after validation see rows too
 LINES = st.one_of(
-    st.lists(LINE, max_size=16),
+    st.lists(LINE, min_size=5, max_size=16),
     st.lists(
         st.sampled_from("abc").map(lambda t: json.dumps({"text": t * 3, "other": t}).encode()),
-        min_size=1,
+        min_size=5,
         max_size=16,
     ),
 )
@@ -127,7 +127,7 @@ def test_ten_thousand_rows(folder, tokenizer, monkeypatch):  # noqa: F811
     seen: Counter[str] = Counter()
 
     @given(LINES, FIELDS, PROMPT, LIMITS)
-    @settings(ALIKE, max_examples=2000)
+    @settings(ALIKE, max_examples=2001)
     def holds(lines, fields, prompt, limits):
         (folder / "t.jsonl").write_bytes(b"\n".join(lines))
         seen["rows"] += len(lines)
