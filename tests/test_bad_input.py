@@ -227,7 +227,7 @@ def test_values_that_are_out_of_range_or_do_not_go_together(folder, overrides, e
     [
         (
             "paraphrasing",
-            "judge.name: 'paraphrasing' is unknown; choose paraphrase, llm, reward_model, ",
+            "judge.name: 'paraphrasing' is unknown; choose paraphrase, llm, openai, reward_model, ",
         ),
         ("nothing_here:Judge", "judge.name: no module 'nothing_here', seen from "),
         ("fakes:Longest", "judge.name: module 'fakes' has no 'Longest'; did you mean 'LongerText'?"),

@@ -369,17 +369,17 @@ def test_a_named_error_of_ours_passes_as_it_is():
 
 
 def test_resolve_ours_or_a_module_of_the_current_directory(folder):
-    (folder / "my_judges.py").write_text("class Mine: pass\nnumber = 3\n", encoding="utf-8")
+    (folder / "judges_of_mine.py").write_text("class Mine: pass\nnumber = 3\n", encoding="utf-8")
     (folder / "broken.py").write_text("1 / 0\n", encoding="utf-8")
     (folder / "needs.py").write_text("import not_installed\n", encoding="utf-8")
     own = {"paraphrase": Named, "length": WithInit}
     assert config.resolve("length", "judge.name", own) is WithInit
-    assert config.resolve("my_judges:Mine", "judge.name", own).__name__ == "Mine"
+    assert config.resolve("judges_of_mine:Mine", "judge.name", own).__name__ == "Mine"
     for name, text in {
         "paraphrse": "judge.name: 'paraphrse' is unknown; choose paraphrase, length, "
         "or one of yours as package.module:Name; did you mean 'paraphrase'?",
-        "my_judges:Mime": "judge.name: module 'my_judges' has no 'Mime'; did you mean 'Mine'?",
-        "my_judges:number": "judge.name: my_judges:number is 3, which cannot be called",
+        "judges_of_mine:Mime": "judge.name: module 'judges_of_mine' has no 'Mime'; did you mean 'Mine'?",
+        "judges_of_mine:number": "judge.name: judges_of_mine:number is 3, which cannot be called",
         "nowhere.judges:Mine": f"judge.name: no module 'nowhere', seen from {folder}",
         "broken:Mine": "judge.name: importing 'broken' failed: ZeroDivisionError: division by zero",
         "needs:Mine": "judge.name: importing 'needs' failed: "

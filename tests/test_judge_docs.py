@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,9 @@ def example(tmp_path_factory):
     (folder / "my_judges.py").write_text(BLOCKS[0] + "\n\n" + longer)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))
+        patch.delitem(sys.modules, "my_judges", raising=False)  # another test's, of the same name
         yield folder
+    sys.modules.pop("my_judges", None)
 
 
 def test_the_example_is_ten_lines():
