@@ -110,8 +110,9 @@ ROWS = [
 ]
 
 
-def test_the_tool_by_hand(example, capsys, tmp_path):
+def test_the_tool_by_hand(example, capsys, tmp_path, monkeypatch):
     """A, B, a tie; the fourth row's empty input makes the example fail on all, as an exception does."""
+    monkeypatch.setenv("COLUMNS", "200")  # on a narrow console the reasons are wrapped
     status, out, _ = tried(capsys, tmp_path, ROWS[:3])
     assert status == 0
     found = json.loads(out.splitlines()[-1])
