@@ -5,12 +5,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
-import http.server
 import io
 import json
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
@@ -160,91 +158,6 @@ def write_model(folder: Path, seed: int = 0, config: Qwen2Config = SPEAKING) -> 
     params = random_params(seed, config)
     weights.write_params(folder, params, config, dtype="float32", max_shard_bytes=2**40)
     return folder
-
-
-class Hub(http.server.ThreadingHTTPServer):
-    """A model hub on this machine with one model: what huggingface_hub asks for when it fetches a snapshot.
-
-    Args:
-      name: "owner/name" of the model.
-      folder: its files.
-
-    revisions: branches and tags, to commits.
-    gated: files are refused, as of a model whose terms were not accepted.
-    asked: (method, path, token) of every request so far.
-    together: so many processes wait for each other before they learn the commit.
-    """
-
-    def __init__(self, name: str, folder: Path):
-        super().__init__(("127.0.0.1", 0), _Answers)
-        self.name, self.folder, self.gated = name, folder, False
-        self.revisions = {"main": "a" * 40, "v1": "b" * 40}
-        self.asked: list[tuple[str, str, str | None]] = []
-        self.together = threading.Barrier(1)
-        self.endpoint = f"http://127.0.0.1:{self.server_address[1]}"
-
-    @contextlib.contextmanager
-    def running(self) -> Iterator[Hub]:
-        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-        try:
-            yield self
-        finally:
-            self.shutdown()
-            self.server_close()
-
-    def fetched(self) -> set[str]:
-        """Names of the files that were sent."""
-        return {
-            path.rpartition("/")[2]
-            for method, path, _ in self.asked
-            if method == "GET" and "/resolve/" in path
-        }
-
-
-class _Answers(http.server.BaseHTTPRequestHandler):
-    server: Hub
-
-    def do_GET(self) -> None:
-        self.server.asked.append((self.command, self.path, self.headers.get("Authorization")))
-        name, parts = self.server.name, self.path.partition("?")[0].split("/")
-        folder = self.server.folder
-        files = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if file.is_file()}
-        if "/".join(parts[3:5]) == name and parts[1:3] == ["api", "models"]:
-            what, revision = parts[5:7]
-            commit = self.server.revisions.get(revision, revision)
-            if commit not in self.server.revisions.values():
-                self.answer(404, **{"X-Error-Code": "RevisionNotFound"})
-            elif what == "revision":
-                self.server.together.wait(60)
-                self.answer(200, json.dumps({"id": name, "sha": commit}).encode())
-            else:
-                tree = [
-                    {"type": "file", "path": k, "size": f.stat().st_size, "oid": k} for k, f in files.items()
-                ]
-                self.answer(200, json.dumps(tree).encode())
-        elif "/".join(parts[1:3]) == name and parts[3] == "resolve":
-            content = files["/".join(parts[5:])].read_bytes()
-            if self.server.gated:
-                self.answer(403, **{"X-Error-Code": "GatedRepo"})
-            else:
-                self.answer(
-                    200, content, ETag=hashlib.sha256(content).hexdigest(), **{"X-Repo-Commit": parts[4]}
-                )
-        else:
-            self.answer(404, **{"X-Error-Code": "RepoNotFound"})
-
-    do_HEAD = do_GET
-
-    def answer(self, status: int, content: bytes = b"", **headers: str) -> None:
-        self.send_response(status)
-        for key, value in {**headers, "Content-Length": str(len(content))}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(content)
-
-    def log_message(self, *_: Any) -> None:
-        pass
 
 
 # ---- judges: factories, as a config names them ("fakes:Longer") -----------------------------------
@@ -388,6 +301,25 @@ def hasty_compilation() -> Iterator[None]:
         jax.config.update("jax_disable_most_optimizations", False)
 
 
+@contextlib.contextmanager
+def compiled_once(folder: Path) -> Iterator[None]:
+    """The same, and each program is compiled once, whoever asks for it again; `folder` keeps them."""
+    names = {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in names}
+    for name, value in names.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    with hasty_compilation():
+        yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
 # ---- a whole run ----------------------------------------------------------------------------------
 
 TRAIN_ROWS, HELD_OUT_ROWS = 21, 11  # the last batch of eight is a part batch in both
@@ -401,6 +333,20 @@ def write_prompts(folder: Path) -> None:
     rows = [{"text": text, "number": i} for i, text in enumerate(texts)]
     write_rows(folder / "train.jsonl", rows[:TRAIN_ROWS])
     write_rows(folder / "held_out.jsonl", rows[TRAIN_ROWS:])
+
+
+ADAMW = {
+    "name": "adamw",
+    "learning_rate": 1e-2,
+    "schedule": "constant",
+    "warmup_steps": 0,
+    "b1": 0.9,
+    "b2": 0.99,
+    "eps": 1e-8,
+    "mu_dtype": "float32",
+    "weight_decay": 0.0,
+    "clip_norm": 1.0,
+}  # the arguments of make_optimizer but for the steps
 
 
 def tiny_config(folder: Path) -> ConfigDict:

@@ -9,7 +9,8 @@ import threading
 from pathlib import Path
 
 import pytest
-from fakes import SPEAKING, Hub, tiny_config, write_config, write_model
+from fake_hub import Hub
+from fakes import SPEAKING, tiny_config, write_config, write_model
 from huggingface_hub import constants
 
 from xpo_jax import hf, hub

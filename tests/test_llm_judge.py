@@ -9,8 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from fakes import hasty_compilation, run_main, tiny_config, write_config, write_model
-from jax.experimental.compilation_cache import compilation_cache
+from fakes import compiled_once, run_main, tiny_config, write_config, write_model
 from ml_collections import ConfigDict
 
 from xpo_jax import config as configs
@@ -53,20 +52,8 @@ ARGUMENTS = {
 @pytest.fixture(scope="module", autouse=True)
 def in_haste(tmp_path_factory):
     """Compile little, and each program once."""
-    names = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in names}
-    for name, value in names.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    with hasty_compilation():
+    with compiled_once(tmp_path_factory.mktemp("cache")):
         yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 def build(**changes: Any) -> LLMJudge:

@@ -1,5 +1,6 @@
 """Optimizers and learning rates against float64 NumPy, and against optax called directly."""
 
+import fakes
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,19 +9,7 @@ import pytest
 
 from xpo_jax.optimizer import make_optimizer
 
-ADAMW = {
-    "name": "adamw",
-    "learning_rate": 1e-2,
-    "schedule": "constant",
-    "warmup_steps": 0,
-    "b1": 0.9,
-    "b2": 0.99,
-    "eps": 1e-8,
-    "mu_dtype": "float32",
-    "weight_decay": 0.0,
-    "clip_norm": 1.0,
-    "steps": 10,
-}
+ADAMW = {**fakes.ADAMW, "steps": 10}
 ADAFACTOR = {**ADAMW, "name": "adafactor", "b1": None, "b2": None, "eps": None, "mu_dtype": None}
 # A matrix that Adafactor factors, one that is too small for that, and what weight decay leaves alone.
 SHAPES = {"up": {"kernel": (128, 256)}, "down": {"kernel": (6, 4), "bias": (4,)}, "norm": {"scale": (5,)}}

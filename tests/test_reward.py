@@ -5,11 +5,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
-from fakes import hasty_compilation, run_main
-from jax.experimental.compilation_cache import compilation_cache
+from fakes import compiled_once, run_main
 
 from xpo_jax import config as configs
 from xpo_jax import hf
@@ -36,20 +34,8 @@ ARGUMENTS = {
 @pytest.fixture(scope="module", autouse=True)
 def in_haste(tmp_path_factory):
     """Compile little, and each program once."""
-    names = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in names}
-    for name, value in names.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    with hasty_compilation():
+    with compiled_once(tmp_path_factory.mktemp("cache")):
         yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 def ready(mesh: tuple[int, int, int] = (2, 2, 2), **changes: Any) -> RewardModel:

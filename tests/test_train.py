@@ -24,15 +24,14 @@ from fakes import (
     TRAIN_ROWS,
     Patchy,
     Recording,
+    compiled_once,
     graphdef,
-    hasty_compilation,
     run_main,
     tiny_config,
     write_config,
     write_model,
 )
 from flax import nnx
-from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
 from xpo_jax import checkpoint, hf
@@ -139,20 +138,8 @@ def timeless(metrics):
 @pytest.fixture(scope="module", autouse=True)
 def in_haste(tmp_path_factory):
     """Compile little, and each program once."""
-    names = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in names}
-    for name, value in names.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    with hasty_compilation():
+    with compiled_once(tmp_path_factory.mktemp("cache")):
         yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import functools
 
+import fakes
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,19 +22,7 @@ from xpo_jax.update import (
 )
 from xpo_jax.values import Pairs
 
-OPTIMIZER = {
-    "name": "adamw",
-    "learning_rate": 1e-2,
-    "schedule": "constant",
-    "warmup_steps": 0,
-    "b1": 0.9,
-    "b2": 0.99,
-    "eps": 1e-8,
-    "mu_dtype": "float32",
-    "weight_decay": 0.0,
-    "clip_norm": 1.0,
-    "steps": 10,
-}
+OPTIMIZER = {**fakes.ADAMW, "steps": 10}
 STACKED, PARAMS, _, _ = tiny(scale=1.0)
 B = 8
 

@@ -143,8 +143,7 @@ def prepare(config: ConfigDict) -> Parts:
         dtype=compute_dtype(model.dtype),
         seed=top.seed,
         batch_size=top.batch_size,
-        # the last step draws the reference's samples for one more batch
-        prompt_buckets=sorted({*batches.buckets_of(top.steps + 1), *(b.tokens.shape[1] for b in held_out)}),
+        prompt_buckets=sorted({*batches.buckets_of(top.steps), *(b.tokens.shape[1] for b in held_out)}),
         response_buckets=layout.response_buckets,
         optimizer=optimizer,
         rate=rate,

@@ -26,7 +26,7 @@ from xpo_jax.pairs_log import PairsLog, pair_records
 from xpo_jax.prepare import Parts, prepare
 from xpo_jax.rundir import RunDir
 from xpo_jax.update import summarise, trim
-from xpo_jax.values import DeviceJudge, Pairs, Prompts, Samples, TrainState
+from xpo_jax.values import DeviceJudge, Pairs, Params, Prompts, Samples, TrainState
 
 TRAINING = 1  # purpose of the random keys; evaluation's is evaluate.PURPOSE
 
@@ -62,14 +62,7 @@ def _train(p: Parts, run: RunDir, compilations: CompilationCounter) -> dict[str,
     device_judge = p.judge if isinstance(p.judge, DeviceJudge) else None
     announced = [*programs.announced(), *(device_judge.announced() if device_judge else ())]
     with Together("writing the environment"):
-        run.write_environment(
-            {
-                "data": _fingerprints(p),
-                "sources": {"train": p.data.train.sources, "held_out": p.data.held_out.sources},
-                "model": {"path": p.model.given, "commit": p.model.commit},
-                "reference": {"path": p.reference.given, "commit": p.reference.commit},
-            }
-        )
+        run.write_environment(_origins(p))
     print(
         summary.opening(programs, {"run": str(run.path), **p.described}, compilations=len(announced)),
         flush=True,
@@ -82,22 +75,11 @@ def _train(p: Parts, run: RunDir, compilations: CompilationCounter) -> dict[str,
     def draw(weights: Any, prompts: Prompts, step: int, candidate: int) -> Samples:
         return programs.draw(weights, prompts, purpose=TRAINING, step=step, candidate=candidate)
 
-    one_start = p.reference.folder == p.model.folder
-    with Together("loading the models"):
-        masters = hf.load_params(p.model.folder, p.model_config, shardings=programs.params_sharding)
-        reference = None
-        if not one_start:
-            reference = hf.load_weights(
-                p.reference.folder, p.model_config, dtype=programs.dtype, shardings=programs.weights_sharding
-            )
-    state: TrainState = programs.init(masters)
-    del masters
+    state, reference = _load(p)
     policy = programs.for_sampling(state.params)
-    if one_start:
-        reference = programs.for_sampling(state.params)
     if device_judge:
         with Together("loading the judge"):
-            device_judge.load(reference if one_start else None)
+            device_judge.load(reference if p.reference.folder == p.model.folder else None)
 
     patience = verdicts.Patience(
         max_failed_share=p.judging.max_failed_share, max_failed_batches=p.judging.max_failed_batches
@@ -153,7 +135,7 @@ def _train(p: Parts, run: RunDir, compilations: CompilationCounter) -> dict[str,
             # so its next samples are known already.
             ref_logps = programs.score(reference, prompts.tokens, prompts.lengths, tokens, lengths)
             next_prompts = p.batches[step + 1]
-            if p.second_is_reference:
+            if p.second_is_reference and step + 1 < p.top.steps:
                 second = draw(reference, next_prompts, step + 1, 1)
 
             # Judge: each process its share of the rows.
@@ -193,8 +175,6 @@ def _train(p: Parts, run: RunDir, compilations: CompilationCounter) -> dict[str,
                 state, sums, applied = programs.learn(state, pairs, alpha, beta)
                 policy = programs.for_sampling(state.params)
                 sums, applied = jax.device_get((sums, applied))
-            if not p.second_is_reference:
-                second = draw(policy, next_prompts, step + 1, 1)
 
             # Metrics, evaluation, checkpoint.
             done, times = step + 1, timer.take()
@@ -235,6 +215,8 @@ def _train(p: Parts, run: RunDir, compilations: CompilationCounter) -> dict[str,
             if last:
                 break
             prompts = next_prompts
+            if not p.second_is_reference:
+                second = draw(policy, prompts, step + 1, 1)
 
     # -------------------------------------------------------------------------------------------- end
     compiled_during, measured = compilations.count - compiled, summary.result(before, after)
@@ -257,6 +239,29 @@ def _train(p: Parts, run: RunDir, compilations: CompilationCounter) -> dict[str,
         "compilations_during_run": compiled_during,
         "run_dir": str(run.path),
         "export": str(run.path / "export"),
+    }
+
+
+def _load(p: Parts) -> tuple[TrainState, Params]:
+    """The state of step 0, and the reference's weights as they are sampled from: the only form it is held in."""
+    programs, reference = p.programs, None
+    with Together("loading the models"):
+        masters = hf.load_params(p.model.folder, p.model_config, shardings=programs.params_sharding)
+        if p.reference.folder != p.model.folder:
+            reference = hf.load_weights(
+                p.reference.folder, p.model_config, dtype=programs.dtype, shardings=programs.weights_sharding
+            )
+    state: TrainState = programs.init(masters)
+    return state, programs.for_sampling(state.params) if reference is None else reference
+
+
+def _origins(p: Parts) -> dict[str, Any]:
+    """What the run was made from, for environment.json."""
+    return {
+        "data": _fingerprints(p),
+        "sources": {"train": p.data.train.sources, "held_out": p.data.held_out.sources},
+        "model": {"path": p.model.given, "commit": p.model.commit},
+        "reference": {"path": p.reference.given, "commit": p.reference.commit},
     }
 
 
