@@ -23,10 +23,13 @@ def embedded() -> ConfigDict:
     config = ConfigDict()
     config.run_dir = "runs/paraphrase"
     config.seed = 0
-    config.steps = 240  # four epochs: as many as fit into five minutes on two cores
+    config.steps = 240  # four epochs
     config.batch_size = 64
     # Updates in a row that may be skipped because a number was not finite, before the run gives up.
     config.max_skipped = 5
+    # A step that takes longer than this is taken for stuck: the run ends with the stacks of all threads and status
+    # 124, for whatever started it to start it again. None waits for ever.
+    config.max_step_seconds = 1800.0
 
     # xpo_jax/data/prompts.py: load_prompts. In the order in which it is done; docs/data.md has an example of each.
     config.data = ConfigDict(

@@ -364,6 +364,7 @@ def tiny_config(folder: Path) -> ConfigDict:
             "steps": 4,
             "batch_size": 8,
             "max_skipped": 2,
+            "max_step_seconds": 300.0,
             "data": {
                 "train": str(folder / "train.jsonl"),
                 "held_out": str(folder / "held_out.jsonl"),
@@ -433,6 +434,7 @@ def tiny_config(folder: Path) -> ConfigDict:
                 "remat": False,
             },
             "evaluation": {"prompts": HELD_OUT_ROWS, "reference_samples": 2, "every_steps": 0},
+            "checkpoint": {"every_steps": None, "keep_last": 2, "keep_every": None},
             "logging": {"table_every_steps": 1, "tensorboard": False},
         }
     )

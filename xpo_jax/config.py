@@ -53,18 +53,20 @@ _FLAG = "--config"
 
 
 class Arguments(NamedTuple):
-    """The command line, taken apart: what to load, `field=text` overrides in their order, and `--help`."""
+    """The command line, taken apart: what to load, `field=text` overrides in their order, and the flags."""
 
     spec: str | None
     overrides: tuple[str, ...]
     help: bool
+    accept_changes: bool = False
 
 
 def split_argv(argv: Sequence[str]) -> Arguments:
     """Takes the command line apart (without the program's name); the order of the arguments is free.
 
     Args:
-      argv: `--config=FILE`, `--config FILE`, `--config.a.b=v`, `--config.a.b v`, `--help` or `-h`.
+      argv: `--config=FILE`, `--config FILE`, `--config.a.b=v`, `--config.a.b v`, `--accept-changes`, `--help`
+        or `-h`.
 
     Returns:
       Arguments; spec is None only together with help. Of an override given twice, `load` takes the last.
@@ -77,6 +79,8 @@ def split_argv(argv: Sequence[str]) -> Arguments:
     rest = list(argv)
     if "--help" in rest or "-h" in rest:
         return Arguments(None, (), True)
+    accept_changes = "--accept-changes" in rest
+    rest = [argument for argument in rest if argument != "--accept-changes"]
     while rest:
         argument = rest.pop(0)
         name, equals, value = argument.partition("=")
@@ -96,7 +100,7 @@ def split_argv(argv: Sequence[str]) -> Arguments:
             spec = value
     if spec is None:
         raise ConfigError(f"{_FLAG} is missing; for example {_FLAG}=configs/paraphrase.py")
-    return Arguments(spec, tuple(overrides), False)
+    return Arguments(spec, tuple(overrides), False, accept_changes)
 
 
 def load(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:

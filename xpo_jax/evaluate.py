@@ -102,7 +102,7 @@ class Evaluator:
         self.programs, self.batches, self.reference = programs, batches, reference
         self.judge, self.decode = judge, decode
         self.reference_samples, self.patience, self.seed = reference_samples, patience, seed
-        self._rules = {"unfinished_loses": unfinished_loses, "both_orders": both_orders}
+        self._rules: dict[str, Any] = {"unfinished_loses": unfinished_loses, "both_orders": both_orders}
         self._drawn: list[list[tuple[Samples, list[str]]]] = []
 
     def _draw(self, weights: Params, prompts: Prompts, step: int, candidates: Iterable[int]) -> list[Any]:

@@ -73,6 +73,7 @@ def save(
     card: str | None = None,
     dtype: str = "float32",
     max_shard_bytes: int = 5_000_000_000,
+    replace: bool = False,
 ) -> None:
     """Write a Hugging Face folder that transformers (4 and 5) and vLLM load.
 
@@ -80,7 +81,7 @@ def save(
     this, for each holds a part of the weights; process 0 writes.
 
     Args:
-      folder: must not exist, or be empty.
+      folder: must not exist, or be empty, unless `replace` is true.
       params: as `load_params` returns them. They come to the host one (stacked) array at a time.
       source: the folder that the model came from; its tokenizer files and licence are copied as they are,
         and so is config.json, but see `_write_config`.
@@ -95,22 +96,32 @@ def save(
     partial = folder.with_name(f".{folder.name}.partial")
     with Together("starting the export"):
         if leads:
-            _make_room(folder, partial, source, model_config)
+            _make_room(folder, partial, source, model_config, replace)
     try:
         with Together("writing the export"):
             write_params(partial, params, model_config, dtype=dtype, max_shard_bytes=max_shard_bytes)
             if leads:
                 _complete(partial, source, model_config, dtype, card)
-                os.replace(partial, folder)
-                _flush(folder.parent)
+                _put_in_place(partial, folder)
     except BaseException:
         if leads:
             shutil.rmtree(partial, ignore_errors=True)
         raise
 
 
-def _make_room(folder: Path, partial: Path, source: Path, model_config: Qwen2Config) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+def _put_in_place(partial: Path, folder: Path) -> None:
+    """Rename, whatever stands there; at any instant `folder` is the old one, the new one, or not there."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(partial, folder)
+    _flush(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _make_room(folder: Path, partial: Path, source: Path, model_config: Qwen2Config, replace: bool) -> None:
+    if folder.exists() and not replace and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is already there; export to a new or an empty folder")
     if read_config(source) != model_config:
         raise ValueError(

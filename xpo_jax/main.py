@@ -20,9 +20,13 @@ Examples:
   python -m xpo_jax.main --config=configs/paraphrase.py --config.loss.alpha=0.0 --config.loss.second=policy
   python -m xpo_jax.main --config=runs/paraphrase/config.json --config.run_dir=runs/again
 
+The same command again goes on with a run that was interrupted, from its last checkpoint. Its config may differ
+in steps, evaluation, logging, checkpoint, mesh and limits; --accept-changes goes on with whatever differs.
+
 FILE is Python with get_config(argument) or the config.json of a run; each field's comment stands in it.
 Progress goes to standard error. The last line on standard output is one JSON object with the result.
-Exit status: 0 done, 2 something to mend (one line says what), 130 interrupted."""
+Exit status: 0 done, 2 something to mend (one line says what), 124 stuck (see max_step_seconds), 130 or 143
+interrupted by SIGINT or SIGTERM, the step in hand saved."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -37,17 +41,21 @@ def main(argv: Sequence[str]) -> int:
         return _refused(error)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it would complain that torch is missing
     from xpo_jax import distributed, settings  # here, so that --help and a wrong config answer at once
+    from xpo_jax.interruption import Stopped
     from xpo_jax.metrics import final_line
     from xpo_jax.train import train
 
     try:
         configs.check(settings.Experiment, config, "config")
         configs.build(distributed.start, config.distributed, "distributed")
-        print(final_line(train(config)))
+        print(final_line(train(config, accept_changes=arguments.accept_changes)))
     except distributed.Failed as error:
         return _refused(error)  # all processes know, and end in the same way
     except (ValueError, FloatingPointError, OSError) as error:
         return distributed.leave(_refused(error))
+    except Stopped as stopped:
+        print(f"xpo_jax: {stopped}", file=sys.stderr)
+        return stopped.status if stopped.together else distributed.leave(stopped.status)
     except KeyboardInterrupt:
         print("xpo_jax: interrupted", file=sys.stderr)
         return distributed.leave(130)

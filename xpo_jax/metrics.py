@@ -6,7 +6,7 @@ nan in the console table, and a gap in TensorBoard. Numbers come from the host: 
 
 Where there are many processes, process 0 writes and the others take part in silence.
 
-Left out on purpose: what the metrics mean, cutting the file back after a resume, and widths of
+Left out on purpose: what the metrics mean, cutting the file back after a resume (resume.py), and widths of
 characters that fill two cells of a terminal.
 """
 
@@ -39,6 +39,7 @@ class Metrics:
         *,
         tensorboard: bool,
         total_steps: int,
+        first_step: int = 0,
         console: Sequence[str] = (),
         console_every_steps: int = 1,
         progress_every_seconds: float = 10.0,
@@ -51,6 +52,7 @@ class Metrics:
           run_path: the run directory.
           tensorboard: whether event files are written.
           total_steps: of the run, for progress.
+          first_step: that the run goes on after; what TensorBoard has of later ones is dropped.
           console: names of the metrics in the console table, most important first; what does not
             fit into the width is left out.
           console_every_steps: a table row after every so many steps, and after the last.
@@ -66,7 +68,9 @@ class Metrics:
         if tensorboard and writes:
             from tensorboardX import SummaryWriter  # here: costs time where it is not wanted
 
-            self._writer = SummaryWriter(logdir=str(Path(run_path) / "tensorboard"))
+            self._writer = SummaryWriter(
+                logdir=str(Path(run_path) / "tensorboard"), purge_step=first_step + 1 if first_step else None
+            )
         self._console = _columns(console)
         self._console_every, self._rows = console_every_steps, 0
         self._progress = _Progress(total_steps, progress_every_seconds, clock)

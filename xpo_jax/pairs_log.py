@@ -9,13 +9,14 @@ One JSON object per line and pair. It is the journal of verdicts, the replay dat
                         the policy's, candidate 1 the reference's (in online DPO the policy's too)
     shown               the candidates in the order in which the judge saw them as A and B: [0, 1] or
                         [1, 0]; null if it was not asked
+    flipped             1 if the judge preferred otherwise in the other order, 0 if not, null if not asked twice
     p_first, weight     the verdict: probability that candidate 0 is better; null and 0 for none
     reason, scores      what the judge said
     failure             why there is no verdict; null if there is one
 
 Each process logs the rows that it judges, in a file of its own: pairs.jsonl, pairs-1.jsonl, and so on.
 
-Left out on purpose: what replay and a resumed run do with it.
+Left out on purpose: what a resumed run does with it, see resume.py.
 """
 
 from __future__ import annotations
@@ -83,6 +84,7 @@ def pair_records(
                 "messages": prompts.messages[i],
                 "responses": responses,
                 "shown": shown[i],
+                "flipped": np.float32(verdicts.flipped[i]),
                 "p_first": np.float32(verdicts.p_first[i]) if judged else None,
                 "weight": np.float32(verdicts.weight[i]),
                 "reason": verdicts.reasons[i] if judged else "",
@@ -145,11 +147,14 @@ class PairsLog:
         self.close()
 
 
-def read_pairs(path: str | Path, warn: Callable[[str], object] = _log.warning) -> Iterator[dict[str, Any]]:
+def read_pairs(
+    path: str | Path, warn: Callable[[str], object] = _log.warning, *, offset: int = 0
+) -> Iterator[dict[str, Any]]:
     """Yield the records of a log, oldest first.
 
     Args:
       path: the file.
+      offset: bytes to pass over, up to the beginning of a line.
       warn: gets one line if the last line is torn, which is ignored: its process was killed.
 
     Raises:
@@ -160,7 +165,8 @@ def read_pairs(path: str | Path, warn: Callable[[str], object] = _log.warning) -
     except OSError as error:
         raise PairsLogError(f"{path}: cannot be read ({error.strerror}); give the path of a log") from error
     with file:
-        for number, line in enumerate(file, 1):
+        skipped = file.read(offset).count(b"\n")
+        for number, line in enumerate(file, skipped + 1):
             if not line.endswith(b"\n"):
                 warn(f"{path}, line {number}: torn, {len(line)} bytes are ignored")
                 return

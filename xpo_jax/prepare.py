@@ -22,7 +22,7 @@ from xpo_jax.optimizer import make_optimizer
 from xpo_jax.programs import Programs, Vocabulary, compute_dtype
 from xpo_jax.sampler import Sampling
 from xpo_jax.values import DeviceJudge, Judge, Prompts, Samples
-from xpo_jax.verdicts import Budget
+from xpo_jax.verdicts import Budget, Patience
 
 
 class Parts(NamedTuple):
@@ -32,12 +32,14 @@ class Parts(NamedTuple):
     loss: settings.Loss
     judging: settings.Judging
     evaluation: settings.Evaluation
+    checkpoint: settings.Checkpoint
     logging: settings.Logging
     alpha_at: Callable[[int], float]
     beta_at: Callable[[int], float]
     second_is_reference: bool
     judge: Judge
     budget: Budget
+    patience: Patience
     model: hub.Model
     reference: hub.Model
     model_config: Any
@@ -89,6 +91,7 @@ def prepare(config: ConfigDict) -> Parts:
     judging = build(settings.Judging, config.judging, "judging")
     layout = build(settings.Layout, config.layout, "layout")
     evaluation = build(settings.Evaluation, config.evaluation, "evaluation")
+    checkpoint = build(settings.Checkpoint, config.checkpoint, "checkpoint")
     logging = build(settings.Logging, config.logging, "logging")
     if sampling.temperature == 0 or sampling.repetition_penalty != 1:
         raise ValueError("sampling: training needs a temperature above 0 and a repetition_penalty of 1")
@@ -180,12 +183,16 @@ def prepare(config: ConfigDict) -> Parts:
         loss=loss,
         judging=judging,
         evaluation=evaluation,
+        checkpoint=checkpoint,
         logging=logging,
         alpha_at=alpha_at,
         beta_at=beta_at,
         second_is_reference=loss.second == "reference",
         judge=judge,
         budget=budget,
+        patience=Patience(
+            max_failed_share=judging.max_failed_share, max_failed_batches=judging.max_failed_batches
+        ),
         model=found,
         reference=found_reference,
         model_config=model_config,

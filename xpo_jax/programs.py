@@ -205,6 +205,9 @@ class Programs:
             donate_argnums=0,  # not the gradients: nothing that comes out could take their place
         )
 
+        self.fingerprint = Program(
+            "fingerprint", mesh, fingerprint, in_shardings=(self.weights_sharding,), out_shardings=whole
+        )
         self._rows, self._rows_of_two = rows, rows_of_two
         self.gather = Program("gather", mesh, lambda tree: tree, out_shardings=whole)
 
@@ -222,6 +225,7 @@ class Programs:
         def each() -> Iterator[tuple[str, Program, tuple[Any, ...]]]:
             yield "init", self.init, (self.params,)
             yield "for_sampling", self.for_sampling, (self.params,)
+            yield "fingerprint", self.fingerprint, (self.weights,)
             yield "zeros", self.zeros, (self.params,)
             yield "apply", self.apply, (self.state, self.params, f32())
             if jax.process_count() > 1:
@@ -250,6 +254,15 @@ class Programs:
                     )
 
         return [(label, functools.partial(program.compile, *args)) for label, program, args in each()]
+
+    @property
+    def like(self) -> TrainState:
+        """The state's shapes with its shardings, as `checkpoint.restore` wants them."""
+        return jax.tree.map(
+            lambda leaf, split: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=split),
+            self.state,
+            self.state_sharding,
+        )
 
     @property
     def parameters(self) -> int:
@@ -283,6 +296,23 @@ class Programs:
             grads, sums = self.accumulate(state.params, grads, sums, pairs, np.int32(chunk), *numbers)
         state, told = self.apply(state, grads, sums["loss"])
         return state, sums, told
+
+
+def fingerprint(weights: Params) -> Array:
+    """u32[], over all bits of the weights and their places; the same however they are split over devices.
+
+    A sum of integers modulo 2^32, with an odd factor for each place: it finds what was changed by accident, not what
+    somebody forged.
+    """
+    total = jnp.uint32(0)
+    for number, leaf in enumerate(jax.tree.leaves(weights)):
+        bits = jax.lax.bitcast_convert_type(leaf, jnp.uint32 if leaf.dtype.itemsize == 4 else jnp.uint16)
+        place = jnp.uint32(number)
+        for axis, size in enumerate(leaf.shape):
+            place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
+        factor = (place * jnp.uint32(2654435761)) | jnp.uint32(1)
+        total = total + jnp.sum(bits.astype(jnp.uint32) * factor, dtype=jnp.uint32)
+    return total
 
 
 def compute_dtype(name: str) -> Any:

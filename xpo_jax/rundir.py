@@ -10,14 +10,16 @@ A folder is one of ours if it holds the marker file with our format string. conf
 not do: every Hugging Face folder has one. Any other folder that is not empty is never written into.
 
 Of many processes, process 0 opens the directory and writes the files above; the others join it, on a
-disk that all share. Left out on purpose: resuming an unfinished run (it is refused with the remedy) and
-gs:// paths. metrics.jsonl, tensorboard/, pairs.jsonl, checkpoints/ and export/ are made by the modules
-that write them.
+disk that all share. A run that was interrupted is opened again with the same config, but for the fields in
+MAY_CHANGE; where in it to go on is not known here, see resume.py. Left out on purpose: gs:// paths.
+metrics.jsonl, tensorboard/, pairs.jsonl, evaluations/, checkpoints/ and export/ are made by the modules that
+write them.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -35,6 +37,19 @@ FORMAT = "xpo_jax run directory"
 VERSION = 1
 # A folder with nothing but these holds no work: a run that stopped here starts again in place.
 _BOOKKEEPING = {MARKER, "config.json", "environment.json"}
+# What a run may go on with changed: none of it changes what a step learns (but for rounding: another mesh).
+# `steps` does where the learning rate decays over all of them, which is what one who raises it expects.
+MAY_CHANGE = (
+    "steps",
+    "max_skipped",
+    "max_step_seconds",
+    "evaluation.",
+    "logging.",
+    "checkpoint.",
+    "mesh.",
+    "judging.max_",
+)
+_NEVER_COMPARED = ("run_dir", "distributed.")
 _ELSEWHERE = "give another --config.run_dir"
 _VISIBLE_SECONDS = 60.0  # until a shared disk shows all processes what one has made; NFS remembers absence
 
@@ -48,16 +63,26 @@ class RunDir:
 
     path: the absolute path.
     result: what `finish` wrote, if this run is finished already, else None.
+    fixed: a fingerprint of what may not change in the config.
+    changes: fields that differ from the config the run was left with, a line each.
     """
 
-    def __init__(self, path: Path, lock: int | None, result: dict[str, Any] | None):
-        self.path = path
+    def __init__(
+        self,
+        path: Path,
+        lock: int | None,
+        result: dict[str, Any] | None,
+        *,
+        fixed: str,
+        changes: Sequence[str] = (),
+    ):
+        self.path, self.fixed, self.changes = path, fixed, tuple(changes)
         self._lock, self._writes = lock, lock is not None
         self._result = result
 
     @classmethod
-    def open(cls, path: str | Path, config_json: str) -> RunDir:
-        """Create the directory, parents too, or recognise a finished run of the same config.
+    def open(cls, path: str | Path, config_json: str, *, accept_changes: bool = False) -> RunDir:
+        """Create the directory, parents too, or recognise a run of the same config.
 
         The lock is released by `close`, or by the system however the process ends. Of the config, `run_dir` and
         the group `distributed` are not compared: a run may be moved, and started in another way.
@@ -65,10 +90,11 @@ class RunDir:
         Args:
           path: a local path; `~` is expanded.
           config_json: the config, a JSON object.
+          accept_changes: go on with an unfinished run even if fields differ that are not in MAY_CHANGE.
 
         Raises:
           RunDirError: if the path is a file, cannot be written, is not empty and not such a run, is
-            in use, belongs to another config or holds an unfinished run. Nothing is left behind.
+            in use, or belongs to another config. Nothing is left behind.
         """
         config = json.loads(config_json)
         where = _local_path(path)
@@ -87,14 +113,19 @@ class RunDir:
             if {name for name in os.listdir(where) if not name.endswith(".tmp")} <= _BOOKKEEPING:
                 files += [] if (where / "config.json").exists() else [where / "config.json"]
                 atomic_write(where / "config.json", config_json.rstrip() + "\n")
-                return cls(where, lock, None)
-            _refuse_other_config(where, config)
-            if not (where / "result.json").exists():
-                raise RunDirError(
-                    f"{where}: holds an unfinished run, which cannot be resumed yet; "
-                    f"delete that folder or {_ELSEWHERE}"
-                )
-            return cls(where, lock, _read_object(where / "result.json"))
+                return cls(where, lock, None, fixed=_fixed(config))
+            changes = _changes(where, config)
+            result = _read_object(where / "result.json") if (where / "result.json").exists() else None
+            _refuse_changes(where, changes, result, accept_changes)
+            if (
+                result is not None and changes
+            ):  # to go on with more steps; there is no result until they are done
+                (where / "result.json").unlink()
+                result = None
+            if changes:
+                atomic_write(where / "config.json", config_json.rstrip() + "\n")
+            lines = [line for _, line in changes]
+            return cls(where, lock, result, fixed=_fixed(config), changes=lines)
         except BaseException as error:
             for file in files:
                 file.unlink(missing_ok=True)
@@ -106,32 +137,44 @@ class RunDir:
             raise
 
     @classmethod
-    def join(cls, path: str | Path, config_json: str) -> RunDir:
+    def join(cls, path: str | Path, config_json: str, *, accept_changes: bool = False) -> RunDir:
         """`open` on process 0; the others get the same folder, which they find but do not write these files into.
 
         Raises: what `open` raises; on all processes, also if one of them does not see the folder.
         """
         with Together("opening the run directory") as together:
-            run = cls.open(path, config_json) if distributed.leads() else None
-            together.value = run and [str(run.path), run.result, int(os.stat(run.path / MARKER).st_mtime)]
-        where, result, made = together.values[0]
+            run = cls.open(path, config_json, accept_changes=accept_changes) if distributed.leads() else None
+            together.value = run and [
+                str(run.path),
+                run.result,
+                run.fixed,
+                run.changes,
+                int(os.stat(run.path / MARKER).st_mtime),
+            ]
+        where, result, fixed, changes, made = together.values[0]
         with Together("finding the run directory"):
-            return run or cls(_found(Path(where), made), None, result)
+            return run or cls(_found(Path(where), made), None, result, fixed=fixed, changes=changes)
 
     @property
     def result(self) -> dict[str, Any] | None:
         return self._result
 
     def write_environment(self, extra: Mapping[str, Any]) -> None:
-        """Write environment.json: what this run ran with, and `extra`, such as the data fingerprint.
+        """Write environment.json: what this run runs with, `extra`, such as the data fingerprint, and under
+        "earlier" what it was started with before.
 
         Starts JAX's backends, so distributed start-up comes before.
         """
         if self._writes:
             from xpo_jax.environment import environment  # here, so that recognising a directory needs no JAX
 
-            text = to_json({**environment(), **extra}, indent=2)
-            atomic_write(self.path / "environment.json", text + "\n")
+            path = self.path / "environment.json"
+            before = _read_object(path) if path.exists() else {}
+            earlier = before.pop("earlier", [])
+            text = to_json(
+                {**environment(), **extra, "earlier": [*earlier, before] if before else earlier}, indent=2
+            )
+            atomic_write(path, text + "\n")
 
     def write_samples(self, name: str, rows: Sequence[Mapping[str, Any]]) -> Path:
         """Write samples/<name>.md, a table with one line per row and one column per key."""
@@ -263,14 +306,36 @@ def _read_object(path: Path) -> dict[str, Any]:
     return content
 
 
-def _refuse_other_config(where: Path, config: Mapping[str, Any]) -> None:
+def _changes(where: Path, config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Name and line of each field that differs from the config in the folder."""
     there, here = _flat(_read_object(where / "config.json")), _flat(config)
     names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
-    names = [name for name in names if name != "run_dir" and not name.startswith("distributed.")]
-    if names:
-        shown = [f"{n}: {there.get(n, 'absent')} there, {here.get(n, 'absent')} here" for n in names[:3]]
-        more = f"; and {len(names) - 3} more" if len(names) > 3 else ""
-        raise RunDirError(f"{where}: is a run of another config ({'; '.join(shown)}{more}); {_ELSEWHERE}")
+    return [
+        (name, f"{name}: {there.get(name, 'absent')} there, {here.get(name, 'absent')} here")
+        for name in names
+        if not name.startswith(_NEVER_COMPARED)
+    ]
+
+
+def _fixed(config: Mapping[str, Any]) -> str:
+    fixed = {k: v for k, v in _flat(config).items() if not k.startswith((*MAY_CHANGE, *_NEVER_COMPARED))}
+    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
+
+
+def _refuse_changes(
+    where: Path, changes: Sequence[tuple[str, str]], result: Mapping[str, Any] | None, accept: bool
+) -> None:
+    refused = [line for name, line in changes if not name.startswith(MAY_CHANGE)]
+    finished = result is not None and not any(name == "steps" for name, _ in changes)
+    if finished:
+        refused = [line for _, line in changes]
+    if not refused or (accept and not finished):
+        return
+    more = f"; and {len(refused) - 3} more" if len(refused) > 3 else ""
+    accepting = "" if finished else ", or add --accept-changes to go on with this one all the same"
+    raise RunDirError(
+        f"{where}: is a run of another config ({'; '.join(refused[:3])}{more}); {_ELSEWHERE}{accepting}"
+    )
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

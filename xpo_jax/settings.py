@@ -23,6 +23,8 @@ class Experiment:
       steps: updates; one per round of samples.
       batch_size: prompts per step, over all devices.
       max_skipped: updates in a row that may be skipped for a loss or gradient that is not finite.
+      max_step_seconds: a step, an evaluation's batch or a compilation that takes longer ends the run with the stacks
+        of all its threads, so that whatever started it can start it again; None waits for ever.
     """
 
     run_dir: str
@@ -30,6 +32,7 @@ class Experiment:
     steps: int
     batch_size: int
     max_skipped: int
+    max_step_seconds: float | None
     data: Mapping[str, Any]
     model: Mapping[str, Any]
     mesh: Mapping[str, Any]
@@ -41,12 +44,15 @@ class Experiment:
     optimizer: Mapping[str, Any]
     layout: Mapping[str, Any]
     evaluation: Mapping[str, Any]
+    checkpoint: Mapping[str, Any]
     logging: Mapping[str, Any]
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "max_skipped"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, must be at least 1")
+        if self.max_step_seconds is not None and self.max_step_seconds <= 0:
+            raise ValueError(f"max_step_seconds is {self.max_step_seconds}, must be positive, or None")
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"seed is {self.seed}, must be from 0 to {2**31 - 1}")
         if "name" not in self.judge:
@@ -203,3 +209,12 @@ class Logging:
     def __post_init__(self) -> None:
         if self.table_every_steps < 1:
             raise ValueError(f"table_every_steps is {self.table_every_steps}, must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """x"""
+
+    every_steps: int | None
+    keep_last: int
+    keep_every: int | None

@@ -2,14 +2,16 @@
 
 `prepare.py` builds the parts from the config; here they are put in order. What each value is stands in
 values.py. Every process of a run goes through this page with the same global batches; what one of them may
-fail at stands in a `Together`, see distributed.py.
+fail at stands in a `Together`, see distributed.py. What is kept so that an interrupted run goes on is the
+`Ledger`'s, see resume.py.
 """
 
 from __future__ import annotations
 
-import functools
+import hashlib
 import random
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,15 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from xpo_jax import checkpoint, distributed, evaluate, hf, model_card, summary, verdicts
 from xpo_jax import config as configs
+from xpo_jax import distributed, evaluate, hf, model_card, summary, verdicts
 from xpo_jax.compilation import CompilationCounter
 from xpo_jax.distributed import Together
+from xpo_jax.interruption import Signals, Watchdog
 from xpo_jax.metrics import Metrics, Timer
-from xpo_jax.pairs_log import PairsLog, pair_records
+from xpo_jax.pairs_log import pair_records
 from xpo_jax.prepare import Parts, prepare
+from xpo_jax.resume import Counters, Ledger
 from xpo_jax.rundir import RunDir
 from xpo_jax.update import summarise, trim
 from xpo_jax.values import DeviceJudge, Pairs, Params, Prompts, Samples, TrainState
@@ -31,8 +35,11 @@ from xpo_jax.values import DeviceJudge, Pairs, Params, Prompts, Samples, TrainSt
 TRAINING = 1  # purpose of the random keys; evaluation's is evaluate.PURPOSE
 
 
-def train(config: ConfigDict) -> dict[str, Any]:
-    """Run an experiment from its first step to its export.
+def train(config: ConfigDict, *, accept_changes: bool = False) -> dict[str, Any]:
+    """Run an experiment from its first step, or from where it was interrupted, to its export.
+
+    Args:
+      accept_changes: go on with an interrupted run even if the config differs in what may not change.
 
     Returns:
       What the last line of a run shows.
@@ -40,50 +47,64 @@ def train(config: ConfigDict) -> dict[str, Any]:
     Raises:
       ValueError: whatever is wrong with config, data, model or judge, in one line. What can be known before
         the run directory exists is raised before it is made.
+      Stopped: told to by a signal, and saved as far as it was.
     """
     begun, compilations = time.monotonic(), CompilationCounter()
-    with Together("preparing") as together:
-        p = prepare(config)
-        together.value = {"config": _common(config), "prompts": _fingerprints(p)}
-    distributed.require_alike(together.values)
-    with RunDir.join(p.top.run_dir, configs.to_json(config)) as run:
-        if run.result is not None:
-            print(f"{run.path} holds this run, finished; delete that folder to run it again")
-            return run.result
-        result = {**_train(p, run, compilations), "seconds": round(time.monotonic() - begun, 1)}
-        with Together("finishing"):
-            run.finish(result)
-    return result
+    with Signals() as signals:
+        with Together("preparing") as together:
+            p = prepare(config)
+            together.value = {"config": _common(config), "prompts": _fingerprints(p)}
+        distributed.require_alike(together.values)
+        with (
+            RunDir.join(p.top.run_dir, configs.to_json(config), accept_changes=accept_changes) as run,
+            Watchdog(p.top.max_step_seconds) as watchdog,
+        ):
+            if run.result is not None:
+                print(f"{run.path} holds this run, finished; delete that folder to run it again")
+                return run.result
+            ledger = Ledger(
+                run.path,
+                p.checkpoint,
+                steps=p.top.steps,
+                fixed=run.fixed,
+                evaluations=_of_evaluations(config),
+                accept_changes=accept_changes,
+                patience=p.patience,
+                signals=signals,
+                watchdog=watchdog,
+            )
+            result = _train(p, run, ledger, compilations)
+            result["seconds"] = round(time.monotonic() - begun, 1)
+            with Together("finishing"):
+                run.finish(result)
+            return result
 
 
-def _train(p: Parts, run: RunDir, compilations: CompilationCounter) -> dict[str, Any]:
+def _train(p: Parts, run: RunDir, ledger: Ledger, compilations: CompilationCounter) -> dict[str, Any]:
     # ------------------------------------------------------------------------------------------ start
     programs, timer = p.programs, Timer()
     device_judge = p.judge if isinstance(p.judge, DeviceJudge) else None
     announced = [*programs.announced(), *(device_judge.announced() if device_judge else ())]
     with Together("writing the environment"):
         run.write_environment(_origins(p))
-    print(
-        summary.opening(programs, {"run": str(run.path), **p.described}, compilations=len(announced)),
-        flush=True,
-    )
+    described = {"run": str(run.path), **ledger.described(run.changes), **p.described}
+    print(summary.opening(programs, described, compilations=len(announced)), flush=True)
     with Together("compiling"):
-        for _, compile_program in summary.progress(announced, "compiling"):
+        for name, compile_program in summary.progress(announced, "compiling"):
+            ledger.beat(f"compiling {name}")
             compile_program()
     compiled = compilations.count
 
-    def draw(weights: Any, prompts: Prompts, step: int, candidate: int) -> Samples:
+    def draw(weights: Params, prompts: Prompts, step: int, candidate: int) -> Samples:
         return programs.draw(weights, prompts, purpose=TRAINING, step=step, candidate=candidate)
 
-    state, reference = _load(p)
+    ledger.beat("loading the models")
+    state, reference = _load(p, ledger)
+    done, counters = int(state.step), ledger.counters
     policy = programs.for_sampling(state.params)
     if device_judge:
         with Together("loading the judge"):
             device_judge.load(reference if p.reference.folder == p.model.folder else None)
-
-    patience = verdicts.Patience(
-        max_failed_share=p.judging.max_failed_share, max_failed_batches=p.judging.max_failed_batches
-    )
     evaluator = evaluate.Evaluator(
         programs,
         p.held_out,
@@ -93,39 +114,60 @@ def _train(p: Parts, run: RunDir, compilations: CompilationCounter) -> dict[str,
         reference_samples=p.evaluation.reference_samples,
         unfinished_loses=p.loss.unfinished_loses,
         both_orders=p.judging.both_orders,
-        patience=patience,
+        patience=p.patience,
         seed=p.top.seed,
     )
-    before = after = evaluator(policy, 0, functools.partial(summary.progress, label="evaluating the start"))
-    print(summary.sentence("before", before), flush=True)
 
-    # ------------------------------------------------------------------------------------------- loop
-    queries = skipped_in_a_row = 0
-    evaluation_queries = before.queries
+    def evaluated(weights: Params, step: int) -> evaluate.Evaluation:
+        label = f"evaluating step {step}" if step else "evaluating the start"
 
-    def save() -> Path:
-        done = int(state.step)
-        return checkpoint.save(run.path / "checkpoints", done, state, {"judge_queries": queries})
+        def progress(batches: Iterable[Any]) -> Iterator[Any]:
+            for batch in summary.progress(batches, label):
+                ledger.beat(label)
+                yield batch
 
-    with Together("opening the logs"):
-        pairs_log = PairsLog(run.path / distributed.file_name("pairs.jsonl"))
-        metrics = Metrics(
+        return ledger.evaluation(step, lambda: evaluator(weights, step, progress))
+
+    def metrics(first_step: int) -> Metrics:
+        return Metrics(
             run.path,
             tensorboard=p.logging.tensorboard,
+            first_step=first_step,
             total_steps=p.top.steps,
             console=summary.CONSOLE,
             console_every_steps=p.logging.table_every_steps,
             writes=distributed.leads(),
         )
-    with pairs_log, metrics, verdicts.saved_first(save):
-        with Together("writing metrics"):
-            metrics.log(0, before.metrics())
-        prompts = p.batches[0]
-        second = draw(reference if p.second_is_reference else policy, prompts, 0, 1)
-        for step in range(p.top.steps):
+
+    # ------------------------------------------------------------------------------------------- loop
+    ledger.arrive(done, state, {})
+    before = after = evaluated(_first_policy(p, reference) if done else policy, 0)
+    print(summary.sentence("before", before), flush=True)
+    second: Samples | None = None
+    with ledger.open(metrics), verdicts.saved_first(ledger.save):
+        while True:
+            # `done` updates are behind us. What they came to is written down, and a run can go on from here.
+            ended, every = _ended(p, done, counters), p.evaluation.every_steps
+            evaluates = bool(done and (ended or (every and done % every == 0)))
+            if evaluates:
+                after = evaluated(policy, done)
+            ledger.settle(score=after.win_rate if evaluates else None, last=bool(ended))
+            if counters.skipped_in_a_row >= p.top.max_skipped:
+                saved = ledger.save()
+                with Together("learning"):
+                    raise FloatingPointError(
+                        f"step {done}: loss or gradient was not finite {counters.skipped_in_a_row} times in a row; the"
+                        f" last good weights are in {saved}; lower optimizer.learning_rate or loss.alpha"
+                    )
+            if ended:
+                break
+
             # Sample both candidates. The host needs them, so it waits.
+            prompts = p.batches[done]
             with timer("sample"):
-                first = draw(policy, prompts, step, 0)
+                first = draw(policy, prompts, done, 0)
+                if second is None:
+                    second = draw(reference if p.second_is_reference else policy, prompts, done, 1)
                 samples: tuple[Samples, Samples] = (programs.fetch(first), programs.fetch(second))
                 texts = (p.decode(samples[0]), p.decode(samples[1]))
                 lengths = np.stack([each.lengths for each in samples])
@@ -134,9 +176,9 @@ def _train(p: Parts, run: RunDir, compilations: CompilationCounter) -> dict[str,
             # What needs no verdict is dispatched before the host turns to the judge; the reference is frozen,
             # so its next samples are known already.
             ref_logps = programs.score(reference, prompts.tokens, prompts.lengths, tokens, lengths)
-            next_prompts = p.batches[step + 1]
-            if p.second_is_reference and step + 1 < p.top.steps:
-                second = draw(reference, next_prompts, step + 1, 1)
+            second = None
+            if p.second_is_reference and done + 1 < p.top.steps:
+                second = draw(reference, p.batches[done + 1], done + 1, 1)
 
             # Judge: each process its share of the rows.
             mine = distributed.mine(prompts)
@@ -150,13 +192,13 @@ def _train(p: Parts, run: RunDir, compilations: CompilationCounter) -> dict[str,
                     reference_finished=samples[1].finished,
                     unfinished_loses=p.loss.unfinished_loses,
                     both_orders=p.judging.both_orders,
-                    shown_seed=(p.top.seed, TRAINING, step),
+                    shown_seed=(p.top.seed, TRAINING, done),
+                    paid={} if verdicts.is_collective(p.judge) else ledger.paid(done, mine, texts),
                 )
-                pairs_log.append(pair_records(step, mine, samples, texts, own, own.shown))
+                ledger.write_pairs(pair_records(done, mine, samples, texts, own, own.shown))
                 together.value = verdicts.brief(own)
             judged = verdicts.joined(own, together.values)
-            queries += judged.queries
-            patience.check(together.values)
+            p.patience.check(together.values)
 
             # Update.
             with timer("update"):
@@ -170,19 +212,21 @@ def _train(p: Parts, run: RunDir, compilations: CompilationCounter) -> dict[str,
                     judged.weight,
                     prompts.real,
                 )
-                alpha, beta = p.alpha_at(step), p.beta_at(step)
+                alpha, beta = p.alpha_at(done), p.beta_at(done)
                 del policy  # its memory is the update's, until there are new weights
                 state, sums, applied = programs.learn(state, pairs, alpha, beta)
                 policy = programs.for_sampling(state.params)
                 sums, applied = jax.device_get((sums, applied))
 
-            # Metrics, evaluation, checkpoint.
-            done, times = step + 1, timer.take()
+            # Metrics.
+            counters.queries += judged.queries
+            counters.skipped_in_a_row = 0 if applied["finite"] else counters.skipped_in_a_row + 1
+            times = timer.take()
             found = {
                 **summarise(sums, beta),
                 **verdicts.metrics(judged, prompts.real),
-                **p.batches.metrics(step),
-                "judge/queries": queries,
+                **p.batches.metrics(done),
+                "judge/queries": counters.queries,
                 "alpha": alpha,
                 "beta": beta,
                 "alpha_over_beta": alpha / beta,
@@ -192,47 +236,25 @@ def _train(p: Parts, run: RunDir, compilations: CompilationCounter) -> dict[str,
                 **times,
                 "tokens_per_second": float(lengths[:, prompts.real].sum() / sum(times.values())),
             }
-            next_rows, every = int(next_prompts.real.sum()), p.evaluation.every_steps
-            spent = not p.budget.allows(queries + evaluation_queries, done, next_rows)
-            last = done == p.top.steps or spent
-            if last or (every and done % every == 0):
-                after = evaluator(
-                    policy, done, functools.partial(summary.progress, label=f"evaluating step {done}")
-                )
-                found |= after.metrics()
-                evaluation_queries += after.queries
-            with Together("writing metrics"):
-                metrics.log(done, found)
-            skipped_in_a_row = 0 if applied["finite"] else skipped_in_a_row + 1
-            if last or skipped_in_a_row == p.top.max_skipped:
-                saved = save()
-            if skipped_in_a_row == p.top.max_skipped:
-                with Together("learning"):
-                    raise FloatingPointError(
-                        f"step {done}: loss or gradient was not finite {skipped_in_a_row} times in a row; the last"
-                        f" good weights are in {saved}; lower optimizer.learning_rate or loss.alpha"
-                    )
-            if last:
-                break
-            prompts = next_prompts
-            if not p.second_is_reference:
-                second = draw(policy, prompts, step + 1, 1)
+            done += 1
+            ledger.arrive(done, state, found)
 
     # -------------------------------------------------------------------------------------------- end
+    ledger.beat("exporting")
     compiled_during, measured = compilations.count - compiled, summary.result(before, after)
     card = model_card.card(p.top, p.model, p.reference, measured, held_out=len(after.samples))
-    hf.save(run.path / "export", state.params, p.model_config, p.model.folder, card=card)
+    hf.save(run.path / "export", state.params, p.model_config, p.model.folder, card=card, replace=True)
     with Together("writing samples"):
         run.write_samples("held_out", after.samples)
     shown = random.Random(p.top.seed).sample(list(after.samples), min(10, len(after.samples)))
     print(summary.closing(before, after, shown), flush=True)
-    if done < p.top.steps:
-        print(f"\nended after {done} of {p.top.steps} steps: judging.max_queries is {p.budget.max_queries}")
+    if ended != "steps":
+        print(f"\nended after {done} of {p.top.steps} steps: {ended} is {p.budget.max_queries}")
     return {
         "steps": done,
-        "ended_by": "steps" if done == p.top.steps else "judging.max_queries",
-        "judge_queries": queries,
-        "evaluation_queries": evaluation_queries,
+        "ended_by": ended,
+        "judge_queries": counters.queries,
+        "evaluation_queries": counters.evaluation_queries,
         **measured,
         "skipped": int(state.skipped),
         "compilations_announced": len(announced),
@@ -242,17 +264,46 @@ def _train(p: Parts, run: RunDir, compilations: CompilationCounter) -> dict[str,
     }
 
 
-def _load(p: Parts) -> tuple[TrainState, Params]:
-    """The state of step 0, and the reference's weights as they are sampled from: the only form it is held in."""
-    programs, reference = p.programs, None
+def _ended(p: Parts, done: int, counters: Counters) -> str | None:
+    """The config's field that ends the run after `done` updates, if one does."""
+    if done >= p.top.steps:
+        return "steps"
+    rows = int(p.batches[done].real.sum())
+    spent = counters.queries + counters.evaluation_queries
+    return None if p.budget.allows(spent, done, rows) else "judging.max_queries"
+
+
+def _load(p: Parts, ledger: Ledger) -> tuple[TrainState, Params]:
+    """The state to begin with, and the reference's weights as they are sampled from: the only form it is held in."""
+    programs, reference, fresh = p.programs, None, ledger.newest is None
     with Together("loading the models"):
-        masters = hf.load_params(p.model.folder, p.model_config, shardings=programs.params_sharding)
-        if p.reference.folder != p.model.folder:
-            reference = hf.load_weights(
-                p.reference.folder, p.model_config, dtype=programs.dtype, shardings=programs.weights_sharding
-            )
-    state: TrainState = programs.init(masters)
-    return state, programs.for_sampling(state.params) if reference is None else reference
+        if fresh:
+            masters = hf.load_params(p.model.folder, p.model_config, shardings=programs.params_sharding)
+        if not fresh or p.reference.folder != p.model.folder:
+            reference = _weights(p, p.reference.folder)
+    state: TrainState = programs.init(masters) if fresh else ledger.restore(programs.like)
+    reference = programs.for_sampling(state.params) if reference is None else reference
+    ledger.vouch(int(programs.fingerprint(reference)))
+    return state, reference
+
+
+def _first_policy(p: Parts, reference: Params) -> Params:
+    """The policy of step 0 as it is sampled from, where a run goes on from a later step."""
+    return reference if p.reference.folder == p.model.folder else _weights(p, p.model.folder)
+
+
+def _weights(p: Parts, folder: Path) -> Params:
+    programs = p.programs
+    return hf.load_weights(folder, p.model_config, dtype=programs.dtype, shardings=programs.weights_sharding)
+
+
+def _of_evaluations(config: ConfigDict) -> str:
+    """A fingerprint of what decides what an evaluation finds, besides weights and step."""
+    groups = {name: config[name] for name in ("seed", "data", "model", "mesh", "sampling", "judge")}
+    evaluation = {name: config.evaluation[name] for name in ("prompts", "reference_samples")}
+    rules = (config.judging.both_orders, config.loss.unfinished_loses)
+    text = configs.to_json({**groups, "evaluation": evaluation, "rules": rules, "batch": config.batch_size})
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _origins(p: Parts) -> dict[str, Any]:

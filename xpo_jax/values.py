@@ -139,6 +139,18 @@ class Verdicts(NamedTuple):
     refused: str
 
 
+class Paid(NamedTuple):
+    """A verdict that a run was given before it was interrupted, as its pairs log holds it.
+
+    verdict: p is that the policy's sample wins; scores name policy and reference.
+    shown: see `Verdicts`. flipped: None where it was not asked in both orders.
+    """
+
+    verdict: Verdict
+    shown: tuple[int, int]
+    flipped: float | None
+
+
 class Pairs(NamedTuple):
     """What the update learns from.
 

@@ -10,6 +10,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import numpy as np
 from xpo_jax import distributed
 from xpo_jax.answers import Judged, JudgeError, compare, exchanged, renamed
 from xpo_jax.distributed import Together
-from xpo_jax.values import Comparison, Judge, Prompts, Verdict, Verdicts
+from xpo_jax.values import Comparison, Judge, Paid, Prompts, Verdict, Verdicts
 
 
 def ask(
@@ -32,6 +33,7 @@ def ask(
     unfinished_loses: bool,
     both_orders: bool,
     shown_seed: Sequence[int],
+    paid: Mapping[int, Paid] = MappingProxyType({}),
 ) -> Verdicts:
     """Verdicts for one batch. Whatever a judge does, it raises nothing: see `Verdicts.refused` and `Patience`.
 
@@ -44,6 +46,7 @@ def ask(
       both_orders: see `answers.compare`.
       shown_seed: seeds the draw of which candidate is shown as A (with both orders: first), by position in the
         global batch.
+      paid: by row, verdicts that the judge gave before the run was interrupted. They count as asked.
     """
     B = len(policy)
     position = np.asarray(prompts.position)
@@ -58,7 +61,7 @@ def ask(
         elif unfinished_loses and not (policy_finished[i] and reference_finished[i]):
             p = 0.5 + 0.5 * (float(policy_finished[i]) - float(reference_finished[i]))
             settled[i] = (p, "unfinished response")
-        else:
+        elif i not in paid:
             asked.append(i)
     comparisons = [
         Comparison(
@@ -91,10 +94,16 @@ def ask(
             p_first[i], weight[i] = verdict.p, 1.0
         if flip is not None:
             flipped[i] = flip
+    known = {i: each for i, each in paid.items() if i not in settled}
+    for i, earlier in known.items():
+        verdict, shown[i] = earlier.verdict, earlier.shown
+        p_first[i], weight[i], reasons[i], scores[i] = verdict.p, 1.0, verdict.reason, dict(verdict.scores)
+        if earlier.flipped is not None:
+            flipped[i] = earlier.flipped
     return Verdicts(
         p_first,
         weight,
-        len(comparisons) * (1 + both_orders),
+        (len(comparisons) + len(known)) * (1 + both_orders),
         tuple(reasons),
         tuple(scores),
         tuple(shown),
@@ -157,6 +166,15 @@ class Patience:
     def __init__(self, *, max_failed_share: float, max_failed_batches: int):
         self._share, self._batches = max_failed_share, max_failed_batches
         self._in_a_row, self._asked_before = 0, False
+
+    @property
+    def state(self) -> tuple[int, bool]:
+        """For a checkpoint; set it to go on from there."""
+        return self._in_a_row, self._asked_before
+
+    @state.setter
+    def state(self, state: Sequence[Any]) -> None:
+        self._in_a_row, self._asked_before = state
 
     def check(self, briefs: Sequence[Mapping[str, Any]]) -> None:
         """Take note of a batch, from the `brief` of each process and call.

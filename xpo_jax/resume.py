@@ -1,0 +1,328 @@
+"""Going on where a run was interrupted: what is kept beside the weights, and what is cut back.
+
+A step is a pure function of checkpoint, config, step and verdicts, so a run that restores a checkpoint goes the
+same way again. What it needs for that, and is not weights:
+
+    counters       queries, patience, ...: in the checkpoint
+    evaluations/   every evaluation whole, so that none is asked for twice
+    metrics.jsonl  cut back to the restored step
+    pairs*.jsonl   cut back to the offsets in the checkpoint; what is cut off goes to verdicts-journal.jsonl
+                   first, so that a verdict that was paid for is not asked for again
+
+Left out on purpose: the verdicts of an evaluation that was interrupted, which are asked for again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xpo_jax import checkpoint, distributed, settings
+from xpo_jax.checkpoint import CheckpointError, Checkpoints
+from xpo_jax.distributed import Together
+from xpo_jax.evaluate import Evaluation
+from xpo_jax.files import atomic_write, to_json
+from xpo_jax.interruption import Signals, Stopped, Watchdog
+from xpo_jax.metrics import Metrics
+from xpo_jax.pairs_log import PairsLog, content_hash, read_pairs
+from xpo_jax.values import Paid, Prompts, TrainState, Verdict
+from xpo_jax.verdicts import Patience
+
+JOURNAL = "verdicts-journal.jsonl"
+
+
+@dataclasses.dataclass
+class Counters:
+    """What a run counts, alike on every process.
+
+    queries, evaluation_queries: comparisons that the judge was asked in training, and in evaluations.
+    skipped_in_a_row: updates until now.
+    """
+
+    queries: int = 0
+    evaluation_queries: int = 0
+    skipped_in_a_row: int = 0
+
+
+class Ledger:
+    """What a run writes down as it goes, so that at every step's end it could go on from there.
+
+    Args:
+      run: the path of the run directory.
+      keep: how often a checkpoint is made, and which are kept.
+      steps: of the whole run.
+      fixed: a fingerprint of what may not change in a config, see `RunDir.fixed`.
+      evaluations: a fingerprint of what decides what an evaluation finds, besides step and weights.
+      accept_changes: of config and reference.
+      patience, signals, watchdog: those of the run.
+
+    newest: the step of the checkpoint to go on from, or None. counters: as they were there.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        keep: settings.Checkpoint,
+        *,
+        steps: int,
+        fixed: str,
+        evaluations: str,
+        accept_changes: bool,
+        patience: Patience,
+        signals: Signals,
+        watchdog: Watchdog,
+    ):
+        self.counters = Counters()
+        self._run, self._keep, self._steps, self._of = run, keep, steps, evaluations
+        self._signals, self._watchdog, self._patience = signals, watchdog, patience
+        self._accept = accept_changes
+        self._about: dict[str, Any] = {"config": fixed}
+        self._there: dict[str, Any] = {}
+        self._done, self._saved = -1, -1
+        self._found: dict[str, Any] = {}
+        self._settled = True
+        with Together("looking for a checkpoint") as together:
+            together.value = checkpoint.latest(self._folder) if distributed.leads() else None
+        self.newest: int | None = together.values[0]
+        if self.newest is not None and self.newest > steps:
+            raise CheckpointError(
+                f"{self._folder / str(self.newest)}: is beyond the last step, {steps}; raise steps, or give another"
+                " --config.run_dir"
+            )
+
+    @property
+    def _folder(self) -> Path:
+        return self._run / "checkpoints"
+
+    # ---- at the start ----
+
+    def described(self, changes: Sequence[str]) -> dict[str, str]:
+        """For the opening table: where the run goes on, and with which changes of its config."""
+        where = "" if self.newest is None else f"after step {self.newest}, whose checkpoint is whole"
+        rows = {"going on": where, "changed": "; ".join(changes)}
+        return {name: text for name, text in rows.items() if text}
+
+    def beat(self, what: str) -> None:
+        """Something begins that may take as long as a step, see `Watchdog.beat`."""
+        self._watchdog.beat(what)
+
+    def restore(self, like: TrainState) -> TrainState:
+        """The newest checkpoint's state, with the counters; `like` as `checkpoint.restore` wants it."""
+        assert self.newest is not None
+        state, self._there = checkpoint.restore(self._folder, self.newest, like)
+        self.counters = Counters(**self._there["counters"])
+        self._patience.state = self._there["patience"]
+        self._saved = self.newest
+        return state
+
+    def vouch(self, reference: int) -> None:
+        """Take note of the reference's fingerprint.
+
+        Raises:
+          CheckpointError: if the restored run had another reference, or another config; unless that is accepted.
+        """
+        self._about["reference"] = reference
+        for name, what in (("reference", "another reference"), ("config", "another config")):
+            if self._there and not self._accept and self._there[name] != self._about[name]:
+                raise CheckpointError(
+                    f"{self._folder / str(self.newest)}: was trained with {what} (fingerprint"
+                    f" {self._there[name]} there, {self._about[name]} here); put back what it was trained with, or add"
+                    " --accept-changes"
+                )
+
+    @contextlib.contextmanager
+    def open(self, metrics: Callable[[int], Metrics]) -> Iterator[None]:
+        """Cut the logs back and open them; `metrics` gets the step that is restored."""
+        step = -1 if self.newest is None else self.newest
+        offsets = self._there.get("offsets", {})
+        with Together("cutting the logs back"):
+            if distributed.leads():
+                cut_metrics(self._run, step)
+                cut_pairs(self._run, max(step, 0), offsets)
+        with Together("opening the logs"):
+            self._journal = Journal(self._run)
+            self._pairs = PairsLog(self._run / distributed.file_name("pairs.jsonl"))
+            self._metrics = metrics(max(step, 0))
+        keep = {"keep_last": self._keep.keep_last, "keep_every": self._keep.keep_every}
+        with self._pairs, self._metrics, Checkpoints(self._folder, **keep) as self._checkpoints:
+            with self._signals.deferred():
+                yield
+            self._checkpoints.wait()
+
+    # ---- on the way ----
+
+    def paid(
+        self, step: int, prompts: Prompts, texts: tuple[Sequence[str], Sequence[str]]
+    ) -> dict[int, Paid]:
+        """By row, the verdicts that the run was given on these very pairs before it was interrupted."""
+        return self._journal.paid(step, prompts, *texts)
+
+    def write_pairs(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Before the update learns from them; see `pairs_log.pair_records`."""
+        self._pairs.append(records)
+
+    def arrive(self, done: int, state: TrainState, found: Mapping[str, Any]) -> None:
+        """At the end of a step, whose metrics are `found`; `settle` writes them."""
+        self._done, self._state, self._found, self._settled = done, state, dict(found), False
+
+    def evaluation(self, step: int, make: Callable[[], Evaluation]) -> Evaluation:
+        """The evaluation after `step` updates: the one that was made before the run was interrupted, or a new one.
+
+        Where the run has just arrived its metrics are written with the others of that step.
+        """
+        with Together("reading an evaluation") as together:
+            together.value = distributed.leads() and _read_json(self._run / "evaluations" / f"{step}.json")
+        there = together.values[0]
+        recalled = bool(there) and there.get("of") == self._of
+        if recalled:
+            found = _evaluation(there["evaluation"])
+            if self.newest in (None, step):
+                self._patience.state = there["patience"]
+        else:
+            found = make()
+            with Together("writing an evaluation"):
+                if distributed.leads():
+                    (self._run / "evaluations").mkdir(exist_ok=True)
+                    about = {"step": step, "of": self._of, "patience": self._patience.state}
+                    content = to_json({**about, "evaluation": dataclasses.asdict(found)}, indent=1)
+                    atomic_write(self._run / "evaluations" / f"{step}.json", content + "\n")
+        if step == self._done and not (recalled and step == self.newest):
+            self._found |= found.metrics()
+            self.counters.evaluation_queries += found.queries
+        return found
+
+    def settle(self, *, score: float | None = None, last: bool = False) -> None:
+        """Write down what is known at this step's end; save it if that is due.
+
+        Args:
+          score: the held-out win rate, if it was evaluated.
+          last: whether the run ends here.
+
+        Raises:
+          Stopped: if any process was told to stop; it is saved.
+        """
+        with Together("writing metrics") as together:
+            if self._found:
+                self._metrics.log(self._done, self._found)
+            together.value = [self._signals.received, self._pairs.path.name, self._pairs.offset]
+        self._about |= {
+            "counters": dataclasses.asdict(self.counters),
+            "patience": self._patience.state,
+            "offsets": {name: offset for _, name, offset in together.values},
+        }
+        self._settled, self._score = True, score
+        stop = next((number for number, _, _ in together.values if number), None)
+        every = self._keep.every_steps
+        if last or stop or (every and self._done and self._done % every == 0):
+            self._save()
+        if stop:
+            self._checkpoints.wait()
+            name = signal.Signals(stop).name
+            said = f"stopped by {name} after step {self._done} of {self._steps}, which is saved"
+            raise Stopped(stop, f"{said}; run the same command to go on", together=True)
+        self.beat(f"step {self._done + 1}")
+
+    def _save(self) -> None:
+        if self._saved != self._done:
+            self._checkpoints.save(self._done, self._state, self._about, score=self._score)
+            self._saved = self._done
+
+    def save(self) -> Path:
+        """Save the state of the last step's end now, and wait for it; returns the checkpoint's folder."""
+        if not self._settled:
+            self.settle()
+        self._save()
+        self._checkpoints.wait()
+        return self._folder / str(self._done)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError):  # not made, or not by us: it is made again
+        return None
+
+
+def _evaluation(found: Mapping[str, Any]) -> Evaluation:
+    """JSON's null is what a number that is not finite became."""
+
+    def numbers(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: numbers(entry) for name, entry in value.items()}
+        return math.nan if value is None else value
+
+    return Evaluation(**{name: v if name == "samples" else numbers(v) for name, v in found.items()})
+
+
+# ---- cutting back ---------------------------------------------------------------------------------
+
+
+def cut_metrics(run: Path, step: int) -> None:
+    """Drop from metrics.jsonl the lines of later steps, and a torn last one."""
+    path = run / "metrics.jsonl"
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines(keepends=True):
+        if not line.endswith("\n") or json.loads(line)["step"] > step:
+            break
+        kept.append(line)
+    atomic_write(path, "".join(kept))
+
+
+def cut_pairs(run: Path, step: int, offsets: Mapping[str, int]) -> None:
+    """Cut the pairs logs back to `offsets`, whatever they hold beyond being put into the journal first.
+
+    Args:
+      step: that is restored; older entries of the journal are dropped.
+      offsets: by name of the file; one without an offset is of a later step.
+    """
+    logs = sorted(run.glob("pairs*.jsonl"))
+    kept = [record for record in _read(run / JOURNAL, 0) if record["step"] >= step]
+    kept += [record for path in logs for record in _read(path, offsets.get(path.name, 0))]
+    lines = dict.fromkeys(to_json(record) + "\n" for record in kept if record["failure"] is None)
+    atomic_write(run / JOURNAL, "".join(lines))
+    for path in logs:
+        with open(path, "r+b") as file:
+            file.truncate(offsets.get(path.name, 0))
+
+
+def _read(path: Path, offset: int) -> list[dict[str, Any]]:
+    return list(read_pairs(path, offset=offset)) if path.exists() else []
+
+
+class Journal:
+    """The verdicts that an interrupted run was given for the steps that are now made again."""
+
+    def __init__(self, run: Path):
+        self._records = {
+            (record["step"], record["position"], record["hash"]): record
+            for record in _read(run / JOURNAL, 0)
+            if record["shown"] is not None
+        }
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def paid(
+        self, step: int, prompts: Prompts, policy: Sequence[str], reference: Sequence[str]
+    ) -> dict[int, Paid]:
+        """By row, what is known of the pairs of a step: those with the same prompt and the same texts."""
+        if not self._records:
+            return {}
+        found = {}
+        for i in map(int, np.flatnonzero(prompts.real)):
+            key = content_hash(prompts.messages[i], policy[i], reference[i])
+            record = self._records.get((step, int(prompts.position[i]), key))
+            if record is not None:
+                verdict = Verdict(record["p_first"], record["reason"], record["scores"])
+                found[i] = Paid(verdict, tuple(record["shown"]), record["flipped"])
+        return found
