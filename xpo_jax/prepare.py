@@ -32,6 +32,7 @@ class Parts(NamedTuple):
     loss: settings.Loss
     judging: settings.Judging
     evaluation: settings.Evaluation
+    checkpoint: settings.Checkpoint
     logging: settings.Logging
     alpha_at: Callable[[int], float]
     beta_at: Callable[[int], float]
@@ -89,6 +90,7 @@ def prepare(config: ConfigDict) -> Parts:
     judging = build(settings.Judging, config.judging, "judging")
     layout = build(settings.Layout, config.layout, "layout")
     evaluation = build(settings.Evaluation, config.evaluation, "evaluation")
+    checkpoint = build(settings.Checkpoint, config.checkpoint, "checkpoint")
     logging = build(settings.Logging, config.logging, "logging")
     if sampling.temperature == 0 or sampling.repetition_penalty != 1:
         raise ValueError("sampling: training needs a temperature above 0 and a repetition_penalty of 1")
@@ -181,6 +183,7 @@ def prepare(config: ConfigDict) -> Parts:
         loss=loss,
         judging=judging,
         evaluation=evaluation,
+        checkpoint=checkpoint,
         logging=logging,
         alpha_at=alpha_at,
         beta_at=beta_at,
