@@ -173,6 +173,7 @@ def embedded() -> ConfigDict:
             # A damaged one is passed over, so one more than the newest. The best by held-out win rate stays, too.
             "keep_last": 2,
             "keep_every": None,  # or a multiple of every_steps, to look at later
+            "export": "last",  # or "best": the one of the best held-out win rate, with evaluation.every_steps
         }
     )
 

@@ -434,7 +434,7 @@ def tiny_config(folder: Path) -> ConfigDict:
                 "remat": False,
             },
             "evaluation": {"prompts": HELD_OUT_ROWS, "reference_samples": 2, "every_steps": 0},
-            "checkpoint": {"every_steps": None, "keep_last": 2, "keep_every": None},
+            "checkpoint": {"every_steps": None, "keep_last": 2, "keep_every": None, "export": "last"},
             "logging": {"table_every_steps": 1, "tensorboard": False},
         }
     )

@@ -6,6 +6,7 @@ file (but into the hub's cache) or puts an array on a device.
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -203,3 +204,32 @@ def prepare(config: ConfigDict) -> Parts:
         decode=decode,
         described=described,
     )
+
+
+def of_evaluations(config: ConfigDict) -> str:
+    """A fingerprint of what decides what an evaluation finds, besides weights and step."""
+    groups = {name: config[name] for name in ("seed", "data", "model", "sampling", "judge")}
+    evaluation = {name: config.evaluation[name] for name in ("prompts", "reference_samples")}
+    rules = (config.judging.both_orders, config.loss.unfinished_loses)
+    text = configs.to_json({**groups, "evaluation": evaluation, "rules": rules, "batch": config.batch_size})
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def origins(p: Parts) -> dict[str, Any]:
+    """What the run was made from, for environment.json."""
+    return {
+        "data": fingerprints(p),
+        "sources": {"train": p.data.train.sources, "held_out": p.data.held_out.sources},
+        "model": {"path": p.model.given, "commit": p.model.commit},
+        "reference": {"path": p.reference.given, "commit": p.reference.commit},
+    }
+
+
+def fingerprints(p: Parts) -> dict[str, str]:
+    """SHA-256 of the prompts, see `PromptData`."""
+    return {"train": p.data.train.fingerprint, "held_out": p.data.held_out.fingerprint}
+
+
+def common(config: ConfigDict) -> str:
+    """What all processes must have alike."""
+    return configs.to_json({name: config[name] for name in config if name != "distributed"})

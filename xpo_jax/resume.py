@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+
 from xpo_jax import checkpoint, distributed, settings
 from xpo_jax.checkpoint import CheckpointError, Checkpoints
 from xpo_jax.distributed import Together
@@ -30,6 +32,7 @@ from xpo_jax.interruption import Signals, Stopped, Watchdog
 from xpo_jax.journal import JOURNAL, Journal, cut_metrics, cut_pairs
 from xpo_jax.metrics import Metrics
 from xpo_jax.pairs_log import PairsLog
+from xpo_jax.retention import best_step
 from xpo_jax.values import Paid, Prompts, TrainState
 from xpo_jax.verdicts import Patience
 
@@ -112,8 +115,12 @@ class Ledger:
         """Something begins that may take as long as a step, see `Watchdog.beat`."""
         self._watchdog.beat(what)
 
+    def state_of(self, step: int, like: TrainState) -> TrainState:
+        """A checkpoint's state, of which nothing else is taken over; `like` as `checkpoint.restore` wants it."""
+        return checkpoint.restore(self._folder, step, like)[0]
+
     def restore(self, like: TrainState) -> TrainState:
-        """The newest checkpoint's state, with the counters; `like` as `checkpoint.restore` wants it."""
+        """The newest checkpoint's state, with the counters."""
         assert self.newest is not None
         state, self._there = checkpoint.restore(self._folder, self.newest, like)
         self.counters = Counters(**self._there["counters"])
@@ -227,7 +234,8 @@ class Ledger:
         self._settled, self._score = True, score
         stop = next((number for number, _, _ in together.values if number), None)
         every = self._keep.every_steps
-        if last or stop or (every and self._done and self._done % every == 0):
+        best = score is not None and self._keep.export == "best"
+        if last or stop or best or (every and self._done and self._done % every == 0):
             self._save()
         if stop:
             self._checkpoints.wait()
@@ -240,6 +248,12 @@ class Ledger:
         if self._saved != self._done:
             self._checkpoints.save(self._done, self._state, self._about, score=self._score)
             self._saved = self._done
+
+    def best(self) -> int:
+        """The step whose checkpoint has the best held-out win rate; the last has one in any case."""
+        with Together("looking for the best checkpoint") as together:
+            together.value = distributed.leads() and best_step(epath.Path(self._folder))
+        return int(together.values[0])
 
     def save(self) -> Path:
         """Save the state of the last step's end now, and wait for it; returns the checkpoint's folder."""

@@ -202,11 +202,14 @@ class Checkpoint:
       every_steps: also every so many steps; None for only after the last, and where a run ends early.
       keep_last: how many of the newest stay; None for all. The one of the best held-out win rate stays as well.
       keep_every: those after a multiple of so many steps stay, too; None for no others.
+      export: what the run exports at its end: the last policy, or that of the best held-out win rate, which needs
+        evaluation.every_steps.
     """
 
     every_steps: int | None
     keep_last: int | None
     keep_every: int | None
+    export: Literal["last", "best"]
 
     def __post_init__(self) -> None:
         for name in ("every_steps", "keep_last", "keep_every"):
