@@ -96,10 +96,6 @@ def prepare(config: ConfigDict) -> Parts:
     alpha_at, beta_at = loss.strengths(top.steps)
     optimizer, rate = build(make_optimizer, config.optimizer, "optimizer", steps=top.steps)
     judge = make_judge(config.judge, "judge")
-    if judging.both_orders and config.judge.get("both_orders"):
-        raise ValueError(
-            "judging.both_orders and judge.both_orders are both true, which asks four times; set one to false"
-        )
     mesh = build(sharding.make_mesh, config.mesh, "mesh")
     sharding.check_rows(
         mesh, **{"batch_size": top.batch_size, "layout.micro_batch_size": layout.micro_batch_size}
