@@ -34,8 +34,10 @@ class Fault(NamedTuple):
 
 
 def longer_first(messages: Messages) -> dict[str, float]:
-    """A judge that prefers the longer of <a>...</a> and <b>...</b>, softly."""
+    """A judge that prefers the longer of <a>...</a> and <b>...</b>, softly; without them it is sure of A."""
     text = messages[-1]["content"]
+    if "<a>" not in text:
+        return {"A": 1.0}
     a, b = (len(text.split(f"<{tag}>")[1].split(f"</{tag}>")[0]) for tag in "ab")
     p = 1 / (1 + math.exp(0.1 * (b - a)))
     return {"A": 0.9 * p, "B": 0.9 * (1 - p)}
@@ -203,6 +205,7 @@ def completion(answer: Mapping[str, float] | str, *, logprobs: bool) -> dict[str
         "object": "chat.completion",
         "created": int(time.time()),
         "model": "whatever-it-calls-itself",
+        "usage": {"prompt_tokens": 7, "completion_tokens": 1, "total_tokens": 8},
         "choices": [
             {
                 "index": 0,

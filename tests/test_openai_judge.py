@@ -284,10 +284,10 @@ def test_a_fault_that_stays_is_no_verdict(name, caplog):
         assert len(verdict.reason) < 250 and verdict.reason.isprintable()
         calls = 2 if name in AGAIN else 1
         assert len(server.requests) == calls
-        assert {k: judge.stats()[k] for k in ("calls", "retries", "failed")} == {
-            "calls": calls,
+        assert {k: judge.stats()[k] for k in ("requests", "retries", "unanswered")} == {
+            "requests": calls,
             "retries": calls - 1,
-            "failed": 1,
+            "unanswered": 1,
         }
     assert no_key(verdict.reason, caplog.text)
 
@@ -308,7 +308,7 @@ def test_what_a_batch_cannot_wait_for_has_no_verdict():
         first, second, third = judge([PAIR] * 3)
     assert first.p == pytest.approx(P)
     assert second == third == (None, "not answered within the batch's 0.7 s", {})
-    assert judge.stats()["failed"] == 2
+    assert judge.stats()["unanswered"] == 2
 
 
 def test_one_order_without_an_answer_is_no_verdict():
@@ -370,6 +370,70 @@ def test_a_redirect_is_not_followed(status):
         assert other.requests == []
 
 
+# ---- before anything is loaded --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("faults", "changes", "message"),
+    [
+        ([], {"base_url": "http://127.0.0.1:9/v1"}, r"no connection, .*; before anything is loaded the server must"),
+        ([], {"model": "no-such"}, r"the server answered 404: The model `no-such` does not exist\.; judge\.model must"),
+        ([], {"api_key_env": None}, r"the server answered 401: .*; name the environment variable that holds a"),
+        ([Fault("drop")], {}, r"no connection, or one that broke \(\w+\); before"),
+        ([Fault("silent")], {"timeout_seconds": 0.5}, r"no answer within 0\.5 s; before"),
+        ([Fault("status", 400, "unknown: seed")], {}, r"the server answered 400: unknown: seed; before"),
+        ([Fault("status", 503, "loading")] * 2, {}, r"the server answered 503: loading; asked 2 times; before"),
+        ([Fault("no_http")], {}, r"no connection, or one that broke \(\w+\); before"),
+        ([Fault("status", 200, "<html>")], {}, r"the server's answer is not JSON: '<html>'; before"),
+    ],
+)  # fmt: skip
+def test_a_probe_tells_what_is_wrong_at_once(faults, changes, message, caplog):
+    """Nothing is waited for but a server that says itself that it is busy."""
+    with FakeOpenAI(key=SENTINEL, faults=faults) as server, caplog.at_level(logging.DEBUG):
+        judge = build(server, **changes)
+        with pytest.raises(
+            ValueError, match=rf"^judge\.base_url {changes.get('base_url', server.url)}: {message}"
+        ):
+            judge.probe()
+        assert judge.stats()["requests"] == 1 + ("asked 2 times" in message)
+    assert no_key(caplog.text)
+
+
+def test_a_probe_that_is_answered():
+    with FakeOpenAI(key=SENTINEL, faults=[Fault("status", 429, "", {"Retry-After": "0"})]) as server:
+        build(server).probe()
+        assert len(server.requests) == 2
+    with FakeOpenAI(lambda messages: "As a judge, I") as server:  # the question is none of its template's
+        build(server).probe()
+    with FakeOpenAI(logprobs=False) as server:
+        with pytest.raises(
+            ValueError, match="^the server gave no logprobs; if it never does, set judge.mode to"
+        ):
+            build(server).probe()
+        build(server, mode="text").probe()
+
+
+def test_what_it_counts():
+    faults = [
+        Fault("status", 500),
+        None,
+        Fault("huge"),
+        Fault("status", 200, '{"usage": {"prompt_tokens": -1}}'),
+    ]
+    with FakeOpenAI(faults=faults) as server:
+        judge = build(server, concurrency=1)
+        judge([PAIR] * 5)
+        assert judge.stats() == {
+            "requests": 6,
+            "retries": 1,
+            "unanswered": 2,
+            "prompt_tokens": 3 * 7,  # of the three that were answered, by the fake's own count
+            "completion_tokens": 3,
+            "cache_hits": 0,
+            "cache_damaged": 0,
+        }
+
+
 # ---- cache ----------------------------------------------------------------------------------------
 
 
@@ -381,7 +445,7 @@ def test_an_answer_is_asked_for_once(tmp_path):
         judge = build(server, **given, concurrency=1, api_key_env=None)  # how it is asked makes no difference
         assert judge(pairs) == first
         assert len(server.requests) == 2
-        assert judge.stats()["cached"] == 2 and judge.stats()["calls"] == 0
+        assert judge.stats()["cache_hits"] == 2 and judge.stats()["requests"] == 0
         files = [path for path in folder.rglob("*") if path.is_file()]
         assert len(files) == 2 and no_key(*(path.read_text() for path in files), *map(str, files))
 
@@ -407,7 +471,7 @@ def test_a_damaged_entry_is_asked_again(tmp_path, damage):
         assert flipped != whole
         entry.write_text(flipped if damage == "flip" else damage)
         assert judge([PAIR]) == [right]
-        assert len(server.requests) == 2 and judge.stats()["damaged"] == 1
+        assert len(server.requests) == 2 and judge.stats()["cache_damaged"] == 1
         assert entry.read_text() == whole
 
 
@@ -614,14 +678,22 @@ def test_a_run_ends_in_its_summary(tmp_path):
         Fault("status", 200, SENTINEL),
     ]
     with FakeOpenAI(
-        key=SENTINEL, faults=lambda i: moods[i // 4] if i % 4 == 0 and i < 20 else None
+        key=SENTINEL, faults=lambda i: moods[i // 4] if i % 4 == 1 and i < 20 else None
     ) as server:
         status, out, err = run(tmp_path, server)
         assert status == 0, err
-        requests = len(server.requests)
+        requests = len(server.requests) - 1  # one before the run, to see that it answers
     result = json.loads(out.rstrip("\n").split("\n")[-1])
     assert result["steps"] == 2 and result["judge_queries"] > 0
     assert no_key(everything(tmp_path), out, err)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    counted = {
+        name: sum(row.get(f"{where}judge/{name}", 0) for row in rows for where in ("", "eval/"))
+        for name in ("requests", "retries", "cache_hits")
+    }
+    assert counted["requests"] == requests and counted["retries"] >= 2
+    asked = result["judge_queries"] + result["evaluation_queries"]
+    assert counted["cache_hits"] + counted["requests"] - counted["retries"] == asked
     pairs = [pair for pair in read_pairs(tmp_path / "run" / "pairs.jsonl") if pair["shown"] is not None]
     assert len(pairs) == result["judge_queries"] <= requests
     for pair in pairs:
@@ -644,12 +716,13 @@ def test_a_run_without_its_key_ends_before_anything_is_loaded(tmp_path, monkeypa
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_with_a_wrong_key_ends_in_one_line(tmp_path, monkeypatch):
+def test_a_run_with_a_wrong_key_ends_in_one_line_before_anything_is_loaded(tmp_path, monkeypatch):
     with FakeOpenAI(key="another") as server:
         status, out, err = run(tmp_path, server)
-    assert status == 2
-    last = err.rstrip("\n").split("\n")[-1]
+        assert len(server.requests) == 1
+    assert (status, out) == (2, "") and err.count("\n") == 1
     assert re.search(
-        r"^xpo_jax: .*the server answered 401: .* \*\*\* Get one\.; the environment variable JUDGE_KEY", last
+        r"^xpo_jax: judge.*the server answered 401: .* \*\*\* Get one\.; the environment variable JUDGE_KEY",
+        err,
     )
-    assert "Traceback" not in err and no_key(everything(tmp_path), out, err)
+    assert no_key(everything(tmp_path), err) and not (tmp_path / "run").exists()

@@ -53,6 +53,7 @@ NAMES = {1.0: "A", 0.5: "tie", 0.0: "B"}
 def ready(config: ConfigDict) -> Judge:
     """The config's judge, as a run makes it; one that needs devices is compiled and loaded."""
     judge: Judge = make_judge(config.judge, "judge")
+    getattr(judge, "probe", lambda: None)()
     if isinstance(judge, DeviceJudge):
         model = configs.build(settings.Model, config.model, "model")
         folder = hub.find(model.path).folder
@@ -185,6 +186,7 @@ def run(argv: Sequence[str]) -> dict[str, Any]:
     queries = len(judged) * (1 if options.once else 2)
     found |= {"queries": queries, "seconds": round(seconds, 3)}
     found["queries_per_second"] = round(queries / max(seconds, 1e-9), 2)
+    found |= {f"judge/{name}": number for name, number in getattr(judge, "stats", dict)().items()}
     print()
     print(
         text_table(["", "found"], [[name, "" if value is None else value] for name, value in found.items()])

@@ -101,6 +101,8 @@ def prepare(config: ConfigDict) -> Parts:
         mesh, **{"batch_size": top.batch_size, "layout.micro_batch_size": layout.micro_batch_size}
     )
 
+    getattr(judge, "probe", lambda: None)()  # what is needed from outside, before anything is fetched
+
     found = hub.find(model.path)
     found_reference = found if model.reference is None else hub.find(model.reference)
     folder, reference_folder = found.folder, found_reference.folder

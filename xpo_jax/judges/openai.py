@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from xpo_jax.judges.cache import AnswerCache
 from xpo_jax.judges.rendering import Rendering
-from xpo_jax.judges.replies import Masses, bare, from_logprobs, from_text
+from xpo_jax.judges.replies import Masses, NoLogprobs, Unreadable, bare, from_logprobs, from_text
 from xpo_jax.judges.server import Failed, Server, is_loopback
 from xpo_jax.values import Comparison, Message, Verdict
 
@@ -55,16 +55,31 @@ class OpenAIJudge:
         """
         self._rendered(Comparison(messages, row, "", ""))
 
+    def probe(self) -> None:
+        """Ask one short question, so that a wrong address, key, model or mode is known before anything is loaded.
+
+        Raises:
+          ValueError: the server does not answer it, or without the probabilities that mode "logprobs" needs.
+        """
+        turn = Message(role="user", content=f"Reply with the letter {self._labels[0]}.")
+        reply = self._server.probe({**self._settings, "messages": [turn]})
+        try:
+            self._read(reply, self._labels)
+        except NoLogprobs as error:
+            raise ValueError(str(error)) from None
+        except Unreadable:  # this one question need not make sense to the model
+            pass
+
     def stats(self) -> Mapping[str, float]:
         """What it did since it was built.
 
         Returns:
-          "calls": requests sent; "retries": of these the further attempts at the same question; "failed":
-          questions without an answer; "cached": questions answered from the cache; "damaged": entries of the
-          cache that could not be used and were asked again.
+          "requests": sent; "retries": of these the further attempts at the same question; "unanswered": questions
+          without an answer; "prompt_tokens", "completion_tokens": as the server counts them; "cache_hits": questions
+          answered from the cache; "cache_damaged": entries of it that could not be used and were asked again.
         """
         damaged = 0 if self._cache is None else self._cache.damaged
-        return {**self._server.counts, "cached": self._cached, "damaged": damaged}
+        return {**self._server.counts, "cache_hits": self._cached, "cache_damaged": damaged}
 
     def __call__(self, comparisons: Sequence[Comparison]) -> list[Verdict]:
         """Judge each comparison.
