@@ -262,6 +262,7 @@ def _origins(p: Parts) -> dict[str, Any]:
         "sources": {"train": p.data.train.sources, "held_out": p.data.held_out.sources},
         "model": {"path": p.model.given, "commit": p.model.commit},
         "reference": {"path": p.reference.given, "commit": p.reference.commit},
+        "judge": getattr(p.judge, "models", list)(),
     }
 
 

@@ -50,6 +50,10 @@ class Combination:
         for judge in self._devices:
             judge.load(starting)
 
+    def models(self) -> list[dict[str, str | None]]:
+        """The models of all parts, for environment.json."""
+        return [model for _, judge in self._parts.values() for model in getattr(judge, "models", list)()]
+
     def check(self, messages: Sequence[Message], row: Mapping[str, Any]) -> None:
         """Refuse a prompt that one of the parts cannot judge.
 

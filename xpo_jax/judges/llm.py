@@ -70,7 +70,8 @@ class LLMJudge:
             raise ValueError(
                 f"judge.batch_size {self._batch_size} is not divisible by mesh.data x mesh.fsdp = {shares}"
             )
-        self._folder = folder if self._path is None else hub.find(self._path).folder
+        self._found = None if self._path is None else hub.find(self._path)
+        self._folder = folder if self._found is None else self._found.folder
         self._shares = self._folder.resolve() == folder.resolve()
         if not self._shares:
             model_config = hf.read_config(self._folder)
@@ -87,6 +88,10 @@ class LLMJudge:
             batch_size=self._batch_size,
             buckets=self._buckets,
         )
+
+    def models(self) -> list[dict[str, str | None]]:
+        """The model of its own, for environment.json; called after `attach`."""
+        return [] if self._found is None else [{"path": self._found.given, "commit": self._found.commit}]
 
     def check(self, messages: Sequence[Message], row: Mapping[str, Any]) -> None:
         """Refuse a prompt that this judge cannot judge; a run asks for each before it begins.
