@@ -1,5 +1,7 @@
 """A server on loopback that speaks OpenAI's chat completions, and misbehaves on request.
 
+`python tests/fake_openai.py 0.2` starts one that takes 0.2 s for an answer, and prints its base_url.
+
 It is scripted: `answers` gives each label's probability from the messages, `faults` a misbehaviour per request. What
 it was asked stands in `requests`, how many requests it held at once in `most_in_flight`.
 """
@@ -10,6 +12,7 @@ import http.server
 import json
 import math
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -217,3 +220,9 @@ def completion(answer: Mapping[str, float] | str, *, logprobs: bool) -> dict[str
             }
         ],
     }
+
+
+if __name__ == "__main__":  # python tests/fake_openai.py SECONDS: each answer takes so long
+    with FakeOpenAI(seconds=float(sys.argv[1])) as fake:
+        print(fake.url, flush=True)
+        threading.Event().wait()

@@ -474,7 +474,7 @@ def test_both_orders_are_asked_next_to_each_other_and_in_one_list():
         lengths = {"policy": len(policy[i]), "reference": len(reference[i])}
         assert scores == {**lengths, "exchanged": lengths}
     first = found.p_first[0] if found.shown[0] == (0, 1) else 1 - found.p_first[0]
-    assert found.reasons[0] == f"{first:.3f} for A, {first:.3f} when exchanged; length; length"
+    assert found.reasons[0] == f"{first:.3f} for A, {first:.3f} when exchanged; length; exchanged: length"
 
 
 def test_a_judge_that_always_says_A_never_wins_in_both_orders():
