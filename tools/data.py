@@ -66,7 +66,7 @@ def run(argv: Sequence[str]) -> int:
         for tokens, length, real in zip(first.tokens, first.lengths, first.real, strict=True)
         if real
     ][: options.show]
-    print(f"\n{text_table(['tokens', 'of the first batch'], shown)}\n")
+    print(f"\n{text_table(['tokens', 'of the first batch'], shown)}\n" if shown else "")
 
     begun, replaced = time.monotonic(), 0.0
     for step in range(options.batches):
