@@ -224,7 +224,6 @@ def pretrained(model: str) -> ConfigDict:
                 1792,
             ),  # the template, 1024 tokens of prompt and two answers fit into the last
             "on_long": "no_verdict",  # counted in judge/failed_rate, never cut; or "error"
-            "both_orders": False,  # judging.both_orders does it for any judge, and says what it changes
             # or {"weight": 0.3, "gate": "general", ...the judge's by rules}: guards against long or empty answers
             "rules": None,
         }

@@ -37,6 +37,7 @@ class Evaluation:
       score, ...), with "tokens" and "unfinished"; only the latter two for a judge without `parts`.
     intervals: the half width of the 95 % interval over prompts of each mean in `policy`.
     queries: comparisons that the judge was asked.
+    counts: what the judge's `stats`, if it has any, counted meanwhile; by name.
     samples: per prompt the first of the policy's answers and of the reference's, for people to read; with
       "win_share", the prompt's share of comparisons won.
     """
@@ -50,6 +51,7 @@ class Evaluation:
     reference: Mapping[str, float]
     intervals: Mapping[str, float]
     queries: int
+    counts: Mapping[str, float]
     samples: Sequence[Mapping[str, Any]]
 
     def metrics(self) -> dict[str, float]:
@@ -60,6 +62,7 @@ class Evaluation:
             "eval/kl_per_token": self.kl_per_token,
             "eval/queries": float(self.queries),
         }
+        out |= {f"eval/judge/{name}": number for name, number in self.counts.items()}
         out |= {f"eval/policy/{name}": value for name, value in self.policy.items()}
         return out | {f"eval/reference/{name}": value for name, value in self.reference.items()}
 
@@ -126,7 +129,7 @@ class Evaluator:
         wins: list[float] = []
         kl: list[float] = []
         tokens: list[float] = []
-        queries = 0
+        queries, counts = 0, dict[str, float]()
         parts: dict[str, dict[str, list[float]]] = {"policy": {}, "reference": {}}
         table: list[dict[str, Any]] = []
         for number, prompts in enumerate(progress(self.batches)):
@@ -155,6 +158,7 @@ class Evaluator:
             briefs = [each for found in together.values for each in found["briefs"]]
             self.patience.check(briefs)
             queries += sum(each["queries"] for each in briefs)
+            counts = verdicts.summed([{"counts": counts}, *briefs])
             judged = [row for found in together.values for row in found["rows"]]
             for row, found in zip(real, judged, strict=True):
                 wins.append(_number(found["win_share"]))
@@ -183,6 +187,7 @@ class Evaluator:
             {name: mean for name, (mean, _) in summary["reference"].items()},
             {name: half for name, (_, half) in summary["policy"].items()},
             queries,
+            counts,
             table,
         )
 
@@ -207,7 +212,9 @@ class Evaluator:
                 found[:, i, j] = np.where(result.weight > 0, verdicts.wins(result.p_first), np.nan)
                 # what the others need to know of a call; its verdicts come with the rows
                 told = verdicts.brief(result)
-                briefs.append({k: told[k] for k in ("queries", "asked", "failed", "words", "refused")})
+                briefs.append(
+                    {k: told[k] for k in ("queries", "asked", "failed", "words", "refused", "counts")}
+                )
         rows = []
         for row in map(int, np.flatnonzero(distributed.mine(prompts).real)):
             judged = found[row][~np.isnan(found[row])]

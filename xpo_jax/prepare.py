@@ -100,14 +100,12 @@ def prepare(config: ConfigDict) -> Parts:
     alpha_at, beta_at = loss.strengths(top.steps)
     optimizer, rate = build(make_optimizer, config.optimizer, "optimizer", steps=top.steps)
     judge = make_judge(config.judge, "judge")
-    if judging.both_orders and config.judge.get("both_orders"):
-        raise ValueError(
-            "judging.both_orders and judge.both_orders are both true, which asks four times; set one to false"
-        )
     mesh = build(sharding.make_mesh, config.mesh, "mesh")
     sharding.check_rows(
         mesh, **{"batch_size": top.batch_size, "layout.micro_batch_size": layout.micro_batch_size}
     )
+
+    getattr(judge, "probe", lambda: None)()  # what is needed from outside, before anything is fetched
 
     found = hub.find(model.path)
     found_reference = found if model.reference is None else hub.find(model.reference)
@@ -222,6 +220,7 @@ def origins(p: Parts) -> dict[str, Any]:
         "sources": {"train": p.data.train.sources, "held_out": p.data.held_out.sources},
         "model": {"path": p.model.given, "commit": p.model.commit},
         "reference": {"path": p.reference.given, "commit": p.reference.commit},
+        "judge": getattr(p.judge, "models", list)(),
     }
 
 
