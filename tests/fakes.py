@@ -486,8 +486,16 @@ def tiny_config(folder: Path) -> ConfigDict:
                 "chunk_tokens": 1024,
                 "remat": False,
             },
-            "evaluation": {"prompts": HELD_OUT_ROWS, "reference_samples": 2, "every_steps": 0},
-            "logging": {"table_every_steps": 1, "tensorboard": False},
+            "evaluation": {
+                "prompts": HELD_OUT_ROWS,
+                "reference_samples": 2,
+                "every_steps": 0,
+                "answers": None,
+                "stop_kl": None,
+                "stop_win_rate": None,
+                "stop_validity_drop": None,
+            },
+            "logging": {"table_every_steps": 1, "tensorboard": False, "wandb": False},
         }
     )
 

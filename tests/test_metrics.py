@@ -25,12 +25,12 @@ class Terminal(io.StringIO):
 
 
 def test_the_file(tmp_path):
-    with Metrics(tmp_path, tensorboard=False, total_steps=2) as metrics:
+    with Metrics(tmp_path, tensorboard=False, wandb=False, total_steps=2) as metrics:
         metrics.log(1, {"loss/dpo": np.float32(0.1), "kl": 1 / 3, "loss": float("nan"), "pairs": 64})
         lines = (tmp_path / "metrics.jsonl").read_text().splitlines()  # flushed while it is open
         assert lines == ['{"step": 1, "loss/dpo": 0.1, "kl": 0.3333333333333333, "loss": null, "pairs": 64}']
         metrics.log(2, {"loss/dpo": jnp.float32(-1e-8)})
-    with Metrics(tmp_path, tensorboard=False, total_steps=3) as metrics:
+    with Metrics(tmp_path, tensorboard=False, wandb=False, total_steps=3) as metrics:
         metrics.log(3, {})
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [strict(line)["step"] for line in lines] == [1, 2, 3]
@@ -39,7 +39,7 @@ def test_the_file(tmp_path):
 
 
 def test_what_is_no_number_is_refused(tmp_path):
-    with Metrics(tmp_path, tensorboard=False, total_steps=1) as metrics:
+    with Metrics(tmp_path, tensorboard=False, wandb=False, total_steps=1) as metrics:
         for value in ("0.5", np.zeros(2), None, [1]):
             with pytest.raises(ValueError, match="^metric kl at step 1: .* is not a number; give a scalar$"):
                 metrics.log(1, {"kl": value})
@@ -49,7 +49,7 @@ def test_what_is_no_number_is_refused(tmp_path):
 
 
 def test_event_files(tmp_path):
-    with Metrics(tmp_path, tensorboard=True, total_steps=2) as metrics:
+    with Metrics(tmp_path, tensorboard=True, wandb=False, total_steps=2) as metrics:
         metrics.log(1, {"loss/dpo": 0.5, "bad": float("nan")})
         metrics.log(2, {"loss/dpo": np.float32(0.25), "bad": 3})
     assert scalars(tmp_path / "tensorboard") == [("loss/dpo", 1, 0.5), ("loss/dpo", 2, 0.25), ("bad", 2, 3.0)]
@@ -72,7 +72,9 @@ def scalars(folder):
 def test_the_console_table(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
     names = ["loss/dpo", "judge/win_rate", "eval/win_rate", "time/a", "time/b"]
-    with Metrics(tmp_path, tensorboard=False, total_steps=5, console=names, console_every_steps=2) as metrics:
+    with Metrics(
+        tmp_path, tensorboard=False, wandb=False, total_steps=5, console=names, console_every_steps=2
+    ) as metrics:
         for step in range(1, 6):
             metrics.log(step, {"loss/dpo": 0.6931471, "judge/win_rate": 0.5 * step, "eval/win_rate": 1e-5})
         metrics.say("done")
@@ -97,7 +99,7 @@ def test_the_console_table(tmp_path, capsys, monkeypatch):
     ],
 )
 def test_a_cell(tmp_path, capsys, value, text):
-    with Metrics(tmp_path, tensorboard=False, total_steps=1, console=["kl"]) as metrics:
+    with Metrics(tmp_path, tensorboard=False, wandb=False, total_steps=1, console=["kl"]) as metrics:
         metrics.log(1, {"kl": value})
     assert capsys.readouterr().out.splitlines()[1].split() == ["1", text]
 
@@ -105,7 +107,7 @@ def test_a_cell(tmp_path, capsys, value, text):
 def test_progress_without_a_terminal(tmp_path, capsys):
     clock = Clock()
     with Metrics(
-        tmp_path, tensorboard=False, total_steps=120, progress_every_seconds=10, clock=clock
+        tmp_path, tensorboard=False, wandb=False, total_steps=120, progress_every_seconds=10, clock=clock
     ) as metrics:
         for step in (1, 2, 3, 4, 5, 120):
             metrics.log(step, {})
@@ -122,7 +124,7 @@ def test_progress_without_a_terminal(tmp_path, capsys):
 def test_progress_on_a_terminal(tmp_path, monkeypatch):
     screen = Terminal()
     monkeypatch.setattr("sys.stderr", screen)
-    with Metrics(tmp_path, tensorboard=False, total_steps=4) as metrics:
+    with Metrics(tmp_path, tensorboard=False, wandb=False, total_steps=4) as metrics:
         for step in range(1, 5):
             metrics.log(step, {})
     bar = screen.getvalue()

@@ -8,7 +8,6 @@ fail at stands in a `Together`, see distributed.py.
 from __future__ import annotations
 
 import functools
-import random
 import time
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from xpo_jax import checkpoint, distributed, evaluate, hf, model_card, summary, verdicts
+from xpo_jax import checkpoint, distributed, evaluate, hf, model_card, report, summary, verdicts
 from xpo_jax import config as configs
 from xpo_jax.compilation import CompilationCounter
 from xpo_jax.distributed import Together
@@ -53,6 +52,8 @@ def train(config: ConfigDict) -> dict[str, Any]:
         result = {**_train(p, run, compilations), "seconds": round(time.monotonic() - begun, 1)}
         with Together("finishing"):
             run.finish(result)
+            if distributed.leads():
+                report.write(run.path)
     return result
 
 
@@ -108,6 +109,7 @@ def _train(p: Parts, run: RunDir, compilations: CompilationCounter) -> dict[str,
         reference,
         p.judge,
         p.decode,
+        answers=p.answers,
         reference_samples=p.evaluation.reference_samples,
         unfinished_loses=p.loss.unfinished_loses,
         both_orders=p.judging.both_orders,
@@ -116,6 +118,7 @@ def _train(p: Parts, run: RunDir, compilations: CompilationCounter) -> dict[str,
     )
     before = after = evaluator(policy, 0, functools.partial(summary.progress, label="evaluating the start"))
     print(summary.sentence("before", before), flush=True)
+    stopped = evaluate.ended_by(before, before, **p.evaluation.stops)  # nothing yet, or what the judge lacks
 
     # ------------------------------------------------------------------------------------------- loop
     queries = skipped_in_a_row = 0
@@ -130,6 +133,7 @@ def _train(p: Parts, run: RunDir, compilations: CompilationCounter) -> dict[str,
         metrics = Metrics(
             run.path,
             tensorboard=p.logging.tensorboard,
+            wandb=p.logging.wandb,
             total_steps=p.top.steps,
             console=summary.CONSOLE,
             console_every_steps=p.logging.table_every_steps,
@@ -137,6 +141,7 @@ def _train(p: Parts, run: RunDir, compilations: CompilationCounter) -> dict[str,
         )
     with pairs_log, metrics, verdicts.saved_first(save):
         with Together("writing metrics"):
+            metrics.samples(0, "held_out", summary.some(before, p.top.seed))
             metrics.log(0, before.metrics())
         prompts = p.batches[0]
         second = draw(reference if p.second_is_reference else policy, prompts, 0, 1)
@@ -221,6 +226,10 @@ def _train(p: Parts, run: RunDir, compilations: CompilationCounter) -> dict[str,
                 )
                 found |= after.metrics()
                 evaluation_queries += after.queries
+                stopped = evaluate.ended_by(before, after, **p.evaluation.stops)
+                last = last or bool(stopped)
+                with Together("writing samples"):
+                    metrics.samples(done, "held_out", summary.some(after, p.top.seed))
             with Together("writing metrics"):
                 metrics.log(done, found)
             skipped_in_a_row = 0 if applied["finite"] else skipped_in_a_row + 1
@@ -242,13 +251,15 @@ def _train(p: Parts, run: RunDir, compilations: CompilationCounter) -> dict[str,
     hf.save(run.path / "export", state.params, p.model_config, p.model.folder, card=card)
     with Together("writing samples"):
         run.write_samples("held_out", after.samples)
-    shown = random.Random(p.top.seed).sample(list(after.samples), min(10, len(after.samples)))
-    print(summary.closing(before, after, shown), flush=True)
+    print(summary.closing(before, after, summary.some(after, p.top.seed)), flush=True)
+    ended_by = "steps" if done == p.top.steps else stopped or "judging.max_queries"
     if done < p.top.steps:
-        print(f"\nended after {done} of {p.top.steps} steps: judging.max_queries is {p.budget.max_queries}")
+        limit = {f"evaluation.{name}": value for name, value in p.evaluation.stops.items()}
+        limit["judging.max_queries"] = p.budget.max_queries
+        print(f"\nended after {done} of {p.top.steps} steps: {ended_by} is {limit[ended_by]}")
     return {
         "steps": done,
-        "ended_by": "steps" if done == p.top.steps else "judging.max_queries",
+        "ended_by": ended_by,
         "judge_queries": queries,
         "evaluation_queries": evaluation_queries,
         **measured,
