@@ -1,13 +1,17 @@
 """Metrics: the file, the event files, the console, progress, timers and tables."""
 
+import importlib.machinery
 import io
 import json
+import sys
+import types
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_files import files_of_at_most, strict
 
+from xpo_jax import settings
 from xpo_jax.metrics import Metrics, Timer, final_line, show, summary_table, text_table
 
 
@@ -53,6 +57,72 @@ def test_event_files(tmp_path):
         metrics.log(1, {"loss/dpo": 0.5, "bad": float("nan")})
         metrics.log(2, {"loss/dpo": np.float32(0.25), "bad": 3})
     assert scalars(tmp_path / "tensorboard") == [("loss/dpo", 1, 0.5), ("loss/dpo", 2, 0.25), ("bad", 2, 3.0)]
+
+
+def test_sample_texts_are_sent_to_the_event_file(tmp_path):
+    rows = [{"prompt": "a|b", "won": 0.5, "scores": {"left": "out"}}]
+    with Metrics(tmp_path, tensorboard=True, wandb=False, total_steps=2) as metrics:
+        metrics.samples(1, "held_out", rows)
+        metrics.log(1, {"loss": 0.5})
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    data = file.read_bytes()
+    assert b"samples/held_out/text_summary" in data
+    assert b"| prompt | won |\n| --- | --- |\n| a\\|b | 0.5 |" in data and b"left" not in data
+
+
+class FakeRun:
+    def __init__(self, heard):
+        self.heard = heard
+
+    def log(self, values, step):
+        self.heard.append((step, values))
+
+    def finish(self):
+        self.heard.append("finished")
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    """Stands in for the package; `heard` is what it was told."""
+    package = types.ModuleType("wandb")
+    package.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
+    package.heard = []
+    package.init = lambda **given: package.heard.append(given) or FakeRun(package.heard)
+    package.Table = lambda columns, data: (columns, data)
+    monkeypatch.setitem(sys.modules, "wandb", package)
+    return package
+
+
+def test_weights_and_biases_gets_the_same_and_nothing_else(tmp_path, wandb, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "key-of-somebody")
+    with Metrics(tmp_path, tensorboard=True, wandb=True, total_steps=2) as metrics:
+        metrics.samples(1, "held_out", [{"prompt": "a", "won": 0.5, "scores": {"left": "out"}}])
+        metrics.log(1, {"loss/dpo": np.float32(0.5), "pairs": 64})
+    assert wandb.heard == [
+        {"name": tmp_path.name, "dir": str(tmp_path)},
+        (1, {"samples/held_out": (["prompt", "won"], [["a", 0.5]])}),
+        (1, {"loss/dpo": 0.5, "pairs": 64.0}),
+        "finished",
+    ]
+    written = [file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()]
+    assert len(written) == 2 and not any(b"key-of-somebody" in data for data in written)
+
+
+def test_processes_that_do_not_write_send_nothing(tmp_path, wandb):
+    with Metrics(tmp_path, tensorboard=True, wandb=True, total_steps=2, writes=False) as metrics:
+        metrics.log(1, {"loss": 0.5})
+    assert wandb.heard == [] and list(tmp_path.iterdir()) == []
+
+
+def test_weights_and_biases_is_refused_where_it_is_not_installed(wandb, monkeypatch):
+    group = {"table_every_steps": 1, "tensorboard": False, "wandb": True}
+    settings.Logging(**group)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(
+        ValueError, match="^wandb is true, but that package is not installed: pip install wandb"
+    ):
+        settings.Logging(**group)
+    settings.Logging(**{**group, "wandb": False})
 
 
 def scalars(folder):

@@ -100,7 +100,7 @@ def line(
 def held_out_charts(runs: Sequence[Run]) -> str:
     """Win rate and validity against queries, and win rate against KL; of one run, or of several to compare."""
     alone = len(runs) == 1
-    of = lambda run, what: what if alone else f"{run.path.absolute().name}"  # noqa: E731
+    of = lambda run, what: what if alone else str(run.path)  # noqa: E731
     rates, valid, kl = [], [], []
     for run in runs:
         found = run.evaluations

@@ -95,7 +95,7 @@ def result(before: Evaluation, after: Evaluation) -> dict[str, Any]:
         "win_rate_controlled": after.controlled.mean,
         "win_rate_controlled_low": after.controlled.low,
         "win_rate_controlled_high": after.controlled.high,
-        "win_rate_answers": None if after.against_answers is None else after.against_answers.mean,
+        **({} if after.against_answers is None else {"win_rate_answers": after.against_answers.mean}),
         "win_rate_before": before.win_rate,
         "win_rate_before_low": before.low,
         "win_rate_before_high": before.high,

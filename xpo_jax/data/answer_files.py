@@ -19,7 +19,7 @@ from xpo_jax.values import Message, Prompts
 
 
 class Answered(NamedTuple):
-    """One conversation of a file, the row that first asked it, and its different answers in their order."""
+    """One conversation of a file, the row that first asked it, and its answers in their order."""
 
     messages: Sequence[Message]
     row: Row
