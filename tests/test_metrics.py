@@ -98,8 +98,9 @@ def test_weights_and_biases_gets_the_same_and_nothing_else(tmp_path, wandb, monk
     with Metrics(tmp_path, tensorboard=True, wandb=True, total_steps=2) as metrics:
         metrics.samples(1, "held_out", [{"prompt": "a", "won": 0.5, "scores": {"left": "out"}}])
         metrics.log(1, {"loss/dpo": np.float32(0.5), "pairs": 64})
+    quiet = {"console": "off", "disable_code": True, "disable_git": True, "x_disable_meta": True}
     assert wandb.heard == [
-        {"name": tmp_path.name, "dir": str(tmp_path)},
+        {"name": tmp_path.name, "dir": str(tmp_path), "settings": quiet},
         (1, {"samples/held_out": (["prompt", "won"], [["a", 0.5]])}),
         (1, {"loss/dpo": 0.5, "pairs": 64.0}),
         "finished",

@@ -56,15 +56,16 @@ class TensorBoard:
 class WeightsAndBiases:
     """A run of Weights & Biases, called after the run directory.
 
-    Its package takes key, project and mode from its own environment variables and settings; it is told nothing of the
-    config, which may name files and addresses.
+    Its package takes key, project and mode from its own environment variables and settings. It is sent the numbers and
+    the samples: no config, command line, console or code, which may hold paths, addresses and keys.
     """
 
     def __init__(self, run_path: str | Path):
         import wandb
 
         self._package: Any = wandb
-        self._run: Any = wandb.init(name=Path(run_path).name, dir=str(run_path))
+        quiet = {"console": "off", "disable_code": True, "disable_git": True, "x_disable_meta": True}
+        self._run: Any = wandb.init(name=Path(run_path).name, dir=str(run_path), settings=quiet)
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
         """See `Writer`."""
