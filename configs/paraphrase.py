@@ -164,7 +164,18 @@ def embedded() -> ConfigDict:
     )
 
     # xpo_jax/settings.py: Evaluation
-    config.evaluation = ConfigDict({"prompts": 1000, "reference_samples": 4, "every_steps": 0})
+    config.evaluation = ConfigDict(
+        {
+            "prompts": 1000,
+            "reference_samples": 4,
+            "every_steps": 0,
+            "answers": None,  # or a jsonl file with an "answer" to each: docs/evaluation.md
+            # Ends of a run before its last step; they need every_steps. KL in nats per answer.
+            "stop_kl": None,
+            "stop_win_rate": None,  # of the lower end of the interval
+            "stop_validity_drop": None,
+        }
+    )
 
     # xpo_jax/settings.py: Checkpoint. Written in the background; a state has 12 bytes per parameter.
     config.checkpoint = ConfigDict(
@@ -178,7 +189,7 @@ def embedded() -> ConfigDict:
     )
 
     # xpo_jax/settings.py: Logging
-    config.logging = ConfigDict({"table_every_steps": 20, "tensorboard": True})
+    config.logging = ConfigDict({"table_every_steps": 20, "tensorboard": True, "wandb": False})
     return config
 
 

@@ -158,7 +158,7 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--once", action="store_true")
     parser.add_argument("--rows", type=int, default=20)
     parser.add_argument("file")
-    own, config_argv = _apart(argv)
+    own, config_argv = apart(argv)
     options = parser.parse_args(own)
     arguments = configs.split_argv(config_argv)
     config = configs.load(str(arguments.spec), arguments.overrides)
@@ -194,7 +194,7 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def _apart(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+def apart(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """This tool's arguments, and those that are the config's."""
     own: list[str] = []
     of_config: list[str] = []

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from xpo_jax import config as configs
 from xpo_jax import hf, hub, settings, sharding
+from xpo_jax.data.answer_files import match_answers
 from xpo_jax.data.pipeline import Batches
 from xpo_jax.data.prompts import PromptData, load_prompts
 from xpo_jax.evaluate import POLICY_SAMPLES
@@ -47,6 +48,7 @@ class Parts(NamedTuple):
     data: PromptData
     batches: Batches
     held_out: list[Prompts]
+    answers: list[list[str]] | None
     programs: Programs
     decode: Callable[[Samples], list[str]]
     described: dict[str, str]
@@ -129,10 +131,15 @@ def prepare(config: ConfigDict) -> Parts:
     )
     batches = data.train_batches(top.batch_size, top.seed)
     held_out = list(data.held_out_batches(top.batch_size, evaluation.prompts))
+    answers = None
+    if evaluation.answers is not None:
+        columns = {name: config.data[name] for name in ("template", "column", "rename")}
+        answers = match_answers(held_out, evaluation.answers, **columns)
+    opponents = evaluation.reference_samples + (answers is not None)
     budget = Budget(
         judging.max_queries,
         orders=1 + judging.both_orders,
-        evaluation=sum(int(b.real.sum()) for b in held_out) * POLICY_SAMPLES * evaluation.reference_samples,
+        evaluation=sum(int(b.real.sum()) for b in held_out) * POLICY_SAMPLES * opponents,
         every_steps=evaluation.every_steps,
     )
     budget.check(int(batches[0].real.sum()))
@@ -198,6 +205,7 @@ def prepare(config: ConfigDict) -> Parts:
         data=data,
         batches=batches,
         held_out=held_out,
+        answers=answers,
         programs=programs,
         decode=decode,
         described=described,
@@ -207,7 +215,7 @@ def prepare(config: ConfigDict) -> Parts:
 def of_evaluations(config: ConfigDict) -> str:
     """A fingerprint of what decides what an evaluation finds, besides weights and step."""
     groups = {name: config[name] for name in ("seed", "data", "model", "sampling", "judge")}
-    evaluation = {name: config.evaluation[name] for name in ("prompts", "reference_samples")}
+    evaluation = {name: config.evaluation[name] for name in ("prompts", "reference_samples", "answers")}
     rules = (config.judging.both_orders, config.loss.unfinished_loses)
     text = configs.to_json({**groups, "evaluation": evaluation, "rules": rules, "batch": config.batch_size})
     return hashlib.sha256(text.encode()).hexdigest()

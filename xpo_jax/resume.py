@@ -30,6 +30,7 @@ from xpo_jax.evaluate import Evaluation
 from xpo_jax.files import atomic_write, to_json
 from xpo_jax.interruption import Signals, Stopped, Watchdog
 from xpo_jax.journal import JOURNAL, Journal, cut_metrics, cut_pairs
+from xpo_jax.measures import Rate
 from xpo_jax.metrics import Metrics
 from xpo_jax.pairs_log import PairsLog
 from xpo_jax.retention import best_step
@@ -212,17 +213,26 @@ class Ledger:
             self.counters.evaluation_queries += found.queries
         return found
 
-    def settle(self, *, score: float | None = None, last: bool = False) -> None:
+    def settle(
+        self,
+        *,
+        score: float | None = None,
+        samples: Sequence[Mapping[str, Any]] = (),
+        last: bool = False,
+    ) -> None:
         """Write down what is known at this step's end; save it if that is due.
 
         Args:
           score: the held-out win rate, if it was evaluated.
+          samples: of that evaluation, for people to look at.
           last: whether the run ends here.
 
         Raises:
           Stopped: if any process was told to stop; it is saved.
         """
         with Together("writing metrics") as together:
+            if self._found and samples:
+                self._metrics.samples(self._done, "held_out", samples)
             if self._found:
                 self._metrics.log(self._done, self._found)
             together.value = [self._signals.received, self._pairs.path.name, self._pairs.offset]
@@ -272,11 +282,15 @@ def _read_json(path: Path) -> Any:
 
 
 def _evaluation(found: Mapping[str, Any]) -> Evaluation:
-    """JSON's null is what a number that is not finite became."""
+    """What `dataclasses.asdict` and JSON made of it; null is what a number that is not finite became."""
 
     def numbers(value: Any) -> Any:
         if isinstance(value, Mapping):
             return {name: numbers(entry) for name, entry in value.items()}
         return math.nan if value is None else value
 
-    return Evaluation(**{name: v if name == "samples" else numbers(v) for name, v in found.items()})
+    def rate(value: Sequence[float | None] | None) -> Rate | None:
+        return None if value is None else Rate(*map(numbers, value))
+
+    read = {"samples": lambda value: value, "controlled": rate, "against_answers": rate}
+    return Evaluation(**{name: read.get(name, numbers)(value) for name, value in found.items()})

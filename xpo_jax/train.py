@@ -8,7 +8,6 @@ fail at stands in a `Together`, see distributed.py. What is kept so that an inte
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from xpo_jax import config as configs
-from xpo_jax import distributed, evaluate, hf, model_card, summary, verdicts
+from xpo_jax import distributed, evaluate, hf, model_card, report, summary, verdicts
 from xpo_jax.compilation import CompilationCounter
 from xpo_jax.distributed import Together
 from xpo_jax.interruption import Signals, Watchdog
@@ -77,6 +76,8 @@ def train(config: ConfigDict, *, accept_changes: bool = False) -> dict[str, Any]
             result["seconds"] = round(time.monotonic() - begun, 1)
             with Together("finishing"):
                 run.finish(result)
+                if distributed.leads():
+                    report.write(run.path)
             return result
 
 
@@ -113,6 +114,7 @@ def _train(p: Parts, run: RunDir, ledger: Ledger, compilations: CompilationCount
         reference,
         p.judge,
         p.decode,
+        answers=p.answers,
         reference_samples=p.evaluation.reference_samples,
         unfinished_loses=p.loss.unfinished_loses,
         both_orders=p.judging.both_orders,
@@ -134,6 +136,7 @@ def _train(p: Parts, run: RunDir, ledger: Ledger, compilations: CompilationCount
         return Metrics(
             run.path,
             tensorboard=p.logging.tensorboard,
+            wandb=p.logging.wandb,
             first_step=first_step,
             total_steps=p.top.steps,
             console=summary.CONSOLE,
@@ -145,15 +148,18 @@ def _train(p: Parts, run: RunDir, ledger: Ledger, compilations: CompilationCount
     ledger.arrive(done, state, {})
     before = after = evaluated(_first_policy(p, reference) if done else policy, 0)
     print(summary.sentence("before", before), flush=True)
+    evaluate.ended_by(before, before, **p.evaluation.stops)  # raises for what the judge does not tell
     second: Samples | None = None
     with ledger.open(metrics), verdicts.saved_first(ledger.save):
         while True:
             # `done` updates are behind us. What they came to is written down, and a run can go on from here.
             ended, every = _ended(p, done, counters), p.evaluation.every_steps
-            evaluates = bool(done and (ended or (every and done % every == 0)))
-            if evaluates:
+            evaluates = bool(ended or done == 0 or (every and done % every == 0))
+            if evaluates and done:
                 after = evaluated(policy, done)
-            ledger.settle(score=after.win_rate if evaluates else None, last=bool(ended))
+                ended = ended or evaluate.ended_by(before, after, **p.evaluation.stops)
+            shown = summary.some(after, p.top.seed) if evaluates else ()
+            ledger.settle(score=after.win_rate if evaluates else None, samples=shown, last=bool(ended))
             if counters.skipped_in_a_row >= p.top.max_skipped:
                 saved = ledger.save()
                 with Together("learning"):
@@ -253,10 +259,11 @@ def _train(p: Parts, run: RunDir, ledger: Ledger, compilations: CompilationCount
     hf.save(run.path / "export", state.params, p.model_config, p.model.folder, card=card, replace=True)
     with Together("writing samples"):
         run.write_samples("held_out", after.samples)
-    shown = random.Random(p.top.seed).sample(list(after.samples), min(10, len(after.samples)))
-    print(summary.closing(before, after, shown), flush=True)
+    print(summary.closing(before, after, summary.some(after, p.top.seed)), flush=True)
     if ended != "steps":
-        print(f"\nended after {done} of {p.top.steps} steps: {ended} is {p.budget.max_queries}")
+        limit = {f"evaluation.{name}": value for name, value in p.evaluation.stops.items()}
+        limit["judging.max_queries"] = p.budget.max_queries
+        print(f"\nended after {done} of {p.top.steps} steps: {ended} is {limit[ended]}")
     return {
         "steps": done,
         "ended_by": ended,
