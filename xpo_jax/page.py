@@ -52,9 +52,9 @@ def escape(text: Any) -> str:
     return html.escape(visible(str(text)))
 
 
-def number(value: float, percent: bool = False) -> str:
-    """A number as axes and tiles show it."""
-    if not math.isfinite(value):
+def number(value: float | None, percent: bool = False) -> str:
+    """A number as axes and tiles show it, "-" for none."""
+    if value is None or not math.isfinite(value):
         return "-"
     return f"{100 * value:.4g} %" if percent else f"{value:.4g}"
 
