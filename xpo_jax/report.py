@@ -104,19 +104,14 @@ def held_out_charts(runs: Sequence[Run]) -> str:
         valid.append(line(found, "eval/policy/valid", of(run, "policy"), x="queries"))
         labels = [f"step {row['step']}" for row in found]
         points = [(row["eval/kl"], row.get("eval/win_rate")) for row in found if row["eval/kl"] is not None]
-        kl.append(Line(of(run, "win rate"), points, labels=labels, marked=len(points) <= 12))
+        kl.append(Line(of(run, "win rate"), points, labels=labels, marked=alone and len(points) <= 12))
         if alone:
             rates.append(line(found, "eval/win_rate_controlled", "at equal lengths", x="queries"))
             rates.append(line(found, "eval/win_rate_answers", "against the answers", x="queries"))
             valid.append(line(found, "eval/reference/valid", "reference", x="queries"))
     return (
         chart("Win rate", rates, x="judge queries in training", percent=True, level=0.5)
-        + chart(
-            "Valid answers and copies" if alone else "Valid answers",
-            valid,
-            x="judge queries in training",
-            percent=True,
-        )
+        + chart("Valid answers", valid, x="judge queries in training", percent=True)
         + chart("Win rate against KL", kl, x="KL, nats per answer", percent=True, level=0.5)
     )
 
@@ -134,13 +129,8 @@ def parts_charts(run: Run) -> str:
     prefix = "eval/policy/"
     others = [name.removeprefix(prefix) for name in found[-1] if name.startswith(prefix)]
     return (
-        chart(
-            "Copies and unfinished answers",
-            both("copy", "copies, ") + both("unfinished", "unfinished, "),
-            x=x,
-            percent=True,
-            zero=True,
-        )
+        chart("Copies", both("copy", ""), x=x, percent=True, zero=True)
+        + chart("Unfinished answers", both("unfinished", ""), x=x, percent=True, zero=True)
         + chart("Length of answers, tokens", both("tokens", ""), x=x)
         + chart(
             "Different words and pairs of words",
@@ -260,7 +250,7 @@ def _scores(scores: Mapping[str, Any]) -> Cell:
         return number(value) if isinstance(value, float) else str(value)
 
     lines = []
-    for name, value in scores.items():
+    for name, value in sorted(scores.items()):  # the policy's before the reference's
         inner = value if isinstance(value, Mapping) else {"": value}
         lines.append(f"{name}: " + ", ".join(f"{k} {said(v)}".strip() for k, v in inner.items() if v != ""))
     return Cell(f"<details><summary>show</summary>{escape(chr(10).join(lines))}</details>", lines[0])
