@@ -240,7 +240,7 @@ ul.findings { list-style: none; padding: 0; margin: 0; } ul.findings li { paddin
 ul.findings li::before { display: inline-block; width: 4.4rem; font-weight: 600; }
 li.good::before { content: "good"; color: #047857; } li.look::before { content: "look"; color: #b45309; }
 li.bad::before { content: "bad"; color: #b91c1c; }
-.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(400px, 1fr)); gap: 1rem; }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(400px, 100%), 1fr)); gap: 1rem; }
 figure { margin: 0; border: 1px solid #e5e7eb; border-radius: .5rem; padding: .6rem; }
 figcaption { min-height: 2.6em; } .key { margin-left: .6em; white-space: nowrap; font-size: .87em; color: #4b5563; }
 .key i { display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin-right: .3em; }
