@@ -663,7 +663,9 @@ def test_numbers_that_are_not_finite_stop_the_run(run):
     assert checkpoint.latest(wild.path / "checkpoints") == 3
     assert not (wild.path / "result.json").exists() and not (wild.path / "export").exists()
     again = run("wild", optimizer__learning_rate=1e30)
-    assert again.status == 2 and "xpo_jax: step 5: loss or gradient was not finite 2 times" in again.err
+    assert (
+        again.status == 2 and again.err.rstrip("\n").split("\n")[-1] == wild.err.rstrip("\n").split("\n")[-1]
+    )
 
 
 def test_skipped_updates_that_are_not_in_a_row_and_identical_responses(run, monkeypatch):
