@@ -17,7 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-_FILE_BYTES = 2**27  # at most; each is hashed by one thread
+_FILE_BYTES = 2**27  # roughly; each file is hashed by one thread
 _WRITE_SECONDS = 4 * 3600  # after which Orbax gives up
 
 
