@@ -87,13 +87,13 @@ def _curves(axes: Any, shares: Mapping[str, tuple[np.ndarray, np.ndarray]], sett
         axes.plot(grid, mid, label=arm, color=COLOURS[arm])
         axes.fill_between(grid, low, high, color=COLOURS[arm], alpha=0.2, linewidth=0)
     axes.axhline(0.9, color="black", linewidth=0.6, linestyle=":")
-    axes.set(xscale="log", ylim=(-0.3, 1.05), title=f"{setting}: the way to the optimum")
+    axes.set(xscale="log", title=f"{setting}: the way to the optimum")
     axes.set(xlabel="verdicts", ylabel="share of the way in value, median and quartiles")
 
 
 def _ratios(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     shown = [row for row in rows if row["arm"] != "alpha/beta 0"][::-1]
-    edges = (0.02, 200.0)
+    edges = (0.01, 200.0)
     for place, row in enumerate(shown):
         each: Estimate = row["ratio_first"]
         low, high = np.clip([each.low, each.high], *edges)
