@@ -2,12 +2,14 @@
 
 import json
 import os
+import signal
 import time
 from pathlib import Path
 
 import pytest
 from etils import epath
 from fake_gcs import bucket
+from fakes import LongerText, hasty_compilation, run_main, tiny_config, write_config
 from test_checkpoint import abstract, assert_bits_equal, failure, make_state
 
 from xpo_jax import paths
@@ -245,3 +247,58 @@ def test_a_bucket_that_is_out_of_reach(monkeypatch, tmp_path):
     assert refusal(tmp_path / "b") == (
         f"{tmp_path}/b/{LEASE}: cannot be used (UNAVAILABLE: no route); mend the rights or the network"
     )
+
+
+# ---- a whole run ----------------------------------------------------------------------------------
+
+
+def test_a_run_in_a_bucket_goes_on(there, tmp_path):
+    """Stopped by a signal, given again, and then finished: as a run on a disk leaves it."""
+    config = tiny_config(tmp_path)
+    config.run_dir, config.checkpoint.every_steps = there.path, 2
+    config.judge.name = "test_remote:StopsOnce"
+    spec = write_config(tmp_path / "config.py", config)
+    StopsOnce.calls = 0
+    with hasty_compilation():
+        status, out, err = run_main([f"--config={spec}"])
+        assert status == 143, err
+        first = there.objects
+        assert LEASE not in first and "result.json" not in first
+        newest = max(int(name.split("/")[1]) for name in first if name.startswith("checkpoints/"))
+        lines = first["metrics.jsonl"].decode().splitlines()
+        assert json.loads(lines[-1])["step"] >= newest > 0 and f"run           {there.path}" in out
+        status, out, err = run_main([f"--config={spec}"])
+        assert status == 0, err
+        assert f"after step {newest}, whose checkpoint is whole" in out
+        result = json.loads(out.splitlines()[-1])
+        assert (result["run_dir"], result["export"]) == (there.path, f"{there.path}/export")
+        assert json.loads(there.objects["result.json"]) == result
+        config.run_dir, StopsOnce.calls = str(tmp_path / "on_a_disk"), 99
+        disk = run_main([f"--config={write_config(tmp_path / 'disk.py', config)}"])
+        assert disk[0] == 0
+        again = run_main([f"--config={spec}"])
+    for name in ("pairs.jsonl", "samples/held_out.md", "export/model.safetensors"):
+        assert there.objects[name] == (tmp_path / "on_a_disk" / name).read_bytes(), name
+    assert again[0] == 0 and f"{there.path} holds this run, finished" in again[1]
+
+
+class StopsOnce(LongerText):
+    """Told to stop while it judges for the 10th time, which is in a step; never again."""
+
+    calls = 0
+
+    def __call__(self, comparisons):
+        type(self).calls += 1
+        if type(self).calls == 10:
+            signal.raise_signal(signal.SIGTERM)
+        return super().__call__(comparisons)
+
+
+def test_a_folder_that_is_no_run_is_not_fetched(there, tmp_path):
+    there.put("notes.txt", b"mine")
+    with pytest.raises(RemoteError) as caught:
+        Mirror(there.path, tmp_path).pull()
+    assert str(caught.value) == (
+        f"{there.path}: is not empty and not a run of xpo_jax (it holds notes.txt); give another --config.run_dir"
+    )
+    assert list(tmp_path.iterdir()) == []

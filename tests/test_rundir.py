@@ -154,8 +154,10 @@ def test_a_file_a_file_on_the_way_nothing_and_a_bucket(tmp_path):
         f"{tmp_path}/file/a/b: cannot be created (Not a directory); give another --config.run_dir"
     )
     assert refusal(" ") == "run_dir: is empty; give a folder with --config.run_dir"
-    assert refusal("gs://bucket/a") == (
-        "gs://bucket/a: run directories are local folders for now; give another --config.run_dir"
+    with pytest.raises(RunDirError) as caught:
+        RunDir.join("s3://bucket/a", CONFIG)
+    assert str(caught.value) == (
+        "s3://bucket/a: a run directory is a folder or a gs:// path; give another --config.run_dir"
     )
     assert tree(tmp_path) == ["file"]
 

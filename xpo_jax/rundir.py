@@ -150,6 +150,8 @@ class RunDir:
 
     @classmethod
     def _join_in_bucket(cls, address: str, config_json: str, accept_changes: bool) -> RunDir:
+        if not address.startswith("gs://"):
+            raise RunDirError(f"{address}: a run directory is a folder or a gs:// path; {_ELSEWHERE}")
         workplace = Workplace(address)
         try:
             with Together("opening the run directory"):
