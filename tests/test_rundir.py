@@ -259,6 +259,9 @@ def test_git_state(tmp_path, monkeypatch):
     again = environment._git_state(tmp_path)
     assert changed["dirty"] and changed["commit"] == clean["commit"]
     assert len(changed["diff_sha256"]) == 64 and changed["diff_sha256"] != again["diff_sha256"]
+    assert clean["diff"] is None and changed["diff"].endswith("-a\n+b\n")
+    code.write_text("c\n" * environment.DIFF_BYTES)
+    assert environment._git_state(tmp_path)["diff"] is None
 
 
 def test_samples(tmp_path):

@@ -232,6 +232,8 @@ def test_the_run_directory(main_run):
     environment = json.loads((path / "environment.json").read_text())
     assert environment["devices"] == {"cpu: cpu": 8}
     assert environment["packages"]["jax"] == jax.__version__
+    weights = environment["weights"]
+    assert weights["reference"] == weights["policy"] and weights["step"] == 0
     prints = environment["data"]
     assert {len(prints["train"]), len(prints["held_out"])} == {64} and prints["train"] != prints["held_out"]
     assert [file.name for file in (path / "checkpoints").iterdir()] == [str(STEPS)]

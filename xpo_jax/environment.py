@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 
+DIFF_BYTES = 100_000  # of what git holds uncommitted; a longer diff is named by its hash alone
 # Environment variables that change what is computed. No others are ever written: they hold keys.
 RECORDED_VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_PLATFORMS", "JAX_ENABLE_X64")
 
@@ -64,7 +65,10 @@ def _git_state(folder: Path) -> dict[str, Any] | None:
         git("ls-files", "--error-unmatch", Path(__file__).name)
         commit = git("rev-parse", "HEAD").decode().strip()
         dirty = bool(git("status", "--porcelain").strip())
-        diff = hashlib.sha256(git("diff", "HEAD", "--binary")).hexdigest() if dirty else None
+        diff = git("diff", "HEAD", "--binary") if dirty else None
     except (OSError, subprocess.SubprocessError):
         return None
-    return {"commit": commit, "dirty": dirty, "diff_sha256": diff}
+    if diff is None:
+        return {"commit": commit, "dirty": dirty, "diff_sha256": None, "diff": None}
+    text = diff.decode(errors="replace") if len(diff) <= DIFF_BYTES else None
+    return {"commit": commit, "dirty": dirty, "diff_sha256": hashlib.sha256(diff).hexdigest(), "diff": text}

@@ -70,7 +70,7 @@ class RunDir:
         self._workplace: Workplace | None = None
         self.address, self.checkpoints = str(path), paths.find(path) / "checkpoints"
         self._lock, self._writes = lock, lock is not None
-        self._result = result
+        self.result = result
 
     @classmethod
     def open(cls, path: str | Path, config_json: str, *, accept_changes: bool = False) -> RunDir:
@@ -173,13 +173,8 @@ class RunDir:
         if self._workplace:
             self._workplace.push()
 
-    @property
-    def result(self) -> dict[str, Any] | None:
-        return self._result
-
     def write_environment(self, extra: Mapping[str, Any]) -> None:
-        """Write environment.json: what this run runs with, `extra`, such as the data fingerprint, and under
-        "earlier" what it was started with before.
+        """Write environment.json: what this run runs with, `extra`, and as "earlier" what it was started with before.
 
         Starts JAX's backends, so distributed start-up comes before.
         """
@@ -189,10 +184,14 @@ class RunDir:
             path = self.path / "environment.json"
             before = _read_object(path) if path.exists() else {}
             earlier = before.pop("earlier", [])
-            text = to_json(
-                {**environment(), **extra, "earlier": [*earlier, before] if before else earlier}, indent=2
-            )
-            atomic_write(path, text + "\n")
+            found = {**environment(), **extra, "earlier": [*earlier, before] if before else earlier}
+            atomic_write(path, to_json(found, indent=2) + "\n")
+
+    def add_to_environment(self, extra: Mapping[str, Any]) -> None:
+        """What is known later only."""
+        if self._writes:
+            there = _read_object(self.path / "environment.json")
+            atomic_write(self.path / "environment.json", to_json({**there, **extra}, indent=2) + "\n")
 
     def write_samples(self, name: str, rows: Sequence[Mapping[str, Any]]) -> Path:
         """Write samples/<name>.md, a table with one line per row and one column per key but those of mappings.
@@ -214,7 +213,7 @@ class RunDir:
         text = to_json(result, indent=2)
         if self._writes:
             atomic_write(self.path / "result.json", text + "\n")
-        self._result = json.loads(text)
+        self.result = json.loads(text)
 
     def close(self) -> None:
         """Release the lock."""

@@ -105,6 +105,10 @@ def _train(p: Parts, run: RunDir, ledger: Ledger, compilations: CompilationCount
     if run.changes:  # by which somebody may have mended what made it skip
         counters.skipped_in_a_row = 0
     policy = programs.for_sampling(state.params)
+    weights = {"reference": int(programs.fingerprint(reference)), "policy": int(programs.fingerprint(policy))}
+    ledger.vouch(weights["reference"])
+    with Together("writing the environment"):
+        run.add_to_environment({"weights": {**weights, "step": done}})
     if device_judge:
         with Together("loading the judge"):
             device_judge.load(reference if p.reference.folder == p.model.folder else None)
@@ -298,9 +302,7 @@ def _load(p: Parts, ledger: Ledger) -> tuple[TrainState, Params]:
         if not fresh or p.reference.folder != p.model.folder:
             reference = _weights(p, p.reference.folder)
     state: TrainState = programs.init(masters) if fresh else ledger.restore(programs.like)
-    reference = programs.for_sampling(state.params) if reference is None else reference
-    ledger.vouch(int(programs.fingerprint(reference)))
-    return state, reference
+    return state, programs.for_sampling(state.params) if reference is None else reference
 
 
 def _first_policy(p: Parts, reference: Params) -> Params:
