@@ -166,6 +166,16 @@ def embedded() -> ConfigDict:
     # xpo_jax/settings.py: Evaluation
     config.evaluation = ConfigDict({"prompts": 1000, "reference_samples": 4, "every_steps": 0})
 
+    # xpo_jax/settings.py: Checkpoint. Written in the background; a state has 12 bytes per parameter.
+    config.checkpoint = ConfigDict(
+        {
+            "every_steps": 20,  # what a machine that is taken away costs at most; None: only at the end
+            # A damaged one is passed over, so one more than the newest. The best by held-out win rate stays, too.
+            "keep_last": 2,
+            "keep_every": None,  # or a multiple of every_steps, to look at later
+        }
+    )
+
     # xpo_jax/settings.py: Logging
     config.logging = ConfigDict({"table_every_steps": 20, "tensorboard": True})
     return config
@@ -239,6 +249,7 @@ def pretrained(model: str) -> ConfigDict:
     config.layout.chunk_tokens = 1024  # times a vocabulary of 152,000 in float32: 0.6 GB of logits at a time
     config.layout.remat = True
     config.evaluation.prompts = 256
+    config.checkpoint.every_steps = 8
     config.logging.table_every_steps = 4
     return config
 

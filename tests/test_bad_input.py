@@ -197,6 +197,7 @@ def test_config_files_that_are_broken(folder, tmp_path, text, expected):
         (["layout.chunk_tokens=0"], "layout.chunk_tokens is 0, must be at least 1"),
         (["evaluation.prompts=1"], "evaluation.prompts is 1, must be at least 2"),
         (["evaluation.every_steps=-1"], "evaluation.every_steps is -1, must be at least 0"),
+        (["checkpoint.keep_last=0"], "checkpoint.keep_last is 0, must be at least 1, or None"),
         (["logging.table_every_steps=0"], "logging.table_every_steps is 0, must be at least 1"),
         (["data.buckets=40,32"], "data.buckets: rising numbers from 1 on are expected, found [40, 32]"),
         (["data.buckets=16,32"], "data.buckets: the last one, 32, is shorter than max_prompt_tokens = 40"),

@@ -3,17 +3,26 @@
 import gc
 import hashlib
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from etils import epath
 from test_files import files_of_at_most
 
-from xpo_jax import checkpoint
-from xpo_jax.checkpoint import MANIFEST, CheckpointError, latest, restore, save, verify
+from xpo_jax import manifest
+from xpo_jax.checkpoint import CheckpointError, Checkpoints, latest, restore, save, verify
+from xpo_jax.manifest import MANIFEST
+from xpo_jax.retention import kept_steps
 from xpo_jax.values import TrainState
 
 BITS = {2: np.uint16, 4: np.uint32}
@@ -246,15 +255,265 @@ def test_saving_again(path):
     assert json.loads((path / "7" / "checkpoint.json").read_text())["leaves"]["params/norm"] == "bfloat16[8]"
 
 
-def test_the_manifest_is_written_last(tmp_path, monkeypatch):
-    def killed(path, text):
-        if path.name == MANIFEST:
-            raise KeyboardInterrupt
-        path.write_text(text)
+# ---- in the background --------------------------------------------------------------------------
 
-    monkeypatch.setattr(checkpoint, "atomic_write", killed)
-    monkeypatch.setattr(checkpoint.shutil, "rmtree", lambda *_, **__: None)
-    with pytest.raises(KeyboardInterrupt):
-        save(tmp_path, 3, make_state(), {})
-    assert (tmp_path / "3" / "state").is_dir() and (tmp_path / "3" / "checkpoint.json").is_file()
-    assert latest(tmp_path) is None
+
+def steps(path):
+    return sorted(int(folder.name) for folder in path.iterdir())
+
+
+@pytest.fixture
+def gate(monkeypatch):
+    """Sealing waits until it is set."""
+    opened, seal = threading.Event(), manifest.seal
+
+    def wait_and_seal(folder):
+        assert opened.wait(60)
+        seal(folder)
+
+    monkeypatch.setattr(manifest, "seal", wait_and_seal)
+    yield opened
+    opened.set()
+
+
+def test_save_returns_before_it_is_whole_and_its_buffers_may_be_donated(tmp_path, gate):
+    state, extra = make_state(), {"queries": 1}
+    overwrite = jax.jit(lambda s: jax.tree.map(lambda x: x * 0 + 9, s), donate_argnums=0)
+    host = state.skipped
+    state = state._replace(skipped=np.array(1, np.int32))
+    with Checkpoints(tmp_path, keep_last=1) as checkpoints:
+        checkpoints.save(7, state, extra)
+        params = jax.block_until_ready(overwrite(state.params))
+        state.skipped[...] = 5
+        extra["queries"] = 2
+        assert latest(tmp_path) is None
+        gate.set()
+        checkpoints.wait()
+        assert latest(tmp_path) == 7
+    back, extra = restore(tmp_path, 7, abstract(make_state()))
+    assert_bits_equal(back, make_state()._replace(skipped=host))
+    assert extra == {"queries": 1}
+    assert (np.asarray(params["zeros"]) == 9).all()
+
+
+def test_the_next_save_waits_for_the_one_before(tmp_path, gate):
+    with Checkpoints(tmp_path, keep_last=None) as checkpoints:
+        checkpoints.save(1, make_state(1), {})
+        second = threading.Thread(target=lambda: checkpoints.save(2, make_state(2), {}))
+        second.start()
+        second.join(0.2)
+        assert second.is_alive() and steps(tmp_path) == [1]
+        gate.set()
+        second.join()
+    assert latest(tmp_path) == 2 and steps(tmp_path) == [1, 2]
+
+
+def fails_in_the_background(tmp_path, monkeypatch, caplog, then):
+    """A save whose sealing fails, and what comes next."""
+
+    def full(folder):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest, "seal", full)
+        checkpoints = Checkpoints(tmp_path, keep_last=1)
+        checkpoints.save(2, make_state(2), {})
+        checkpoints._thread.join()
+    with pytest.raises(CheckpointError) as caught:
+        then(checkpoints)
+    assert str(caught.value) == (
+        f"{tmp_path}/2: cannot be saved ([Errno 28] No space left on device); free space or mend the rights"
+    )
+    checkpoints.wait()  # told once
+    assert steps(tmp_path) == [1]  # nothing older is removed for one that is not whole
+
+
+def test_an_error_in_the_background_is_raised_by_whatever_comes_next(tmp_path, monkeypatch, caplog):
+    save(tmp_path, 1, make_state(1), {})
+
+    def leave_block(checkpoints):
+        with checkpoints:
+            pass
+
+    for then in (
+        lambda checkpoints: checkpoints.save(3, make_state(3), {}),
+        lambda checkpoints: checkpoints.wait(),
+        lambda checkpoints: checkpoints.close(),
+        leave_block,
+    ):
+        fails_in_the_background(tmp_path, monkeypatch, caplog, then)
+    assert latest(tmp_path) == 1 and caplog.messages == []
+
+    def broken(folder):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(manifest, "seal", broken)
+    with pytest.raises(KeyError, match="judge"), Checkpoints(tmp_path, keep_last=1) as checkpoints:
+        checkpoints.save(2, make_state(2), {})
+        raise KeyError("judge")  # is what is raised; the other is not lost
+    assert caplog.messages == [
+        f"{tmp_path}/2: cannot be saved ([Errno 5] Input/output error); free space or mend the rights"
+    ]
+
+
+def test_removal_outlasts_writers_that_go_on(saved, tmp_path, monkeypatch):
+    """As Orbax's other writers do when one has failed."""
+    folder = epath.Path(tmp_path) / "7"
+    shutil.copytree(saved / "7", folder)
+    rmtree, late = type(folder).rmtree, ["a", "b"]
+
+    def written_into(self, missing_ok=False):
+        rmtree(self, missing_ok)
+        if late:
+            self.mkdir()
+            (self / late.pop()).touch()
+
+    monkeypatch.setattr(type(folder), "rmtree", written_into)
+    manifest.remove(folder)
+    assert list(tmp_path.iterdir()) == late == []
+    manifest.remove(folder)  # of one that is gone
+
+
+# ---- retention ----------------------------------------------------------------------------------
+
+
+def test_kept_steps():
+    scores = {2: 0.5, 4: None, 6: 0.75, 8: 0.75, 10: 0.7, 12: None}
+    assert kept_steps(scores, keep_last=1, keep_every=None) == {8, 12}
+    assert kept_steps(scores, keep_last=3, keep_every=None) == {8, 10, 12}
+    assert kept_steps(scores, keep_last=1, keep_every=6) == {6, 8, 12}
+    assert kept_steps(scores, keep_last=None, keep_every=None) == set(scores)
+    assert kept_steps({2: None, 4: None}, keep_last=1, keep_every=None) == {4}
+    assert kept_steps({}, keep_last=1, keep_every=1) == set()
+
+
+def test_the_last_the_best_each_fourth_and_what_is_held_stay(tmp_path):
+    scores = {1: 0.6, 2: None, 3: 0.4, 4: None, 5: 0.5, 6: 0.1, 7: 0.2}
+    there = {}
+    for step, score in scores.items():  # as if the run were started again for each
+        with Checkpoints(tmp_path, keep_last=2, keep_every=4) as checkpoints:
+            checkpoints.save(step, make_state(step), {}, score=score, hold=step == 3)
+        there[step] = steps(tmp_path)
+    assert there == {
+        1: [1],
+        2: [1, 2],
+        3: [1, 2, 3],
+        4: [1, 3, 4],
+        5: [1, 3, 4, 5],
+        6: [1, 3, 4, 5, 6],
+        7: [1, 3, 4, 6, 7],
+    }
+    for step in there[7]:
+        assert_bits_equal(restore(tmp_path, step, abstract(make_state()))[0], make_state(step))
+
+
+def test_retention_clears_what_was_half_written_and_leaves_what_is_newer(tmp_path, caplog):
+    """A run went back to step 2, for 4 and 9 are damaged: until these are saved again, 2 and 3 are the newest."""
+    for step in (2, 4, 9):
+        save(tmp_path, step, make_state(step), {})
+    for step in (4, 9):
+        largest(tmp_path / str(step)).write_bytes(b"")
+    (tmp_path / "1" / "state").mkdir(parents=True)
+    (tmp_path / "notes").mkdir()
+    assert latest(tmp_path) == 2
+    with Checkpoints(tmp_path, keep_last=1) as checkpoints:
+        checkpoints.save(3, make_state(3), {})
+        checkpoints.wait()
+        assert {folder.name for folder in tmp_path.iterdir()} == {"3", "4", "9", "notes"}
+        checkpoints.save(4, make_state(5), {})
+    assert {folder.name for folder in tmp_path.iterdir()} == {"4", "9", "notes"}
+    caplog.clear()
+    assert latest(tmp_path) == 4 and len(caplog.messages) == 1
+    assert_bits_equal(restore(tmp_path, 4, abstract(make_state()))[0], make_state(5))
+
+
+def test_old_ones_that_cannot_be_removed_are_told_and_do_no_harm(tmp_path, monkeypatch, caplog):
+    save(tmp_path, 1, make_state(1), {})
+
+    def read_only():
+        raise OSError(30, "Read-only file system")
+
+    with monkeypatch.context() as patch, Checkpoints(tmp_path, keep_last=1) as checkpoints:
+        patch.setattr(manifest, "remove", lambda folder: read_only() if folder.name == "1" else None)
+        checkpoints.save(2, make_state(2), {})
+        checkpoints.wait()
+    assert caplog.messages == [
+        f"{tmp_path}: older checkpoints cannot be removed ([Errno 30] Read-only file system)"
+    ]
+    assert latest(tmp_path) == 2
+    with Checkpoints(tmp_path, keep_last=1) as checkpoints:
+        checkpoints.save(3, make_state(3), {})
+    assert steps(tmp_path) == [3]
+
+
+# ---- kill -9 ------------------------------------------------------------------------------------
+
+KILLS = {  # where it comes: the step that is whole afterwards
+    "while the arrays are written": 1,
+    "while Orbax commits": 1,
+    "before the manifest": 1,
+    "while the manifest is written": 1,
+    "while an old one is removed": 2,
+}
+CHILD = """
+import os, signal, sys
+import orbax.checkpoint as ocp
+from etils import epath
+from test_checkpoint import KILLS, make_state
+from xpo_jax import files, manifest
+from xpo_jax.checkpoint import Checkpoints, save
+
+def kill(*args, **kwargs):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def run(path, where):
+    save(path, 1, make_state(1), {"step": 1})
+    if where == "while the arrays are written":
+        ocp.type_handlers.ArrayHandler.serialize = kill
+    elif where == "while Orbax commits":
+        ocp.PyTreeCheckpointHandler.finalize = kill
+    elif where == "before the manifest":
+        manifest.seal = kill
+    elif where == "while the manifest is written":
+        files.os.replace = lambda old, new: kill() if str(new).endswith("sha256") else os.rename(old, new)
+    elif where == "while an old one is removed":
+        type(epath.Path(path)).rmtree = kill
+    with Checkpoints(path, keep_last=1) as checkpoints:
+        checkpoints.save(2, make_state(2), {"step": 2})
+
+for where, path in zip(KILLS, sys.argv[1:], strict=True):
+    child = os.fork()  # imports take longest; no backend of JAX has started yet
+    if child == 0:
+        run(path, where)
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    print(os.WTERMSIG(status) if os.WIFSIGNALED(status) else f"ended with {status}: {where}")
+"""
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    here = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{here.parent}"}
+    folders = {where: tmp_path_factory.mktemp("killed") for where in KILLS}
+    command = [sys.executable, "-c", CHILD, *folders.values()]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert ended.stdout.split("\n")[:-1] == [str(int(signal.SIGKILL))] * len(KILLS), ended.stderr
+    return folders
+
+
+@pytest.mark.parametrize("where", KILLS)
+def test_a_killed_process_leaves_a_checkpoint_that_is_whole(killed, where, caplog):
+    path, whole = killed[where], KILLS[where]
+    assert latest(path) == whole and steps(path) == [1, 2]
+    assert [(path / str(step) / MANIFEST).exists() for step in (1, 2)] == [whole == 1, whole == 2]
+    assert [message.split(":")[0] for message in caplog.messages] == ["checkpoint 2 is passed over"] * (
+        2 - whole
+    )
+    state, extra = restore(path, whole, abstract(make_state()))
+    assert_bits_equal(state, make_state(whole))
+    assert extra == {"step": whole}
+    with Checkpoints(path, keep_last=1) as checkpoints:  # the same command again
+        checkpoints.save(whole + 1, make_state(5), {})
+    assert latest(path) == whole + 1 and steps(path) == [whole + 1]
+    assert_bits_equal(restore(path, whole + 1, abstract(make_state()))[0], make_state(5))

@@ -59,6 +59,7 @@ FIRST = {
         {"tokens": [4], "text": "Ja.\nJa!", "finished": True},
     ],
     "shown": [1, 0],
+    "flipped": None,
     "p_first": 0.7,
     "weight": 1.0,
     "reason": "kürzer",

@@ -54,15 +54,44 @@ def test_a_finished_run_says_so(tmp_path):
         assert run.result == {"win_rate": 0.75, "kl": None}
 
 
-def test_an_unfinished_run_is_refused(tmp_path):
-    with RunDir.open(tmp_path, CONFIG):
+def test_an_unfinished_run_is_opened_again(tmp_path):
+    with RunDir.open(tmp_path, CONFIG) as run:
         (tmp_path / "metrics.jsonl").touch()
+        fixed = run.fixed
+    other = CONFIG.replace("xpo", "ipo")
     before = tree(tmp_path)
-    assert refusal(tmp_path) == (
-        f"{tmp_path}: holds an unfinished run, which cannot be resumed yet; "
-        "delete that folder or give another --config.run_dir"
+    assert refusal(tmp_path, other) == (
+        f'{tmp_path}: is a run of another config (loss.kind: "xpo" there, "ipo" here); give another --config.run_dir,'
+        " or add --accept-changes to go on with this one all the same"
     )
-    assert tree(tmp_path) == before
+    assert tree(tmp_path) == before and (tmp_path / "config.json").read_text() == CONFIG + "\n"
+    with RunDir.open(tmp_path, CONFIG) as run:
+        assert (run.result, run.changes, run.fixed) == (None, (), fixed)
+    with RunDir.open(tmp_path, other, accept_changes=True) as run:
+        assert run.changes == ('loss.kind: "xpo" there, "ipo" here',) and run.fixed != fixed
+    assert (tmp_path / "config.json").read_text() == other + "\n"
+
+
+def test_a_run_goes_on_with_fields_that_may_change(tmp_path):
+    first = json.loads(CONFIG) | {"steps": 4, "logging": {"tensorboard": False}, "mesh": {"data": 1}}
+    with RunDir.open(tmp_path, json.dumps(first)) as run:
+        fixed = run.fixed
+        (tmp_path / "metrics.jsonl").touch()
+        run.finish({"steps": 4})
+    more = first | {"steps": 8}
+    other = json.dumps(first | {"logging": {"tensorboard": True}})
+    assert "is a run of another config (logging.tensorboard: false there, true here)" in refusal(
+        tmp_path, other
+    )
+    with RunDir.open(tmp_path, json.dumps(more)) as run:  # a finished run goes on with more steps only
+        assert run.result is None and run.changes == ("steps: 4 there, 8 here",)
+    assert not (tmp_path / "result.json").exists()
+    changed = json.dumps(more | {"logging": {"tensorboard": True}, "mesh": {"data": 2}})
+    with RunDir.open(tmp_path, changed) as run:
+        assert [line.split(":")[0] for line in run.changes] == ["logging.tensorboard", "mesh.data"]
+        assert run.fixed == fixed
+    seed = json.dumps(more | {"seed": 1, "logging": {"tensorboard": True}, "mesh": {"data": 2}})
+    assert "(seed: 0 there, 1 here)" in refusal(tmp_path, seed)
 
 
 def test_a_run_that_did_no_work_starts_again(tmp_path):

@@ -198,8 +198,8 @@ def test_the_last_line_is_the_result(main_run):
 def test_only_announced_compilations_happen(main_run):
     """Whole run: evaluation, steps, checkpoint, export."""
     assert main_run.result["compilations_during_run"] == 0
-    # init, for_sampling, zeros, apply; per prompt bucket sample, score, accumulate
-    assert main_run.result["compilations_announced"] == 4 + 2 * 3
+    # init, for_sampling, fingerprint, zeros, apply; per prompt bucket sample, score, accumulate
+    assert main_run.result["compilations_announced"] == 5 + 2 * 3
 
 
 def test_compilations_are_counted():
@@ -221,6 +221,7 @@ def test_the_run_directory(main_run):
         "tensorboard",
         "pairs.jsonl",
         "samples",
+        "evaluations",
         "checkpoints",
         "export",
         "result.json",
@@ -477,7 +478,11 @@ def test_the_export_is_the_checkpoint_bit_for_bit(main_run, folder):
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), like)
     state, extra = checkpoint.restore(main_run.path / "checkpoints", STEPS, like)
     assert (int(state.step), int(state.skipped)) == (STEPS, 0)
-    assert extra == {"judge_queries": main_run.result["judge_queries"]}
+    assert extra["counters"] == {
+        "queries": main_run.result["judge_queries"],
+        "evaluation_queries": main_run.result["evaluation_queries"],
+        "skipped_in_a_row": 0,
+    }
     assert hf.read_config(main_run.path / "export") == SPEAKING
     export = hf.load_params(main_run.path / "export", SPEAKING)
     jax.tree.map(
@@ -655,7 +660,7 @@ def test_numbers_that_are_not_finite_stop_the_run(run):
     assert checkpoint.latest(wild.path / "checkpoints") == 3
     assert not (wild.path / "result.json").exists() and not (wild.path / "export").exists()
     again = run("wild", optimizer__learning_rate=1e30)
-    assert again.status == 2 and "holds an unfinished run, which cannot be resumed yet" in again.err
+    assert again.status == 2 and "xpo_jax: step 5: loss or gradient was not finite 2 times" in again.err
 
 
 def test_skipped_updates_that_are_not_in_a_row_and_identical_responses(run, monkeypatch):

@@ -1,118 +1,199 @@
 """Checkpoints through Orbax, verified: what is restored is bit for bit what was saved, or an error.
 
     checkpoints/<step>/state/           the TrainState, as Orbax lays it out
-    checkpoints/<step>/checkpoint.json  step, dtype and shape of every leaf, what train adds
-    checkpoints/<step>/manifest.sha256  written last, SHA-256 of each file above
+    checkpoints/<step>/checkpoint.json  step, dtype and shape of every leaf, score, what train adds
+    checkpoints/<step>/manifest.sha256  written last, SHA-256 of each file above; see manifest.py
 
 A checkpoint without a manifest is not one. Orbax alone restores a flipped bit and casts a dtype
 without a word, hence the manifest and the leaves. `sha256sum -c manifest.sha256` checks it by hand.
 
-Of many processes each writes and reads what its devices hold, on a disk that all share; process 0 makes
-the folder and the files beside state/, and verifies.
+Of many processes each writes and reads what its devices hold, on a disk that all share or in a bucket (gs://);
+process 0 makes the folder and the files beside state/. Saving goes on in the background, where processes wait for
+each other through Orbax alone, never in a computation of the devices.
 
-Left out on purpose: saving in the background, and retention. Random keys are not stored: they follow
-from the seed and the step.
+Left out on purpose: going on where one of many processes cannot write. It raises and ends, and so the others do.
+Random keys are not stored: they follow from the seed and the step.
 """
 
 from __future__ import annotations
 
 import contextlib
-import gc
-import hashlib
 import json
 import logging
 import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
+from etils import epath
 
-from xpo_jax import distributed
-from xpo_jax.distributed import Together
-from xpo_jax.files import atomic_write
+from xpo_jax import distributed, manifest, orbax_io, retention
+from xpo_jax.distributed import Failed, Together
+from xpo_jax.manifest import CheckpointError
+from xpo_jax.retention import ABOUT
 from xpo_jax.values import TrainState
 
-MANIFEST = "manifest.sha256"
 _FORMAT = "xpo_jax checkpoint"
 _log = logging.getLogger(__name__)
 
 
-class CheckpointError(ValueError):
-    """A checkpoint cannot be saved or restored; one line that says what, where and how to mend it."""
+class Checkpoints:
+    """The checkpoints of one run: saved in the background, verified, kept by rule.
 
+        with Checkpoints(run / "checkpoints", keep_last=2) as checkpoints:
+            checkpoints.save(step, state, extra)
 
-def save(path: str | Path, step: int, state: TrainState, extra: Mapping[str, Any]) -> Path:
-    """Save the state as <path>/<step>/ and wait until it is on disk, manifest last. All processes call it.
+    Only when a new one is whole are older ones removed: all but the newest, those of certain steps, those that are
+    held, and the one of the highest score. What a killed process left half-written goes with them.
 
     Args:
-      path: the folder of the checkpoints.
-      step: updates done so far.
-      state: arrays, on the devices or on the host.
-      extra: what JSON holds, exactly; returned by `restore`.
+      path: their folder; made by the first `save`.
+      keep_last: how many of the newest stay; None for all.
+      keep_every: those whose step it divides stay, too.
+      background: `save` returns before the new one is whole.
+    """
+
+    def __init__(
+        self,
+        path: str | Path | epath.Path,
+        *,
+        keep_last: int | None,
+        keep_every: int | None = None,
+        background: bool = True,
+    ):
+        self._path = _root(path)
+        self._keep_last, self._keep_every, self._background = keep_last, keep_every, background
+        self._thread: threading.Thread | None = None
+        self._problem: CheckpointError | None = None
+        self._written = False
+
+    def save(
+        self,
+        step: int,
+        state: TrainState,
+        extra: Mapping[str, Any],
+        *,
+        score: float | None = None,
+        hold: bool = False,
+    ) -> None:
+        """Save the state as <path>/<step>/. All processes call it, at the same step.
+
+        Returns once the arrays have been copied from the devices: their buffers may be donated, and `extra` changed.
+
+        Args:
+          step: updates done so far.
+          state: arrays, on the devices or on the host.
+          extra: what JSON holds, exactly; returned by `restore`.
+          score: the higher the better, such as the held-out win rate; None for not known.
+          hold: never remove this one by rule.
+
+        Raises:
+          CheckpointError: of this one or the one before, which could not be written; what was half-written is
+            removed. Also if that step is there already and whole.
+        """
+        self.wait()
+        folder = self._path / str(step)
+        state = jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf), state)
+        about = {"format": _FORMAT, "version": 1, "step": step, "hold": hold}
+        about["score"] = None if score is None else float(score)
+        with Together("starting a checkpoint"), _told(folder):
+            text = json.dumps({**about, "leaves": _leaves(state), "extra": extra}, indent=1, allow_nan=False)
+            if distributed.leads():
+                _make_room(folder)
+                folder.mkdir(parents=True)
+        writer = orbax_io.Writer(f"checkpoint-{step}")
+        try:
+            with _told(folder):
+                writer.start(folder / "state", state)
+        except BaseException:
+            with contextlib.suppress(Exception):
+                writer.finish()
+            _discard(folder)
+            raise
+        self._written = False
+        self._thread = threading.Thread(target=self._finish, args=(writer, folder, text), name="checkpoint")
+        self._thread.start()
+        if not self._background:
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait until the one under way is whole, on every process.
+
+        Raises:
+          CheckpointError: if it could not be written.
+        """
+        if not self._joined():
+            return
+        problem, self._problem = self._problem, None
+        if problem and not self._written:
+            raise problem  # not together: the others may wait in Orbax for this process
+        with Together("sealing a checkpoint"):
+            if problem:
+                raise problem
+
+    def close(self) -> None:
+        """The same as `wait`: there is nothing else to let go of."""
+        self.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.close()
+        elif jax.process_count() == 1 or isinstance(error, Failed):  # else others may never come
+            self._joined()
+            if self._problem:
+                _log.warning("%s", self._problem)
+
+    def _joined(self) -> bool:
+        """Waits for the thread, if there is one."""
+        if self._thread is None:
+            return False
+        self._thread.join()
+        self._thread = None
+        return True
+
+    def _finish(self, writer: orbax_io.Writer, folder: epath.Path, text: str) -> None:
+        """In the background: wait for the files of all processes, then seal them and remove older checkpoints."""
+        try:
+            with _told(folder):
+                writer.finish()
+                self._written = True
+                if distributed.leads():
+                    manifest.write(folder / ABOUT, text + "\n")
+                    manifest.seal(folder)
+        except BaseException as error:
+            self._problem = error if isinstance(error, CheckpointError) else CheckpointError(repr(error))
+            _discard(folder)
+            return
+        if distributed.leads():
+            try:
+                retention.remove_old(
+                    self._path, int(folder.name), keep_last=self._keep_last, keep_every=self._keep_every
+                )
+            except Exception as error:  # tried again after the next one; this one is whole
+                _log.warning("%s: older checkpoints cannot be removed (%s)", self._path, error)
+
+
+def save(path: str | Path | epath.Path, step: int, state: TrainState, extra: Mapping[str, Any]) -> epath.Path:
+    """Save one checkpoint and wait until it is whole; nothing is removed. See `Checkpoints.save`.
 
     Returns:
-      The folder of the checkpoint.
-
-    Raises:
-      CheckpointError: if it cannot be written, or that step is there already and whole. What was
-        half-written is removed.
+      Its folder.
     """
-    folder = _folder(path, step)
-    state = jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf), state)
-    about = {"format": _FORMAT, "version": 1, "step": step, "leaves": _leaves(state), "extra": extra}
-    leads = distributed.leads()
-    with Together("starting a checkpoint"):
-        if leads:
-            _make_room(path, step)
-    try:
-        with Together("starting a checkpoint"), _told(folder):
-            text = json.dumps(about, indent=1, allow_nan=False)
-            if leads:
-                folder.mkdir(parents=True)
-        with _told(
-            folder
-        ):  # Orbax waits for all processes itself; one that fails here ends, and so the others
-            args = ocp.args.PyTreeSave(state)
-            _orbax(lambda orbax: orbax.save(folder.absolute() / "state", args=args), _whole_arrays())
-        with Together("sealing a checkpoint"), _told(folder):
-            if leads:
-                atomic_write(folder / "checkpoint.json", text + "\n")
-                _flush(folder)
-                sums = "".join(f"{_sha256(folder / name)}  {name}\n" for name in _files(folder))
-                atomic_write(folder / MANIFEST, sums)
-    except BaseException:
-        if leads:
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
-    return folder
+    with Checkpoints(path, keep_last=None, background=False) as checkpoints:
+        checkpoints.save(step, state, extra)
+    return _folder(path, step)
 
 
-def _make_room(path: str | Path, step: int) -> None:
-    folder = _folder(path, step)
-    try:
-        verify(path, step)
-    except CheckpointError:
-        shutil.rmtree(folder, ignore_errors=True)  # what a killed process left, or what is damaged
-    else:
-        raise CheckpointError(f"{folder}: is there already; delete it to save that step again")
-
-
-@contextlib.contextmanager
-def _told(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(
-            f"{folder}: cannot be saved ({reason}); free space or mend the rights"
-        ) from error
-
-
-def restore(path: str | Path, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+def restore(path: str | Path | epath.Path, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
     """Verify the checkpoint of a step and restore it into the given shardings. All processes call it.
 
     Args:
@@ -127,11 +208,11 @@ def restore(path: str | Path, step: int, like: TrainState) -> tuple[TrainState, 
       CheckpointError: if a file is missing, damaged or foreign, or a leaf differs in dtype or shape
         from `like`, or is on one side only.
     """
-    with Together("verifying a checkpoint"):
-        if distributed.leads():
-            verify(path, step)
     folder = _folder(path, step)
-    about = json.loads((folder / "checkpoint.json").read_bytes())
+    with Together("verifying a checkpoint"):  # each process its share of the files
+        share = slice(jax.process_index(), None, jax.process_count())
+        manifest.verify(folder, needed=[ABOUT], share=share)
+    about = json.loads((folder / ABOUT).read_text())
     if about.get("format") != _FORMAT or about.get("version") != 1 or about.get("step") != step:
         raise CheckpointError(f"{folder}: is not the checkpoint of step {step}; put back the right folder")
     there, here = about["leaves"], _leaves(like)
@@ -148,43 +229,26 @@ def restore(path: str | Path, step: int, like: TrainState) -> tuple[TrainState, 
         if getattr(leaf, "sharding", None) is None:
             raise CheckpointError(f"{folder}: no sharding is given for {name}; give one for each leaf")
     target = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), like)
-    args = ocp.args.StandardRestore(target)
     try:
-        handler = ocp.StandardCheckpointHandler()
-        state = _orbax(lambda orbax: orbax.restore(folder.absolute() / "state", args=args), handler)
-    except CheckpointError as error:
-        raise CheckpointError(f"{folder}: cannot be restored ({error}); use an older one") from error
+        state = orbax_io.read(folder / "state", target)
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CheckpointError(f"{folder}: cannot be restored ({reason}); use an older one") from error
     return state, about["extra"]
 
 
-def verify(path: str | Path, step: int) -> None:
+def verify(path: str | Path | epath.Path, step: int) -> None:
     """Read every file of a checkpoint and compare it with the manifest.
 
     Raises:
       CheckpointError: naming the first file that is missing, damaged or not of this checkpoint.
     """
-    folder = _folder(path, step)
-    mend = "delete that checkpoint to use an older one"
-    try:
-        lines = (folder / MANIFEST).read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = "is missing" if isinstance(error, FileNotFoundError) else "cannot be read"
-        raise CheckpointError(f"{folder / MANIFEST}: {reason}, so nothing vouches for it; {mend}") from error
-    sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-    present = _files(folder)
-    for name in {*sums, "checkpoint.json"}.difference(present):
-        raise CheckpointError(f"{folder / name}: is missing; {mend}")
-    for name in present:
-        if name not in sums:
-            raise CheckpointError(f"{folder / name}: is not a file of this checkpoint; remove it or {mend}")
-        if _sha256(folder / name) != sums[name]:
-            raise CheckpointError(f"{folder / name}: is damaged (its SHA-256 differs); {mend}")
+    manifest.verify(_folder(path, step), needed=[ABOUT])
 
 
-def latest(path: str | Path) -> int | None:
+def latest(path: str | Path | epath.Path) -> int | None:
     """The newest step that verifies; damaged ones are passed over, each with a warning in the log."""
-    folders = Path(path).glob("*")
-    for step in sorted((int(f.name) for f in folders if f.name.isdecimal() and f.is_dir()), reverse=True):
+    for step in reversed(retention.steps_in(_root(path))):
         try:
             verify(path, step)
             return step
@@ -193,28 +257,43 @@ def latest(path: str | Path) -> int | None:
     return None
 
 
-def _folder(path: str | Path, step: int) -> Path:
-    return Path(path) / str(int(step))
+def _root(path: str | Path | epath.Path) -> epath.Path:
+    found = epath.Path(path)
+    return found if manifest.in_bucket(found) else epath.Path(os.path.abspath(found))
 
 
-def _files(folder: Path) -> list[str]:
-    names = (file.relative_to(folder).as_posix() for file in folder.rglob("*") if not file.is_dir())
-    return sorted(name for name in names if name != MANIFEST)
+def _folder(path: str | Path | epath.Path, step: int) -> epath.Path:
+    return _root(path) / str(int(step))
 
 
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+def _make_room(folder: epath.Path) -> None:
+    try:
+        manifest.verify(folder, needed=[ABOUT])
+    except CheckpointError:
+        manifest.remove(folder)  # what a killed process left, or what is damaged
+    else:
+        raise CheckpointError(f"{folder}: is there already; delete it to save that step again")
 
 
-def _flush(folder: Path) -> None:
-    """Force files and folders to disk, so that a manifest that is there means the rest is too."""
-    for entry in (folder, *folder.rglob("*")):
-        descriptor = os.open(entry, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def _discard(folder: epath.Path) -> None:
+    if distributed.leads():
+        with contextlib.suppress(
+            OSError
+        ):  # there is an error to tell, and without a manifest it does no harm
+            manifest.remove(folder)
+
+
+@contextlib.contextmanager
+def _told(folder: epath.Path) -> Iterator[None]:
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CheckpointError(
+            f"{folder}: cannot be saved ({reason}); free space or mend the rights"
+        ) from error
 
 
 def _named(tree: Any) -> list[tuple[str, Any]]:
@@ -224,56 +303,3 @@ def _named(tree: Any) -> list[tuple[str, Any]]:
 
 def _leaves(tree: Any) -> dict[str, str]:
     return {name: f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" for name, leaf in _named(tree)}
-
-
-def _whole_arrays() -> ocp.PyTreeCheckpointHandler:
-    """Orbax's handler, but one device writes what several hold alike.
-
-    By default each of them cuts its part out first, with a program that is compiled per shape and device
-    in the middle of the run.
-    """
-    kinds = ocp.type_handlers
-    registry = kinds.create_type_handler_registry(
-        (jax.Array, kinds.ArrayHandler(use_replica_parallel=False)), (np.ndarray, kinds.NumpyHandler())
-    )
-    return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
-
-
-def _orbax(work: Callable[[ocp.Checkpointer], Any], handler: ocp.CheckpointHandler) -> Any:
-    """Let Orbax work, and turn what it raises into one line without the tracebacks it also prints.
-
-    Synchronous on purpose: orbax.checkpoint.v1 (0.12.8) leaves threads behind when a folder cannot be
-    created, which keep the process from exiting for twenty minutes.
-    """
-    logs = [logging.getLogger(name) for name in ("absl", "asyncio")]
-    before = [log.disabled for log in logs]
-    try:
-        for log in logs:
-            log.disabled = True
-        try:
-            with ocp.Checkpointer(handler) as checkpointer:
-                return work(checkpointer)
-        except Exception as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-        gc.collect()  # other tasks that failed with it complain when they are collected: now, unheard
-    finally:
-        for log, disabled in zip(logs, before, strict=True):
-            log.disabled = disabled
-    raise CheckpointError(reason)
-
-
-class Checkpoints:
-    def __init__(self, path, *, keep_last, keep_every=None):
-        self.path = path
-
-    def save(self, step, state, extra, *, score=None, hold=False):
-        save(self.path, step, state, extra)
-
-    def wait(self):
-        pass
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass

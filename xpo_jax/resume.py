@@ -3,11 +3,9 @@
 A step is a pure function of checkpoint, config, step and verdicts, so a run that restores a checkpoint goes the
 same way again. What it needs for that, and is not weights:
 
-    counters       queries, patience, ...: in the checkpoint
-    evaluations/   every evaluation whole, so that none is asked for twice
-    metrics.jsonl  cut back to the restored step
-    pairs*.jsonl   cut back to the offsets in the checkpoint; what is cut off goes to verdicts-journal.jsonl
-                   first, so that a verdict that was paid for is not asked for again
+    queries, patience and what else is counted: in the checkpoint
+    evaluations/: every evaluation whole, so that none is asked for twice
+    metrics.jsonl, pairs*.jsonl: cut back to where they were, the verdicts in what is cut off kept, see journal.py
 
 Left out on purpose: the verdicts of an evaluation that was interrupted, which are asked for again.
 """
@@ -23,20 +21,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from xpo_jax import checkpoint, distributed, settings
 from xpo_jax.checkpoint import CheckpointError, Checkpoints
 from xpo_jax.distributed import Together
 from xpo_jax.evaluate import Evaluation
 from xpo_jax.files import atomic_write, to_json
 from xpo_jax.interruption import Signals, Stopped, Watchdog
+from xpo_jax.journal import JOURNAL, Journal, cut_metrics, cut_pairs
 from xpo_jax.metrics import Metrics
-from xpo_jax.pairs_log import PairsLog, content_hash, read_pairs
-from xpo_jax.values import Paid, Prompts, TrainState, Verdict
+from xpo_jax.pairs_log import PairsLog
+from xpo_jax.values import Paid, Prompts, TrainState
 from xpo_jax.verdicts import Patience
-
-JOURNAL = "verdicts-journal.jsonl"
 
 
 @dataclasses.dataclass
@@ -59,8 +54,9 @@ class Ledger:
       run: the path of the run directory.
       keep: how often a checkpoint is made, and which are kept.
       steps: of the whole run.
-      fixed: a fingerprint of what may not change in a config, see `RunDir.fixed`.
+      fixed: a fingerprint of what may not change in a config, see `changed_fields.fingerprint`.
       evaluations: a fingerprint of what decides what an evaluation finds, besides step and weights.
+      devices: how the arrays are split, which decides the last bits of whatever comes after the restored step.
       accept_changes: of config and reference.
       patience, signals, watchdog: those of the run.
 
@@ -75,13 +71,15 @@ class Ledger:
         steps: int,
         fixed: str,
         evaluations: str,
+        devices: str,
         accept_changes: bool,
         patience: Patience,
         signals: Signals,
         watchdog: Watchdog,
     ):
         self.counters = Counters()
-        self._run, self._keep, self._steps, self._of = run, keep, steps, evaluations
+        self._run, self._keep, self._steps = run, keep, steps
+        self._of, self._devices = evaluations, devices
         self._signals, self._watchdog, self._patience = signals, watchdog, patience
         self._accept = accept_changes
         self._about: dict[str, Any] = {"config": fixed}
@@ -156,6 +154,8 @@ class Ledger:
             with self._signals.deferred():
                 yield
             self._checkpoints.wait()
+            if distributed.leads():
+                (self._run / JOURNAL).unlink(missing_ok=True)
 
     # ---- on the way ----
 
@@ -181,7 +181,10 @@ class Ledger:
         with Together("reading an evaluation") as together:
             together.value = distributed.leads() and _read_json(self._run / "evaluations" / f"{step}.json")
         there = together.values[0]
-        recalled = bool(there) and there.get("of") == self._of
+        known = self.newest is not None and step <= self.newest
+        recalled = (
+            bool(there) and there.get("of") == self._of and (known or there["devices"] == self._devices)
+        )
         if recalled:
             found = _evaluation(there["evaluation"])
             if self.newest in (None, step):
@@ -191,7 +194,8 @@ class Ledger:
             with Together("writing an evaluation"):
                 if distributed.leads():
                     (self._run / "evaluations").mkdir(exist_ok=True)
-                    about = {"step": step, "of": self._of, "patience": self._patience.state}
+                    about = {"step": step, "of": self._of, "devices": self._devices}
+                    about["patience"] = self._patience.state
                     content = to_json({**about, "evaluation": dataclasses.asdict(found)}, indent=1)
                     atomic_write(self._run / "evaluations" / f"{step}.json", content + "\n")
         if step == self._done and not (recalled and step == self.newest):
@@ -260,69 +264,3 @@ def _evaluation(found: Mapping[str, Any]) -> Evaluation:
         return math.nan if value is None else value
 
     return Evaluation(**{name: v if name == "samples" else numbers(v) for name, v in found.items()})
-
-
-# ---- cutting back ---------------------------------------------------------------------------------
-
-
-def cut_metrics(run: Path, step: int) -> None:
-    """Drop from metrics.jsonl the lines of later steps, and a torn last one."""
-    path = run / "metrics.jsonl"
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines(keepends=True):
-        if not line.endswith("\n") or json.loads(line)["step"] > step:
-            break
-        kept.append(line)
-    atomic_write(path, "".join(kept))
-
-
-def cut_pairs(run: Path, step: int, offsets: Mapping[str, int]) -> None:
-    """Cut the pairs logs back to `offsets`, whatever they hold beyond being put into the journal first.
-
-    Args:
-      step: that is restored; older entries of the journal are dropped.
-      offsets: by name of the file; one without an offset is of a later step.
-    """
-    logs = sorted(run.glob("pairs*.jsonl"))
-    kept = [record for record in _read(run / JOURNAL, 0) if record["step"] >= step]
-    kept += [record for path in logs for record in _read(path, offsets.get(path.name, 0))]
-    lines = dict.fromkeys(to_json(record) + "\n" for record in kept if record["failure"] is None)
-    atomic_write(run / JOURNAL, "".join(lines))
-    for path in logs:
-        with open(path, "r+b") as file:
-            file.truncate(offsets.get(path.name, 0))
-
-
-def _read(path: Path, offset: int) -> list[dict[str, Any]]:
-    return list(read_pairs(path, offset=offset)) if path.exists() else []
-
-
-class Journal:
-    """The verdicts that an interrupted run was given for the steps that are now made again."""
-
-    def __init__(self, run: Path):
-        self._records = {
-            (record["step"], record["position"], record["hash"]): record
-            for record in _read(run / JOURNAL, 0)
-            if record["shown"] is not None
-        }
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def paid(
-        self, step: int, prompts: Prompts, policy: Sequence[str], reference: Sequence[str]
-    ) -> dict[int, Paid]:
-        """By row, what is known of the pairs of a step: those with the same prompt and the same texts."""
-        if not self._records:
-            return {}
-        found = {}
-        for i in map(int, np.flatnonzero(prompts.real)):
-            key = content_hash(prompts.messages[i], policy[i], reference[i])
-            record = self._records.get((step, int(prompts.position[i]), key))
-            if record is not None:
-                verdict = Verdict(record["p_first"], record["reason"], record["scores"])
-                found[i] = Paid(verdict, tuple(record["shown"]), record["flipped"])
-        return found

@@ -10,8 +10,8 @@ A folder is one of ours if it holds the marker file with our format string. conf
 not do: every Hugging Face folder has one. Any other folder that is not empty is never written into.
 
 Of many processes, process 0 opens the directory and writes the files above; the others join it, on a
-disk that all share. A run that was interrupted is opened again with the same config, but for the fields in
-MAY_CHANGE; where in it to go on is not known here, see resume.py. Left out on purpose: gs:// paths.
+disk that all share. A run that was interrupted is opened again with the same config, but for what
+changed_fields.py allows; where in it to go on is not known here, see resume.py. Left out on purpose: gs:// paths.
 metrics.jsonl, tensorboard/, pairs.jsonl, evaluations/, checkpoints/ and export/ are made by the modules that
 write them.
 """
@@ -19,7 +19,6 @@ write them.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import re
@@ -28,7 +27,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from xpo_jax import distributed
+from xpo_jax import changed_fields, distributed
 from xpo_jax.distributed import Together
 from xpo_jax.files import atomic_write, markdown_table, to_json
 
@@ -37,19 +36,6 @@ FORMAT = "xpo_jax run directory"
 VERSION = 1
 # A folder with nothing but these holds no work: a run that stopped here starts again in place.
 _BOOKKEEPING = {MARKER, "config.json", "environment.json"}
-# What a run may go on with changed: none of it changes what a step learns (but for rounding: another mesh).
-# `steps` does where the learning rate decays over all of them, which is what one who raises it expects.
-MAY_CHANGE = (
-    "steps",
-    "max_skipped",
-    "max_step_seconds",
-    "evaluation.",
-    "logging.",
-    "checkpoint.",
-    "mesh.",
-    "judging.max_",
-)
-_NEVER_COMPARED = ("run_dir", "distributed.")
 _ELSEWHERE = "give another --config.run_dir"
 _VISIBLE_SECONDS = 60.0  # until a shared disk shows all processes what one has made; NFS remembers absence
 
@@ -90,13 +76,14 @@ class RunDir:
         Args:
           path: a local path; `~` is expanded.
           config_json: the config, a JSON object.
-          accept_changes: go on with an unfinished run even if fields differ that are not in MAY_CHANGE.
+          accept_changes: go on with an unfinished run even if fields differ that may not.
 
         Raises:
           RunDirError: if the path is a file, cannot be written, is not empty and not such a run, is
             in use, or belongs to another config. Nothing is left behind.
         """
         config = json.loads(config_json)
+        fixed = changed_fields.fingerprint(config)
         where = _local_path(path)
         folders = _make_folders(where)
         files: list[Path] = []  # what to take back if opening fails
@@ -113,10 +100,14 @@ class RunDir:
             if {name for name in os.listdir(where) if not name.endswith(".tmp")} <= _BOOKKEEPING:
                 files += [] if (where / "config.json").exists() else [where / "config.json"]
                 atomic_write(where / "config.json", config_json.rstrip() + "\n")
-                return cls(where, lock, None, fixed=_fixed(config))
-            changes = _changes(where, config)
+                return cls(where, lock, None, fixed=fixed)
+            changes = changed_fields.compare(_read_object(where / "config.json"), config)
             result = _read_object(where / "result.json") if (where / "result.json").exists() else None
-            _refuse_changes(where, changes, result, accept_changes)
+            refused = changed_fields.refused(changes, finished=result is not None, accept=accept_changes)
+            if refused:
+                raise RunDirError(
+                    f"{where}: is a run of another config ({refused[0]}); {_ELSEWHERE}{refused[1]}"
+                )
             if (
                 result is not None and changes
             ):  # to go on with more steps; there is no result until they are done
@@ -124,8 +115,7 @@ class RunDir:
                 result = None
             if changes:
                 atomic_write(where / "config.json", config_json.rstrip() + "\n")
-            lines = [line for _, line in changes]
-            return cls(where, lock, result, fixed=_fixed(config), changes=lines)
+            return cls(where, lock, result, fixed=fixed, changes=list(changes.values()))
         except BaseException as error:
             for file in files:
                 file.unlink(missing_ok=True)
@@ -304,45 +294,3 @@ def _read_object(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise RunDirError(f"{path}: is missing or damaged; delete {path.parent} or {_ELSEWHERE}")
     return content
-
-
-def _changes(where: Path, config: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Name and line of each field that differs from the config in the folder."""
-    there, here = _flat(_read_object(where / "config.json")), _flat(config)
-    names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
-    return [
-        (name, f"{name}: {there.get(name, 'absent')} there, {here.get(name, 'absent')} here")
-        for name in names
-        if not name.startswith(_NEVER_COMPARED)
-    ]
-
-
-def _fixed(config: Mapping[str, Any]) -> str:
-    fixed = {k: v for k, v in _flat(config).items() if not k.startswith((*MAY_CHANGE, *_NEVER_COMPARED))}
-    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
-
-
-def _refuse_changes(
-    where: Path, changes: Sequence[tuple[str, str]], result: Mapping[str, Any] | None, accept: bool
-) -> None:
-    refused = [line for name, line in changes if not name.startswith(MAY_CHANGE)]
-    finished = result is not None and not any(name == "steps" for name, _ in changes)
-    if finished:
-        refused = [line for _, line in changes]
-    if not refused or (accept and not finished):
-        return
-    more = f"; and {len(refused) - 3} more" if len(refused) > 3 else ""
-    accepting = "" if finished else ", or add --accept-changes to go on with this one all the same"
-    raise RunDirError(
-        f"{where}: is a run of another config ({'; '.join(refused[:3])}{more}); {_ELSEWHERE}{accepting}"
-    )
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = json.dumps(value, ensure_ascii=False)
-    return flat

@@ -195,6 +195,27 @@ class Evaluation:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """When the state of a run is saved, and what stays of it; see checkpoint.py.
+
+    Args:
+      every_steps: also every so many steps; None for only after the last, and where a run ends early.
+      keep_last: how many of the newest stay; None for all. The one of the best held-out win rate stays as well.
+      keep_every: those after a multiple of so many steps stay, too; None for no others.
+    """
+
+    every_steps: int | None
+    keep_last: int | None
+    keep_every: int | None
+
+    def __post_init__(self) -> None:
+        for name in ("every_steps", "keep_last", "keep_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}, must be at least 1, or None")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Logging:
     """What is shown and written.
 
@@ -209,12 +230,3 @@ class Logging:
     def __post_init__(self) -> None:
         if self.table_every_steps < 1:
             raise ValueError(f"table_every_steps is {self.table_every_steps}, must be at least 1")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Checkpoint:
-    """x"""
-
-    every_steps: int | None
-    keep_last: int
-    keep_every: int | None

@@ -68,6 +68,7 @@ def train(config: ConfigDict, *, accept_changes: bool = False) -> dict[str, Any]
                 steps=p.top.steps,
                 fixed=run.fixed,
                 evaluations=_of_evaluations(config),
+                devices=f"{dict(p.programs.mesh.shape)} of {jax.process_count()}",
                 accept_changes=accept_changes,
                 patience=p.patience,
                 signals=signals,
@@ -101,6 +102,8 @@ def _train(p: Parts, run: RunDir, ledger: Ledger, compilations: CompilationCount
     ledger.beat("loading the models")
     state, reference = _load(p, ledger)
     done, counters = int(state.step), ledger.counters
+    if counters.skipped_in_a_row >= p.top.max_skipped:  # the run was ended for that; to go on is to try again
+        counters.skipped_in_a_row = 0
     policy = programs.for_sampling(state.params)
     if device_judge:
         with Together("loading the judge"):
@@ -299,7 +302,7 @@ def _weights(p: Parts, folder: Path) -> Params:
 
 def _of_evaluations(config: ConfigDict) -> str:
     """A fingerprint of what decides what an evaluation finds, besides weights and step."""
-    groups = {name: config[name] for name in ("seed", "data", "model", "mesh", "sampling", "judge")}
+    groups = {name: config[name] for name in ("seed", "data", "model", "sampling", "judge")}
     evaluation = {name: config.evaluation[name] for name in ("prompts", "reference_samples")}
     rules = (config.judging.both_orders, config.loss.unfinished_loses)
     text = configs.to_json({**groups, "evaluation": evaluation, "rules": rules, "batch": config.batch_size})

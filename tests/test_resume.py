@@ -1,0 +1,370 @@
+"""A run that was interrupted and goes on: the same bits as one that never was."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from fakes import compiled_once, run_main, tiny_config, write_config
+
+from xpo_jax import checkpoint
+from xpo_jax.interruption import STUCK, Signals, Stopped, Watchdog
+from xpo_jax.journal import JOURNAL, Journal, cut_metrics, cut_pairs
+from xpo_jax.programs import Programs, fingerprint
+
+pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices, as conftest.py sets")
+ROOT = Path(__file__).parents[1]
+STEPS = 6
+
+
+@pytest.fixture(scope="module", autouse=True)
+def in_haste(tmp_path_factory):
+    """Compile little, and each program once."""
+    with compiled_once(tmp_path_factory.mktemp("cache")):
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    tiny_config(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(folder):
+    """A run of six steps by its name, saved after every second, evaluated after every third."""
+
+    def go(name, *flags, **changes):
+        config = tiny_config(folder)
+        config.run_dir, config.steps, config.judge.name = str(folder / name), STEPS, "test_resume:Counting"
+        config.checkpoint.every_steps, config.evaluation.every_steps = 2, 3
+        for path, value in changes.items():
+            group, _, field = path.rpartition("__")
+            (config[group] if group else config)[field] = value
+        Counting.asked = []
+        status, out, err = run_main([f"--config={write_config(folder / f'{name}.py', config)}", *flags])
+        return status, out, err, len(Counting.asked)
+
+    return go
+
+
+class Counting:
+    """A judge that counts, and can be told to raise at its n-th batch, or to signal this process there."""
+
+    asked: list = []
+    batches = 0
+    fail_at: int | None = None
+    signal_at: tuple[int, int] | None = None
+
+    def __call__(self, comparisons):
+        cls = type(self)
+        cls.batches += 1
+        if cls.batches == cls.fail_at:
+            raise RuntimeError("the judge is out")
+        if cls.signal_at and cls.batches == cls.signal_at[0]:
+            signal.raise_signal(cls.signal_at[1])
+        cls.asked += comparisons
+        return [1.0 if len(c.a) > len(c.b) else 0.25 if len(c.a) < len(c.b) else "tie" for c in comparisons]
+
+
+@pytest.fixture(autouse=True)
+def fresh_judge():
+    Counting.batches, Counting.fail_at, Counting.signal_at = 0, None, None
+
+
+@pytest.fixture(scope="module")
+def whole(run, folder):
+    """What an uninterrupted run leaves, and how many comparisons it asked."""
+    status, _, err, asked = run("whole")
+    assert status == 0, err
+    return left(folder / "whole"), asked
+
+
+def left(path):
+    """Everything a run leaves but times and its own name."""
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        for name in [name for name in row if name.startswith("time/") or name == "tokens_per_second"]:
+            del row[name]
+    result = json.loads((path / "result.json").read_text())
+    for name in ("seconds", "run_dir", "export", "compilations_during_run"):
+        del result[name]
+    return {
+        "metrics": rows,
+        "result": result,
+        "pairs": (path / "pairs.jsonl").read_text(),
+        "samples": (path / "samples" / "held_out.md").read_text(),
+        "weights": (path / "export" / "model.safetensors").read_bytes(),
+        "evaluations": {f.name: f.read_text() for f in (path / "evaluations").iterdir()},
+    }
+
+
+def test_the_uninterrupted_run(whole):
+    there, _ = whole
+    assert [row["step"] for row in there["metrics"]] == list(range(STEPS + 1))
+    assert sorted(there["evaluations"]) == ["0.json", "3.json", "6.json"]
+
+
+@pytest.mark.parametrize("at", [2, 4, 5])
+def test_killed_while_it_learns(run, whole, folder, monkeypatch, at):
+    """At an update, after the verdicts were paid: the last checkpoint is older by one step, or by none."""
+    there, asked = whole
+    learn, calls = Programs.learn, iter(range(STEPS))
+
+    class Killed(BaseException):
+        pass
+
+    def learn_or_die(self, *args):
+        if next(calls) == at:
+            raise Killed
+        return learn(self, *args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Programs, "learn", learn_or_die)
+        with pytest.raises(Killed):
+            run(f"killed_{at}")
+    first = len(Counting.asked)
+    path = folder / f"killed_{at}"
+    with open(path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 9, "torn')  # as a kill in the middle of a write leaves it
+    status, out, err, second = run(f"killed_{at}")
+    assert status == 0, err
+    assert f"after step {at - at % 2}, whose checkpoint is whole" in out
+    assert left(path) == there
+    assert first + second == asked  # no verdict was paid for twice
+    assert not (path / JOURNAL).exists()
+    environment = json.loads((path / "environment.json").read_text())
+    assert len(environment["earlier"]) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_told_to_stop(run, whole, folder, number):
+    there, asked = whole
+    name = f"stopped_{number}"
+    Counting.signal_at = (18, number)  # evaluations ask 2 x 8 batches at the start, so in the third step
+    status, _, err, first = run(name)
+    assert status == 128 + number
+    word = signal.Signals(number).name
+    assert err.rstrip("\n").split("\n")[-1].startswith(f"xpo_jax: stopped by {word} after step ")
+    steps = sorted(int(f.name) for f in (folder / name / "checkpoints").iterdir())
+    assert f"after step {steps[-1]} of {STEPS}, which is saved; run the same command to go on" in err
+    Counting.signal_at = None
+    status, out, err, second = run(name)
+    assert status == 0, err
+    assert f"after step {steps[-1]}, whose checkpoint is whole" in out
+    assert left(folder / name) == there and first + second == asked
+
+
+def test_stopped_before_there_is_anything_to_save(run, whole, folder):
+    Counting.signal_at = (2, signal.SIGTERM)  # in the first evaluation
+    status, _, err, _ = run("early")
+    assert status == 143 and "xpo_jax: stopped by SIGTERM; run the same command to go on" in err
+    Counting.signal_at = None
+    assert run("early")[0] == 0
+    assert left(folder / "early") == whole[0]
+
+
+def test_a_judge_that_fails_for_a_while(run, whole, folder):
+    """It ends the run, the last state saved; once it works again, the run goes on and is as if it never had."""
+    there, _ = whole
+    Counting.fail_at = 20
+    status, _, err, _ = run("out", judging__max_failed_batches=1)
+    assert status == 2 and "the judge is out" in err and "the last weights are in" in err
+    Counting.fail_at = None
+    status, _, err, _ = run("out", judging__max_failed_batches=1)
+    assert status == 0, err
+    assert left(folder / "out") == there
+
+
+def test_a_finished_run_goes_on_with_more_steps(run, whole, folder):
+    """Not the bits of six steps in one go: the learning rate falls over all steps. But all is there once."""
+    assert run("longer", steps=4)[0] == 0
+    status, out, err, _ = run("longer")
+    assert status == 0, err
+    assert "steps: 4 there, 6 here" in out and "after step 4" in out
+    there = left(folder / "longer")
+    assert [row["step"] for row in there["metrics"]] == list(range(STEPS + 1))
+    assert there["result"]["steps"] == STEPS and len(there["pairs"].splitlines()) == len(
+        whole[0]["pairs"].splitlines()
+    )
+    status, _, err, _ = run("longer", steps=3)
+    assert (status == 2 and "is beyond the last step, 3" in err) or "another config" in err
+
+
+def test_a_forbidden_change_is_refused_and_may_be_accepted(run, folder):
+    Counting.signal_at = (18, signal.SIGTERM)
+    assert run("changed")[0] == 143
+    Counting.signal_at = None
+    status, _, err, _ = run("changed", loss__beta=0.2)
+    assert status == 2 and "(loss.beta: 0.1 there, 0.2 here)" in err and "--accept-changes" in err
+    status, out, err, _ = run("changed", "--accept-changes", loss__beta=0.2)
+    assert status == 0, err
+    assert "loss.beta: 0.1 there, 0.2 here" in out
+    rows = [json.loads(line) for line in (folder / "changed" / "metrics.jsonl").read_text().splitlines()]
+    betas = [row["beta"] for row in rows[1:]]
+    assert betas[0] == 0.1 and betas[-1] == 0.2 and betas == sorted(betas)
+
+
+def test_another_mesh_goes_on(run, whole, folder):
+    """From equal values (test_checkpoint.py), and by other bits: a rounding may flip a draw."""
+    Counting.signal_at = (18, signal.SIGTERM)
+    assert run("mesh")[0] == 143
+    before = (folder / "mesh" / "pairs.jsonl").read_text()
+    Counting.signal_at = None
+    status, out, err, _ = run("mesh", mesh={"data": 8, "fsdp": 1, "tensor": 1})
+    assert status == 0, err
+    assert "mesh.data: 2 there, 8 here" in out and "mesh data 8, fsdp 1, tensor 1" in out
+    there = left(folder / "mesh")
+    assert there["pairs"].startswith(before) and whole[0]["pairs"].startswith(before)
+    assert [row["step"] for row in there["metrics"]] == list(range(STEPS + 1))
+
+
+def test_another_reference_is_refused(run, folder):
+    Counting.signal_at = (18, signal.SIGTERM)
+    assert run("reference")[0] == 143
+    Counting.signal_at = None
+    newest = max((folder / "reference" / "checkpoints").iterdir(), key=lambda f: int(f.name))
+    path = newest / "checkpoint.json"
+    there = json.loads(path.read_text())["extra"]["reference"]
+    old = path.read_bytes()
+    path.write_bytes(old.replace(f'"reference": {there}'.encode(), b'"reference": 17'))
+    manifest = newest / "manifest.sha256"
+    digests = [hashlib.sha256(text).hexdigest() for text in (old, path.read_bytes())]
+    manifest.write_text(manifest.read_text().replace(*digests))
+    status, _, err, _ = run("reference")
+    assert status == 2 and "was trained with another reference (fingerprint 17 there, " in err
+
+
+# ---- the parts ------------------------------------------------------------------------------------
+
+
+def test_a_fingerprint_sees_every_bit_and_place_and_no_split():
+    rng = np.random.default_rng(0)
+    tree = {"a": rng.normal(size=(4, 6)).astype(np.float32), "b": rng.normal(size=(8,)).astype(np.float32)}
+
+    def by_hand(tree):
+        total = 0
+        for number, leaf in enumerate(jax.tree.leaves(tree)):
+            for place, bits in enumerate(leaf.view(np.uint32).ravel().tolist()):
+                at = (number * leaf.size + place) % 2**32
+                total += bits * (at * 2654435761 % 2**32 | 1)
+        return total % 2**32
+
+    found = int(jax.jit(fingerprint)(tree))
+    assert found == by_hand(tree)
+    flipped = {**tree, "b": tree["b"].copy()}
+    flipped["b"].view(np.uint32)[5] ^= 1
+    swapped = {**tree, "a": tree["a"][::-1].copy()}
+    assert len({found, int(jax.jit(fingerprint)(flipped)), int(jax.jit(fingerprint)(swapped))}) == 3
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
+    assert int(jax.jit(fingerprint)({**tree, "b": jax.device_put(tree["b"], split)})) == found
+
+
+def test_metrics_are_cut_back(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    cut_metrics(tmp_path, 3)  # none there yet
+    path.write_text("".join(json.dumps({"step": n}) + "\n" for n in (0, 1, 2, 3)) + '{"step"')
+    cut_metrics(tmp_path, 2)
+    assert path.read_text() == '{"step": 0}\n{"step": 1}\n{"step": 2}\n'
+    cut_metrics(tmp_path, -1)
+    assert path.read_text() == ""
+
+
+def test_what_is_cut_off_is_in_the_journal(run, whole, folder, tmp_path):
+    """Twice in a row, as of a run that is killed again before its next checkpoint."""
+    lines = whole[0]["pairs"].splitlines(keepends=True)
+    steps = [json.loads(line)["step"] for line in lines]
+    first = steps.index(2)
+    (tmp_path / "pairs.jsonl").write_text("".join(lines))
+    offset = len("".join(lines[:first]).encode())
+    for _ in range(2):
+        cut_pairs(tmp_path, 2, {"pairs.jsonl": offset})
+        assert (tmp_path / "pairs.jsonl").read_text() == "".join(lines[:first])
+        assert (tmp_path / JOURNAL).read_text() == "".join(lines[first:])
+    assert len(Journal(tmp_path)) == sum(json.loads(line)["shown"] is not None for line in lines[first:])
+    cut_pairs(tmp_path, 4, {"pairs.jsonl": offset})
+    kept = [json.loads(line)["step"] for line in (tmp_path / JOURNAL).read_text().splitlines()]
+    assert min(kept) == 4
+    cut_pairs(tmp_path, STEPS, {"pairs.jsonl": offset})
+    assert not (tmp_path / JOURNAL).exists()
+
+
+def test_a_signal_ends_at_once_or_is_noted():
+    with Signals() as signals:
+        with pytest.raises(Stopped, match="stopped by SIGTERM") as caught:
+            signal.raise_signal(signal.SIGTERM)
+        assert caught.value.status == 143 and not caught.value.together
+    with Signals() as signals, signals.deferred():
+        signal.raise_signal(signal.SIGINT)
+        assert signals.received == signal.SIGINT
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    thread = threading.Thread(target=lambda: Signals().__enter__())  # nowhere else may handlers be set
+    thread.start()
+    thread.join()
+
+
+def python(code, *, expect):
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=ROOT, env=os.environ
+    )
+    assert process.returncode == expect, process.stderr
+    return process.stderr
+
+
+def test_a_second_signal_leaves_at_once():
+    told = python(
+        """
+import signal
+from xpo_jax.interruption import Signals
+with Signals() as signals, signals.deferred():
+    signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(signal.SIGTERM)
+    print("not reached")
+""",
+        expect=143,
+    )
+    assert told.splitlines() == [
+        "xpo_jax: SIGTERM: finishing the step in hand, then saving; once more to leave at once",
+        "xpo_jax: SIGTERM again: leaving at once",
+    ]
+
+
+def test_a_stuck_step_is_ended_with_its_stacks():
+    told = python(
+        """
+import time
+from xpo_jax.interruption import Watchdog
+def the_judge_that_never_answers():
+    time.sleep(60)
+with Watchdog(0.5) as watchdog:
+    watchdog.beat("step 7")
+    time.sleep(0.1)
+    watchdog.beat("step 8")
+    the_judge_that_never_answers()
+""",
+        expect=STUCK,
+    )
+    assert "in the_judge_that_never_answers" in told
+    assert told.splitlines()[-1].startswith("xpo_jax: step 8 has taken more than 0.5 s (max_step_seconds); ")
+
+
+def test_a_watchdog_that_is_fed_or_off_does_nothing():
+    for seconds in (60.0, None):
+        with Watchdog(seconds) as watchdog:
+            watchdog.beat("step 1")
+            time.sleep(0.01)
+    assert not [thread for thread in threading.enumerate() if thread.name == "watchdog"]
+
+
+def test_checkpoints_of_the_whole_run(whole, folder):
+    assert checkpoint.latest(folder / "whole" / "checkpoints") == STEPS

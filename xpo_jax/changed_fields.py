@@ -1,0 +1,65 @@
+"""Which fields of its config a run may go on with changed, and how a change is told."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+# None of these changes what a step learns (but for rounding: another mesh). `steps` does where the learning rate
+# decays over all of them, which is what one who raises it expects.
+MAY_CHANGE = (
+    "steps",
+    "max_skipped",
+    "max_step_seconds",
+    "evaluation.",
+    "logging.",
+    "checkpoint.",
+    "mesh.",
+    "judging.max_",
+)
+_NEVER_COMPARED = ("run_dir", "distributed.")
+
+
+def compare(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, str]:
+    """By name, a line on each field that differs: of the config that a run was left with, and of the one given."""
+    old, new = _flat(there), _flat(here)
+    return {
+        name: f"{name}: {old.get(name, 'absent')} there, {new.get(name, 'absent')} here"
+        for name in {**old, **new}
+        if old.get(name) != new.get(name) and not name.startswith(_NEVER_COMPARED)
+    }
+
+
+def refused(changes: Mapping[str, str], *, finished: bool, accept: bool) -> tuple[str, str] | None:
+    """What is wrong with going on, and what else could be done about it; None if nothing is wrong.
+
+    Args:
+      changes: as `compare` returns them.
+      finished: whether the run is; then it goes on if there are other `steps`, and is not touched otherwise.
+      accept: fields that may not change.
+    """
+    closed = finished and "steps" not in changes
+    lines = [line for name, line in changes.items() if closed or not name.startswith(MAY_CHANGE)]
+    if not lines or (accept and not closed):
+        return None
+    more = f"; and {len(lines) - 3} more" if len(lines) > 3 else ""
+    accepting = "" if closed else ", or add --accept-changes to go on with this one all the same"
+    return "; ".join(lines[:3]) + more, accepting
+
+
+def fingerprint(config: Mapping[str, Any]) -> str:
+    """SHA-256 of the fields that may not change."""
+    fixed = {k: v for k, v in _flat(config).items() if not k.startswith((*MAY_CHANGE, *_NEVER_COMPARED))}
+    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = json.dumps(value, ensure_ascii=False)
+    return flat
