@@ -120,7 +120,7 @@ for _signal, _status in (("SIGTERM", 143), ("SIGINT", 130)):
 _no_verdict = "the judge had no verdict on more than 50% of the pairs .* the last weights are in "
 CASES |= {
     "SIGTERM while compiling": Planted("compile", 3, "SIGTERM", 143, "stopped by SIGTERM; run the same command"),
-    "disk full in a checkpoint": Planted(SAVE, 2, "full 1000", 2, "checkpoints/4: cannot be saved .*File too large"),
+    "disk full in a checkpoint": Planted(SAVE, 2, "full 1000", 2, r"checkpoints/\d: cannot be saved .*File too large"),
     "disk full in the export": Planted("call xpo_jax.hf:save", 1, "full 1000", 2, "export.*File too large"),
     "judge raises": Planted(JUDGE, 6, "raise", 2, _no_verdict + "|a planted fault"),
     "judge hangs": Planted(
@@ -132,12 +132,17 @@ CASES |= {
 }  # fmt: skip
 
 
+def full_pairs_log(runs: Runs, call: int, share: float) -> Planted:
+    """The log may hold no more than this share of what it holds at the end: the middle of a record, most likely."""
+    size = int((runs.whole / "pairs.jsonl").stat().st_size * share)
+    point = "call xpo_jax.resume:Ledger.write_pairs"
+    return Planted(point, call, f"full {size}", 2, "pairs.jsonl: cannot be written .File too large")
+
+
 @case("disk full in the pairs log")
 def _(runs: Runs, name: str) -> str:
-    """In the middle of a record, in the middle of the run."""
-    size = (runs.whole / "pairs.jsonl").stat().st_size
-    point = "call xpo_jax.resume:Ledger.write_pairs"
-    return Planted(point, 4, f"full {size * 5 // 9}", 2, "pairs.jsonl: cannot be written")(runs, name)
+    """While the fourth step is written."""
+    return full_pairs_log(runs, 4, 0.6)(runs, name)
 
 
 @case("judge always ties")
@@ -210,8 +215,10 @@ def _largest(folder: Path) -> Path:
     return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
 
 
-def _flip(checkpoints: Path) -> Path:
-    file = _largest(checkpoints / str(NEWEST))
+def flip(checkpoints: Path) -> Path:
+    """Turn one bit of the newest one's largest file; returns the file."""
+    newest = max(int(folder.name) for folder in checkpoints.iterdir())
+    file = _largest(checkpoints / str(newest))
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
@@ -262,7 +269,7 @@ def damaged(damage: Callable[[Path], Path]) -> Case:
 
 
 CASES |= {
-    "checkpoint with a flipped bit": damaged(_flip),
+    "checkpoint with a flipped bit": damaged(flip),
     "checkpoint with a truncated file": damaged(_truncate),
     "checkpoint with a missing file": damaged(_remove("")),
     "checkpoint without a manifest": damaged(_remove("manifest.sha256")),

@@ -37,7 +37,7 @@ MODEL = {
     "vocab_size": 2048,  # the embedded tokenizer's
     "hidden_size": 32,
     "intermediate_size": 48,
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 1,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "rope_theta": 10000.0,
@@ -101,12 +101,14 @@ class Runs:
 
     Args:
       folder: empty, or of an earlier Runs; its compilation cache makes starts quick.
-      config: the path of a config; None writes the tiny one.
+      config, overrides: the path of a config, and fields of it; None writes the tiny one.
       devices: simulated ones of each process.
     """
 
-    def __init__(self, folder: Path, *, config: str | None = None, devices: int = 1):
-        self.folder, self.devices = folder, devices
+    def __init__(
+        self, folder: Path, *, config: str | None = None, overrides: Sequence[str] = (), devices: int = 1
+    ):
+        self.folder, self.overrides, self.devices = folder, tuple(overrides), devices
         folder.mkdir(parents=True, exist_ok=True)
         self.config = config or str(write_config(folder))
 
@@ -120,7 +122,7 @@ class Runs:
         module = "xpo_jax.main" if plan is None else "tools.plant"
         return [
             sys.executable, "-m", module, *planted, f"--config={self.config}", f"--config.run_dir={self.path(name)}",
-            *(o if o.startswith("--") else f"--config.{o}" for o in overrides),
+            *(o if o.startswith("--") else f"--config.{o}" for o in (*self.overrides, *overrides)),
         ]  # fmt: skip
 
     def environ(self, devices: int) -> dict[str, str]:

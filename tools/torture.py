@@ -49,19 +49,19 @@ class Lost(Exception):
     """A run did not end as it had to; one line that says where it is and what is wrong with it."""
 
 
-def torture(runs: Runs, overrides: Sequence[str], kills: int, seed: int) -> Iterator[dict[str, Any]]:
+def torture(runs: Runs, kills: int, seed: int) -> Iterator[dict[str, Any]]:
     """Kill runs until there were so many kills; yields a line for each kill and each end.
 
     Raises:
       Lost: with the first run that did not end as it had to.
     """
-    for name in ("warm-up", "whole"):  # the second one's programs are compiled already: its time counts
-        begun = time.monotonic()
-        ended = runs.run(name, overrides)
-        took = time.monotonic() - begun
-        if ended.status != 0:
-            raise Lost(f"{runs.path(name)}: fails without being killed: {ended.said or ended.err[-500:]}")
-    yield {"event": "whole", "seconds": round(took, 2), "kills": kills, "seed": seed, **_about(overrides)}
+    whole, begun = (
+        runs.whole,
+        time.monotonic(),
+    )  # it has compiled the programs, so that the next one's time counts
+    ended, took = runs.run("timed"), time.monotonic() - begun
+    _compare(runs.path("timed"), ended, whole)
+    yield {"event": "whole", "seconds": round(took, 2), "kills": kills, "seed": seed, **_about(runs)}
     moments, killed, number = random.Random(seed), 0, 0
     while killed < kills:
         number, begun, starts, before = number + 1, time.monotonic(), 0, killed
@@ -69,7 +69,7 @@ def torture(runs: Runs, overrides: Sequence[str], kills: int, seed: int) -> Iter
         while True:
             starts += 1
             moment = moments.uniform(0, took) if killed < kills else PATIENCE_SECONDS
-            ended = _kill_after(runs, path.name, overrides, moment)
+            ended = _kill_after(runs, path.name, moment)
             if ended.status != -9:
                 break
             if killed == kills:
@@ -83,23 +83,27 @@ def torture(runs: Runs, overrides: Sequence[str], kills: int, seed: int) -> Iter
                 "after": round(moment, 3),
             }
             yield {**line, **_seen(path, ended)}
-        if ended.status != 0:
-            raise Lost(f"{path}: ends with status {ended.status}: {ended.said or ended.err[-500:]}")
-        if different := differences(path, runs.path("whole")):
-            raise Lost(f"{path}: differs from the uninterrupted run in {len(different)}: {different[:5]}")
+        _compare(path, ended, whole)
         shutil.rmtree(path)
         seconds = round(time.monotonic() - begun, 1)
         yield {"event": "end", "run": number, "kills": killed - before, "starts": starts, "seconds": seconds,
                "bit_equal": True}  # fmt: skip
 
 
-def _about(overrides: Sequence[str]) -> dict[str, Any]:
+def _compare(path: Path, ended: Ended, whole: Path) -> None:
+    if ended.status != 0:
+        raise Lost(f"{path}: ends with status {ended.status}: {ended.said or ended.err[-500:]}")
+    if different := differences(path, whole):
+        raise Lost(f"{path}: differs from the uninterrupted run in {len(different)}: {different[:5]}")
+
+
+def _about(runs: Runs) -> dict[str, Any]:
     versions = {"python": platform.python_version(), "jax": jax.__version__}
-    return {"overrides": list(overrides), **versions, "machine": platform.machine()}
+    return {"overrides": list(runs.overrides), **versions, "machine": platform.machine()}
 
 
-def _kill_after(runs: Runs, name: str, overrides: Sequence[str], seconds: float) -> Ended:
-    with runs.started(name, overrides) as process:
+def _kill_after(runs: Runs, name: str, seconds: float) -> Ended:
+    with runs.started(name) as process:
         with contextlib.suppress(subprocess.TimeoutExpired):
             out, err = process.communicate(timeout=seconds)
             return Ended(process.returncode, out, err)
@@ -161,17 +165,18 @@ def main(argv: Sequence[str]) -> int:
         return 2
     short = SHORT if arguments.config == EMBEDDED and not arguments.tiny else ()
     folder, begun, lines = Path(tempfile.mkdtemp(prefix="torture-")), time.monotonic(), []
-    runs = Runs(folder, config=None if arguments.tiny else arguments.config)
+    config = None if arguments.tiny else arguments.config
+    runs = Runs(folder, config=config, overrides=(*short, *arguments.override))
     with arguments.log.open("w") as log, tqdm(total=arguments.kills, unit="kill", dynamic_ncols=True) as bar:
         bar.set_description("the uninterrupted run")
         try:
-            for line in torture(runs, (*short, *arguments.override), arguments.kills, arguments.seed):
+            for line in torture(runs, arguments.kills, arguments.seed):
                 log.write(json.dumps({"time": time.strftime("%H:%M:%S"), **line}) + "\n")
                 log.flush()
                 lines.append(line)
                 bar.update(line["event"] == "kill")
                 bar.set_description(f"run {line.get('run', 1)}")
-        except (Lost, TimeoutError) as lost:
+        except (Lost, TimeoutError, RuntimeError) as lost:
             log.write(json.dumps({"event": "lost", "said": str(lost)}) + "\n")
             print(f"torture: LOST: {lost}", file=sys.stderr)
             return 1
