@@ -149,8 +149,10 @@ class Ledger:
             self._journal = Journal(self._run)
             self._pairs = PairsLog(self._run / distributed.file_name("pairs.jsonl"))
             self._metrics = metrics(max(step, 0))
-        keep = {"keep_last": self._keep.keep_last, "keep_every": self._keep.keep_every}
-        with self._pairs, self._metrics, Checkpoints(self._folder, **keep) as self._checkpoints:
+        self._checkpoints = Checkpoints(
+            self._folder, keep_last=self._keep.keep_last, keep_every=self._keep.keep_every
+        )
+        with self._pairs, self._metrics, self._checkpoints:
             with self._signals.deferred():
                 yield
             self._checkpoints.wait()
