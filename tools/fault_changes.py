@@ -125,7 +125,7 @@ def _(runs: Runs, name: str) -> str:
 @case("run directory in use by another run")
 def _(runs: Runs, name: str) -> str:
     """The second is refused and the first not disturbed."""
-    with runs.started(name, (), {"at": JUDGE, "call": 6, "do": "hang"}) as first:
+    with runs.started(name, (), {"at": JUDGE, "call": 5, "do": "hang"}) as first:
         assert first.stderr is not None
         while "planted: " not in (line := first.stderr.readline()):
             assert line, f"the first ended, with status {first.wait()}"

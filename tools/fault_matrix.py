@@ -95,7 +95,7 @@ class Planted:
 KILLS = {
     "while compiling": ("compile", 3),
     "while sampling": ("program sample", 10),
-    "while judging": (JUDGE, 6),
+    "while judging": (JUDGE, 5),
     "while updating": ("program apply", 5),
     "while an evaluation is written": ("rename evaluations/3.json$", 1),
     "before a checkpoint is written": (SAVE, 2),
@@ -111,24 +111,24 @@ KILLS = {
 for _name, (_at, _call) in KILLS.items():
     CASES[f"kill -9 {_name}"] = Planted(_at, _call, "SIGKILL", -9, "")
 for _signal, _status in (("SIGTERM", 143), ("SIGINT", 130)):
-    for _name, _at, _call in (("sampling", "program sample", 10), ("judging", JUDGE, 6)):
+    for _name, _at, _call in (("sampling", "program sample", 10), ("judging", JUDGE, 5)):
         _said = rf"stopped by {_signal} after step \d of {STEPS}, which is saved"
         CASES[f"{_signal} while {_name}"] = Planted(_at, _call, _signal, _status, _said)
     CASES[f"{_signal} twice"] = Planted(
-        JUDGE, 6, f"{_signal} {_signal}", _status, f"{_signal} again: leaving at once"
+        JUDGE, 5, f"{_signal} {_signal}", _status, f"{_signal} again: leaving at once"
     )
 _no_verdict = "the judge had no verdict on more than 50% of the pairs .* the last weights are in "
 CASES |= {
     "SIGTERM while compiling": Planted("compile", 3, "SIGTERM", 143, "stopped by SIGTERM; run the same command"),
     "disk full in a checkpoint": Planted(SAVE, 2, "full 1000", 2, r"checkpoints/\d: cannot be saved .*File too large"),
     "disk full in the export": Planted("call xpo_jax.hf:save", 1, "full 1000", 2, "export.*File too large"),
-    "judge raises": Planted(JUDGE, 6, "raise", 2, _no_verdict + "|a planted fault"),
+    "judge raises": Planted(JUDGE, 5, "raise", 2, _no_verdict + "|a planted fault"),
     "judge hangs": Planted(
-        JUDGE, 6, "hang", 124, f"step .* has taken more than {HANGS_SECONDS} s", (f"max_step_seconds={HANGS_SECONDS}",)
+        JUDGE, 5, "hang", 124, f"step .* has taken more than {HANGS_SECONDS} s", (f"max_step_seconds={HANGS_SECONDS}",)
     ),
-    "judge returns prose": Planted(JUDGE, 6, 'answer "A is better"', 2, "A is better.*the last weights are in "),
-    "judge returns integers": Planted(JUDGE, 6, "answer 1", 2, "integer.*the last weights are in "),
-    "NaN in all verdicts": Planted(JUDGE, 6, "answer NaN", 2, _no_verdict),
+    "judge returns prose": Planted(JUDGE, 5, 'answer "A is better"', 2, "A is better.*the last weights are in "),
+    "judge returns integers": Planted(JUDGE, 5, "answer 1", 2, "integer.*the last weights are in "),
+    "NaN in all verdicts": Planted(JUDGE, 5, "answer NaN", 2, _no_verdict),
 }  # fmt: skip
 
 
