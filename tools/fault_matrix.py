@@ -216,8 +216,8 @@ def _largest(folder: Path) -> Path:
 
 
 def flip(checkpoints: Path) -> Path:
-    """Turn one bit of the newest one's largest file; returns the file."""
-    newest = max(int(folder.name) for folder in checkpoints.iterdir())
+    """Turn one bit in the largest file of the newest that is whole; returns the file."""
+    newest = max(int(manifest.parent.name) for manifest in checkpoints.glob("*/manifest.sha256"))
     file = _largest(checkpoints / str(newest))
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
