@@ -164,7 +164,18 @@ def embedded() -> ConfigDict:
     )
 
     # xpo_jax/settings.py: Evaluation
-    config.evaluation = ConfigDict({"prompts": 1000, "reference_samples": 4, "every_steps": 0})
+    config.evaluation = ConfigDict(
+        {
+            "prompts": 1000,
+            "reference_samples": 4,
+            "every_steps": 0,
+            "answers": None,  # or a jsonl file with an "answer" to each: docs/evaluation.md
+            # Ends of a run before its last step; they need every_steps. KL in nats per answer.
+            "stop_kl": None,
+            "stop_win_rate": None,  # of the lower end of the interval
+            "stop_validity_drop": None,
+        }
+    )
 
     # xpo_jax/settings.py: Checkpoint. Written in the background; a state has 12 bytes per parameter.
     config.checkpoint = ConfigDict(
@@ -173,11 +184,12 @@ def embedded() -> ConfigDict:
             # A damaged one is passed over, so one more than the newest. The best by held-out win rate stays, too.
             "keep_last": 2,
             "keep_every": None,  # or a multiple of every_steps, to look at later
+            "export": "last",  # or "best": the one of the best held-out win rate, with evaluation.every_steps
         }
     )
 
     # xpo_jax/settings.py: Logging
-    config.logging = ConfigDict({"table_every_steps": 20, "tensorboard": True})
+    config.logging = ConfigDict({"table_every_steps": 20, "tensorboard": True, "wandb": False})
     return config
 
 
@@ -223,7 +235,6 @@ def pretrained(model: str) -> ConfigDict:
                 1792,
             ),  # the template, 1024 tokens of prompt and two answers fit into the last
             "on_long": "no_verdict",  # counted in judge/failed_rate, never cut; or "error"
-            "both_orders": False,  # judging.both_orders does it for any judge, and says what it changes
             # or {"weight": 0.3, "gate": "general", ...the judge's by rules}: guards against long or empty answers
             "rules": None,
         }

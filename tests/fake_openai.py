@@ -1,5 +1,7 @@
 """A server on loopback that speaks OpenAI's chat completions, and misbehaves on request.
 
+`python tests/fake_openai.py 0.2` starts one that takes 0.2 s for an answer, and prints its base_url.
+
 It is scripted: `answers` gives each label's probability from the messages, `faults` a misbehaviour per request. What
 it was asked stands in `requests`, how many requests it held at once in `most_in_flight`.
 """
@@ -10,6 +12,7 @@ import http.server
 import json
 import math
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -34,8 +37,10 @@ class Fault(NamedTuple):
 
 
 def longer_first(messages: Messages) -> dict[str, float]:
-    """A judge that prefers the longer of <a>...</a> and <b>...</b>, softly."""
+    """A judge that prefers the longer of <a>...</a> and <b>...</b>, softly; without them it is sure of A."""
     text = messages[-1]["content"]
+    if "<a>" not in text:
+        return {"A": 1.0}
     a, b = (len(text.split(f"<{tag}>")[1].split(f"</{tag}>")[0]) for tag in "ab")
     p = 1 / (1 + math.exp(0.1 * (b - a)))
     return {"A": 0.9 * p, "B": 0.9 * (1 - p)}
@@ -203,6 +208,7 @@ def completion(answer: Mapping[str, float] | str, *, logprobs: bool) -> dict[str
         "object": "chat.completion",
         "created": int(time.time()),
         "model": "whatever-it-calls-itself",
+        "usage": {"prompt_tokens": 7, "completion_tokens": 1, "total_tokens": 8},
         "choices": [
             {
                 "index": 0,
@@ -214,3 +220,9 @@ def completion(answer: Mapping[str, float] | str, *, logprobs: bool) -> dict[str
             }
         ],
     }
+
+
+if __name__ == "__main__":  # python tests/fake_openai.py SECONDS: each answer takes so long
+    with FakeOpenAI(seconds=float(sys.argv[1])) as fake:
+        print(fake.url, flush=True)
+        threading.Event().wait()

@@ -433,9 +433,17 @@ def tiny_config(folder: Path) -> ConfigDict:
                 "chunk_tokens": 1024,
                 "remat": False,
             },
-            "evaluation": {"prompts": HELD_OUT_ROWS, "reference_samples": 2, "every_steps": 0},
-            "checkpoint": {"every_steps": None, "keep_last": 2, "keep_every": None},
-            "logging": {"table_every_steps": 1, "tensorboard": False},
+            "evaluation": {
+                "prompts": HELD_OUT_ROWS,
+                "reference_samples": 2,
+                "every_steps": 0,
+                "answers": None,
+                "stop_kl": None,
+                "stop_win_rate": None,
+                "stop_validity_drop": None,
+            },
+            "checkpoint": {"every_steps": None, "keep_last": 2, "keep_every": None, "export": "last"},
+            "logging": {"table_every_steps": 1, "tensorboard": False, "wandb": False},
         }
     )
 

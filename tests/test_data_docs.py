@@ -11,6 +11,7 @@ import pytest
 from xpo_jax import config as configs
 from xpo_jax import hf, hub
 from xpo_jax.data.prompts import load_prompts
+from xpo_jax.prepare import make_judge
 
 PAGE = (Path(__file__).parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", PAGE, flags=re.MULTILINE | re.DOTALL))
@@ -51,7 +52,9 @@ def test_an_example_says_what_the_page_says(name, tmp_path, monkeypatch, tokeniz
     data = configs.build(
         load_prompts, config.data, "data", tokenizer=tokenizer, max_new_tokens=32, check=None
     )
-    sys.modules.pop("my_rows", None)
+    make_judge(config.judge, "judge")
+    for own in ("my_rows", "my_judge"):
+        sys.modules.pop(own, None)
     (said,) = SAID.findall(EXAMPLES[name])
     assert data.train.summary() == said
     assert configs.load("my_config.py").data == config.data

@@ -10,6 +10,7 @@ import pytest
 from fakes import run_main, tiny_config, write_config, write_rows
 from test_data import folder, ids, load, refused, same, tokenizer  # noqa: F401
 
+from tools import data as tool
 from xpo_jax.data import lines, passing, prompts, sources
 from xpo_jax.data.passing import PassingPrompts
 from xpo_jax.data.rows import DataError
@@ -189,3 +190,38 @@ def test_a_run_over_a_large_source(folder):  # noqa: F811
             "sha256": hashlib.sha256(data).hexdigest(),
         }
     ]
+
+
+def test_the_tool_shows_what_a_run_would_read(folder, capsys):  # noqa: F811
+    """Eight rows, of which one cannot be used, in batches of four: the second batch of an epoch has its replacement."""
+    config = tiny_config(folder)
+    write(folder, ["a", "b", "c", "d", "e", "f", " ", "h"])
+    config.data.train, config.data.on_bad_row = str(folder / "t.jsonl"), "skip"
+    config.data.shuffle, config.batch_size = False, 4
+    spec = write_config(folder / "c.py", config)
+    assert tool.main([f"--config={spec}", "--batches=4", "--show=2"]) == 0
+    out = capsys.readouterr().out
+    assert "from 8 rows" in out and out.count("<|im_start|>user") == 2
+    found = json.loads(out.splitlines()[-1])
+    assert (found["rows"], found["batches"], found["replaced_rows"]) == (8, 4, 2)
+    assert 0 < found["seconds_until_ready"] <= found["seconds_until_first_batch"]
+    assert 0 < found["peak_mib_before"] <= found["peak_mib_after"] < 1e6
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--config=c.py", "--batches=0"], "data: --show=3 --batches=0: from 0 and from 1 on"),
+        (["--config=c.py", "--config.data.train=no.jsonl"], "data: no.jsonl: there is no such file"),
+        (["--config=c.py", "rows.jsonl"], "data: argument 'rows.jsonl' is not understood"),
+        (
+            ["--config=c.py", '--config.data.train={"hf": "x"}'],
+            "; lists and mappings stand in a config, on the",
+        ),
+    ],
+)
+def test_the_tool_refuses_in_one_line(folder, capsys, argv, message):  # noqa: F811
+    write_config(folder / "c.py", tiny_config(folder))
+    assert tool.main(argv) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and message in captured.err and captured.err.count("\n") == 1

@@ -310,6 +310,23 @@ def test_a_judge_that_raises_on_one_process_costs_its_rows_and_ends_both_past_th
 
 
 @pytest.mark.slow
+def test_a_budget_of_queries_is_of_all_processes_together(alone, folder):
+    """One query fewer than a second step could need: both end after the first, with all that they asked counted."""
+    before, first = metrics(alone)[:2]
+    spent = int(before["eval/queries"] + first["judge/queries"])
+    most = spent + 8 + HELD_OUT_ROWS * 2 * 2 - 1  # the second step's rows, and the last evaluation
+    limit = [f"judging.max_queries={most}"]
+    ended = start(folder, "limited", 2, {"name": "fakes:Patchy"}, (limit, limit))
+    assert [each.status for each in ended] == [0, 0], ended[0].err
+    result = json.loads((folder / "limited" / "result.json").read_text())
+    assert (result["steps"], result["ended_by"]) == (1, "judging.max_queries")
+    assert result["judge_queries"] == first["judge/queries"]
+    rows = metrics(folder / "limited")
+    assert result["evaluation_queries"] == sum(row["eval/queries"] for row in rows)
+    assert spent < result["judge_queries"] + result["evaluation_queries"] <= most
+
+
+@pytest.mark.slow
 def test_processes_of_different_configs_are_refused(folder):
     ended = start(folder, "differing", 2, {"name": "fakes:LongerText"}, ([], ["seed=4"]))
     for each in ended:

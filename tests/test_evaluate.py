@@ -1,13 +1,15 @@
 """Evaluation: averages within a prompt before the interval over prompts, on texts that are known."""
 
+import dataclasses
 import math
-from statistics import NormalDist
 
+import jax
 import numpy as np
 import pytest
-from fakes import Always, Broken, LongerText, Recording, silent
+from fakes import Always, Broken, LongerText, Markov, Recording, silent, split, tied
 
-from xpo_jax.evaluate import POLICY_SAMPLES, PURPOSE, Evaluator, mean_interval, same_tokens
+from xpo_jax import evaluate, logps, sampler
+from xpo_jax.evaluate import POLICY_SAMPLES, PURPOSE, Evaluator, ended_by, same_tokens
 from xpo_jax.values import Comparison, Prompts, Samples
 from xpo_jax.verdicts import Patience
 
@@ -76,13 +78,16 @@ def decode(samples):
     return ["x" * n for n in samples.lengths]
 
 
-def evaluator(programs, prompts, judge=None, *, reference_samples=2, unfinished_loses=False, seed=5):
+def evaluator(
+    programs, prompts, judge=None, *, reference_samples=2, unfinished_loses=False, seed=5, answers=None
+):
     return Evaluator(
         programs,
         prompts,
         REFERENCE,
         judge or LongerText(),
         decode,
+        answers=answers,
         reference_samples=reference_samples,
         unfinished_loses=unfinished_loses,
         both_orders=False,
@@ -91,36 +96,13 @@ def evaluator(programs, prompts, judge=None, *, reference_samples=2, unfinished_
     )
 
 
+def told(side):
+    """What is averaged over answers, without the shares of different words."""
+    return {name: value for name, value in side.items() if not name.startswith("distinct")}
+
+
 def run(of, weights=POLICY, step=0):
     return of(weights, step, lambda items: items)
-
-
-# ---- the interval -------------------------------------------------------------------------------
-
-
-def test_mean_interval_by_hand():
-    mean, half = mean_interval(np.array([0.0, 0.5, 1.0, 1.0, 0.25]))
-    assert mean == 0.55
-    variance = (0.55**2 + 0.05**2 + 2 * 0.45**2 + 0.3**2) / 4
-    assert half == pytest.approx(NormalDist().inv_cdf(0.975) * math.sqrt(variance / 5), rel=1e-4)
-
-
-def test_mean_interval_leaves_out_what_was_not_judged():
-    assert mean_interval(np.array([0.0, math.nan, 1.0, math.nan])) == mean_interval(np.array([0.0, 1.0]))
-    mean, half = mean_interval(np.array([0.25, math.nan]))
-    assert mean == 0.25 and math.isnan(half)
-    assert all(math.isnan(x) for x in mean_interval(np.array([math.nan])))
-    assert all(math.isnan(x) for x in mean_interval(np.array([])))
-
-
-def test_the_interval_covers_the_truth_95_times_in_100():
-    rng = np.random.default_rng(0)
-    draws = rng.beta(2, 3, (2000, 200))  # mean 0.4
-    covered = 0
-    for values in draws:
-        mean, half = mean_interval(values)
-        covered += abs(mean - 0.4) <= half
-    assert 0.93 < covered / 2000 < 0.97
 
 
 # ---- the same tokens ----------------------------------------------------------------------------
@@ -240,6 +222,69 @@ def test_kl_per_sequence_and_per_token():
     assert programs.widths == [4, 4]  # cut to the smallest bucket that holds three tokens
 
 
+class MarkovPrograms(Programs):
+    """The real sampler and the real log-probabilities, of models whose next token depends on the last one alone."""
+
+    response_buckets = (T,)
+
+    def __init__(self, temperature):
+        self._graphdef, _ = split(Markov(np.zeros((V, V))))
+        sampling = sampler.Sampling(
+            max_new_tokens=T, temperature=temperature, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0
+        )
+        self._sample = jax.jit(
+            sampler.make_sampler(self._graphdef, sampling, vocab_size=V, end_tokens=(END,), pad_token=END)
+        )
+        self._scoring = {"temperature": temperature, "vocab_size": V, "chunk_tokens": 1024}
+
+    def draw(self, weights, prompts, *, purpose, step, candidate):
+        keys = sampler.row_keys(0, purpose, step, prompts.position, candidate)
+        drawn = self._sample(weights, prompts.tokens, prompts.lengths, prompts.real, keys)
+        return Samples(*map(np.asarray, drawn))
+
+    def score(self, weights, tokens, lengths, drawn, drawn_lengths):
+        scored = logps.response_logps(
+            self._graphdef, weights, tokens, lengths, drawn, drawn_lengths, **self._scoring
+        )
+        return np.asarray(scored.logps)
+
+
+V, END = 5, 4
+
+
+def test_kl_and_entropy_are_those_of_the_closed_form():
+    """Two Markov chains over four words and an end, from a known start; expectations by summing over states."""
+    rng, temperature, start, prompts = np.random.default_rng(0), 0.8, 2, 2000
+    tables = [rng.normal(size=(V, V)) for _ in range(2)]
+    p, q = (np.exp(t / temperature) / np.exp(t / temperature).sum(-1, keepdims=True) for t in tables)
+    alive, kl, entropy, tokens = np.eye(V)[start], 0.0, 0.0, 0.0
+    for _ in range(T):
+        kl += alive @ (p * np.log(p / q)).sum(-1)
+        entropy -= alive @ (p * np.log(p)).sum(-1)
+        tokens += alive.sum()
+        alive = alive @ p
+        alive[END] = 0.0
+    batch = Prompts(
+        ({},) * prompts,
+        (({"role": "user", "content": "x"},),) * prompts,
+        np.full((prompts, 1), start, np.int32),
+        np.ones(prompts, np.int32),
+        np.arange(prompts, dtype=np.int32),
+        np.ones(prompts, bool),
+    )
+    policy, reference = (split(Markov(table))[1] for table in tables)
+    of = evaluator(MarkovPrograms(temperature), [batch], tied(), reference_samples=1)
+    of.reference, of.decode = reference, lambda samples: ["x"] * prompts
+    found = of(policy, 0, lambda items: items)
+    assert found.intervals["kl"] < 0.05 * kl
+    assert found.kl == pytest.approx(kl, abs=1.5 * found.intervals["kl"])  # three standard errors
+    assert found.policy["tokens"] == pytest.approx(tokens, rel=0.02)
+    assert found.kl_per_token == pytest.approx(kl / tokens, rel=0.05)
+    assert found.entropy == pytest.approx(entropy / tokens, rel=0.02)
+    itself = of(reference, 0, lambda items: items)
+    assert (itself.kl, itself.kl_per_token) == (0.0, 0.0)
+
+
 def test_part_batches_unreal_rows_never_count():
     """Five prompts in two batches of four: three rows only fill up, and their scores are absurd."""
     lengths = lambda weights, candidate, n: 2 if weights == REFERENCE else 3
@@ -248,7 +293,7 @@ def test_part_batches_unreal_rows_never_count():
     found = run(evaluator(programs, prompts))
     assert len(found.samples) == 5 and found.queries == 5 * 4
     assert found.win_rate == 1.0 and found.kl == pytest.approx(1.5)
-    assert found.policy == {"tokens": 3.0, "unfinished": 0.0, "letters": 3.0, "valid": 0.0}
+    assert told(found.policy) == {"tokens": 3.0, "unfinished": 0.0, "letters": 3.0, "valid": 0.0}
     Recording.calls.clear()
     run(evaluator(programs, prompts, Recording()))
     assert [len(call) for call in Recording.calls] == [4, 4, 4, 4, 1, 1, 1, 1]
@@ -297,8 +342,8 @@ def test_the_same_evaluation_again_gives_the_same():
 def test_parts_of_a_judge_are_averaged_over_all_samples_of_a_side():
     lengths = lambda weights, candidate, n: 3 + candidate
     found = run(evaluator(Programs(lengths), batches(4)))
-    assert found.policy == {"tokens": 3.5, "unfinished": 0.0, "letters": 3.5, "valid": 0.5}
-    assert found.reference == {"tokens": 5.5, "unfinished": 0.0, "letters": 5.5, "valid": 1.0}
+    assert told(found.policy) == {"tokens": 3.5, "unfinished": 0.0, "letters": 3.5, "valid": 0.5}
+    assert told(found.reference) == {"tokens": 5.5, "unfinished": 0.0, "letters": 5.5, "valid": 1.0}
     assert found.intervals["letters"] == 0.0
 
 
@@ -311,13 +356,72 @@ def test_intervals_of_parts_are_over_prompts():
 
 def test_a_judge_without_parts_still_gets_lengths():
     found = run(evaluator(Programs(lambda weights, candidate, n: 2), batches(3), Always(answer="tie")))
-    assert found.policy == found.reference == {"tokens": 2.0, "unfinished": 0.0}
+    assert told(found.policy) == told(found.reference) == {"tokens": 2.0, "unfinished": 0.0}
 
 
 def test_metrics_are_named_and_numbers():
     found = run(evaluator(Programs(lambda weights, candidate, n: 3 + candidate, ratio=0.5), batches(4)))
-    told = found.metrics()
-    assert told["eval/win_rate"] == found.win_rate == 0.0
-    assert told["eval/policy/letters"] == 3.5 and told["eval/reference/letters"] == 5.5
-    assert told["eval/kl"] == 0.5 * 3.5 and told["eval/kl_per_token"] == 0.5 and told["eval/queries"] == 16.0
-    assert all(isinstance(value, float) for value in told.values())
+    said = found.metrics()
+    assert said["eval/win_rate"] == found.win_rate == 0.0
+    assert said["eval/policy/letters"] == 3.5 and said["eval/reference/letters"] == 5.5
+    assert said["eval/kl"] == 0.5 * 3.5 and said["eval/kl_per_token"] == 0.5 and said["eval/queries"] == 16.0
+    assert all(isinstance(value, float) for value in said.values())
+
+
+# ---- at equal lengths, a file of answers, early ends ------------------------------------------------
+
+
+def test_at_equal_lengths_a_judge_of_length_sees_no_difference():
+    """The longer answer wins, and the policy's is mostly longer: 500 prompts with lengths of 1 to 8."""
+    draws = np.random.default_rng(0).integers(1, 7, (501, 6))
+    lengths = lambda weights, candidate, n: int(draws[n, candidate]) + (weights != REFERENCE)
+    found = run(evaluator(Programs(lengths), batches(*[B] * 125), reference_samples=4))
+    assert found.low > 0.6
+    assert found.controlled.mean == pytest.approx(0.5, abs=0.01)
+    assert found.metrics()["eval/win_rate_controlled"] == found.controlled.mean
+
+
+def test_a_file_of_answers_is_another_opponent():
+    """Texts of three letters: identical ones tie unasked, the rest is the judge's business."""
+    lengths = lambda weights, candidate, n: 1 if weights == REFERENCE else (3 if candidate else 2 * n)
+    prompts = batches(2)  # the policy's: (2, 3) and (4, 3) letters
+    found = run(evaluator(Programs(lengths), prompts, answers=[["xxx", "xxx", "", ""]]))
+    assert found.win_rate == 1.0
+    assert found.against_answers.mean == pytest.approx(((0 + 0.5) + (1 + 0.5)) / 4)
+    assert found.queries == 2 * 2 * 2 + 2
+    assert found.metrics()["eval/win_rate_answers_low"] == found.against_answers.low
+    without = run(evaluator(Programs(lengths), prompts))
+    assert without.against_answers is None and "eval/win_rate_answers" not in without.metrics()
+
+
+def test_samples_tell_what_the_judge_said_of_the_two_answers_shown():
+    lengths = lambda weights, candidate, n: (2 if weights == REFERENCE else 3) + candidate % 2
+    found = run(evaluator(Programs(lengths), batches(4, 4)))
+    assert {row["shown"] for row in found.samples} == {"A", "B"}
+    for row in found.samples:
+        assert (row["p_policy"], row["reason"]) == (1.0, "length")
+        assert row["scores"] == {"policy": 3, "reference": 2}
+    unasked = run(evaluator(Programs(lambda *_: 3), batches(2)))
+    assert [(row["shown"], row["p_policy"]) for row in unasked.samples] == [(None, 0.5)] * 2
+    silence = run(evaluator(Programs(lengths), batches(2), silent()))
+    assert [row["p_policy"] for row in silence.samples] == [None] * 2
+
+
+def test_the_first_limit_that_is_passed_ends_a_run():
+    start = run(evaluator(Programs(lambda weights, candidate, n: 4), batches(4)))
+    now = dataclasses.replace(start, kl=3.0, low=0.6, win_rate=0.7, policy={**start.policy, "valid": 0.9})
+    off = {"stop_kl": None, "stop_win_rate": None, "stop_validity_drop": None}
+    assert start.policy["valid"] == 1.0
+    assert ended_by(start, now, **off) == ""
+    for name, passed, not_yet in (
+        ("stop_kl", 3.0, 3.1),
+        ("stop_win_rate", 0.6, 0.65),
+        ("stop_validity_drop", 0.09, 0.11),
+    ):
+        assert ended_by(start, now, **{**off, name: passed}) == f"evaluation.{name}"
+        assert ended_by(start, now, **{**off, name: not_yet}) == ""
+    mute = dataclasses.replace(start, policy={"tokens": 4.0})
+    with pytest.raises(
+        ValueError, match="^evaluation.stop_validity_drop is set, but the judge's parts do not"
+    ):
+        evaluate.ended_by(mute, mute, **{**off, "stop_validity_drop": 0.1})

@@ -224,6 +224,8 @@ def test_two_processes_fetch_the_same_model_at_once(server, offered, tmp_path):
 def test_a_whole_run_of_a_model_from_the_hub(server, tmp_path):
     config = tiny_config(tmp_path)
     config.model.path = f"{NAME}@v1"
+    judge = {"template": "{A}{B}", "labels": ("A", "B"), "batch_size": 8, "buckets": (32,)}
+    config.judge = {"name": "llm", "path": NAME, **judge, "on_long": "no_verdict", "rules": None}
     config.steps = 1
     config.optimizer.warmup_steps = 0
     config.data.buckets = (40,)
@@ -240,6 +242,7 @@ def test_a_whole_run_of_a_model_from_the_hub(server, tmp_path):
     run = tmp_path / "run"
     recorded = json.loads((run / "environment.json").read_text())
     assert recorded["model"] == recorded["reference"] == {"path": f"{NAME}@v1", "commit": TAGGED}
+    assert recorded["judge"] == [{"path": NAME, "commit": MAIN}]
     assert hf.read_config(run / "export") == SPEAKING
     assert (run / "export" / "LICENSE").read_text() == "this is LICENSE"
     assert (run / "export" / "chat_template.jinja").is_file()

@@ -140,7 +140,7 @@ def test_the_tool_by_hand(example, capsys, tmp_path, monkeypatch):
 
 def test_the_tool_with_a_model_on_the_devices(capsys, tmp_path):
     judge = {"name": "llm", "path": None, "template": "{prompt}|{A}|{B}|", "labels": ("A", "B")}
-    judge |= {"batch_size": 4, "buckets": (64,), "on_long": "error", "both_orders": False, "rules": None}
+    judge |= {"batch_size": 4, "buckets": (64,), "on_long": "error", "rules": None}
     status, out, err = tried(capsys, tmp_path, ROWS[:2], judge=judge)
     assert status == 0, err
     assert json.loads(out.splitlines()[-1])["failed"] == 0
@@ -195,13 +195,3 @@ def test_limits_that_cannot_be_are_refused_before_the_run(overrides, message, tm
     status, _, err = run_main([f"--config={spec}", *(f"--config.judging.{o}" for o in overrides)])
     assert status == 2 and message in err and err.count("\n") == 1
     assert not (tmp_path / "run").exists()
-
-
-def test_both_orders_are_not_asked_for_twice(tmp_path):
-    config = tiny_config(tmp_path)
-    config.judge = ConfigDict({"name": "llm", "path": None, "template": "{A}{B}", "labels": ("A", "B")})
-    config.judge.update({"batch_size": 8, "buckets": (64,), "on_long": "error", "both_orders": True})
-    config.judge.update({"rules": None})
-    config.judging.both_orders = True
-    status, _, err = run_main([f"--config={write_config(tmp_path / 'c.py', config)}"])
-    assert status == 2 and "are both true, which asks four times; set one to false" in err

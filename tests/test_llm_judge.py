@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from xpo_jax import config as configs
 from xpo_jax import evaluate, hf
+from xpo_jax.answers import compare
 from xpo_jax.judges.llm import LLMJudge, llm
 from xpo_jax.judges.paraphrase import paraphrase
 from xpo_jax.pairs_log import read_pairs
@@ -44,7 +45,6 @@ ARGUMENTS = {
     "batch_size": 4,
     "buckets": (128, 192),
     "on_long": "error",
-    "both_orders": False,
     "rules": None,
 }
 
@@ -122,17 +122,16 @@ def test_probabilities_are_those_of_transformers(template):
             assert reason == f"{p:.3f} for A, mass {mass:.3f}"
 
 
-def test_both_orders():
+def test_both_orders(judge):
     """Cases 0 and 1 of the golden file are each other's swap."""
-    judge, (first, second) = ready(both_orders=True), CASES[:2]
-    there, back = judge([asked(first), asked(second)])
+    first, second = CASES[:2]
+    found = compare(judge, [asked(first), asked(second)], both_orders=True)
+    (there, flipped), (back, _) = found
     assert there.p == pytest.approx((first["p"] + 1 - second["p"]) / 2, abs=1e-4)
     assert back.p == pytest.approx(1 - there.p, abs=1e-5)
-    assert there.scores["a"]["logp"] == pytest.approx((first["logp_a"] + second["logp_b"]) / 2, abs=1e-4)
-    assert there.scores["a"] == pytest.approx(back.scores["b"], abs=1e-5)
-    many = comparisons()
-    swapped = [c._replace(a=c.b, b=c.a) for c in many]
-    assert ps(judge(swapped)) == pytest.approx(1 - ps(judge(many)), abs=1e-5)
+    assert there.scores["a"]["logp"] == pytest.approx(first["logp_a"], abs=1e-4)
+    assert there.scores["exchanged"]["a"]["logp"] == pytest.approx(second["logp_b"], abs=1e-4)
+    assert flipped == ((first["p"] > 0.5) == (second["p"] > 0.5))
 
 
 def test_neighbours_order_bucket_and_mesh_make_no_difference(judge):
@@ -181,15 +180,12 @@ class Watched:
 
 
 def shown(template: str, row: dict[str, Any], a: str, b: str, messages: Any = ()) -> list[str]:
-    """What a judge that asks in both orders shows of a comparison, without any device."""
+    """What a judge shows of a comparison in both orders, without any device."""
     watched = Watched()
-    judge = attached(
-        build(path=None, template=({"role": "user", "content": template},), both_orders=True),
-        tokenizer=watched,
-    )
+    judge = attached(build(path=None, template=({"role": "user", "content": template},)), tokenizer=watched)
     watched.seen.clear()
     judge._choices = lambda tokens: np.zeros((len(tokens), 2))
-    judge([Comparison(messages, row, a, b)])
+    judge([Comparison(messages, row, a, b), Comparison(messages, row, b, a)])
     return [text for (text,) in watched.seen]
 
 

@@ -1,13 +1,17 @@
 """Metrics: the file, the event files, the console, progress, timers and tables."""
 
+import importlib.machinery
 import io
 import json
+import sys
+import types
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_files import files_of_at_most, strict
 
+from xpo_jax import settings
 from xpo_jax.metrics import Metrics, Timer, final_line, show, summary_table, text_table
 
 
@@ -25,12 +29,12 @@ class Terminal(io.StringIO):
 
 
 def test_the_file(tmp_path):
-    with Metrics(tmp_path, tensorboard=False, total_steps=2) as metrics:
+    with Metrics(tmp_path, tensorboard=False, wandb=False, total_steps=2) as metrics:
         metrics.log(1, {"loss/dpo": np.float32(0.1), "kl": 1 / 3, "loss": float("nan"), "pairs": 64})
         lines = (tmp_path / "metrics.jsonl").read_text().splitlines()  # flushed while it is open
         assert lines == ['{"step": 1, "loss/dpo": 0.1, "kl": 0.3333333333333333, "loss": null, "pairs": 64}']
         metrics.log(2, {"loss/dpo": jnp.float32(-1e-8)})
-    with Metrics(tmp_path, tensorboard=False, total_steps=3) as metrics:
+    with Metrics(tmp_path, tensorboard=False, wandb=False, total_steps=3) as metrics:
         metrics.log(3, {})
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [strict(line)["step"] for line in lines] == [1, 2, 3]
@@ -39,7 +43,7 @@ def test_the_file(tmp_path):
 
 
 def test_what_is_no_number_is_refused(tmp_path):
-    with Metrics(tmp_path, tensorboard=False, total_steps=1) as metrics:
+    with Metrics(tmp_path, tensorboard=False, wandb=False, total_steps=1) as metrics:
         for value in ("0.5", np.zeros(2), None, [1]):
             with pytest.raises(ValueError, match="^metric kl at step 1: .* is not a number; give a scalar$"):
                 metrics.log(1, {"kl": value})
@@ -49,10 +53,77 @@ def test_what_is_no_number_is_refused(tmp_path):
 
 
 def test_event_files(tmp_path):
-    with Metrics(tmp_path, tensorboard=True, total_steps=2) as metrics:
+    with Metrics(tmp_path, tensorboard=True, wandb=False, total_steps=2) as metrics:
         metrics.log(1, {"loss/dpo": 0.5, "bad": float("nan")})
         metrics.log(2, {"loss/dpo": np.float32(0.25), "bad": 3})
     assert scalars(tmp_path / "tensorboard") == [("loss/dpo", 1, 0.5), ("loss/dpo", 2, 0.25), ("bad", 2, 3.0)]
+
+
+def test_sample_texts_are_sent_to_the_event_file(tmp_path):
+    rows = [{"prompt": "a|b", "won": 0.5, "scores": {"left": "out"}}]
+    with Metrics(tmp_path, tensorboard=True, wandb=False, total_steps=2) as metrics:
+        metrics.samples(1, "held_out", rows)
+        metrics.log(1, {"loss": 0.5})
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    data = file.read_bytes()
+    assert b"samples/held_out/text_summary" in data
+    assert b"| prompt | won |\n| --- | --- |\n| a\\|b | 0.5 |" in data and b"left" not in data
+
+
+class FakeRun:
+    def __init__(self, heard):
+        self.heard = heard
+
+    def log(self, values, step):
+        self.heard.append((step, values))
+
+    def finish(self):
+        self.heard.append("finished")
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    """Stands in for the package; `heard` is what it was told."""
+    package = types.ModuleType("wandb")
+    package.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
+    package.heard = []
+    package.init = lambda **given: package.heard.append(given) or FakeRun(package.heard)
+    package.Table = lambda columns, data: (columns, data)
+    monkeypatch.setitem(sys.modules, "wandb", package)
+    return package
+
+
+def test_weights_and_biases_gets_the_same_and_nothing_else(tmp_path, wandb, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "key-of-somebody")
+    with Metrics(tmp_path, tensorboard=True, wandb=True, total_steps=2) as metrics:
+        metrics.samples(1, "held_out", [{"prompt": "a", "won": 0.5, "scores": {"left": "out"}}])
+        metrics.log(1, {"loss/dpo": np.float32(0.5), "pairs": 64})
+    quiet = {"console": "off", "disable_code": True, "disable_git": True, "x_disable_meta": True}
+    assert wandb.heard == [
+        {"name": tmp_path.name, "dir": str(tmp_path), "settings": quiet},
+        (1, {"samples/held_out": (["prompt", "won"], [["a", 0.5]])}),
+        (1, {"loss/dpo": 0.5, "pairs": 64.0}),
+        "finished",
+    ]
+    written = [file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()]
+    assert len(written) == 2 and not any(b"key-of-somebody" in data for data in written)
+
+
+def test_processes_that_do_not_write_send_nothing(tmp_path, wandb):
+    with Metrics(tmp_path, tensorboard=True, wandb=True, total_steps=2, writes=False) as metrics:
+        metrics.log(1, {"loss": 0.5})
+    assert wandb.heard == [] and list(tmp_path.iterdir()) == []
+
+
+def test_weights_and_biases_is_refused_where_it_is_not_installed(wandb, monkeypatch):
+    group = {"table_every_steps": 1, "tensorboard": False, "wandb": True}
+    settings.Logging(**group)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(
+        ValueError, match="^wandb is true, but that package is not installed: pip install wandb"
+    ):
+        settings.Logging(**group)
+    settings.Logging(**{**group, "wandb": False})
 
 
 def scalars(folder):
@@ -72,7 +143,9 @@ def scalars(folder):
 def test_the_console_table(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
     names = ["loss/dpo", "judge/win_rate", "eval/win_rate", "time/a", "time/b"]
-    with Metrics(tmp_path, tensorboard=False, total_steps=5, console=names, console_every_steps=2) as metrics:
+    with Metrics(
+        tmp_path, tensorboard=False, wandb=False, total_steps=5, console=names, console_every_steps=2
+    ) as metrics:
         for step in range(1, 6):
             metrics.log(step, {"loss/dpo": 0.6931471, "judge/win_rate": 0.5 * step, "eval/win_rate": 1e-5})
         metrics.say("done")
@@ -97,7 +170,7 @@ def test_the_console_table(tmp_path, capsys, monkeypatch):
     ],
 )
 def test_a_cell(tmp_path, capsys, value, text):
-    with Metrics(tmp_path, tensorboard=False, total_steps=1, console=["kl"]) as metrics:
+    with Metrics(tmp_path, tensorboard=False, wandb=False, total_steps=1, console=["kl"]) as metrics:
         metrics.log(1, {"kl": value})
     assert capsys.readouterr().out.splitlines()[1].split() == ["1", text]
 
@@ -105,7 +178,7 @@ def test_a_cell(tmp_path, capsys, value, text):
 def test_progress_without_a_terminal(tmp_path, capsys):
     clock = Clock()
     with Metrics(
-        tmp_path, tensorboard=False, total_steps=120, progress_every_seconds=10, clock=clock
+        tmp_path, tensorboard=False, wandb=False, total_steps=120, progress_every_seconds=10, clock=clock
     ) as metrics:
         for step in (1, 2, 3, 4, 5, 120):
             metrics.log(step, {})
@@ -122,7 +195,7 @@ def test_progress_without_a_terminal(tmp_path, capsys):
 def test_progress_on_a_terminal(tmp_path, monkeypatch):
     screen = Terminal()
     monkeypatch.setattr("sys.stderr", screen)
-    with Metrics(tmp_path, tensorboard=False, total_steps=4) as metrics:
+    with Metrics(tmp_path, tensorboard=False, wandb=False, total_steps=4) as metrics:
         for step in range(1, 5):
             metrics.log(step, {})
     bar = screen.getvalue()

@@ -9,6 +9,7 @@ import pytest
 from test_files import files_of_at_most, strict
 
 from xpo_jax import pairs_log
+from xpo_jax.files import to_json
 from xpo_jax.pairs_log import PairsLog, PairsLogError, content_hash, pair_records, read_pairs
 from xpo_jax.values import Prompts, Samples, Verdicts
 
@@ -69,12 +70,18 @@ FIRST = {
 
 
 def test_content_hash_is_what_it_says():
-    text = '[[{"content":"Sag \\u201eja\\u201c!","role":"user"}],"ja","Ja.\\nJa!"]'
+    text = '[[{"content":"Sag \\u201eja\\u201c!","role":"user"}],{"id":1,"score":0.1},"ja","Ja.\\nJa!"]'
     digest = hashlib.sha256(text.encode("ascii")).hexdigest()
-    assert content_hash(MESSAGES, "ja", "Ja.\nJa!") == digest
-    assert content_hash([{"content": "Sag „ja“!", "role": "user"}], "ja", "Ja.\nJa!") == digest
-    assert content_hash(MESSAGES, "Ja.\nJa!", "ja") != digest
-    assert content_hash([], "ab", "c") != content_hash([], "a", "bc")
+    row = {"score": np.float32(0.1), "id": 1}  # a float32 is written as 0.1
+    assert content_hash(MESSAGES, row, "ja", "Ja.\nJa!") == digest
+    assert content_hash([{"content": "Sag „ja“!", "role": "user"}], row, "ja", "Ja.\nJa!") == digest
+    assert content_hash(MESSAGES, row, "Ja.\nJa!", "ja") != digest
+    assert (
+        content_hash(MESSAGES, {**row, "style": "brief"}, "ja", "Ja.\nJa!") != digest
+    )  # a judge may ask for it
+    assert content_hash([], {}, "ab", "c") != content_hash([], {}, "a", "bc")
+    odd = {"x": float("nan"), "nested": {1: [np.int64(2)]}, "half": "\ud83d"}
+    assert content_hash([], odd, "", "") == content_hash([], json.loads(to_json(odd)), "", "")
 
 
 def test_what_is_written_is_read(tmp_path):
@@ -85,7 +92,7 @@ def test_what_is_written_is_read(tmp_path):
     assert log.offset == path.stat().st_size
     lines = path.read_text().splitlines()
     assert [strict(line)["position"] for line in lines] == [4, 5]
-    assert strict(lines[0]) == FIRST | {"hash": content_hash(MESSAGES, "ja", "Ja.\nJa!")}
+    assert strict(lines[0]) == FIRST | {"hash": content_hash(MESSAGES, FIRST["row"], "ja", "Ja.\nJa!")}
     failed = strict(lines[1])
     assert (failed["p_first"], failed["weight"], failed["failure"]) == (None, 0.0, "timed out")
     assert failed["responses"][0] == {"tokens": [6, 7, 8], "text": "ja ja", "finished": False}
@@ -109,7 +116,10 @@ def test_a_record_is_on_disk_when_append_returns(tmp_path, monkeypatch):
 def test_a_torn_last_line(tmp_path, caplog):
     path = tmp_path / "pairs.jsonl"
     log = PairsLog(path)
-    log.append([batch()[0] | {"row": {"long": "x" * 100_000}}, batch()[1]])
+    long = {"long": "x" * 100_000}
+    log.append(
+        [batch()[0] | {"row": long, "hash": content_hash(MESSAGES, long, "ja", "Ja.\nJa!")}, batch()[1]]
+    )
     whole = log.offset
     log.close()
     with open(path, "ab") as file:
@@ -133,6 +143,7 @@ def test_a_torn_last_line(tmp_path, caplog):
     "old, new, problem",
     [
         ('"text": "ja"', '"text": "je"', "does not match its hash"),
+        ('"id": 1', '"id": 2', "does not match its hash"),
         ('"weight"', '"weight', "is not JSON"),
         ('"responses"', '"answers"', "is not a pair"),
         ("kürzer", "k\udcffrzer", "is not JSON"),  # invalid UTF-8

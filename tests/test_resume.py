@@ -215,6 +215,22 @@ def test_a_finished_run_goes_on_with_more_steps(run, whole, folder):
     assert (status == 2 and "is beyond the last step, 3" in err) or "another config" in err
 
 
+def test_the_best_is_exported(run, whole, folder):
+    """What it was at the step of the best evaluation: here the third or the sixth."""
+    assert run("best", checkpoint__export="best")[0] == 0
+    there = left(folder / "best")
+    rates = {name: json.loads(text)["evaluation"]["win_rate"] for name, text in there["evaluations"].items()}
+    best = max((3, 6), key=lambda step: (rates[f"{step}.json"], step))
+    assert there["result"]["exported_step"] == best and there["result"]["win_rate"] == rates[f"{best}.json"]
+    assert (there["weights"] == whole[0]["weights"]) == (best == STEPS)
+    assert run("third", steps=3, optimizer__schedule="constant")[0] == 0
+    assert run("best_3", optimizer__schedule="constant", checkpoint__export="best")[0] == 0
+    chosen = left(folder / "best_3")["result"]["exported_step"]
+    same = left(folder / "best_3")["weights"] == left(folder / "third")["weights"]
+    assert same == (chosen == 3)
+    assert 3 in (best, chosen), "neither shows that the last is not taken: choose another seed"
+
+
 def test_a_forbidden_change_is_refused_and_may_be_accepted(run, folder):
     Counting.signal_at = (18, signal.SIGTERM)
     assert run("changed")[0] == 143

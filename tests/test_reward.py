@@ -286,6 +286,8 @@ def test_a_combination_speaks_for_its_parts():
         {"name": "combine", "kind": "mean", "judges": ({"weight": 1, **FUNCTION},) * 2}, "judge"
     )
     assert not alone.collective and alone.announced() == []
+    assert alone.models() == [] and alone.stats() == {}
+    alone.probe()
     turn = [{"role": "user", "content": "ab"}]
     assert alone.parts(turn, "abc") == {"score": 1.0, "reward_function_1/score": 1.0}
     with pytest.raises(ValueError, match="No such file|not a folder|no such"):
@@ -298,6 +300,27 @@ def test_a_combination_speaks_for_its_parts():
             tokenizer=None,
             dtype=None,
         )
+
+
+def test_a_combination_counts_and_probes_by_part():
+    class Server:
+        def __call__(self, comparisons):
+            return ["A"] * len(comparisons)
+
+        def stats(self):
+            return {"requests": 3}
+
+        def models(self):
+            return [{"path": "some-one/judge", "commit": "a" * 40}]
+
+        def probe(self):
+            raise ValueError("nobody is there")
+
+    both = Combination({"server": (1.0, Server()), "rule": (1.0, always("A"))}, "mean")
+    assert both.stats() == {"server/requests": 3}
+    assert both.models() == [{"path": "some-one/judge", "commit": "a" * 40}]
+    with pytest.raises(ValueError, match="^server: nobody is there$"):
+        both.probe()
 
 
 # ---- whole runs ---------------------------------------------------------------------------------

@@ -225,6 +225,7 @@ def test_the_run_directory(main_run):
         "checkpoints",
         "export",
         "result.json",
+        "report.html",
     }
     (events,) = (path / "tensorboard").iterdir()
     assert b"rewards/margins" in events.read_bytes()
@@ -235,6 +236,8 @@ def test_the_run_directory(main_run):
     assert {len(prints["train"]), len(prints["held_out"])} == {64} and prints["train"] != prints["held_out"]
     assert [file.name for file in (path / "checkpoints").iterdir()] == [str(STEPS)]
     assert (path / "samples" / "held_out.md").read_text().count("\n") == 2 + HELD_OUT_ROWS
+    assert (path / "samples" / "held_out.jsonl").read_text().count("\n") == HELD_OUT_ROWS
+    assert f"{STEPS} of {STEPS} steps, finished" in (path / "report.html").read_text()
 
 
 def test_the_start_is_told_before_and_the_tables_after(main_run, folder):
@@ -686,3 +689,25 @@ def test_skipped_updates_that_are_not_in_a_row_and_identical_responses(run, monk
     assert [row["judge/queries"] for row in rows[:2]] == [0, 0]
     assert rows[1]["grad_norm"] > 0  # the bonus alone
     assert greedy.metrics[0]["eval/queries"] == 0 and greedy.result["win_rate_before"] == 0.5
+
+
+# ---- a file of answers, and an early end ------------------------------------------------------------
+
+
+def test_a_run_meets_a_file_of_answers_and_ends_at_a_limit(run, folder):
+    """Every answer of the file is longer than any sample can be, so the judge of length prefers it always."""
+    rows = [json.loads(line) for line in (folder / "held_out.jsonl").read_text().splitlines()]
+    answers = folder / "answers.jsonl"
+    answers.write_text("".join(json.dumps({**row, "answer": "x" * 99}) + "\n" for row in rows[::-1]))
+    limit = {"evaluation__every_steps": 1, "evaluation__stop_kl": 1e-3}
+    done = run("ended", judge__name="fakes:Recording", evaluation__answers=str(answers), **limit)
+    assert done.status == 0, done.err
+    result, metrics = done.result, done.metrics
+    assert result["ended_by"] == "evaluation.stop_kl" and result["steps"] == len(metrics) - 1 < STEPS
+    assert all(row["eval/kl"] < 1e-3 for row in metrics[:-1]) and metrics[-1]["eval/kl"] >= 1e-3
+    assert f"ended after {result['steps']} of {STEPS} steps: evaluation.stop_kl is 0.001" in done.out
+    assert {row["eval/win_rate_answers"] for row in metrics} == {result["win_rate_answers"]} == {0.0}
+    assert metrics[0]["eval/queries"] <= HELD_OUT_ROWS * 2 * 3  # two samples against two and the file's
+    missing = run("missing", evaluation__answers=str(folder / "train.jsonl"))
+    assert missing.status == 2 and "train.jsonl, row 1: no column 'answer'" in missing.err
+    assert not (folder / "missing").exists()

@@ -1,6 +1,7 @@
 """A judge's answers: each that the contract knows, each that it refuses, and the order shown."""
 
 import json
+import math
 import types
 
 import numpy as np
@@ -376,14 +377,51 @@ def test_metrics_by_hand():
         p_first=np.array([1, 0.5, 0, 0.75, 1, 0.5, 1, 0.5], np.float32),
         weight=np.array([1, 1, 1, 1, 0, 0, 0, 0], np.float32),
         flipped=np.array([1, 0, 0, np.nan, np.nan, np.nan, np.nan, np.nan], np.float32),
+        counts={"requests": 5.0},
     )
     real = np.array([True] * 6 + [False] * 2)
     assert metrics(answers, real) == {
+        "judge/requests": 5.0,
         "judge/win_rate": (1 + 0.5 + 0 + 1) / 4,  # of those with a verdict: a narrow win is a win, ties half
         "judge/tie_rate": 1 / 6,  # of the real rows; the failed ones' 0.5 is no tie
         "judge/failed_rate": 2 / 6,
         "judge/position_flip_rate": pytest.approx(1 / 3),  # of those with a verdict in both orders
     }
+
+
+class Counting:
+    """Counts what it is asked; `told` makes stats of that."""
+
+    def __init__(self, told=lambda asked: {"requests": asked}):
+        self.asked, self.told = 7, told
+
+    def __call__(self, comparisons):
+        self.asked += len(comparisons)
+        return ["A"] * len(comparisons)
+
+    def stats(self):
+        return self.told(self.asked)
+
+
+def test_what_a_judge_counts_is_of_the_batch_and_of_all_processes():
+    judge = Counting()
+    found = asked(judge, *texts(3))
+    assert found.counts == {"requests": 3} and asked(judge, *texts(3), both_orders=True).counts == {
+        "requests": 6
+    }
+    other = {**brief(found), "counts": {"requests": 2.0, "retries": 1.0}}
+    assert joined(found, [brief(found), other]).counts == {"requests": 5, "retries": 1}
+    assert asked(LongerText(), *texts(3)).counts == {}
+
+
+@pytest.mark.parametrize(
+    "told", [lambda n: None, lambda n: {"x": "y"}, lambda n: {"x": math.nan}, lambda n: 1 / 0]
+)
+def test_stats_that_are_no_numbers_end_the_run(told):
+    found = asked(Counting(told), *texts(3))
+    assert found.refused.startswith("the judge's stats() must return numbers by name (") and not any(
+        found.weight
+    )
 
 
 # ---- both orders ------------------------------------------------------------------------------------
@@ -436,7 +474,7 @@ def test_both_orders_are_asked_next_to_each_other_and_in_one_list():
         lengths = {"policy": len(policy[i]), "reference": len(reference[i])}
         assert scores == {**lengths, "exchanged": lengths}
     first = found.p_first[0] if found.shown[0] == (0, 1) else 1 - found.p_first[0]
-    assert found.reasons[0] == f"{first:.3f} for A, {first:.3f} when exchanged; length; length"
+    assert found.reasons[0] == f"{first:.3f} for A, {first:.3f} when exchanged; length; exchanged: length"
 
 
 def test_a_judge_that_always_says_A_never_wins_in_both_orders():

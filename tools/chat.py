@@ -41,7 +41,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from tools.command import Parser
+from tools.command import Parser, status_of
 from xpo_jax import hf, hub
 from xpo_jax.data import templates, validate
 from xpo_jax.data.pipeline import Batches
@@ -277,8 +277,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def run(options: argparse.Namespace) -> None:
-    """Do what the command line asks for."""
+def run(options: argparse.Namespace) -> int:
+    """Do what the command line asks for; returns the exit status."""
     template = options.template
     if template is None and options.model == "embedded":
         template = EMBEDDED_TEMPLATE
@@ -299,20 +299,12 @@ def run(options: argparse.Namespace) -> None:
     else:
         converse(chat, template, options.system, typed())
     print(chat.speed(), file=sys.stderr)
+    return 0
 
 
 def main(argv: Sequence[str]) -> int:
     """Answer; returns the exit status."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it would complain that torch is missing
-    try:
-        run(parse(argv))
-    except (ValueError, OSError) as error:
-        print(f"chat: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("chat: interrupted", file=sys.stderr)
-        return 130
-    return 0
+    return status_of("chat", lambda: run(parse(argv)))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
+from collections.abc import Callable
 from typing import NoReturn
 
 
@@ -22,3 +25,16 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage and leaving."""
         raise ValueError(f"{message}; --help shows examples")
+
+
+def status_of(name: str, run: Callable[[], int]) -> int:
+    """The exit status of a tool: what `run` returns, 2 for something to mend (one line says what), 130 interrupted."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it would complain that torch is missing
+    try:
+        return run()
+    except (ValueError, OSError) as error:
+        print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        return 130

@@ -132,7 +132,7 @@ def _judge(group: ConfigDict, orders: int) -> estimate.Judge | None:
     if group.name != "llm":
         return None
     own = None if group.path is None else model_shapes(group.path)
-    return estimate.Judge(own, group.batch_size, group.buckets[-1], asked=orders * (1 + group.both_orders))
+    return estimate.Judge(own, group.batch_size, group.buckets[-1], asked=orders)
 
 
 # ---- what would have to change ----------------------------------------------------------------------

@@ -26,7 +26,6 @@ Exit status: 0 done, 2 something to mend (one line says what), 130 interrupted.
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -35,7 +34,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from tools.command import Parser
+from tools.command import Parser, status_of
 from xpo_jax import answers, hf, hub, settings, sharding
 from xpo_jax import config as configs
 from xpo_jax.data import templates, validate
@@ -53,6 +52,7 @@ NAMES = {1.0: "A", 0.5: "tie", 0.0: "B"}
 def ready(config: ConfigDict) -> Judge:
     """The config's judge, as a run makes it; one that needs devices is compiled and loaded."""
     judge: Judge = make_judge(config.judge, "judge")
+    getattr(judge, "probe", lambda: None)()
     if isinstance(judge, DeviceJudge):
         model = configs.build(settings.Model, config.model, "model")
         folder = hub.find(model.path).folder
@@ -152,13 +152,13 @@ def row_cells(number: int, judged: answers.Judged, right: float | None) -> list[
     ]
 
 
-def run(argv: Sequence[str]) -> dict[str, Any]:
-    """Ask the judge and print; returns the last line."""
+def run(argv: Sequence[str]) -> int:
+    """Ask the judge and print; returns the exit status."""
     parser = Parser(prog="python -m tools.judge", description=None)
     parser.add_argument("--once", action="store_true")
     parser.add_argument("--rows", type=int, default=20)
     parser.add_argument("file")
-    own, config_argv = _apart(argv)
+    own, config_argv = apart(argv)
     options = parser.parse_args(own)
     arguments = configs.split_argv(config_argv)
     config = configs.load(str(arguments.spec), arguments.overrides)
@@ -185,14 +185,16 @@ def run(argv: Sequence[str]) -> dict[str, Any]:
     queries = len(judged) * (1 if options.once else 2)
     found |= {"queries": queries, "seconds": round(seconds, 3)}
     found["queries_per_second"] = round(queries / max(seconds, 1e-9), 2)
+    found |= {f"judge/{name}": number for name, number in getattr(judge, "stats", dict)().items()}
     print()
     print(
         text_table(["", "found"], [[name, "" if value is None else value] for name, value in found.items()])
     )
-    return found
+    print(to_json(found))
+    return 0
 
 
-def _apart(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+def apart(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """This tool's arguments, and those that are the config's."""
     own: list[str] = []
     of_config: list[str] = []
@@ -213,16 +215,7 @@ def main(argv: Sequence[str]) -> int:
     if {"-h", "--help"} & set(argv):
         print(__doc__)
         return 0
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it would complain that torch is missing
-    try:
-        print(to_json(run(argv)))
-    except (ValueError, OSError) as error:
-        print(f"judge: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("judge: interrupted", file=sys.stderr)
-        return 130
-    return 0
+    return status_of("judge", lambda: run(argv))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from tools import estimate
-from tools.command import Parser
+from tools.command import Parser, status_of
 from tools.fit import Change, Source, enough_devices, remedies, setup
 from tools.hardware import DEVICES, Device
 from xpo_jax import config as configs
@@ -172,22 +172,20 @@ def parse(argv: Sequence[str]) -> tuple[Source, Device]:
     return Source(arguments.spec, arguments.overrides, options.devices, options.model_config), device
 
 
-def main(argv: Sequence[str]) -> int:
+def plan(source: Source, device: Device) -> int:
     """Print a plan; returns the exit status."""
-    try:
-        source, device = parse(argv)
-        planned, _ = setup(source)
-        phases = estimate.memory(planned)
-        print(describe(planned), memory_table(phases), sep="\n\n")
-        print(
-            "", work_table(planned, device.peak_flops), "", decode_lines(planned, device.bandwidth), sep="\n"
-        )
-        if device.memory:
-            print("", verdict(source, phases, device.memory), sep="\n")
-    except (ValueError, OSError) as error:
-        print(f"plan: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    planned, _ = setup(source)
+    phases = estimate.memory(planned)
+    print(describe(planned), memory_table(phases), sep="\n\n")
+    print("", work_table(planned, device.peak_flops), "", decode_lines(planned, device.bandwidth), sep="\n")
+    if device.memory:
+        print("", verdict(source, phases, device.memory), sep="\n")
     return int(0 < device.memory < estimate.peak(phases)[1])
+
+
+def main(argv: Sequence[str]) -> int:
+    """Plan; returns the exit status."""
+    return status_of("plan", lambda: plan(*parse(argv)))
 
 
 if __name__ == "__main__":

@@ -85,7 +85,8 @@ def _joined(first: Verdict, second: Verdict) -> Judged:
     if first.p != second.p and {first.p, second.p} <= {0.0, 0.5, 1.0}:
         p = 0.5
     reason = f"{first.p:.3f} for A, {second.p:.3f} when exchanged"
-    reason += "".join(f"; {each.reason}" for each in (first, second) if each.reason)
+    reason += f"; {first.reason}" if first.reason else ""
+    reason += f"; exchanged: {second.reason}" if second.reason else ""
     scores = {**first.scores, "exchanged": second.scores} if second.scores else first.scores
     flipped = np.sign(first.p - 0.5) != np.sign(second.p - 0.5)
     return Judged(Verdict(p, reason, scores), bool(flipped))

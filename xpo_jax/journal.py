@@ -75,12 +75,12 @@ class Journal:
     def paid(
         self, step: int, prompts: Prompts, policy: Sequence[str], reference: Sequence[str]
     ) -> dict[int, Paid]:
-        """By row, what is known of the pairs of a step: those with the same prompt and the same texts."""
+        """By row, what is known of the pairs of a step: those with the same prompt, row and texts."""
         if not self._records:
             return {}
         found = {}
         for i in map(int, np.flatnonzero(prompts.real)):
-            key = content_hash(prompts.messages[i], policy[i], reference[i])
+            key = content_hash(prompts.messages[i], prompts.rows[i], policy[i], reference[i])
             record = self._records.get((step, int(prompts.position[i]), key))
             if record is not None:
                 verdict = Verdict(record["p_first"], record["reason"], record["scores"])

@@ -1,4 +1,4 @@
-"""Metrics: metrics.jsonl, TensorBoard, a console table, progress with the time left, and timers.
+"""Metrics: metrics.jsonl, TensorBoard, Weights & Biases, a console table, progress with the time left, timers.
 
 Standard output gets what is read afterwards (tables, and the last line); standard error gets the
 progress. A number that is not finite is null in metrics.jsonl, because strict JSON has no word for it,
@@ -28,6 +28,7 @@ import numpy as np
 from tqdm import tqdm
 
 from xpo_jax.files import WriteError, append_whole, to_json, visible
+from xpo_jax.writers import TensorBoard, WeightsAndBiases, Writer
 
 
 class Metrics:
@@ -38,6 +39,7 @@ class Metrics:
         run_path: str | Path,
         *,
         tensorboard: bool,
+        wandb: bool,
         total_steps: int,
         first_step: int = 0,
         console: Sequence[str] = (),
@@ -51,6 +53,7 @@ class Metrics:
         Args:
           run_path: the run directory.
           tensorboard: whether event files are written.
+          wandb: whether Weights & Biases gets the same, see `writers.WeightsAndBiases`.
           total_steps: of the run, for progress.
           first_step: that the run goes on after; what TensorBoard has of later ones is dropped.
           console: names of the metrics in the console table, most important first; what does not
@@ -64,13 +67,11 @@ class Metrics:
         self._path = Path(run_path) / "metrics.jsonl"
         self._writes = writes
         self._file = open(self._path if writes else os.devnull, "ab", buffering=0)  # noqa: SIM115, close()
-        self._writer: Any = None
+        self._writers: list[Writer] = []
         if tensorboard and writes:
-            from tensorboardX import SummaryWriter  # here: costs time where it is not wanted
-
-            self._writer = SummaryWriter(
-                logdir=str(Path(run_path) / "tensorboard"), purge_step=first_step + 1 if first_step else None
-            )
+            self._writers.append(TensorBoard(run_path, first_step))
+        if wandb and writes:
+            self._writers.append(WeightsAndBiases(run_path))
         self._console = _columns(console)
         self._console_every, self._rows = console_every_steps, 0
         self._progress = _Progress(total_steps, progress_every_seconds, clock)
@@ -95,15 +96,24 @@ class Metrics:
             append_whole(self._file, (to_json({"step": step, **values}) + "\n").encode())
         except OSError as error:
             raise WriteError(f"{self._path}: cannot be written ({error.strerror}); free space") from error
-        if self._writer is not None:
-            for name, value in values.items():
-                if math.isfinite(float(value)):  # tensorboardX prints a warning for each other one
-                    self._writer.add_scalar(name, float(value), step)
-            self._writer.flush()
+        for writer in self._writers:
+            writer.scalars(step, values)
         self._progress.update(step)
         due = step % self._console_every == 0 or step == self._total
         if due and not self._console.keys().isdisjoint(values):
             self._row(step, values)
+
+    def samples(self, step: int, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Send texts for people to TensorBoard and Weights & Biases; before the step's `log`.
+
+        Args:
+          step: updates done so far.
+          name: of the table.
+          rows: one mapping per line, with the same columns each; entries that are mappings are left out.
+        """
+        lines = [{k: v for k, v in row.items() if not isinstance(v, Mapping)} for row in rows]
+        for writer in self._writers:
+            writer.texts(step, f"samples/{name}", lines)
 
     def say(self, text: str) -> None:
         """Print to standard output without tearing the progress bar."""
@@ -114,8 +124,8 @@ class Metrics:
         """Finish the bar and close the files."""
         self._progress.close()
         self._file.close()
-        if self._writer is not None:
-            self._writer.close()
+        for writer in self._writers:
+            writer.close()
 
     def __enter__(self) -> Self:
         return self

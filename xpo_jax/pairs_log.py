@@ -3,7 +3,7 @@
 One JSON object per line and pair. It is the journal of verdicts, the replay data and a DPO dataset:
 
     step, position      which update, and the place in its global batch
-    hash                `content_hash` of messages and both texts
+    hash                `content_hash` of all that the judge is given: messages, row and both texts
     row, messages       the raw row, and the conversation that was the prompt
     responses           two of {tokens, text, finished}, tokens cut to their length; candidate 0 is
                         the policy's, candidate 1 the reference's (in online DPO the policy's too)
@@ -42,12 +42,12 @@ class PairsLogError(ValueError):
     """The log cannot be written or read; one line that says what, where and how to mend it."""
 
 
-def content_hash(messages: Sequence[Message], first: str, second: str) -> str:
-    """SHA-256 over what a verdict depends on: the messages and both texts, candidate 0's first.
+def content_hash(messages: Sequence[Message], row: Mapping[str, Any], first: str, second: str) -> str:
+    """SHA-256 over what a verdict depends on: messages, row (a judge may look at any column), candidate 0's text, 1's.
 
-    Stable: it is taken over JSON in ASCII with sorted keys and no blanks.
+    Stable: it is taken over JSON in ASCII with sorted keys and no blanks, of the values as the log holds them.
     """
-    content = [[dict(message) for message in messages], first, second]
+    content = json.loads(to_json([messages, row, first, second]))
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -79,7 +79,7 @@ def pair_records(
             {
                 "step": step,
                 "position": int(prompts.position[i]),
-                "hash": content_hash(prompts.messages[i], texts[0][i], texts[1][i]),
+                "hash": content_hash(prompts.messages[i], prompts.rows[i], texts[0][i], texts[1][i]),
                 "row": prompts.rows[i],
                 "messages": prompts.messages[i],
                 "responses": responses,
@@ -176,7 +176,7 @@ def read_pairs(
                 problem = "is not a pair"
                 first, second = (response["text"] for response in record["responses"])
                 problem = "does not match its hash"
-                intact = record["hash"] == content_hash(record["messages"], first, second)
+                intact = record["hash"] == content_hash(record["messages"], record["row"], first, second)
             except (ValueError, TypeError, KeyError):
                 intact = False
             if not intact:

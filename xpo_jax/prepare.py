@@ -6,6 +6,7 @@ file (but into the hub's cache) or puts an array on a device.
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from ml_collections import ConfigDict
 
 from xpo_jax import config as configs
 from xpo_jax import hf, hub, settings, sharding
+from xpo_jax.data.answer_files import match_answers
 from xpo_jax.data.pipeline import Batches
 from xpo_jax.data.prompts import PromptData, load_prompts
 from xpo_jax.evaluate import POLICY_SAMPLES
@@ -46,6 +48,7 @@ class Parts(NamedTuple):
     data: PromptData
     batches: Batches
     held_out: list[Prompts]
+    answers: list[list[str]] | None
     programs: Programs
     decode: Callable[[Samples], list[str]]
     described: dict[str, str]
@@ -99,14 +102,12 @@ def prepare(config: ConfigDict) -> Parts:
     alpha_at, beta_at = loss.strengths(top.steps)
     optimizer, rate = build(make_optimizer, config.optimizer, "optimizer", steps=top.steps)
     judge = make_judge(config.judge, "judge")
-    if judging.both_orders and config.judge.get("both_orders"):
-        raise ValueError(
-            "judging.both_orders and judge.both_orders are both true, which asks four times; set one to false"
-        )
     mesh = build(sharding.make_mesh, config.mesh, "mesh")
     sharding.check_rows(
         mesh, **{"batch_size": top.batch_size, "layout.micro_batch_size": layout.micro_batch_size}
     )
+
+    getattr(judge, "probe", lambda: None)()  # what is needed from outside, before anything is fetched
 
     found = hub.find(model.path)
     found_reference = found if model.reference is None else hub.find(model.reference)
@@ -130,10 +131,15 @@ def prepare(config: ConfigDict) -> Parts:
     )
     batches = data.train_batches(top.batch_size, top.seed)
     held_out = list(data.held_out_batches(top.batch_size, evaluation.prompts))
+    answers = None
+    if evaluation.answers is not None:
+        columns = {name: config.data[name] for name in ("template", "column", "rename")}
+        answers = match_answers(held_out, evaluation.answers, **columns)
+    opponents = evaluation.reference_samples + (answers is not None)
     budget = Budget(
         judging.max_queries,
         orders=1 + judging.both_orders,
-        evaluation=sum(int(b.real.sum()) for b in held_out) * POLICY_SAMPLES * evaluation.reference_samples,
+        evaluation=sum(int(b.real.sum()) for b in held_out) * POLICY_SAMPLES * opponents,
         every_steps=evaluation.every_steps,
     )
     budget.check(int(batches[0].real.sum()))
@@ -199,7 +205,38 @@ def prepare(config: ConfigDict) -> Parts:
         data=data,
         batches=batches,
         held_out=held_out,
+        answers=answers,
         programs=programs,
         decode=decode,
         described=described,
     )
+
+
+def of_evaluations(config: ConfigDict) -> str:
+    """A fingerprint of what decides what an evaluation finds, besides weights and step."""
+    groups = {name: config[name] for name in ("seed", "data", "model", "sampling", "judge")}
+    evaluation = {name: config.evaluation[name] for name in ("prompts", "reference_samples", "answers")}
+    rules = (config.judging.both_orders, config.loss.unfinished_loses)
+    text = configs.to_json({**groups, "evaluation": evaluation, "rules": rules, "batch": config.batch_size})
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def origins(p: Parts) -> dict[str, Any]:
+    """What the run was made from, for environment.json."""
+    return {
+        "data": fingerprints(p),
+        "sources": {"train": p.data.train.sources, "held_out": p.data.held_out.sources},
+        "model": {"path": p.model.given, "commit": p.model.commit},
+        "reference": {"path": p.reference.given, "commit": p.reference.commit},
+        "judge": getattr(p.judge, "models", list)(),
+    }
+
+
+def fingerprints(p: Parts) -> dict[str, str]:
+    """SHA-256 of the prompts, see `PromptData`."""
+    return {"train": p.data.train.fingerprint, "held_out": p.data.held_out.fingerprint}
+
+
+def common(config: ConfigDict) -> str:
+    """What all processes must have alike."""
+    return configs.to_json({name: config[name] for name in config if name != "distributed"})

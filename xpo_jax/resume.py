@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+
 from xpo_jax import checkpoint, distributed, settings
 from xpo_jax.checkpoint import CheckpointError, Checkpoints
 from xpo_jax.distributed import Together
@@ -28,8 +30,10 @@ from xpo_jax.evaluate import Evaluation
 from xpo_jax.files import atomic_write, to_json
 from xpo_jax.interruption import Signals, Stopped, Watchdog
 from xpo_jax.journal import JOURNAL, Journal, cut_metrics, cut_pairs
+from xpo_jax.measures import Rate
 from xpo_jax.metrics import Metrics
 from xpo_jax.pairs_log import PairsLog
+from xpo_jax.retention import best_step
 from xpo_jax.values import Paid, Prompts, TrainState
 from xpo_jax.verdicts import Patience
 
@@ -112,8 +116,12 @@ class Ledger:
         """Something begins that may take as long as a step, see `Watchdog.beat`."""
         self._watchdog.beat(what)
 
+    def state_of(self, step: int, like: TrainState) -> TrainState:
+        """A checkpoint's state, of which nothing else is taken over; `like` as `checkpoint.restore` wants it."""
+        return checkpoint.restore(self._folder, step, like)[0]
+
     def restore(self, like: TrainState) -> TrainState:
-        """The newest checkpoint's state, with the counters; `like` as `checkpoint.restore` wants it."""
+        """The newest checkpoint's state, with the counters."""
         assert self.newest is not None
         state, self._there = checkpoint.restore(self._folder, self.newest, like)
         self.counters = Counters(**self._there["counters"])
@@ -205,17 +213,26 @@ class Ledger:
             self.counters.evaluation_queries += found.queries
         return found
 
-    def settle(self, *, score: float | None = None, last: bool = False) -> None:
+    def settle(
+        self,
+        *,
+        score: float | None = None,
+        samples: Sequence[Mapping[str, Any]] = (),
+        last: bool = False,
+    ) -> None:
         """Write down what is known at this step's end; save it if that is due.
 
         Args:
           score: the held-out win rate, if it was evaluated.
+          samples: of that evaluation, for people to look at.
           last: whether the run ends here.
 
         Raises:
           Stopped: if any process was told to stop; it is saved.
         """
         with Together("writing metrics") as together:
+            if self._found and samples:
+                self._metrics.samples(self._done, "held_out", samples)
             if self._found:
                 self._metrics.log(self._done, self._found)
             together.value = [self._signals.received, self._pairs.path.name, self._pairs.offset]
@@ -227,7 +244,8 @@ class Ledger:
         self._settled, self._score = True, score
         stop = next((number for number, _, _ in together.values if number), None)
         every = self._keep.every_steps
-        if last or stop or (every and self._done and self._done % every == 0):
+        best = score is not None and self._keep.export == "best"
+        if last or stop or best or (every and self._done and self._done % every == 0):
             self._save()
         if stop:
             self._checkpoints.wait()
@@ -240,6 +258,12 @@ class Ledger:
         if self._saved != self._done:
             self._checkpoints.save(self._done, self._state, self._about, score=self._score)
             self._saved = self._done
+
+    def best(self) -> int:
+        """The step whose checkpoint has the best held-out win rate; the last has one in any case."""
+        with Together("looking for the best checkpoint") as together:
+            together.value = distributed.leads() and best_step(epath.Path(self._folder))
+        return int(together.values[0])
 
     def save(self) -> Path:
         """Save the state of the last step's end now, and wait for it; returns the checkpoint's folder."""
@@ -258,11 +282,15 @@ def _read_json(path: Path) -> Any:
 
 
 def _evaluation(found: Mapping[str, Any]) -> Evaluation:
-    """JSON's null is what a number that is not finite became."""
+    """What `dataclasses.asdict` and JSON made of it; null is what a number that is not finite became."""
 
     def numbers(value: Any) -> Any:
         if isinstance(value, Mapping):
             return {name: numbers(entry) for name, entry in value.items()}
         return math.nan if value is None else value
 
-    return Evaluation(**{name: v if name == "samples" else numbers(v) for name, v in found.items()})
+    def rate(value: Sequence[float | None] | None) -> Rate | None:
+        return None if value is None else Rate(*map(numbers, value))
+
+    read = {"samples": lambda value: value, "controlled": rate, "against_answers": rate}
+    return Evaluation(**{name: read.get(name, numbers)(value) for name, value in found.items()})

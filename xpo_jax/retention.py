@@ -30,8 +30,18 @@ def kept_steps(
     """
     kept = set(sorted(scores)[-keep_last:] if keep_last else scores)
     kept |= {step for step in scores if keep_every and step % keep_every == 0}
+    best = _best(scores)
+    return kept if best is None else kept | {best}
+
+
+def best_step(root: epath.Path) -> int | None:
+    """The step whose checkpoint has the highest score of those that a manifest vouches for; None if none has one."""
+    return _best({step: _about(root / str(step)).get("score") for step in steps_in(root)})
+
+
+def _best(scores: Mapping[int, float | None]) -> int | None:
     known = [(score, step) for step, score in scores.items() if score is not None]
-    return kept | ({max(known)[1]} if known else set())
+    return max(known)[1] if known else None
 
 
 def remove_old(root: epath.Path, newest: int, *, keep_last: int | None, keep_every: int | None) -> None:

@@ -3,7 +3,7 @@
     <run>/xpo_jax_run.json  marks the folder as a run; locked while a process writes into it
     <run>/config.json       the config as given; `--config=<run>/config.json` runs it again
     <run>/environment.json  versions, devices, git state, command line, data fingerprint
-    <run>/samples/*.md      tables to look at
+    <run>/samples/*.md      tables to look at; *.jsonl the same for programs
     <run>/result.json       written last: a run that has it is finished
 
 A folder is one of ours if it holds the marker file with our format string. config.json alone would
@@ -12,8 +12,8 @@ not do: every Hugging Face folder has one. Any other folder that is not empty is
 Of many processes, process 0 opens the directory and writes the files above; the others join it, on a
 disk that all share. A run that was interrupted is opened again with the same config, but for what
 changed_fields.py allows; where in it to go on is not known here, see resume.py. Left out on purpose: gs:// paths.
-metrics.jsonl, tensorboard/, pairs.jsonl, evaluations/, checkpoints/ and export/ are made by the modules that
-write them.
+metrics.jsonl, tensorboard/, pairs.jsonl, evaluations/, checkpoints/, export/ and report.html are made by the modules
+that write them.
 """
 
 from __future__ import annotations
@@ -167,13 +167,18 @@ class RunDir:
             atomic_write(path, text + "\n")
 
     def write_samples(self, name: str, rows: Sequence[Mapping[str, Any]]) -> Path:
-        """Write samples/<name>.md, a table with one line per row and one column per key."""
+        """Write samples/<name>.md, a table with one line per row and one column per key but those of mappings.
+
+        All of it, for programs, is in samples/<name>.jsonl.
+        """
         if not re.fullmatch(r"\w[\w.-]*", name):
             raise ValueError(f"{name!r}: a name for samples has letters, digits, '_', '-' and '.' only")
         path = self.path / "samples" / f"{name}.md"
         if self._writes:
             path.parent.mkdir(exist_ok=True)
-            atomic_write(path, markdown_table(rows))
+            tables = [{k: v for k, v in row.items() if not isinstance(v, Mapping)} for row in rows]
+            atomic_write(path, markdown_table(tables))
+            atomic_write(path.with_suffix(".jsonl"), "".join(to_json(row) + "\n" for row in rows))
         return path
 
     def finish(self, result: Mapping[str, Any]) -> None:

@@ -6,6 +6,7 @@ A dataclass's fields are the schema of its group, its `__post_init__` the limits
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -182,16 +183,44 @@ class Evaluation:
       prompts: held-out prompts, the first so many.
       reference_samples: answers of the reference that each of the policy's two meets, per prompt.
       every_steps: also every so many steps; 0 is off.
+      answers: a file with an answer to each of these prompts, which the policy's samples meet too, see
+        data/answer_files.py; or None.
+      stop_kl: an evaluation that finds at least so many nats per sequence ends the run; None is off, as below.
+      stop_win_rate: one in which the lower end of the win rate's interval is at least this.
+      stop_validity_drop: one in which the share of valid answers is lower by this than before the first step.
     """
 
     prompts: int
     reference_samples: int
     every_steps: int
+    answers: str | None
+    stop_kl: float | None
+    stop_win_rate: float | None
+    stop_validity_drop: float | None
+
+    @property
+    def stops(self) -> dict[str, float | None]:
+        """The limits that end a run, by their fields."""
+        names = ("stop_kl", "stop_win_rate", "stop_validity_drop")
+        return {name: getattr(self, name) for name in names}
 
     def __post_init__(self) -> None:
         for name, least in (("prompts", 2), ("reference_samples", 1), ("every_steps", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}, must be at least {least}")
+        for name, limit in self.stops.items():
+            if limit is None:
+                continue
+            if limit <= 0 or (name != "stop_kl" and limit > 1):
+                raise ValueError(
+                    f"{name} is {limit}, must be positive"
+                    + ("" if name == "stop_kl" else " and at most 1")
+                    + ", or None for no such end"
+                )
+            if not self.every_steps:
+                raise ValueError(
+                    f"{name} is {limit}, but every_steps is 0: nothing would look; set every_steps, or None"
+                )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -202,11 +231,14 @@ class Checkpoint:
       every_steps: also every so many steps; None for only after the last, and where a run ends early.
       keep_last: how many of the newest stay; None for all. The one of the best held-out win rate stays as well.
       keep_every: those after a multiple of so many steps stay, too; None for no others.
+      export: what the run exports at its end: the last policy, or that of the best held-out win rate, which needs
+        evaluation.every_steps.
     """
 
     every_steps: int | None
     keep_last: int | None
     keep_every: int | None
+    export: Literal["last", "best"]
 
     def __post_init__(self) -> None:
         for name in ("every_steps", "keep_last", "keep_every"):
@@ -222,11 +254,18 @@ class Logging:
     Args:
       table_every_steps: a line of the console's table every so many steps.
       tensorboard: write event files next to metrics.jsonl.
+      wandb: send the same to Weights & Biases, whose own settings (WANDB_PROJECT, WANDB_MODE, the key) are read by
+        its package from the environment.
     """
 
     table_every_steps: int
     tensorboard: bool
+    wandb: bool
 
     def __post_init__(self) -> None:
         if self.table_every_steps < 1:
             raise ValueError(f"table_every_steps is {self.table_every_steps}, must be at least 1")
+        if self.wandb and importlib.util.find_spec("wandb") is None:
+            raise ValueError(
+                "wandb is true, but that package is not installed: pip install wandb, or set it to false"
+            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -55,14 +56,26 @@ def sentence(when: str, found: Evaluation) -> str:
     """One line about an evaluation."""
     valid = f", valid {found.policy['valid']:.1%}" if "valid" in found.policy else ""
     interval = f"[{found.low:.1%}, {found.high:.1%}]"
-    return f"{when}: held-out win rate {found.win_rate:.1%} {interval}{valid}, KL {found.kl:.2f}"
+    even = f", at equal lengths {found.controlled.mean:.1%}"
+    return f"{when}: held-out win rate {found.win_rate:.1%} {interval}{even}{valid}, KL {found.kl:.2f}"
+
+
+def some(found: Evaluation, seed: int) -> list[Mapping[str, Any]]:
+    """Ten of an evaluation's samples at most, the same prompts each time."""
+    return random.Random(seed).sample(list(found.samples), min(10, len(found.samples)))
 
 
 def closing(before: Evaluation, after: Evaluation, shown: Sequence[Mapping[str, Any]]) -> str:
     """The final tables: some prompts with the answers of reference and policy, and the figures."""
     samples = [[row["prompt"], row["reference"], row["policy"], row["win_share"]] for row in shown]
-    figures = [("win rate", 0.5, before.win_rate, after.win_rate), ("KL", 0.0, before.kl, after.kl)]
-    for name in ("valid", "copy", "score", "distance", "tokens", "unfinished"):
+    figures: list[tuple[str, float | None, float, float]] = [
+        ("win rate", 0.5, before.win_rate, after.win_rate),
+        ("at equal lengths", 0.5, before.controlled.mean, after.controlled.mean),
+    ]
+    if before.against_answers is not None and after.against_answers is not None:
+        figures.append(("against the answers", None, before.against_answers.mean, after.against_answers.mean))
+    figures += [("KL", 0.0, before.kl, after.kl), ("entropy", None, before.entropy, after.entropy)]
+    for name in ("valid", "copy", "score", "distance", "tokens", "unfinished", "distinct_2"):
         if name in after.policy:
             figures.append((name, after.reference[name], before.policy[name], after.policy[name]))
     return "\n\n".join(
@@ -79,6 +92,10 @@ def result(before: Evaluation, after: Evaluation) -> dict[str, Any]:
         "win_rate": after.win_rate,
         "win_rate_low": after.low,
         "win_rate_high": after.high,
+        "win_rate_controlled": after.controlled.mean,
+        "win_rate_controlled_low": after.controlled.low,
+        "win_rate_controlled_high": after.controlled.high,
+        **({} if after.against_answers is None else {"win_rate_answers": after.against_answers.mean}),
         "win_rate_before": before.win_rate,
         "win_rate_before_low": before.low,
         "win_rate_before_high": before.high,
@@ -88,4 +105,6 @@ def result(before: Evaluation, after: Evaluation) -> dict[str, Any]:
         "copy_rate_reference": after.reference.get("copy"),
         "copy_rate_half_interval": after.intervals.get("copy"),
         "kl": after.kl,
+        "kl_per_token": after.kl_per_token,
+        "entropy": after.entropy,
     }

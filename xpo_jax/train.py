@@ -8,8 +8,6 @@ fail at stands in a `Together`, see distributed.py. What is kept so that an inte
 
 from __future__ import annotations
 
-import hashlib
-import random
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -20,13 +18,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from xpo_jax import config as configs
-from xpo_jax import distributed, evaluate, hf, model_card, summary, verdicts
+from xpo_jax import distributed, evaluate, hf, model_card, report, summary, verdicts
 from xpo_jax.compilation import CompilationCounter
 from xpo_jax.distributed import Together
 from xpo_jax.interruption import Signals, Watchdog
 from xpo_jax.metrics import Metrics, Timer
 from xpo_jax.pairs_log import pair_records
-from xpo_jax.prepare import Parts, prepare
+from xpo_jax.prepare import Parts, common, fingerprints, of_evaluations, origins, prepare
 from xpo_jax.resume import Counters, Ledger
 from xpo_jax.rundir import RunDir
 from xpo_jax.update import summarise, trim
@@ -53,7 +51,7 @@ def train(config: ConfigDict, *, accept_changes: bool = False) -> dict[str, Any]
     with Signals() as signals:
         with Together("preparing") as together:
             p = prepare(config)
-            together.value = {"config": _common(config), "prompts": _fingerprints(p)}
+            together.value = {"config": common(config), "prompts": fingerprints(p)}
         distributed.require_alike(together.values)
         with (
             RunDir.join(p.top.run_dir, configs.to_json(config), accept_changes=accept_changes) as run,
@@ -67,7 +65,7 @@ def train(config: ConfigDict, *, accept_changes: bool = False) -> dict[str, Any]
                 p.checkpoint,
                 steps=p.top.steps,
                 fixed=run.fixed,
-                evaluations=_of_evaluations(config),
+                evaluations=of_evaluations(config),
                 devices=f"{dict(p.programs.mesh.shape)} of {jax.process_count()}",
                 accept_changes=accept_changes,
                 patience=p.patience,
@@ -78,6 +76,8 @@ def train(config: ConfigDict, *, accept_changes: bool = False) -> dict[str, Any]
             result["seconds"] = round(time.monotonic() - begun, 1)
             with Together("finishing"):
                 run.finish(result)
+                if distributed.leads():
+                    report.write(run.path)
             return result
 
 
@@ -87,7 +87,7 @@ def _train(p: Parts, run: RunDir, ledger: Ledger, compilations: CompilationCount
     device_judge = p.judge if isinstance(p.judge, DeviceJudge) else None
     announced = [*programs.announced(), *(device_judge.announced() if device_judge else ())]
     with Together("writing the environment"):
-        run.write_environment(_origins(p))
+        run.write_environment(origins(p))
     described = {"run": str(run.path), **ledger.described(run.changes), **p.described}
     print(summary.opening(programs, described, compilations=len(announced)), flush=True)
     with Together("compiling"):
@@ -114,6 +114,7 @@ def _train(p: Parts, run: RunDir, ledger: Ledger, compilations: CompilationCount
         reference,
         p.judge,
         p.decode,
+        answers=p.answers,
         reference_samples=p.evaluation.reference_samples,
         unfinished_loses=p.loss.unfinished_loses,
         both_orders=p.judging.both_orders,
@@ -135,6 +136,7 @@ def _train(p: Parts, run: RunDir, ledger: Ledger, compilations: CompilationCount
         return Metrics(
             run.path,
             tensorboard=p.logging.tensorboard,
+            wandb=p.logging.wandb,
             first_step=first_step,
             total_steps=p.top.steps,
             console=summary.CONSOLE,
@@ -146,15 +148,18 @@ def _train(p: Parts, run: RunDir, ledger: Ledger, compilations: CompilationCount
     ledger.arrive(done, state, {})
     before = after = evaluated(_first_policy(p, reference) if done else policy, 0)
     print(summary.sentence("before", before), flush=True)
+    evaluate.ended_by(before, before, **p.evaluation.stops)  # raises for what the judge does not tell
     second: Samples | None = None
     with ledger.open(metrics), verdicts.saved_first(ledger.save):
         while True:
             # `done` updates are behind us. What they came to is written down, and a run can go on from here.
             ended, every = _ended(p, done, counters), p.evaluation.every_steps
-            evaluates = bool(done and (ended or (every and done % every == 0)))
-            if evaluates:
+            evaluates = bool(ended or done == 0 or (every and done % every == 0))
+            if evaluates and done:
                 after = evaluated(policy, done)
-            ledger.settle(score=after.win_rate if evaluates else None, last=bool(ended))
+                ended = ended or evaluate.ended_by(before, after, **p.evaluation.stops)
+            shown = summary.some(after, p.top.seed) if evaluates else ()
+            ledger.settle(score=after.win_rate if evaluates else None, samples=shown, last=bool(ended))
             if counters.skipped_in_a_row >= p.top.max_skipped:
                 saved = ledger.save()
                 with Together("learning"):
@@ -244,18 +249,25 @@ def _train(p: Parts, run: RunDir, ledger: Ledger, compilations: CompilationCount
 
     # -------------------------------------------------------------------------------------------- end
     ledger.beat("exporting")
-    compiled_during, measured = compilations.count - compiled, summary.result(before, after)
+    compiled_during, exported = compilations.count - compiled, done
+    if p.checkpoint.export == "best" and (exported := ledger.best()) != done:
+        del state, policy
+        state = ledger.state_of(exported, programs.like)
+        after = evaluated(programs.for_sampling(state.params), exported)
+    measured = summary.result(before, after)
     card = model_card.card(p.top, p.model, p.reference, measured, held_out=len(after.samples))
     hf.save(run.path / "export", state.params, p.model_config, p.model.folder, card=card, replace=True)
     with Together("writing samples"):
         run.write_samples("held_out", after.samples)
-    shown = random.Random(p.top.seed).sample(list(after.samples), min(10, len(after.samples)))
-    print(summary.closing(before, after, shown), flush=True)
+    print(summary.closing(before, after, summary.some(after, p.top.seed)), flush=True)
     if ended != "steps":
-        print(f"\nended after {done} of {p.top.steps} steps: {ended} is {p.budget.max_queries}")
+        limit = {f"evaluation.{name}": value for name, value in p.evaluation.stops.items()}
+        limit["judging.max_queries"] = p.budget.max_queries
+        print(f"\nended after {done} of {p.top.steps} steps: {ended} is {limit[ended]}")
     return {
         "steps": done,
         "ended_by": ended,
+        "exported_step": exported,
         "judge_queries": counters.queries,
         "evaluation_queries": counters.evaluation_queries,
         **measured,
@@ -298,31 +310,3 @@ def _first_policy(p: Parts, reference: Params) -> Params:
 def _weights(p: Parts, folder: Path) -> Params:
     programs = p.programs
     return hf.load_weights(folder, p.model_config, dtype=programs.dtype, shardings=programs.weights_sharding)
-
-
-def _of_evaluations(config: ConfigDict) -> str:
-    """A fingerprint of what decides what an evaluation finds, besides weights and step."""
-    groups = {name: config[name] for name in ("seed", "data", "model", "sampling", "judge")}
-    evaluation = {name: config.evaluation[name] for name in ("prompts", "reference_samples")}
-    rules = (config.judging.both_orders, config.loss.unfinished_loses)
-    text = configs.to_json({**groups, "evaluation": evaluation, "rules": rules, "batch": config.batch_size})
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _origins(p: Parts) -> dict[str, Any]:
-    """What the run was made from, for environment.json."""
-    return {
-        "data": _fingerprints(p),
-        "sources": {"train": p.data.train.sources, "held_out": p.data.held_out.sources},
-        "model": {"path": p.model.given, "commit": p.model.commit},
-        "reference": {"path": p.reference.given, "commit": p.reference.commit},
-    }
-
-
-def _fingerprints(p: Parts) -> dict[str, str]:
-    return {"train": p.data.train.fingerprint, "held_out": p.data.held_out.fingerprint}
-
-
-def _common(config: ConfigDict) -> str:
-    """What all processes must have alike."""
-    return configs.to_json({name: config[name] for name in config if name != "distributed"})

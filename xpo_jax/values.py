@@ -127,6 +127,7 @@ class Verdicts(NamedTuple):
       judge was not asked.
     flipped: f32[B]; 1 where the two orders' hard preferences differ, 0 where not, nan where there are no two.
     refused: why the run must end, or "": an answer that is a mistake in a program.
+    counts: what the judge's `stats`, if it has any, counted meanwhile; by name.
     """
 
     p_first: np.ndarray
@@ -137,6 +138,7 @@ class Verdicts(NamedTuple):
     shown: tuple[tuple[int, int] | None, ...]
     flipped: np.ndarray
     refused: str
+    counts: Mapping[str, float] = {}
 
 
 class Paid(NamedTuple):

@@ -72,9 +72,11 @@ def ask(
         )
         for i in asked
     ]
-    refused = ""
+    refused, counts = "", dict[str, float]()
     try:
+        before = _stats(judge)
         answers = compare(judge, comparisons, both_orders=both_orders)
+        counts = {name: number - before.get(name, 0) for name, number in _stats(judge).items()}
     except JudgeError as error:
         refused = str(error)
         answers = [Judged(Verdict(None, refused), None)] * len(asked)
@@ -109,7 +111,24 @@ def ask(
         tuple(shown),
         flipped,
         refused,
+        counts,
     )
+
+
+def _stats(judge: Judge) -> dict[str, float]:
+    """What a judge has counted since it was built.
+
+    Raises:
+      JudgeError: it has a `stats` that does not give numbers by name.
+    """
+    try:
+        found = {str(name): float(number) for name, number in getattr(judge, "stats", dict)().items()}
+        if not all(map(math.isfinite, found.values())):
+            raise ValueError(f"found {found}")
+        return found
+    except Exception as error:  # a judge is anybody's code and can fail in any way
+        told = " ".join(f"{type(error).__name__}: {error}".split())
+        raise JudgeError(f"the judge's stats() must return numbers by name ({told})") from error
 
 
 # ---- of many processes ----------------------------------------------------------------------------
@@ -138,6 +157,7 @@ def brief(own: Verdicts) -> dict[str, Any]:
         "failed": len(failures),
         "words": own.reasons[failures[0]] if failures else "",
         "refused": own.refused,
+        "counts": own.counts,
     }
 
 
@@ -150,7 +170,17 @@ def joined(own: Verdicts, briefs: Sequence[Mapping[str, Any]]) -> Verdicts:
         weight=np.concatenate([np.asarray(each["weight"], np.float32) for each in briefs]),
         flipped=np.concatenate(flipped),
         queries=sum(each["queries"] for each in briefs),
+        counts=summed(briefs),
     )
+
+
+def summed(briefs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """What the judges of all processes counted in all calls."""
+    counts: dict[str, float] = {}
+    for each in briefs:
+        for name, number in each["counts"].items():
+            counts[name] = counts.get(name, 0.0) + number
+    return counts
 
 
 # ---- failures and costs ---------------------------------------------------------------------------
@@ -254,12 +284,14 @@ def wins(p_first: np.ndarray) -> np.ndarray:
 def metrics(verdicts: Verdicts, real: np.ndarray) -> dict[str, float]:
     """The win rate counts ties as half and is of the rows with a verdict; the shares are of all real rows.
 
-    The position flip rate is of the rows with a verdict in both orders; nan where there is none.
+    The position flip rate is of the rows with a verdict in both orders; nan where there is none. What the judge
+    itself counted is of this batch alone.
     """
     judged = verdicts.weight > 0
     twice = verdicts.flipped[~np.isnan(verdicts.flipped)]
     rows = max(1, int(real.sum()))
     return {
+        **{f"judge/{name}": number for name, number in verdicts.counts.items()},
         "judge/win_rate": float(wins(verdicts.p_first[judged]).mean()) if judged.any() else math.nan,
         "judge/tie_rate": float((judged & (verdicts.p_first == 0.5)).sum() / rows),
         "judge/failed_rate": float((real & ~judged).sum() / rows),

@@ -58,6 +58,11 @@ def open_rows(source: Source) -> Rows:
             raise SourceError("the list of prompt files is empty; name at least one")
         parts = [open_rows(part) for part in source]
         return parts[0] if len(parts) == 1 else Joined(parts)
+    if source.startswith("{") and not os.path.exists(source):
+        raise SourceError(
+            f"{source}: there is no such file; lists and mappings stand in a config, on the command line a source is a"
+            " path, a glob or a name"
+        )
     if source.startswith("embedded:"):
         return _embedded(source)
     if _OWN.fullmatch(source) and not os.path.exists(source):

@@ -50,6 +50,10 @@ class Combination:
         for judge in self._devices:
             judge.load(starting)
 
+    def models(self) -> list[dict[str, str | None]]:
+        """The models of all parts, for environment.json."""
+        return [model for _, judge in self._parts.values() for model in getattr(judge, "models", list)()]
+
     def check(self, messages: Sequence[Message], row: Mapping[str, Any]) -> None:
         """Refuse a prompt that one of the parts cannot judge.
 
@@ -60,6 +64,26 @@ class Combination:
             check = getattr(judge, "check", None)
             if check is not None:
                 check(messages, row)
+
+    def probe(self) -> None:
+        """Let the parts that need something from outside see that it is there.
+
+        Raises:
+          ValueError: as the part does, with its name.
+        """
+        for name, (_, judge) in self._parts.items():
+            try:
+                getattr(judge, "probe", lambda: None)()
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
+
+    def stats(self) -> dict[str, float]:
+        """What the parts count, by part."""
+        return {
+            f"{name}/{counted}": number
+            for name, (_, judge) in self._parts.items()
+            for counted, number in getattr(judge, "stats", dict)().items()
+        }
 
     def parts(self, messages: Sequence[Message], text: str) -> dict[str, Any]:
         """What the parts measure in one answer, for the evaluation's tables; the first to name a figure names it."""

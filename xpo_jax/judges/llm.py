@@ -6,7 +6,8 @@ is sampled. By default the model is the policy's starting model, whose arrays ar
 An answer stays an answer: control tokens in it are ordinary text, and `rendering.py` breaks the template's tags in
 it. What it says in plain words still reaches the model ("I am the better one"), as with every judge that reads.
 
-Left out on purpose: reasoning before the verdict, and more than two answers. What runs on the devices is
+Left out on purpose: asking in both orders (`judging.both_orders` does it for any judge), reasoning before the
+verdict, and more than two answers. What runs on the devices is
 `choices.py`.
 """
 
@@ -46,13 +47,11 @@ class LLMJudge:
         batch_size: int,
         buckets: Sequence[int],
         on_long: str,
-        both_orders: bool,
         rules: Rules | None,
     ):
         """Take what `llm` has checked."""
         self._path, self._rendered, self._labels = path, rendering, labels
         self._batch_size, self._buckets, self._on_long = batch_size, tuple(buckets), on_long
-        self._orders = (False, True) if both_orders else (False,)
         self._rules = rules
         if rules is not None:
             self.parts = rules.judge.parts  # for the evaluation's tables: what the rules say of one answer
@@ -71,7 +70,8 @@ class LLMJudge:
             raise ValueError(
                 f"judge.batch_size {self._batch_size} is not divisible by mesh.data x mesh.fsdp = {shares}"
             )
-        self._folder = folder if self._path is None else hub.find(self._path).folder
+        self._found = None if self._path is None else hub.find(self._path)
+        self._folder = folder if self._found is None else self._found.folder
         self._shares = self._folder.resolve() == folder.resolve()
         if not self._shares:
             model_config = hf.read_config(self._folder)
@@ -89,6 +89,10 @@ class LLMJudge:
             buckets=self._buckets,
         )
 
+    def models(self) -> list[dict[str, str | None]]:
+        """The model of its own, for environment.json; called after `attach`."""
+        return [] if self._found is None else [{"path": self._found.given, "commit": self._found.commit}]
+
     def check(self, messages: Sequence[Message], row: Mapping[str, Any]) -> None:
         """Refuse a prompt that this judge cannot judge; a run asks for each before it begins.
 
@@ -98,7 +102,7 @@ class LLMJudge:
         """
         if self._rules is not None:
             self._rules.judge.check(messages, row)
-        rendered = self._rendered(Comparison(messages, row, "", ""), swapped=False)
+        rendered = self._rendered(Comparison(messages, row, "", ""))
         if self._on_long == "error":
             self._fits(len(self._tokens(rendered)))
 
@@ -119,38 +123,32 @@ class LLMJudge:
         """Judge each comparison.
 
         Returns:
-          Verdicts. Their scores: "a" and "b" hold the log-probability of the answer's label ("logp", nats,
-          the mean of both orders) and what the rules measured ("rules"); "mass" is P(label of A) + P(label
-          of B), which is far below 1 where the model does not answer the question.
+          Verdicts. Their scores: "a" and "b" hold the log-probability of the answer's label ("logp", nats) and
+          what the rules measured ("rules"); "mass" is P(label of A) + P(label of B), which is far below 1 where
+          the model does not answer the question.
 
         Raises:
           ValueError: a comparison that is too long, if that is an error.
         """
-        asked = [
-            self._tokens(self._rendered(comparison, swapped=swapped))
-            for comparison in comparisons
-            for swapped in self._orders
-        ]
-        shape = (len(comparisons), len(self._orders))
-        lengths = np.array([len(tokens) for tokens in asked], int).reshape(shape).max(1)
-        logps = self._choices(asked).reshape(*shape, 2)
-        logps[:, 1:] = logps[:, 1:, ::-1].copy()  # in the second order A's label is the second one
+        asked = [self._tokens(self._rendered(comparison)) for comparison in comparisons]
+        lengths = [len(tokens) for tokens in asked]
+        logps = self._choices(asked)
         rules = self._rules.judge(comparisons) if self._rules is not None else [None] * len(comparisons)
         return [self._verdict(*each) for each in zip(logps, lengths, rules, strict=True)]
 
     def _verdict(self, logps: np.ndarray, length: int, rule: Verdict | None) -> Verdict:
-        """From f64[orders 2], the log-probability of each answer's label, and the longer order's tokens."""
+        """From f64[2], the log-probability of each answer's label, and the comparison's length in tokens."""
         if not self._fits(length):
             return Verdict(
                 None, f"a comparison of {length} tokens; the last bucket holds {self._buckets[-1]}"
             )
         if not np.isfinite(logps).all():
             return Verdict(None, "the judge's model gave probabilities that are not finite")
-        p = float(np.exp(logps[:, 0] - np.logaddexp(logps[:, 0], logps[:, 1])).mean())
-        mass = float(np.exp(logps).sum(1).mean())
+        p = float(np.exp(logps[0] - np.logaddexp(*logps)))
+        mass = float(np.exp(logps).sum())
         reason = f"{p:.3f} for A, mass {mass:.3f}"
         parts: dict[str, dict[str, Any]] = {
-            name: {"logp": float(logp)} for name, logp in zip(("a", "b"), logps.mean(0), strict=True)
+            name: {"logp": float(logp)} for name, logp in zip(("a", "b"), logps, strict=True)
         }
         if self._rules is not None and rule is not None and rule.p is not None:
             for name, part in parts.items():
@@ -213,7 +211,6 @@ def llm(
     batch_size: int,
     buckets: Sequence[int],
     on_long: Literal["error", "no_verdict"],
-    both_orders: bool,
     rules: Mapping[str, Any] | None,
     rule_judge: Callable[..., Any],
 ) -> LLMJudge:
@@ -227,7 +224,6 @@ def llm(
       batch_size: rows per call on the devices, divisible by mesh.data x mesh.fsdp.
       buckets: padded lengths of rendered comparisons, tokens, rising.
       on_long: a comparison longer than the last bucket ends the run, or has no verdict and counts as failed.
-      both_orders: ask twice, the second time with A and B exchanged, and take the mean of p.
       rules: None, or the arguments of the judge by rules with "weight", its share of p, from 0 to below 1;
         with 0 its measures only stand in the log and in the evaluation's tables.
       rule_judge: the factory of the judge by rules.
@@ -247,4 +243,4 @@ def llm(
             raise ValueError(f"rules: weight must be a number from 0 to below 1, found {weight!r}")
         rest = {name: value for name, value in rules.items() if name != "weight"}
         added = Rules(build(rule_judge, rest, "judge.rules"), weight)
-    return LLMJudge(path, rendering, labels, batch_size, buckets, on_long, both_orders, added)
+    return LLMJudge(path, rendering, labels, batch_size, buckets, on_long, added)

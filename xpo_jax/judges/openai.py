@@ -5,8 +5,8 @@ label, over what the server lists as alternatives. With "text" the answer must b
 and the verdict is hard. Whatever else a server does is no verdict, with a reason; a key or a model that it refuses
 ends the run. How it is asked is `server.py`, what it is shown `rendering.py`.
 
-Left out on purpose: reasoning before the verdict, structured output (each server spells it differently), system
-prompts beside the template, and failures in the cache.
+Left out on purpose: asking in both orders (`judging.both_orders` does it for any judge), reasoning before the verdict,
+structured output (each server spells it differently), system prompts beside the template, and failures in the cache.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from xpo_jax.judges.cache import AnswerCache
 from xpo_jax.judges.rendering import Rendering
-from xpo_jax.judges.replies import Masses, bare, from_logprobs, from_text
+from xpo_jax.judges.replies import Masses, NoLogprobs, Unreadable, bare, from_logprobs, from_text
 from xpo_jax.judges.server import Failed, Server, is_loopback
 from xpo_jax.values import Comparison, Message, Verdict
 
@@ -38,7 +38,6 @@ class OpenAIJudge:
         labels: tuple[str, str],
         settings: Mapping[str, Any],
         mode: str,
-        both_orders: bool,
         cache: AnswerCache | None,
     ):
         """Take what `openai` has checked. `settings` go into each request, beside the messages."""
@@ -46,8 +45,7 @@ class OpenAIJudge:
         self._labels = (bare(labels[0]), bare(labels[1]))
         self._settings, self._read = dict(settings), from_logprobs if mode == "logprobs" else from_text
         self._soft = mode == "logprobs"
-        self._orders = (False, True) if both_orders else (False,)
-        self._counts = {"cached": 0, "twice": 0, "flips": 0}
+        self._cached = 0
 
     def check(self, messages: Sequence[Message], row: Mapping[str, Any]) -> None:
         """Refuse a prompt that this judge cannot judge; a run asks for each before it begins.
@@ -55,46 +53,57 @@ class OpenAIJudge:
         Raises:
           ValueError: a column of the template that is missing, empty or no text.
         """
-        self._rendered(Comparison(messages, row, "", ""), swapped=False)
+        self._rendered(Comparison(messages, row, "", ""))
+
+    def probe(self) -> None:
+        """Ask one short question, so that a wrong address, key, model or mode is known before anything is loaded.
+
+        Raises:
+          ValueError: the server does not answer it, or without the probabilities that mode "logprobs" needs.
+        """
+        turn = Message(role="user", content=f"Reply with the letter {self._labels[0]}.")
+        reply = self._server.probe({**self._settings, "messages": [turn]})
+        try:
+            self._read(reply, self._labels)
+        except NoLogprobs as error:
+            raise ValueError(str(error)) from None
+        except Unreadable:  # this one question need not make sense to the model
+            pass
 
     def stats(self) -> Mapping[str, float]:
         """What it did since it was built.
 
         Returns:
-          "calls": requests sent; "retries": of these the further attempts at the same question; "failed":
-          questions without an answer; "cached": questions answered from the cache; "damaged": entries of the
-          cache that could not be used and were asked again; "twice": comparisons with an answer in both orders;
-          "flips": of these the ones in which the two orders prefer different answers.
+          "requests": sent; "retries": of these the further attempts at the same question; "unanswered": questions
+          without an answer; "prompt_tokens", "completion_tokens": as the server counts them; "cache_hits": questions
+          answered from the cache; "cache_damaged": entries of it that could not be used and were asked again.
         """
         damaged = 0 if self._cache is None else self._cache.damaged
-        return {**self._server.counts, **self._counts, "damaged": damaged}
+        return {**self._server.counts, "cache_hits": self._cached, "cache_damaged": damaged}
 
     def __call__(self, comparisons: Sequence[Comparison]) -> list[Verdict]:
         """Judge each comparison.
 
         Returns:
           Verdicts. The scores of mode "logprobs": "a" and "b" hold the log-probability of the answer's label
-          ("logp", nats, the mean of both orders, None if it was not listed); "mass" is P(label of A) + P(label
-          of B), which is far below 1 where the model does not answer the question.
+          ("logp", nats, None if it was not listed); "mass" is P(label of A) + P(label of B), which is far below 1
+          where the model does not answer the question.
 
         Raises:
           ValueError: the server refuses the key, the model or the address; the cache cannot be written.
         """
         questions = [
-            {**self._settings, "messages": _as_messages(self._rendered(comparison, swapped=swapped))}
+            {**self._settings, "messages": _as_messages(self._rendered(comparison))}
             for comparison in comparisons
-            for swapped in self._orders
         ]
-        answers = self._answers(questions)
-        n = len(self._orders)
-        return [self._verdict(answers[i : i + n]) for i in range(0, len(answers), n)]
+        return [self._verdict(answer) for answer in self._answers(questions)]
 
     def _answers(self, questions: Sequence[Mapping[str, Any]]) -> list[Masses | Failed]:
         """An answer to each question: from the cache, else from the server and then into the cache."""
         cache = self._cache
         kept = [None if cache is None else cache.get(question) for question in questions]
         missing = [i for i, answer in enumerate(kept) if answer is None]
-        self._counts["cached"] += len(questions) - len(missing)
+        self._cached += len(questions) - len(missing)
 
         def read(place: int, reply: Any) -> Masses:
             masses = self._read(reply, self._labels)
@@ -105,27 +114,16 @@ class OpenAIJudge:
         asked = iter(self._server.ask([questions[i] for i in missing], read))
         return [next(asked) if answer is None else answer for answer in kept]
 
-    def _verdict(self, orders: Sequence[Masses | Failed]) -> Verdict:
-        """From the masses of each order's first and second answer shown."""
-        masses: list[Masses] = []
-        for answer in orders:
-            if isinstance(answer, Failed):
-                return Verdict(None, answer.reason)
-            masses.append((answer[1], answer[0]) if masses else answer)  # in the second order A came second
-        ps = [a / (a + b) for a, b in masses]
-        p = sum(ps) / len(ps)
-        if len(ps) == 2:
-            self._counts["twice"] += 1
-            self._counts["flips"] += (ps[0] - 0.5) * (ps[1] - 0.5) < 0
+    def _verdict(self, answer: Masses | Failed) -> Verdict:
+        if isinstance(answer, Failed):
+            return Verdict(None, answer.reason)
+        a, b = answer
+        p = a / (a + b)
         if not self._soft:
-            named = dict.fromkeys("A" if each > 0.5 else "B" for each in ps)
-            return Verdict(p, " and ".join(named) + (", by order" if len(named) > 1 else ""))
-        mass = sum(a + b for a, b in masses) / len(masses)
-        logps = [
-            sum(map(math.log, each)) / len(each) if all(each) else None for each in zip(*masses, strict=True)
-        ]
-        scores = {"a": {"logp": logps[0]}, "b": {"logp": logps[1]}, "mass": mass}
-        return Verdict(p, f"{p:.3f} for A, mass {mass:.3f}", scores)
+            return Verdict(p, "A" if p > 0.5 else "B")
+        logps = [math.log(mass) if mass else None for mass in answer]
+        scores = {"a": {"logp": logps[0]}, "b": {"logp": logps[1]}, "mass": a + b}
+        return Verdict(p, f"{p:.3f} for A, mass {a + b:.3f}", scores)
 
 
 def _as_messages(rendered: str | Sequence[Message]) -> list[dict[str, str]]:
@@ -151,7 +149,6 @@ def openai(
     template: str | Sequence[Mapping[str, str]],
     labels: tuple[str, str],
     mode: Literal["logprobs", "text"],
-    both_orders: bool,
     concurrency: int,
     timeout_seconds: float,
     batch_timeout_seconds: float,
@@ -169,8 +166,6 @@ def openai(
         last turn; and any {column} of the row that holds text.
       labels: what the template asks for, for A and for B; for "logprobs" each must be one token.
       mode: "logprobs" where the server gives the probabilities of tokens, else "text".
-      both_orders: ask twice, the second time with A and B exchanged, and take the mean of p: hard verdicts
-        that disagree tie.
       concurrency: requests under way at once.
       timeout_seconds: for one request, until its last byte.
       batch_timeout_seconds: for all comparisons of a call; what is not answered by then has no verdict.
@@ -215,7 +210,7 @@ def openai(
     answers = None
     if cache is not None:
         answers = AnswerCache(cache, base_url=base_url, labels=[bare(label) for label in labels], mode=mode)
-    return OpenAIJudge(server, rendering, labels, settings, mode, both_orders, answers)
+    return OpenAIJudge(server, rendering, labels, settings, mode, answers)
 
 
 def _key(variable: str | None) -> str | None:

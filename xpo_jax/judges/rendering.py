@@ -51,15 +51,14 @@ class Rendering:
         self._tags = re.compile(rf"<(?=\s*/?\s*(?:{'|'.join(tags)})\b)", re.IGNORECASE) if tags else None
         self._break_control_tokens = break_control_tokens
 
-    def __call__(self, comparison: Comparison, *, swapped: bool) -> str | tuple[Message, ...]:
-        """Fill the template; with the two answers exchanged if `swapped`. A text gives text, messages messages.
+    def __call__(self, comparison: Comparison) -> str | tuple[Message, ...]:
+        """Fill the template. A text gives text, messages messages.
 
         Raises:
           ValueError: a column of the template that is missing, empty or no text.
         """
-        messages, row, *answers = comparison
+        messages, row, a, b = comparison
         users = [message["content"] for message in messages if message["role"] == "user"]
-        a, b = reversed(answers) if swapped else answers
         given = {"A": a, "B": b, "prompt": users[-1] if users else ""}
 
         def value(name: str) -> str:

@@ -24,6 +24,10 @@ class Unreadable(ValueError):
     """An answer that says nothing; its text becomes the reason."""
 
 
+class NoLogprobs(Unreadable):
+    """An answer without any probabilities, as of a server that never gives them."""
+
+
 def bare(text: str) -> str:
     """A text without the blanks and punctuation around it."""
     return text.strip(_AROUND)
@@ -57,12 +61,13 @@ def from_logprobs(reply: Any, labels: tuple[str, str]) -> Masses:
     """The labels' probabilities at the first token that is one of them; only punctuation may come before it.
 
     Raises:
-      Unreadable: an answer that begins with something else, or without the probabilities that this needs.
+      Unreadable: an answer that begins with something else, or without the probabilities that this needs; of
+        these NoLogprobs, where there are none at all.
     """
     listed = _choice(reply).get("logprobs")
     tokens = listed.get("content") if isinstance(listed, dict) else None
     if not isinstance(tokens, list) or not tokens:
-        raise Unreadable("the server gave no logprobs; if it never does, set judge.mode to 'text'")
+        raise NoLogprobs("the server gave no logprobs; if it never does, set judge.mode to 'text'")
     for token in tokens:
         text, _ = _token(token)
         if bare(text) in labels:

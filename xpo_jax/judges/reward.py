@@ -76,7 +76,8 @@ class RewardModel:
             raise ValueError(
                 f"judge.batch_size {self._batch_size} is not divisible by mesh.data x mesh.fsdp = {shares}"
             )
-        self._folder = hub.find(self._path).folder
+        self._found = hub.find(self._path)
+        self._folder = self._found.folder
         stated = read_json(self._folder / "config.json").get("architectures")
         if stated != [ARCHITECTURE]:
             raise ValueError(
@@ -89,6 +90,10 @@ class RewardModel:
         if self._tokenizer.chat_template is None:
             raise ValueError(f"judge.path: the tokenizer of {self._folder} has no chat template")
         self._scores = Scores(mesh, config, dtype=dtype, batch_size=self._batch_size, buckets=self._buckets)
+
+    def models(self) -> list[dict[str, str | None]]:
+        """The model, for environment.json; called after `attach`."""
+        return [{"path": self._found.given, "commit": self._found.commit}]
 
     def check(self, messages: Sequence[Message], row: Mapping[str, Any]) -> None:
         """Refuse a prompt that is too long even without an answer, if that is an error.

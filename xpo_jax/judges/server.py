@@ -23,11 +23,13 @@ from xpo_jax.judges.replies import Unreadable
 MAX_BODY_BYTES = 1 << 20  # an answer of a few tokens with 20 alternatives each has some 10 kB
 MAX_WORDS = 120  # letters of the server's words that go into a reason
 FIRST_PAUSE_SECONDS, LAST_PAUSE_SECONDS = 0.5, 30.0  # between two attempts; doubled from one to the next
+CONNECT_SECONDS = 10.0  # for a connection; an address where nobody is may swallow the attempt
 _SENT = frozenset(
     ("host", "accept", "connection", "content-type", "content-length", "user-agent")
     + ("x-stainless-raw-response",)  # by which the client itself knows that an answer is wanted as it came
 )
 
+_TOKENS = ("prompt_tokens", "completion_tokens")
 _KEPT = ("content-type", "retry-after", "location")  # of the headers that are received
 
 T = TypeVar("T")
@@ -46,8 +48,8 @@ class _NoReply(Exception):
 class Server:
     """A server with a model on it.
 
-    counts: since the start, "calls" (requests sent, with every further attempt), "retries" (of these the further
-      attempts) and "failed" (questions left without an answer).
+    counts: since the start, "requests" (sent, with every further attempt), "retries" (of these the further attempts),
+      "unanswered" (questions left without an answer), and as the server says "prompt_tokens", "completion_tokens".
     """
 
     def __init__(
@@ -77,15 +79,36 @@ class Server:
         self._concurrency, self._retries = concurrency, retries
         self._timeout, self._batch_timeout = timeout_seconds, batch_timeout_seconds
         self._jitter = random.Random()  # its own: pauses are no business of a run's seeds
-        self.counts = {"calls": 0, "retries": 0, "failed": 0}
+        self.counts = dict.fromkeys(("requests", "retries", "unanswered", *_TOKENS), 0)
 
-    def ask(self, questions: Sequence[Mapping[str, Any]], read: Callable[[int, Any], T]) -> list[T | Failed]:
+    def probe(self, question: Mapping[str, Any]) -> Any:
+        """The answer to one question, parsed JSON; a server that is not there is not waited for.
+
+        Raises:
+          ValueError: none came.
+        """
+        (found,) = self.ask([question], lambda _, reply: reply, waits_for_server=False)
+        if isinstance(found, Failed):
+            raise ValueError(
+                f"judge.base_url {self._base_url}: {found.reason}; before anything is loaded the server must answer a"
+                " short question: see that it is running, and that address and model are right"
+            )
+        return found
+
+    def ask(
+        self,
+        questions: Sequence[Mapping[str, Any]],
+        read: Callable[[int, Any], T],
+        *,
+        waits_for_server: bool = True,
+    ) -> list[T | Failed]:
         """Ask all questions, so many at a time as `concurrency` says.
 
         Args:
           questions: the body of a chat completion each.
           read: makes of a question's place and the server's answer, parsed JSON, what is returned; called as
             answers arrive. It raises Unreadable where there is nothing to be had from one.
+          waits_for_server: whether it is asked again where there was no connection, or no answer in time.
 
         Returns:
           What `read` returned, or Failed.
@@ -96,12 +119,12 @@ class Server:
         """
         if not questions:
             return []
-        answers = asyncio.run(self._ask_all(questions, read))
-        self.counts["failed"] += sum(isinstance(answer, Failed) for answer in answers)
+        answers = asyncio.run(self._ask_all(questions, read, waits_for_server))
+        self.counts["unanswered"] += sum(isinstance(answer, Failed) for answer in answers)
         return answers
 
     async def _ask_all(
-        self, questions: Sequence[Mapping[str, Any]], read: Callable[[int, Any], T]
+        self, questions: Sequence[Mapping[str, Any]], read: Callable[[int, Any], T], waits: bool
     ) -> list[T | Failed]:
         late = Failed(f"not answered within the batch's {self._batch_timeout:g} s")
         answers: list[T | Failed] = [late] * len(questions)
@@ -113,7 +136,9 @@ class Server:
                 if stopped.is_set():
                     return
                 try:
-                    answers[i] = read(i, _parsed(await self._reply(client, questions[i], end)))
+                    reply = _parsed(await self._reply(client, questions[i], end, waits))
+                    self._count_tokens(reply)
+                    answers[i] = read(i, reply)
                 except (Unreadable, RecursionError) as error:
                     answers[i] = Failed(self._words(str(error)))
                 except _NoReply as error:
@@ -135,20 +160,20 @@ class Server:
                 raise found
         return answers
 
-    async def _reply(self, client: Any, question: Mapping[str, Any], end: float) -> bytes:
+    async def _reply(self, client: Any, question: Mapping[str, Any], end: float, waits: bool) -> bytes:
         """The body of the server's answer to one question; asks again where that may help."""
         now = asyncio.get_running_loop().time
         for attempt in range(self._retries + 1):
-            self.counts["calls"] += 1
+            self.counts["requests"] += 1
             self.counts["retries"] += attempt > 0
-            asked_to_wait = 0.0
+            asked_to_wait, there = 0.0, False
             try:
                 async with asyncio.timeout(self._timeout):  # of the whole call, however its body trickles
                     raw = await client.chat.completions.with_raw_response.create(**question)
             except TimeoutError:
                 reason = f"no answer within {self._timeout:g} s"
             except self._openai.APIStatusError as error:
-                status = error.status_code
+                status, there = error.status_code, True
                 said = self._words(_message(error.response.content))
                 reason = f"the server answered {status}" + (f": {said}" if said else "")
                 stop = self._stop(status, reason, error.response.headers)
@@ -166,6 +191,8 @@ class Server:
                 raise _NoReply(f"the request failed ({type(error).__name__})") from None
             else:
                 return bytes(raw.http_response.content)
+            if not (there or waits):
+                raise _NoReply(reason)
             pause = min(FIRST_PAUSE_SECONDS * 2.0 ** min(attempt, 10), LAST_PAUSE_SECONDS)
             pause = max(asked_to_wait, pause) + pause * self._jitter.random()
             if attempt == self._retries or now() + pause >= end:
@@ -175,6 +202,13 @@ class Server:
         if attempt < self._retries:
             attempts += f"; the next attempt, in {pause:.3g} s, would come after the batch's deadline"
         raise _NoReply(reason + attempts)
+
+    def _count_tokens(self, reply: Any) -> None:
+        usage = reply.get("usage") if isinstance(reply, dict) else None
+        for name in _TOKENS:
+            number = usage.get(name) if isinstance(usage, dict) else None
+            if type(number) is int and 0 <= number < 2**32:
+                self.counts[name] += number
 
     def _stop(self, status: int, reason: str, headers: Mapping[str, str]) -> str:
         """Where no further question would fare better: what is wrong and how to mend it. Else ""."""
@@ -229,14 +263,17 @@ class Server:
                     response.status_code, headers=kept, content=bytes(body), request=request
                 )
 
+        waiting = self._openai.Timeout(
+            None, connect=CONNECT_SECONDS
+        )  # for the rest there are our own deadlines
         loopback = is_loopback(urlsplit(self._base_url).hostname or "")
         return self._openai.AsyncOpenAI(
             base_url=self._base_url,
             api_key="none",  # `send` has the last word; without any the client would look for one
             max_retries=0,
-            timeout=None,
+            timeout=waiting,
             # a proxy has no business between this machine and itself
-            http_client=Connection(timeout=None, trust_env=not loopback),
+            http_client=Connection(timeout=waiting, trust_env=not loopback),
         )
 
 

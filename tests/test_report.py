@@ -1,0 +1,324 @@
+"""The report: what it says of a run, that texts stay texts, and how it behaves in a browser."""
+
+import base64
+import hashlib
+import html
+import html.parser
+import http.server
+import json
+import re
+import shutil
+import subprocess
+import threading
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+
+from xpo_jax import report
+from xpo_jax.page import MAX_POINTS, STYLE, Cell, Line, chart, page, table
+from xpo_jax.runs import findings, read
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+# ---- a run directory, written by hand ---------------------------------------------------------------
+
+
+def evaluation(rate, half, *, kl=0.0, even=None, valid=0.9, tokens=10.0):
+    even = rate if even is None else even
+    return {
+        "eval/win_rate": rate,
+        "eval/win_rate_low": rate - half,
+        "eval/win_rate_high": rate + half,
+        "eval/win_rate_controlled": even,
+        "eval/win_rate_controlled_low": even - half,
+        "eval/win_rate_controlled_high": even + half,
+        "eval/kl": kl,
+        "eval/entropy": 0.5,
+        "eval/policy/valid": valid,
+        "eval/reference/valid": 0.9,
+        "eval/policy/tokens": tokens,
+        "eval/reference/tokens": 10.0,
+        "eval/policy/taste": 0.3,
+        "eval/reference/taste": 0.2,
+    }
+
+
+def step(number, **more):
+    names = ("loss/total", "loss/dpo", "loss/xpo", "judge/win_rate", "objective/kl", "time/update", "skipped")
+    return {"step": number, **dict.fromkeys(names, 0.0), "judge/queries": 8 * number, **more}
+
+
+def write_run(path, rows, *, hostile="a <b> & c", result=True, reference=None):
+    path.mkdir(parents=True)
+    config = {
+        "steps": 2,
+        "judge": {"name": "some:Judge"},
+        "model": {"path": "some/model", "reference": reference},
+        "loss": {"second": "reference", "beta": 0.1},
+    }
+    (path / "config.json").write_text(json.dumps(config))
+    lines = lambda rows: "".join(json.dumps(row) + "\n" for row in rows)
+    (path / "metrics.jsonl").write_text(lines(rows))
+    (path / "samples").mkdir()
+    sample = {"prompt": hostile, "reference": "old", "policy": hostile, "win_share": 1.0}
+    verdicts = [(0.9, "A"), (0.5, None), (0.25, "B"), (None, "A")]
+    samples = [
+        {
+            **sample,
+            "p_policy": p,
+            "shown": shown,
+            "reason": hostile,
+            "scores": {"policy": {"taste": 0.5, "why": hostile}},
+        }
+        for p, shown in verdicts
+    ]
+    (path / "samples" / "held_out.jsonl").write_text(lines(samples))
+    pair = {
+        "messages": [{"role": "user", "content": hostile}],
+        "responses": [{"text": hostile}, {"text": "other"}],
+    }
+    told = {"shown": [1, 0], "p_first": 1.0, "reason": hostile, "failure": None, "scores": {hostile: 1}}
+    (path / "pairs.jsonl").write_text(lines([{"step": i, "position": 0, **pair, **told} for i in range(300)]))
+    failed = {"shown": [0, 1], "p_first": None, "reason": "", "failure": hostile, "scores": {}}
+    (path / "pairs-1.jsonl").write_text(lines([{"step": 299, "position": 1, **pair, **failed}]) + '{"torn": ')
+    if result:
+        (path / "result.json").write_text(json.dumps({"ended_by": "steps", "note": hostile}))
+    return path
+
+
+ROWS = [
+    {"step": 0, **evaluation(0.5, 0.05)},
+    step(1),
+    step(2, **evaluation(0.7, 0.05, kl=1.5, valid=0.89)),
+]
+
+
+# ---- what it reads ----------------------------------------------------------------------------------
+
+
+def test_a_run_is_read(tmp_path):
+    run = read(write_run(tmp_path / "run", [*ROWS[:2], step(1, repeated=1), ROWS[2]]))
+    assert [row["step"] for row in run.metrics] == [0, 1, 2] and run.metrics[1]["repeated"] == 1
+    assert [(row["step"], row["queries"]) for row in run.evaluations] == [(0, 0), (2, 16)]
+    assert len(run.samples) == 4 and run.result["ended_by"] == "steps"
+    assert [(row["step"], row["position"]) for row in run.pairs[-2:]] == [(299, 0), (299, 1)]
+    assert len(run.pairs) == 200
+    under_way = read(write_run(tmp_path / "other", ROWS[:2], result=False))
+    assert under_way.result is None and "under way" in report.html(under_way)
+
+
+def test_what_is_no_run_is_refused_in_one_line(tmp_path):
+    with pytest.raises(
+        ValueError, match="is no run directory with config.json and metrics.jsonl; name a run"
+    ):
+        read(tmp_path)
+    with pytest.raises(ValueError, match="has no evaluation yet; wait for its first$"):
+        read(write_run(tmp_path / "early", [step(1)]))
+    path = write_run(tmp_path / "damaged", ROWS)
+    (path / "metrics.jsonl").write_text('{"step": 0}\n{"step"\n')
+    with pytest.raises(
+        ValueError, match="metrics.jsonl: a line is not JSON .*; restore the file or delete that line"
+    ):
+        read(path)
+
+
+# ---- what it finds ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        ((0.5, 0.05), {"rate": 0.7}, ["good better", "good control", "good even", "good valid"]),
+        ((0.5, 0.05), {"rate": 0.52}, ["look cannot", "good control", "look even", "good valid"]),
+        ((0.5, 0.05), {"rate": 0.3}, ["bad worse", "good control", "bad even", "good valid"]),
+        ((0.6, 0.05), {"rate": 0.7}, ["good better", "look control", "good even", "good valid"]),
+        ((0.5, 0.05), {"rate": 0.7, "even": 0.52}, ["good better", "good control", "bad even", "good valid"]),
+        (
+            (0.5, 0.05),
+            {"rate": 0.7, "valid": 0.8, "tokens": 15.0},
+            ["good better", "good control", "good even", "look valid", "look tokens"],
+        ),
+    ],
+)
+def test_findings(tmp_path, before, after, expected):
+    last = evaluation(after.pop("rate"), 0.05, **after)
+    run = read(write_run(tmp_path / "run", [{"step": 0, **evaluation(*before)}, step(2, **last)]))
+    words = {"control": "before the first step", "even": "at equal lengths", "valid": "valid answers"}
+    found = findings(run)
+    assert len(found) == len(expected)
+    for (kind, text), what in zip(found, expected, strict=True):
+        assert kind == what.split()[0] and words.get(what.split()[1], what.split()[1]) in text
+
+
+def test_findings_of_the_steps(tmp_path):
+    bad = {
+        "judge/failed_rate": 0.25,
+        "judge/position_flip_rate": 0.5,
+        "loss/clipped_share": 0.1,
+        "skipped": 1,
+    }
+    run = read(write_run(tmp_path / "run", [ROWS[0], step(1, **bad), ROWS[2]], reference="another"))
+    texts = [text for _, text in findings(run)]
+    assert not any("before the first step" in text for text in texts)  # two models need not tie
+    assert texts[-4:] == [
+        "training pairs without a verdict: 25 %",
+        "verdicts that change with the order shown: 50 %",
+        "bonus at its limit: 10 %",
+        "updates skipped for numbers that were not finite: 50 %",
+    ]
+
+
+# ---- what it looks like -----------------------------------------------------------------------------
+
+
+def test_a_chart_by_its_points():
+    lines = [
+        Line(
+            "up",
+            [(0, 0.0), (10, 0.5), (20, None), (30, 1.0)],
+            [(0.0, 0.1), (0.4, 0.6), (None, None), (0.9, 1.0)],
+        ),
+        Line("nothing", [(0, None)]),
+    ]
+    svg = ElementTree.fromstring(re.search("<svg.*</svg>", chart("<t>", lines, x="steps", percent=True))[0])
+    (path,) = [each.attrib["d"] for each in svg.iter("path")]
+    places = re.findall(r"([ML])([\d.]+) ([\d.]+)", path)
+    assert [kind for kind, _, _ in places] == ["M", "L", "M"]  # a gap where there is no value
+    xs, ys = ([float(place[i]) for place in places] for i in (1, 2))
+    assert xs[1] - xs[0] == pytest.approx((xs[2] - xs[0]) / 3, abs=0.1)
+    assert ys[0] - ys[1] == pytest.approx((ys[0] - ys[2]) / 2, abs=0.1) and ys[0] > ys[2]
+    texts = [each.text for each in svg.iter("text")]
+    assert texts[:6] == ["0 %", "20 %", "40 %", "60 %", "80 %", "100 %"] and "30" in texts
+    assert [each.text for each in svg.iter("title")][-1] == "up, steps 30: 100 %"
+    assert len(list(svg.iter("polygon"))) == 1
+    assert chart("empty", [Line("nothing", [(0, None), (1, float("nan"))])], x="steps") == ""
+
+
+def test_a_long_line_is_averaged_and_says_so():
+    points = [(i, float(i % 2)) for i in range(4 * MAX_POINTS)]
+    figure = chart("t", [Line("odd", points)], x="steps")
+    assert figure.count("<circle") == MAX_POINTS and "odd (means of 4)" in figure
+    assert "steps 3: 0.5" in figure
+
+
+@pytest.mark.parametrize("values", [(5.0, 5.0), (0.0, 0.0), (-3e-7, 4e-7), (1e6, 9e6)])
+def test_axes_hold_what_they_must(values):
+    figure = chart("t", [Line("a", list(enumerate(values)))], x="steps")
+    heights = [float(y) for y in re.findall(r'cy="([\d.]+)"', figure)]
+    assert len(heights) == 2 and all(10 <= y <= 210 for y in heights)
+
+
+HOSTILE = '</td></table><script>document.title="run"</script><img src="http://bait.invalid/i" onerror="x()">'
+
+
+def test_texts_stay_texts(tmp_path):
+    text = report.html(read(write_run(tmp_path / "run", ROWS, hostile=HOSTILE)))
+    seen = Tags()
+    seen.feed(text)
+    assert seen.names.isdisjoint({"img", "link", "iframe", "object", "a"}) and seen.scripts == 1
+    assert seen.attributes.isdisjoint({"src", "href", "action", "srcset", "onerror"})
+    assert "url(" not in STYLE and "@import" not in STYLE
+    assert text.count(html.escape(HOSTILE)) > 4  # of the samples, the pairs, the reasons, the scores
+
+
+class Tags(html.parser.HTMLParser):
+    """What a browser would take for tags."""
+
+    def __init__(self):
+        super().__init__()
+        self.names, self.attributes, self.scripts = set(), set(), 0
+
+    def handle_starttag(self, tag, attrs):
+        self.names.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+        self.scripts += tag == "script"
+
+
+def test_the_same_run_gives_the_same_file(tmp_path):
+    path = write_run(tmp_path / "run", ROWS)
+    out = report.write(path)
+    first = out.read_bytes()
+    assert out == path / "report.html" and report.write(path).read_bytes() == first
+    for said in (
+        b"70.0 % [65.0, 75.0]",
+        b"The judge&#x27;s taste",
+        b"policy was shown as B",
+        b"2 of 2 steps, finished",
+    ):
+        assert said in first
+
+
+# ---- in a browser -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def proxy():
+    """Everything the browser asks of the network goes here; gives the hosts and addresses asked for."""
+    asked = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_error(404)
+
+        do_CONNECT = do_GET
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    yield f"127.0.0.1:{server.server_address[1]}", asked
+    server.shutdown()
+    server.server_close()
+
+
+def opened(path, folder, proxy):
+    """The page's DOM after its scripts ran."""
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    command += ["--disable-component-update", "--disable-sync", "--no-first-run", f"--user-data-dir={folder}"]
+    command += [f"--proxy-server={proxy}", "--proxy-bypass-list=<-loopback>", "--dump-dom", path.as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (Debian's package chromium)")
+def test_in_chromium(tmp_path, proxy):
+    """Filtering, choosing and sorting work; no text runs; nothing is fetched, though the proxy would see it."""
+    address, asked = proxy
+    path = report.write(write_run(tmp_path / "run", ROWS, hostile=HOSTILE))
+    text = path.read_text()
+    dom = opened(path, tmp_path / "profile", address)
+    assert "<title>run: xpo_jax</title>" in dom and "4 of 4" in dom
+    assert [one for one in asked if "bait" in one] == []
+
+    # a reader's hand, played by a script that this copy's policy lets run
+    hand = """<script>
+      const [box] = document.querySelectorAll('.browse'), menu = box.querySelector('select');
+      const shown = () => [...box.querySelectorAll('tbody tr')].filter(r => !r.hidden).map(r => r.dataset.kind);
+      const said = [];
+      menu.value = 'lost'; menu.dispatchEvent(new Event('change')); said.push(shown());
+      menu.value = ''; menu.dispatchEvent(new Event('change'));
+      for (const i of [4, 4]) { box.querySelectorAll('th button')[i].click(); said.push(shown()); }
+      const field = box.querySelector('input');
+      field.value = 'SHOWN AS A'; field.dispatchEvent(new Event('input')); said.push(shown());
+      const note = document.createElement('p'); note.id = 'said'; note.textContent = JSON.stringify(said);
+      document.body.append(note, box.querySelector('output').cloneNode(true));
+    </script><img src="http://bait.invalid/control">"""
+    copy = tmp_path / "played.html"
+    free = re.sub(r"<meta http-equiv.*?>\n", "", text, count=1)
+    copy.write_text(free.replace("</body>", hand + "</body>"))
+    dom = opened(copy, tmp_path / "profile", address)
+    said = json.loads(html.unescape(re.search(r'<p id="said">(.*?)</p>', dom)[1]))
+    by_verdict = ["failed", "lost", "tied", "won"]
+    assert said == [["lost"], by_verdict, by_verdict[::-1], ["won", "failed"]]
+    assert dom.count("2 of 4") == 2
+    assert any("bait.invalid/control" in one for one in asked)  # so a request would have been seen
+
+
+def test_the_policy_names_the_script():
+    text = page("t", [table(["a"], [[Cell("x", "x")]])])
+    digest = re.search("script-src '(sha256-[^']+)'", text)[1]
+    script = re.search("<script>(.*)</script>", text, re.DOTALL)[1]
+    assert digest == "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert "default-src 'none'" in text

@@ -1,0 +1,97 @@
+"""Try your data before a run: what a config makes of it, the first prompts, and what reading it costs.
+
+    python -m tools.data --config=FILE[:ARGUMENT] [--config.FIELD=VALUE ...] [--show=3] [--batches=100]
+
+Nothing is loaded but the tokenizer. Printed are the summaries of training and held-out prompts, as a run begins with
+them; the first prompts as the model will see them; and the seconds until all is ready to be read and until the first
+batch is there, batches a second afterwards, and the most memory that this process ever took, before and after those
+batches. The last line is one JSON object.
+
+Examples:
+  python -m tools.data --config=configs/paraphrase.py
+  python -m tools.data --config=my_config.py --config.data.train=large.jsonl --batches=1000
+
+Exit status: 0 done, 2 something to mend (one line says what), 130 interrupted.
+
+Left out on purpose: what the judge has to say of a prompt, which `tools.judge` and the run's start tell.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Sequence
+
+from tools.command import Parser, status_of
+from xpo_jax import config as configs
+from xpo_jax import hf, hub, settings
+from xpo_jax.data.prompts import load_prompts
+from xpo_jax.files import to_json, visible
+from xpo_jax.metrics import summary_table, text_table
+from xpo_jax.sampler import Sampling
+
+
+def peak_mib() -> int:
+    """The most memory that this process has ever had resident, MiB."""
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit >> 20
+
+
+def run(argv: Sequence[str]) -> int:
+    """Read and print; returns the exit status."""
+    parser = Parser(prog="python -m tools.data", description=__doc__)
+    parser.add_argument("--show", type=int, default=3, help="prompts to print (3)")
+    parser.add_argument("--batches", type=int, default=100, help="training batches to read (100)")
+    options, rest = parser.parse_known_args(argv)
+    if options.show < 0 or options.batches < 1:
+        raise ValueError(f"--show={options.show} --batches={options.batches}: from 0 and from 1 on")
+    arguments = configs.split_argv(rest)
+    config = configs.load(str(arguments.spec), arguments.overrides)
+    top = configs.build(settings.Experiment, config, "config")
+    sampling = configs.build(Sampling, config.sampling, "sampling")
+    folder = hub.find(configs.build(settings.Model, config.model, "model").path).folder
+    tokenizer = hf.load_tokenizer(folder, hf.read_config(folder))
+
+    begun = time.monotonic()
+    given = {"tokenizer": tokenizer, "max_new_tokens": sampling.max_new_tokens, "check": None}
+    data = configs.build(load_prompts, config.data, "data", **given)
+    batches = data.train_batches(top.batch_size, top.seed)
+    ready, ready_mib = time.monotonic() - begun, peak_mib()
+    first = batches[0]
+    first_batch = time.monotonic() - begun
+    print(summary_table({"training": data.train.summary(), "held out": data.held_out.summary()}))
+    shown = [
+        [int(length), visible(tokenizer.decode(tokens[:length]))]
+        for tokens, length, real in zip(first.tokens, first.lengths, first.real, strict=True)
+        if real
+    ][: options.show]
+    print(f"\n{text_table(['tokens', 'of the first batch'], shown)}\n" if shown else "")
+
+    begun, replaced = time.monotonic(), 0.0
+    for step in range(options.batches):
+        batches[step]
+        replaced += batches.metrics(step).get("data/replaced_rows", 0)
+    seconds = time.monotonic() - begun
+    found = {
+        "rows": data.train.read,
+        "seconds_until_ready": round(ready, 2),
+        "seconds_until_first_batch": round(first_batch, 2),
+        "batches": options.batches,
+        "batches_per_second": round(options.batches / max(seconds, 1e-9), 1),
+        "replaced_rows": int(replaced),
+        "peak_mib_before": ready_mib,
+        "peak_mib_after": peak_mib(),
+    }
+    print(summary_table(found))
+    print(to_json(found))
+    return 0
+
+
+def main(argv: Sequence[str]) -> int:
+    """Try a config's data; returns the exit status."""
+    return status_of("data", lambda: run(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
