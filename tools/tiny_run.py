@@ -74,7 +74,7 @@ def write_config(folder: Path) -> Path:
     config.optimizer.schedule, config.optimizer.learning_rate = "constant", 1e-2
     config.optimizer.warmup_steps = 0
     config.evaluation.update(prompts=8, reference_samples=1, every_steps=3)
-    config.checkpoint = type(config)({"every_steps": EVERY, "keep_last": 2, "keep_every": None})
+    config.checkpoint.update(every_steps=EVERY, keep_last=2)
     config.logging.tensorboard = False
     path = folder / "config.json"
     path.write_text(configs.to_json(config))
