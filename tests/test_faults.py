@@ -13,7 +13,7 @@ import pytest
 from configs.paraphrase import get_config
 from tools import fault_changes, faults, torture
 from tools.fault_matrix import CASES, Planted, flip, full_pairs_log, same_again
-from tools.tiny_run import STEPS, Runs, differences
+from tools.tiny_run import ROOT, STEPS, Runs, differences
 
 SENTINEL = "sentinel-4711"
 SECRETS = ("OPENAI_API_KEY", "HF_TOKEN", "JUDGE_PASSWORD", "http_proxy")
@@ -132,7 +132,21 @@ def test_no_fault_is_left_out():
             assert any(name.startswith(f"{start} {end.strip(',')}") for name in CASES), f"{start} {end}"
 
 
-def test_the_table(tmp_path, monkeypatch, capsys):
+def test_the_page_names_what_there_is():
+    """Behind each promise of docs/reliability.md: faults of the matrix, files of tests."""
+    page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (?!promise|status|\d).+ \| (.+) \|$", page, re.MULTILINE)
+    assert len(rows) > 10
+    for shown in rows:
+        names = re.findall(r"`([^`]+)`", shown)
+        files = re.findall(r"tests/\w+\.py", shown)
+        assert names or files, shown
+        for name in names:
+            assert name == "tools.torture" or any(name.removesuffix(" ...") in case for case in CASES), name
+        assert [file for file in files if not (ROOT / file).is_file()] == []
+
+
+def test_the_table(monkeypatch, capsys):
     def fails(runs, name):
         raise AssertionError("it is\nnot so")
 

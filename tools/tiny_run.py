@@ -110,7 +110,7 @@ class Runs:
     ):
         self.folder, self.overrides, self.devices = folder, tuple(overrides), devices
         folder.mkdir(parents=True, exist_ok=True)
-        self.config = config or str(write_config(folder))
+        self.config, self._tiny = config or str(write_config(folder)), config is None
 
     def path(self, name: str) -> Path:
         """The run directory of that name."""
@@ -127,12 +127,13 @@ class Runs:
 
     def environ(self, devices: int) -> dict[str, str]:
         """That of a process."""
+        hasty = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"} if self._tiny else {}  # compiles fast what runs briefly
         return {
             **os.environ,
+            **hasty,
             "JAX_PLATFORMS": "cpu",
             "HF_HUB_OFFLINE": "1",
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
             "JAX_COMPILATION_CACHE_DIR": str(self.folder / "cache"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
