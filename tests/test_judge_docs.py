@@ -76,6 +76,23 @@ def test_what_cannot_be_called_with_comparisons_is_refused_before_anything_is_lo
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(("name", "shown"), [("batched", "(batch)"), ("one_pair", "(messages, row, a, b)")])
+def test_a_function_that_is_no_judge_is_told_from_a_factory(name, shown):
+    name = f"test_judge_docs:{name}"
+    with pytest.raises(
+        ValueError, match=rf"^judge\.name: {re.escape(name + shown)} is neither a judge, a function"
+    ):
+        make_judge({"name": name}, "judge")
+
+
+def batched(batch):
+    return ["A"] * len(batch)
+
+
+def one_pair(messages, row, a, b):
+    return "A"
+
+
 def of_two():
     return lambda a, b: "A"
 

@@ -37,9 +37,13 @@ from tools.tiny_run import PATIENCE_SECONDS, Ended, Runs, differences, metrics
 EMBEDDED = "configs/paraphrase.py"
 SHORT = (
     "steps=12",
+    "batch_size=32",
+    "layout.micro_batch_size=32",
+    "data.buckets=40",
+    "layout.response_buckets=32",
     "checkpoint.every_steps=3",
-    "evaluation.every_steps=4",
-    "evaluation.prompts=64",
+    "evaluation.every_steps=6",
+    "evaluation.prompts=32",
     "evaluation.reference_samples=1",
     "logging.tensorboard=False",
 )  # of the embedded run

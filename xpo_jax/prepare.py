@@ -65,6 +65,12 @@ def make_judge(group: Mapping[str, Any] | ConfigDict, where: str) -> Any:
         cannot be called as judge(comparisons).
     """
     judge = factory = configs.resolve(group["name"], f"{where}.name", JUDGES)
+    if inspect.isfunction(factory) and _is_neither(factory, group):
+        raise ValueError(
+            f"{where}.name: {group['name']}{inspect.signature(factory)} is neither a judge, a function whose only"
+            " parameter is called comparisons, nor a factory, whose arguments are the group's fields; see"
+            " docs/judges.md"
+        )
     if inspect.isfunction(factory) and list(inspect.signature(factory).parameters) == ["comparisons"]:
         configs.check(lambda: None, group, where)
     else:
@@ -78,6 +84,15 @@ def make_judge(group: Mapping[str, Any] | ConfigDict, where: str) -> Any:
             " judge(comparisons); see docs/judges.md"
         ) from None
     return judge
+
+
+def _is_neither(function: Callable[..., Any], group: Mapping[str, Any] | ConfigDict) -> bool:
+    """Whether a function wants positional arguments, none of which the group has: somebody's judge, misspelt."""
+    parameters = inspect.signature(function).parameters
+    wanted = [
+        name for name, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty
+    ]
+    return bool(wanted) and wanted != ["comparisons"] and not any(name in group for name in wanted)
 
 
 def prepare(config: ConfigDict) -> Parts:
