@@ -117,20 +117,15 @@ def _kill_after(runs: Runs, name: str, seconds: float) -> Ended:
 
 
 def _seen(run: Path, ended: Ended) -> dict[str, Any]:
-    """What it was doing when it was killed, and how far it had come, as its folder and its output tell."""
+    """What it had said last when it was killed, what it left half-written, and how far it had come."""
     done = metrics_so_far(run)
     whole, begun = [], []
     for folder in run.glob("checkpoints/*"):
         (whole if (folder / "manifest.sha256").exists() else begun).append(int(folder.name))
+    half = [f"checkpoint {step}" for step in sorted(begun)] + ["export"] * (run / ".export.partial").exists()
     lines = [line.strip() for line in ended.err.splitlines() if line.strip()]
-    phase = lines[-1] if lines else "starting"
-    if begun:
-        phase = f"writing checkpoint {max(begun)}"
-    elif (run / ".export.partial").exists():
-        phase = "exporting"
-    elif (run / "export").exists():
-        phase = "finishing"
-    return {"phase": phase[:60], "step": done, "checkpoint": max(whole, default=None)}
+    said = lines[-1][:60] if lines else "nothing"
+    return {"said": said, "half_written": half, "step": done, "checkpoint": max(whole, default=None)}
 
 
 def metrics_so_far(run: Path) -> int | None:
