@@ -120,7 +120,7 @@ for _signal, _status in (("SIGTERM", 143), ("SIGINT", 130)):
 _no_verdict = "the judge had no verdict on more than 50% of the pairs .* the last weights are in "
 CASES |= {
     "SIGTERM while compiling": Planted("compile", 3, "SIGTERM", 143, "stopped by SIGTERM; run the same command"),
-    "disk full in a checkpoint": Planted(SAVE, 2, "full 200000", 2, r"checkpoints/\d: cannot be saved .*File too large"),
+    "disk full in a checkpoint": Planted(SAVE, 2, "full 200000", 2, r"checkpoints/\d: cannot be saved .*too large"),
     "disk full in the export": Planted("call xpo_jax.hf:save", 1, "full 1000", 2, "export.*File too large"),
     "judge raises": Planted(JUDGE, 5, "raise", 2, _no_verdict + "|a planted fault"),
     "judge hangs": Planted(
