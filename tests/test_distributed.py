@@ -280,6 +280,7 @@ def test_process_0_speaks_and_writes(pair, together):
         "checkpoints",
         "export",
         "result.json",
+        "report.html",
     }
 
 

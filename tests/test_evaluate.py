@@ -2,13 +2,15 @@
 
 import dataclasses
 import math
+import re
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from fakes import Always, Broken, LongerText, Markov, Recording, silent, split, tied
 
-from xpo_jax import evaluate, logps, sampler
+from xpo_jax import evaluate, logps, sampler, settings
 from xpo_jax.evaluate import POLICY_SAMPLES, PURPOSE, Evaluator, ended_by, same_tokens
 from xpo_jax.values import Comparison, Prompts, Samples
 from xpo_jax.verdicts import Patience
@@ -425,3 +427,17 @@ def test_the_first_limit_that_is_passed_ends_a_run():
         ValueError, match="^evaluation.stop_validity_drop is set, but the judge's parts do not"
     ):
         evaluate.ended_by(mute, mute, **{**off, "stop_validity_drop": 0.1})
+
+
+# ---- the page -------------------------------------------------------------------------------------
+
+
+def test_the_page_names_every_field_and_metric():
+    page = (Path(__file__).parents[1] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    for field in dataclasses.fields(settings.Evaluation):
+        assert f'"{field.name}": ' in page
+    found = run(evaluator(Programs(lambda *_: 2), batches(2), answers=[["x"] * B]))
+    names = {name for name in found.metrics() if not re.search("_(low|high)$", name)} - {"eval/queries"}
+    for name in names:
+        shown = re.sub("/(policy|reference)/", "/*/", name)
+        assert f"`{shown}`" in page or shown in ("eval/*/letters", "eval/*/valid")

@@ -544,7 +544,7 @@ def test_the_layout_of_mesh_buckets_and_update_changes_nothing_that_is_learned(m
                 expected = None if value is None else pytest.approx(value, rel=1e-3, abs=2e-4)
                 assert ours[name] == expected, (theirs["step"], name)
     assert other.result["compilations_during_run"] == 0
-    assert other.result["compilations_announced"] == 4 + 1 + 2 * 2
+    assert other.result["compilations_announced"] == 5 + 1 + 2 * 2
 
 
 def test_the_reference_is_frozen_and_its_samples_do_not_depend_on_what_is_learned(main_run, run, folder):
@@ -663,7 +663,9 @@ def test_numbers_that_are_not_finite_stop_the_run(run):
     assert checkpoint.latest(wild.path / "checkpoints") == 3
     assert not (wild.path / "result.json").exists() and not (wild.path / "export").exists()
     again = run("wild", optimizer__learning_rate=1e30)
-    assert again.status == 2 and "xpo_jax: step 5: loss or gradient was not finite 2 times" in again.err
+    assert (
+        again.status == 2 and again.err.rstrip("\n").split("\n")[-1] == wild.err.rstrip("\n").split("\n")[-1]
+    )
 
 
 def test_skipped_updates_that_are_not_in_a_row_and_identical_responses(run, monkeypatch):

@@ -86,6 +86,12 @@ def comparison(runs: Sequence[Run]) -> str:
     )
 
 
+def _last(run: Run) -> dict[str, Any]:
+    last = run.evaluations[-1]
+    found = {name: value for name, value in last.items() if name.startswith("eval/")}
+    return {"run": str(run.path), "step": last["step"], "queries": last["queries"], **found}
+
+
 def _leaves(values: Mapping[str, Any], path: str = "") -> list[tuple[str, str]]:
     found = []
     for name, value in values.items():
@@ -116,7 +122,7 @@ def run(argv: Sequence[str]) -> dict[str, Any]:
     if options.out:
         atomic_write(options.out, comparison(runs))
     print()
-    return {"runs": [{"run": str(each.path), **each.evaluations[-1]} for each in runs], "report": options.out}
+    return {"runs": [_last(each) for each in runs], "report": options.out}
 
 
 def main(argv: Sequence[str]) -> int:

@@ -52,9 +52,9 @@ def escape(text: Any) -> str:
     return html.escape(visible(str(text)))
 
 
-def number(value: float, percent: bool = False) -> str:
-    """A number as axes and tiles show it."""
-    if not math.isfinite(value):
+def number(value: float | None, percent: bool = False) -> str:
+    """A number as axes and tiles show it, "-" for none."""
+    if value is None or not math.isfinite(value):
         return "-"
     return f"{100 * value:.4g} %" if percent else f"{value:.4g}"
 
@@ -146,6 +146,10 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[Any]], *, choices: str =
     kinds = dict.fromkeys(row[column].kind for row in rows) if choices else {}
     menu = "".join(f"<option>{escape(kind)}</option>" for kind in kinds)
     menu = f'<select><option value="">all</option>{menu}</select>' if choices else ""
+    numeric = [
+        ' class="number"' if all(isinstance(row[i], int | float) for row in rows) else ""
+        for i in range(len(heads))
+    ]
     body = []
     for row in rows:
         kind = f' data-kind="{escape(row[column].kind)}"' if choices else ""
@@ -153,7 +157,10 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[Any]], *, choices: str =
     return (
         f'<div class="browse"><p><input type="search" placeholder="filter by text"> {menu}'
         f' <output>{len(rows)} of {len(rows)}</output></p><div class="scroll"><table><thead><tr>'
-        + "".join(f'<th><button type="button">{escape(head)}</button></th>' for head in heads)
+        + "".join(
+            f'<th{kind}><button type="button">{escape(head)}</button></th>'
+            for head, kind in zip(heads, numeric, strict=True)
+        )
         + f"</tr></thead><tbody>{''.join(body)}</tbody></table></div></div>"
     )
 
@@ -233,7 +240,7 @@ ul.findings { list-style: none; padding: 0; margin: 0; } ul.findings li { paddin
 ul.findings li::before { display: inline-block; width: 4.4rem; font-weight: 600; }
 li.good::before { content: "good"; color: #047857; } li.look::before { content: "look"; color: #b45309; }
 li.bad::before { content: "bad"; color: #b91c1c; }
-.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(400px, 1fr)); gap: 1rem; }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(400px, 100%), 1fr)); gap: 1rem; }
 figure { margin: 0; border: 1px solid #e5e7eb; border-radius: .5rem; padding: .6rem; }
 figcaption { min-height: 2.6em; } .key { margin-left: .6em; white-space: nowrap; font-size: .87em; color: #4b5563; }
 .key i { display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin-right: .3em; }
@@ -241,16 +248,17 @@ svg { width: 100%; height: auto; display: block; } svg text { font-size: 11px; f
 svg text.x { text-anchor: middle; } svg text.y { text-anchor: end; dominant-baseline: middle; }
 svg path { fill: none; stroke-width: 1.8; } .grid { stroke: #eef0f3; }
 .level { stroke: #9ca3af; stroke-dasharray: 4 3; }
-.scroll { overflow: auto; max-height: 42rem; border: 1px solid #e5e7eb; border-radius: .5rem; }
+.scroll { margin-bottom: 1.2rem; overflow: auto; max-height: 42rem; border: 1px solid #e5e7eb; border-radius: .5rem; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; }
 td, th { text-align: left; vertical-align: top; padding: .35rem .55rem; border-bottom: 1px solid #eef0f3; }
 td { white-space: pre-wrap; overflow-wrap: anywhere; min-width: 4.5rem; }
 td.text { min-width: 15rem; } td.reason { min-width: 11rem; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; }
+td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
 thead th { position: sticky; top: 0; background: #f9fafb; white-space: nowrap; }
 th button { all: unset; cursor: pointer; font-weight: 600; } th button:focus-visible { outline: 2px solid #2563eb; }
 td.won { background: #ecfdf5; } td.lost { background: #fef2f2; } td.failed { background: #fffbeb; }
 table.pairs { width: auto; } table.pairs th { font-weight: 500; color: #6b7280; } details { margin: .4rem 0; }
+td details { margin: 0; } td details[open] { min-width: 13rem; }
 input, select { font: inherit; padding: .25rem .5rem; border: 1px solid #d1d5db; border-radius: .35rem; }
 """
 

@@ -33,7 +33,7 @@ def write(path: str | Path) -> Path:
 def html(run: Run) -> str:
     """The report."""
     name = run.path.absolute().name
-    ended = "" if run.result is None else run.result["ended_by"]
+    ended = "" if run.result is None else str(run.result.get("ended_by"))
     state = {"": "under way", "steps": "finished"}.get(ended, f"ended by {ended}")
     found = "".join(f'<li class="{kind}">{escape(text)}</li>' for kind, text in findings(run))
     parts = [
@@ -66,8 +66,8 @@ def tiles(run: Run) -> str:
         "at equal lengths": interval(last, "win_rate_controlled"),
         "against the answers": interval(last, "win_rate_answers"),
         "KL, nats per answer": number(last["eval/kl"]),
-        "valid": _share(last.get("eval/policy/valid")),
-        "copies": _share(last.get("eval/policy/copy")),
+        "valid": number(last.get("eval/policy/valid"), True),
+        "copies": number(last.get("eval/policy/copy"), True),
         "tokens per answer": number(last["eval/policy/tokens"]),
         "judge queries in training": f"{last['queries']:,}",
     }
@@ -80,10 +80,6 @@ def tiles(run: Run) -> str:
         )
         + "</div>"
     )
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else number(value, True)
 
 
 # ---- charts ---------------------------------------------------------------------------------------
@@ -105,24 +101,17 @@ def held_out_charts(runs: Sequence[Run]) -> str:
     for run in runs:
         found = run.evaluations
         rates.append(line(found, "eval/win_rate", of(run, "all comparisons"), x="queries", bands=True))
-        valid.append(line(found, "eval/policy/valid", of(run, "valid"), x="queries"))
+        valid.append(line(found, "eval/policy/valid", of(run, "policy"), x="queries"))
         labels = [f"step {row['step']}" for row in found]
         points = [(row["eval/kl"], row.get("eval/win_rate")) for row in found if row["eval/kl"] is not None]
-        kl.append(Line(of(run, "win rate"), points, labels=labels, marked=len(points) <= 12))
+        kl.append(Line(of(run, "win rate"), points, labels=labels, marked=alone and len(points) <= 12))
         if alone:
             rates.append(line(found, "eval/win_rate_controlled", "at equal lengths", x="queries"))
             rates.append(line(found, "eval/win_rate_answers", "against the answers", x="queries"))
-            valid.append(line(found, "eval/reference/valid", "valid, reference", x="queries"))
-            valid.append(line(found, "eval/policy/copy", "copies", x="queries"))
-            valid.append(line(found, "eval/policy/unfinished", "unfinished", x="queries"))
+            valid.append(line(found, "eval/reference/valid", "reference", x="queries"))
     return (
         chart("Win rate", rates, x="judge queries in training", percent=True, level=0.5)
-        + chart(
-            "Valid answers and copies" if alone else "Valid answers",
-            valid,
-            x="judge queries in training",
-            percent=True,
-        )
+        + chart("Valid answers", valid, x="judge queries in training", percent=True)
         + chart("Win rate against KL", kl, x="KL, nats per answer", percent=True, level=0.5)
     )
 
@@ -140,7 +129,9 @@ def parts_charts(run: Run) -> str:
     prefix = "eval/policy/"
     others = [name.removeprefix(prefix) for name in found[-1] if name.startswith(prefix)]
     return (
-        chart("Length of answers, tokens", both("tokens", ""), x=x)
+        chart("Copies", both("copy", ""), x=x, percent=True, zero=True)
+        + chart("Unfinished answers", both("unfinished", ""), x=x, percent=True, zero=True)
+        + chart("Length of answers, tokens", both("tokens", ""), x=x)
         + chart(
             "Different words and pairs of words",
             both("distinct_1", "words, ") + both("distinct_2", "pairs, "),
@@ -259,7 +250,7 @@ def _scores(scores: Mapping[str, Any]) -> Cell:
         return number(value) if isinstance(value, float) else str(value)
 
     lines = []
-    for name, value in scores.items():
+    for name, value in sorted(scores.items()):  # the policy's before the reference's
         inner = value if isinstance(value, Mapping) else {"": value}
         lines.append(f"{name}: " + ", ".join(f"{k} {said(v)}".strip() for k, v in inner.items() if v != ""))
     return Cell(f"<details><summary>show</summary>{escape(chr(10).join(lines))}</details>", lines[0])

@@ -241,7 +241,7 @@ class Ledger:
             "patience": self._patience.state,
             "offsets": {name: offset for _, name, offset in together.values},
         }
-        self._settled, self._score = True, score
+        self._settled, self._score = True, score if score is not None and math.isfinite(score) else None
         stop = next((number for number, _, _ in together.values if number), None)
         every = self._keep.every_steps
         best = score is not None and self._keep.export == "best"
@@ -259,11 +259,12 @@ class Ledger:
             self._checkpoints.save(self._done, self._state, self._about, score=self._score)
             self._saved = self._done
 
-    def best(self) -> int:
-        """The step whose checkpoint has the best held-out win rate; the last has one in any case."""
+    def best(self) -> int | None:
+        """The step whose checkpoint has the best held-out win rate; None if the judge never had a verdict."""
         with Together("looking for the best checkpoint") as together:
-            together.value = distributed.leads() and best_step(epath.Path(self._folder))
-        return int(together.values[0])
+            together.value = best_step(epath.Path(self._folder)) if distributed.leads() else None
+        best: int | None = together.values[0]
+        return best
 
     def save(self) -> Path:
         """Save the state of the last step's end now, and wait for it; returns the checkpoint's folder."""

@@ -105,7 +105,7 @@ def findings(run: Run) -> list[tuple[str, str]]:
     changed("valid", "valid answers", 0.02, rising=False)
     changed("copy", "copies", 0.02, rising=True)
     changed("unfinished", "unfinished answers", 0.02, rising=True)
-    mine, theirs = last["eval/policy/tokens"], last["eval/reference/tokens"]
+    mine, theirs = last["eval/policy/tokens"], last["eval/reference/tokens"]  # at least one each
     if not 0.8 <= mine / theirs <= 1.25:
         found.append(("look", f"answers of {number(mine)} tokens, the reference's of {number(theirs)}"))
     for name, share, what in (

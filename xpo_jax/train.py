@@ -102,7 +102,7 @@ def _train(p: Parts, run: RunDir, ledger: Ledger, compilations: CompilationCount
     ledger.beat("loading the models")
     state, reference = _load(p, ledger)
     done, counters = int(state.step), ledger.counters
-    if counters.skipped_in_a_row >= p.top.max_skipped:  # the run was ended for that; to go on is to try again
+    if run.changes:  # by which somebody may have mended what made it skip
         counters.skipped_in_a_row = 0
     policy = programs.for_sampling(state.params)
     if device_judge:
@@ -250,8 +250,9 @@ def _train(p: Parts, run: RunDir, ledger: Ledger, compilations: CompilationCount
     # -------------------------------------------------------------------------------------------- end
     ledger.beat("exporting")
     compiled_during, exported = compilations.count - compiled, done
-    if p.checkpoint.export == "best" and (exported := ledger.best()) != done:
+    if p.checkpoint.export == "best" and (best := ledger.best()) not in (None, done):
         del state, policy
+        exported = best
         state = ledger.state_of(exported, programs.like)
         after = evaluated(programs.for_sampling(state.params), exported)
     measured = summary.result(before, after)
