@@ -127,7 +127,7 @@ CASES |= {
         JUDGE, 5, "hang", 124, f"step .* has taken more than {HANGS_SECONDS} s", (f"max_step_seconds={HANGS_SECONDS}",)
     ),
     "judge returns prose": Planted(JUDGE, 5, 'answer "A is better"', 2, "A is better.*the last weights are in "),
-    "judge returns integers": Planted(JUDGE, 5, "answer 1", 2, "integer.*the last weights are in "),
+    "judge returns integers": Planted(JUDGE, 5, "answer 1", 2, "the int 1, which is refused.*the last weights are in "),
     "NaN in all verdicts": Planted(JUDGE, 5, "answer NaN", 2, _no_verdict),
 }  # fmt: skip
 

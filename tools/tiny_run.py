@@ -127,7 +127,8 @@ class Runs:
 
     def environ(self, devices: int) -> dict[str, str]:
         """That of a process."""
-        hasty = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"} if self._tiny else {}  # compiles fast what runs briefly
+        # what runs briefly is better compiled fast than well
+        hasty = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"} if self._tiny else {}
         return {
             **os.environ,
             **hasty,
