@@ -191,14 +191,14 @@ CASES["NaN in the gradient"] = _poisoned(0)
 
 @case("NaN in the gradient, twice in a row")
 def _(runs: Runs, name: str) -> str:
-    """`max_skipped` is 2: the run ends; what is saved is what was before."""
-    overrides = ["steps=5", "max_skipped=2"]
+    """`max_skipped` is 2: the run ends, and again until something is changed; what is saved is what was before."""
     plan = {"at": "program accumulate", "call": 4, "do": "nan 0", "times": 2}
-    happened = expect(
-        runs.run(name, overrides, plan), 2, "step 5: loss or gradient was not finite 2 times in a row"
-    )
-    expect(runs.run(name, overrides), 0, "")
+    said = "step 5: loss or gradient was not finite 2 times in a row"
+    happened = expect(runs.run(name, ["steps=5", "max_skipped=2"], plan), 2, said)
+    expect(runs.run(name, ["steps=5", "max_skipped=2"]), 2, said)
+    expect(runs.run(name, ["steps=5", "max_skipped=3"]), 0, "")
     assert _weights(runs.path(name)) == _weights(_shortened(runs)), "what was saved is not what was before"
+    happened = happened.replace(f"{runs.path(name)}/", "")
     return f"{happened}; the checkpoint holds bit for bit the weights of before"
 
 
