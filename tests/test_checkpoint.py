@@ -233,6 +233,13 @@ def test_a_failed_write_is_one_line_and_leaves_nothing(tmp_path, capfd, caplog):
     assert message.startswith(f"{tmp_path}/3: cannot be saved (") and "File too large" in message
     assert message.endswith("; free space or mend the rights")
     assert list(tmp_path.iterdir()) == []
+    save(tmp_path, 2, state, {})
+    checkpoints = Checkpoints(tmp_path, keep_last=1)
+    with files_of_at_most(20_000):  # and in the background: told by what comes next
+        checkpoints.save(3, big, {})
+        assert failure(checkpoints.save, 4, state, {})[:99] == message[:99]
+    assert [p.name for p in tmp_path.iterdir()] == ["2"] and latest(tmp_path) == 2
+    shutil.rmtree(tmp_path / "2")
     gc.collect()  # errors that nobody took are reported when they are collected
     assert capfd.readouterr().err == "" and caplog.messages == []
     (tmp_path / "file").touch()

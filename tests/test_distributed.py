@@ -277,6 +277,7 @@ def test_process_0_speaks_and_writes(pair, together):
         "pairs.jsonl",
         "pairs-1.jsonl",
         "samples",
+        "evaluations",
         "checkpoints",
         "export",
         "result.json",

@@ -20,7 +20,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -31,7 +30,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from xpo_jax import distributed, manifest, orbax_io, retention
+from xpo_jax import distributed, manifest, orbax_io, paths, retention
 from xpo_jax.distributed import Failed, Together
 from xpo_jax.manifest import CheckpointError
 from xpo_jax.retention import ABOUT
@@ -65,7 +64,7 @@ class Checkpoints:
         keep_every: int | None = None,
         background: bool = True,
     ):
-        self._path = _root(path)
+        self._path = paths.find(path)
         self._keep_last, self._keep_every, self._background = keep_last, keep_every, background
         self._thread: threading.Thread | None = None
         self._problem: CheckpointError | None = None
@@ -167,7 +166,7 @@ class Checkpoints:
                 writer.finish()
                 self._written = True
                 if distributed.leads():
-                    manifest.write(folder / ABOUT, text + "\n")
+                    paths.write(folder / ABOUT, text + "\n")
                     manifest.seal(folder)
         except BaseException as error:
             self._problem = error if isinstance(error, CheckpointError) else CheckpointError(repr(error))
@@ -248,7 +247,7 @@ def verify(path: str | Path | epath.Path, step: int) -> None:
 
 def latest(path: str | Path | epath.Path) -> int | None:
     """The newest step that verifies; damaged ones are passed over, each with a warning in the log."""
-    for step in reversed(retention.steps_in(_root(path))):
+    for step in reversed(retention.steps_in(paths.find(path))):
         try:
             verify(path, step)
             return step
@@ -257,13 +256,8 @@ def latest(path: str | Path | epath.Path) -> int | None:
     return None
 
 
-def _root(path: str | Path | epath.Path) -> epath.Path:
-    found = epath.Path(path)
-    return found if manifest.in_bucket(found) else epath.Path(os.path.abspath(found))
-
-
 def _folder(path: str | Path | epath.Path, step: int) -> epath.Path:
-    return _root(path) / str(int(step))
+    return paths.find(path) / str(int(step))
 
 
 def _make_room(folder: epath.Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import posixpath
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from etils import epath
 
-from xpo_jax.files import atomic_write
+from xpo_jax.paths import in_bucket, write
 
 MANIFEST = "manifest.sha256"
 _THREADS = 8  # that read at a time; hashing lets go of Python's lock
@@ -25,19 +26,6 @@ _REMOVAL_SECONDS = 10.0
 
 class CheckpointError(ValueError):
     """A checkpoint cannot be saved or restored; one line that says what, where and how to mend it."""
-
-
-def write(file: epath.Path, text: str) -> None:
-    """Write a file whole or not at all, in a folder that is there."""
-    if in_bucket(file):
-        file.write_text(text)
-    else:
-        atomic_write(Path(file), text)
-
-
-def in_bucket(path: epath.Path) -> bool:
-    """Whether it is no file of this machine's, nor of a disk that it mounts."""
-    return "://" in str(path)
 
 
 def seal(folder: epath.Path) -> None:
@@ -112,8 +100,12 @@ def remove(folder: epath.Path) -> None:
 
 def _files(folder: epath.Path) -> list[str]:
     """All files but the manifest, as paths relative to the folder."""
-    found = ((epath.Path(root) / name) for root, _, names in folder.walk() for name in names)
-    names = (file.relative_to(folder).as_posix() for file in found)
+    top = str(folder).rpartition("://")[2]  # what is walked in a bucket has no gs://
+    names = (
+        posixpath.relpath(f"{root}/{name}".rpartition("://")[2], top)
+        for root, _, names in folder.walk()
+        for name in names
+    )
     return sorted(name for name in names if name != MANIFEST)
 
 

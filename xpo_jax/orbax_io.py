@@ -17,6 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+_FILE_BYTES = 2**27  # roughly; each file is hashed by one thread
 _WRITE_SECONDS = 4 * 3600  # after which Orbax gives up
 
 
@@ -35,8 +36,12 @@ class Writer:
         registry = kinds.create_type_handler_registry(
             (jax.Array, kinds.ArrayHandler(use_replica_parallel=False)), (np.ndarray, kinds.NumpyHandler())
         )
+        # Weights hardly compress, so that is left; zarr3 allows for files of a certain size.
+        handler = ocp.PyTreeCheckpointHandler(
+            type_handler_registry=registry, use_compression=False, use_zarr3=True
+        )
         self._orbax = ocp.AsyncCheckpointer(
-            ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
+            handler,
             async_options=ocp.options.AsyncOptions(
                 timeout_secs=_WRITE_SECONDS, create_directories_asynchronously=False
             ),
@@ -45,7 +50,7 @@ class Writer:
 
     def start(self, folder: epath.Path, tree: Any) -> None:
         """Returns when the arrays are copied from the devices. All processes call it."""
-        self._orbax.save(folder, args=ocp.args.PyTreeSave(tree))
+        self._orbax.save(folder, args=ocp.args.PyTreeSave(tree, ocdbt_target_data_file_size=_FILE_BYTES))
 
     def finish(self) -> None:
         """Returns when the files of all processes are in the folder; raises whatever went wrong in this one.

@@ -34,6 +34,7 @@ from xpo_jax.measures import Rate
 from xpo_jax.metrics import Metrics
 from xpo_jax.pairs_log import PairsLog
 from xpo_jax.retention import best_step
+from xpo_jax.rundir import RunDir
 from xpo_jax.values import Paid, Prompts, TrainState
 from xpo_jax.verdicts import Patience
 
@@ -55,10 +56,9 @@ class Ledger:
     """What a run writes down as it goes, so that at every step's end it could go on from there.
 
     Args:
-      run: the path of the run directory.
+      run: the run directory.
       keep: how often a checkpoint is made, and which are kept.
       steps: of the whole run.
-      fixed: a fingerprint of what may not change in a config, see `changed_fields.fingerprint`.
       evaluations: a fingerprint of what decides what an evaluation finds, besides step and weights.
       devices: how the arrays are split, which decides the last bits of whatever comes after the restored step.
       accept_changes: of config and reference.
@@ -69,11 +69,10 @@ class Ledger:
 
     def __init__(
         self,
-        run: Path,
+        run: RunDir,
         keep: settings.Checkpoint,
         *,
         steps: int,
-        fixed: str,
         evaluations: str,
         devices: str,
         accept_changes: bool,
@@ -82,11 +81,11 @@ class Ledger:
         watchdog: Watchdog,
     ):
         self.counters = Counters()
-        self._run, self._keep, self._steps = run, keep, steps
-        self._of, self._devices = evaluations, devices
+        self._run, self._keep, self._steps = run.path, keep, steps
+        self._dir, self._of, self._devices = run, evaluations, devices
         self._signals, self._watchdog, self._patience = signals, watchdog, patience
         self._accept = accept_changes
-        self._about: dict[str, Any] = {"config": fixed}
+        self._about: dict[str, Any] = {"config": run.fixed}
         self._there: dict[str, Any] = {}
         self._done, self._saved = -1, -1
         self._found: dict[str, Any] = {}
@@ -101,15 +100,15 @@ class Ledger:
             )
 
     @property
-    def _folder(self) -> Path:
-        return self._run / "checkpoints"
+    def _folder(self) -> epath.Path:
+        return self._dir.checkpoints
 
     # ---- at the start ----
 
-    def described(self, changes: Sequence[str]) -> dict[str, str]:
-        """For the opening table: where the run goes on, and with which changes of its config."""
+    def described(self) -> dict[str, str]:
+        """For the opening table: where the run is and goes on, and with which changes of its config."""
         where = "" if self.newest is None else f"after step {self.newest}, whose checkpoint is whole"
-        rows = {"going on": where, "changed": "; ".join(changes)}
+        rows = {"run": self._dir.address, "going on": where, "changed": "; ".join(self._dir.changes)}
         return {name: text for name, text in rows.items() if text}
 
     def beat(self, what: str) -> None:
@@ -150,7 +149,7 @@ class Ledger:
         step = -1 if self.newest is None else self.newest
         offsets = self._there.get("offsets", {})
         with Together("cutting the logs back"):
-            if distributed.leads():
+            if distributed.leads() or not self._dir.shared:
                 cut_metrics(self._run, step)
                 cut_pairs(self._run, max(step, 0), offsets)
         with Together("opening the logs"):
@@ -256,17 +255,18 @@ class Ledger:
 
     def _save(self) -> None:
         if self._saved != self._done:
+            self._dir.push()  # first, so that the logs reach at least as far as the newest checkpoint
             self._checkpoints.save(self._done, self._state, self._about, score=self._score)
             self._saved = self._done
 
     def best(self) -> int | None:
         """The step whose checkpoint has the best held-out win rate; None if the judge never had a verdict."""
         with Together("looking for the best checkpoint") as together:
-            together.value = best_step(epath.Path(self._folder)) if distributed.leads() else None
+            together.value = best_step(self._folder) if distributed.leads() else None
         best: int | None = together.values[0]
         return best
 
-    def save(self) -> Path:
+    def save(self) -> epath.Path:
         """Save the state of the last step's end now, and wait for it; returns the checkpoint's folder."""
         if not self._settled:
             self.settle()

@@ -11,7 +11,8 @@ not do: every Hugging Face folder has one. Any other folder that is not empty is
 
 Of many processes, process 0 opens the directory and writes the files above; the others join it, on a
 disk that all share. A run that was interrupted is opened again with the same config, but for what
-changed_fields.py allows; where in it to go on is not known here, see resume.py. Left out on purpose: gs:// paths.
+changed_fields.py allows; where in it to go on is not known here, see resume.py. A run
+directory in a bucket (gs://) is worked on in a folder of each process, and copied there, see remote.py.
 metrics.jsonl, tensorboard/, pairs.jsonl, evaluations/, checkpoints/, export/ and report.html are made by the modules
 that write them.
 """
@@ -27,9 +28,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from xpo_jax import changed_fields, distributed
+from xpo_jax import changed_fields, distributed, paths
 from xpo_jax.distributed import Together
 from xpo_jax.files import atomic_write, markdown_table, to_json
+from xpo_jax.remote import Workplace
 
 MARKER = "xpo_jax_run.json"
 FORMAT = "xpo_jax run directory"
@@ -47,7 +49,9 @@ class RunDirError(ValueError):
 class RunDir:
     """A run directory, made by `RunDir.open` or `RunDir.join`; it writes where this process holds the lock.
 
-    path: the absolute path.
+    path: the absolute path; of one in a bucket, the folder in which this process works on it.
+    address: what people call it: the same, or the gs:// path.
+    checkpoints: their folder, which every process writes into.
     result: what `finish` wrote, if this run is finished already, else None.
     fixed: a fingerprint of what may not change in the config.
     changes: fields that differ from the config the run was left with, a line each.
@@ -63,6 +67,8 @@ class RunDir:
         changes: Sequence[str] = (),
     ):
         self.path, self.fixed, self.changes = path, fixed, tuple(changes)
+        self._workplace: Workplace | None = None
+        self.address, self.checkpoints = str(path), paths.find(path) / "checkpoints"
         self._lock, self._writes = lock, lock is not None
         self._result = result
 
@@ -128,22 +134,42 @@ class RunDir:
 
     @classmethod
     def join(cls, path: str | Path, config_json: str, *, accept_changes: bool = False) -> RunDir:
-        """`open` on process 0; the others get the same folder, which they find but do not write these files into.
+        """`open` on process 0; the others find the same folder, but do not write these files into it.
 
         Raises: what `open` raises; on all processes, also if one of them does not see the folder.
         """
+        if paths.in_bucket(path):
+            return cls._join_in_bucket(str(path).rstrip("/"), config_json, accept_changes)
         with Together("opening the run directory") as together:
             run = cls.open(path, config_json, accept_changes=accept_changes) if distributed.leads() else None
-            together.value = run and [
-                str(run.path),
-                run.result,
-                run.fixed,
-                run.changes,
-                int(os.stat(run.path / MARKER).st_mtime),
-            ]
+            made = run and int(os.stat(run.path / MARKER).st_mtime)
+            together.value = run and [str(run.path), run.result, run.fixed, run.changes, made]
         where, result, fixed, changes, made = together.values[0]
         with Together("finding the run directory"):
             return run or cls(_found(Path(where), made), None, result, fixed=fixed, changes=changes)
+
+    @classmethod
+    def _join_in_bucket(cls, address: str, config_json: str, accept_changes: bool) -> RunDir:
+        workplace = Workplace(address)
+        try:
+            with Together("opening the run directory"):
+                run = cls.open(workplace.local, config_json, accept_changes=accept_changes)
+        except BaseException:
+            workplace.close()
+            raise
+        run._writes = distributed.leads()
+        run._workplace, run.address, run.checkpoints = workplace, address, paths.find(address) / "checkpoints"
+        return run
+
+    @property
+    def shared(self) -> bool:
+        """Whether all processes see the same folder."""
+        return self._workplace is None
+
+    def push(self) -> None:
+        """Where the directory is in a bucket, copy there what has changed; all processes call it."""
+        if self._workplace:
+            self._workplace.push()
 
     @property
     def result(self) -> dict[str, Any] | None:
@@ -193,6 +219,9 @@ class RunDir:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+        if self._workplace:
+            self._workplace.close()
+            self._workplace = None
 
     def __enter__(self) -> Self:
         return self
@@ -204,8 +233,6 @@ class RunDir:
 def _local_path(path: str | Path) -> Path:
     if not str(path).strip():
         raise RunDirError("run_dir: is empty; give a folder with --config.run_dir")
-    if re.match(r"\w+://", str(path)):
-        raise RunDirError(f"{path}: run directories are local folders for now; {_ELSEWHERE}")
     return Path(os.path.abspath(os.path.expanduser(path)))
 
 

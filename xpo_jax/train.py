@@ -58,13 +58,12 @@ def train(config: ConfigDict, *, accept_changes: bool = False) -> dict[str, Any]
             Watchdog(p.top.max_step_seconds) as watchdog,
         ):
             if run.result is not None:
-                print(f"{run.path} holds this run, finished; delete that folder to run it again")
+                print(f"{run.address} holds this run, finished; delete that folder to run it again")
                 return run.result
             ledger = Ledger(
-                run.path,
+                run,
                 p.checkpoint,
                 steps=p.top.steps,
-                fixed=run.fixed,
                 evaluations=of_evaluations(config),
                 devices=f"{dict(p.programs.mesh.shape)} of {jax.process_count()}",
                 accept_changes=accept_changes,
@@ -78,6 +77,7 @@ def train(config: ConfigDict, *, accept_changes: bool = False) -> dict[str, Any]
                 run.finish(result)
                 if distributed.leads():
                     report.write(run.path)
+            run.push()
             return result
 
 
@@ -88,7 +88,7 @@ def _train(p: Parts, run: RunDir, ledger: Ledger, compilations: CompilationCount
     announced = [*programs.announced(), *(device_judge.announced() if device_judge else ())]
     with Together("writing the environment"):
         run.write_environment(origins(p))
-    described = {"run": str(run.path), **ledger.described(run.changes), **p.described}
+    described = {**ledger.described(), **p.described}
     print(summary.opening(programs, described, compilations=len(announced)), flush=True)
     with Together("compiling"):
         for name, compile_program in summary.progress(announced, "compiling"):
@@ -275,8 +275,8 @@ def _train(p: Parts, run: RunDir, ledger: Ledger, compilations: CompilationCount
         "skipped": int(state.skipped),
         "compilations_announced": len(announced),
         "compilations_during_run": compiled_during,
-        "run_dir": str(run.path),
-        "export": str(run.path / "export"),
+        "run_dir": run.address,
+        "export": f"{run.address}/export",
     }
 
 

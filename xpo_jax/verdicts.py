@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -232,7 +231,7 @@ class Patience:
 
 
 @contextlib.contextmanager
-def saved_first(save: Callable[[], Path]) -> Iterator[None]:
+def saved_first(save: Callable[[], object]) -> Iterator[None]:
     """Where a judge ends the run in here, `save` is called before the error is told, with what it returns."""
     try:
         yield

@@ -1,0 +1,247 @@
+"""Run directories in a bucket: checkpoints written there, the other files mirrored, one run at a time."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+from etils import epath
+from fake_gcs import bucket
+from test_checkpoint import abstract, assert_bits_equal, failure, make_state
+
+from xpo_jax import paths
+from xpo_jax.checkpoint import Checkpoints, latest, restore, save, verify
+from xpo_jax.remote import LEASE, Lease, Mirror, RemoteError
+
+WHO = {"host": "a", "pid": 1}
+
+
+@pytest.fixture
+def there(request):
+    """gs://bucket/<test>, and the objects below it by name."""
+    server, name = bucket(), request.node.name.split("[")[0]
+
+    pytest.importorskip("gcsfs")  # which looks once, when it is imported, where the bucket is
+
+    class There:
+        path = f"gs://bucket/{name}"
+
+        @property
+        def objects(self):
+            found = {n: content for n, (content, _) in server.objects.items() if n.startswith(f"{name}/")}
+            return {n.removeprefix(f"{name}/"): content for n, content in found.items()}
+
+        def put(self, file, content):
+            server.put(f"{name}/{file}", content, None)
+
+    yield There()
+    server.full = False
+
+
+# ---- checkpoints --------------------------------------------------------------------------------
+
+
+def test_checkpoints_in_a_bucket(there, caplog):
+    path = f"{there.path}/checkpoints"
+    with Checkpoints(path, keep_last=1) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(step, make_state(step), {"step": step}, score=0.5 if step == 1 else 0.25)
+    assert latest(path) == 3
+    assert {name.split("/")[1] for name in there.objects} == {"1", "3"}
+    for step in (1, 3):
+        state, extra = restore(path, step, abstract(make_state()))
+        assert_bits_equal(state, make_state(step))
+        assert extra == {"step": step}
+    lines = there.objects["checkpoints/3/manifest.sha256"].decode().splitlines()
+    assert {f"checkpoints/3/{line[66:]}" for line in lines} | {"checkpoints/3/manifest.sha256"} == {
+        name for name in there.objects if name.startswith("checkpoints/3/")
+    }
+    assert (
+        failure(save, path, 3, make_state(), {})
+        == f"{path}/3: is there already; delete it to save that step again"
+    )
+
+    largest = max(there.objects, key=lambda n: len(there.objects[n]) * n.startswith("checkpoints/3/state"))
+    content = bytearray(there.objects[largest])
+    content[len(content) // 2] ^= 16
+    there.put(largest, bytes(content))
+    assert failure(verify, path, 3).startswith(f"{there.path}/{largest}: is damaged")
+    there.put("checkpoints/1/state/notes.txt", b"")
+    assert failure(verify, path, 1).startswith(f"{path}/1/state/notes.txt: is not a file of this checkpoint")
+    assert latest(path) is None and len(caplog.messages) == 2
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # as in test_checkpoint.py
+def test_a_bucket_that_cannot_be_written(there):
+    bucket().full = True
+    message = failure(save, f"{there.path}/checkpoints", 1, make_state(), {})
+    assert message.startswith(f"{there.path}/checkpoints/1: cannot be saved (") and "\n" not in message
+    assert there.objects == {}
+
+
+def test_gcsfs_is_asked_for(monkeypatch):
+    monkeypatch.setattr(paths.importlib.util, "find_spec", lambda name: None)
+    paths._prepare_buckets.cache_clear()
+    with pytest.raises(ValueError, match=r"^gs:// paths need gcsfs; install xpo-jax\[gcs\]$"):
+        paths.find("gs://bucket/run")
+    assert str(paths.find("run")) == os.path.abspath("run")
+
+
+# ---- the mirror -----------------------------------------------------------------------------------
+
+
+def write(folder, **files):
+    for name, text in files.items():
+        file = Path(folder) / name.replace("__", "/").replace("_dot_", ".")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+
+
+def contents(folder):
+    return {
+        file.relative_to(folder).as_posix(): file.read_bytes()
+        for file in Path(folder).rglob("*")
+        if file.is_file()
+    }
+
+
+def test_what_changed_is_pushed_and_pulled_elsewhere(there, tmp_path):
+    here, later = tmp_path / "here", tmp_path / "later"
+    mirror = Mirror(there.path, here)
+    mirror.pull()  # of a run that is not there yet
+    write(
+        here,
+        result_dot_json="{}",
+        xpo_jax_run_dot_json="{}",
+        metrics_dot_jsonl="1\n",
+        export__a_dot_bin="x" * 10**6,
+    )
+    write(here, checkpoints__1__x="no", _dot_config_dot_json_dot_tmp="no", samples__held_out_dot_md="|ü|")
+    order = ["xpo_jax_run.json", "export/a.bin", "metrics.jsonl", "samples/held_out.md", "result.json"]
+    assert mirror.push() == order
+    assert mirror.push() == []
+    with open(here / "metrics.jsonl", "a") as file:
+        file.write("2\n")
+    assert mirror.push() == ["metrics.jsonl"]
+    (here / "samples" / "held_out.md").unlink()
+    assert mirror.push() == []
+    expected = {**contents(here), "samples/held_out.md": "|ü|".encode()}
+    del expected["checkpoints/1/x"], expected[".config.json.tmp"]
+    assert there.objects == expected
+
+    there.put("checkpoints/1/state/d", b"large")
+    there.put(LEASE, b"{}")
+    second = Mirror(there.path, later)
+    second.pull()
+    assert contents(later) == expected
+    assert second.push() == []
+    (later / "metrics.jsonl").write_text("1\n")  # cut back
+    assert second.push() == ["metrics.jsonl"]
+    assert there.objects["metrics.jsonl"] == b"1\n"
+
+
+def test_a_push_that_fails_is_done_again(there, tmp_path):
+    write(tmp_path, metrics_dot_jsonl="1\n")
+    mirror = Mirror(there.path, tmp_path)
+    bucket().full = True
+    with pytest.raises(RemoteError) as caught:
+        mirror.push()
+    assert str(caught.value).startswith(f"{there.path}/metrics.jsonl: cannot be written (")
+    assert "\n" not in str(caught.value)
+    bucket().full = False
+    assert mirror.push() == ["metrics.jsonl"] and there.objects == {"metrics.jsonl": b"1\n"}
+
+
+def test_no_name_leads_out_of_the_folder(tmp_path, monkeypatch):
+    (tmp_path / "there").mkdir()
+    mirror = Mirror(tmp_path / "there", tmp_path / "here")
+    monkeypatch.setattr(mirror, "_names_there", lambda: ["../stolen"])
+    with pytest.raises(RemoteError, match=r"there/../stolen: leads out of its folder; remove that object$"):
+        mirror.pull()
+    assert not (tmp_path / "stolen").exists()
+
+
+# ---- the lease --------------------------------------------------------------------------------------
+
+
+def refusal(path, **options):
+    with pytest.raises(RemoteError) as caught:
+        Lease(path, {"host": "b", "pid": 2}, **options)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("where", ["in a bucket", "in a folder"])
+def test_one_run_at_a_time(request, tmp_path, where):
+    path = str(tmp_path) if where == "in a folder" else request.getfixturevalue("there").path
+    with Lease(path, WHO, seconds=1000) as first:
+        message = refusal(path, seconds=1000)
+        assert message.startswith(f"{path}: is in use by process 1 on a, last heard of ")
+        assert message.endswith(" s from now") and "\n" not in message
+        first.check()
+    with Lease(path, WHO):
+        pass
+    assert not (epath.Path(path) / LEASE).exists()
+
+
+def test_a_dead_one_is_taken_over_and_learns_of_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(Lease, "_renew", lambda self: None)  # a process that is stopped
+    first = Lease(tmp_path, WHO, seconds=0.2)
+    time.sleep(0.3)
+    second = Lease(tmp_path, {"host": "b", "pid": 2}, seconds=0.2)
+    monkeypatch.undo()
+    turns = iter((False, True))
+    first._released.wait = lambda seconds: next(turns)
+    first._renew()  # goes on
+    with pytest.raises(RemoteError, match="was taken over by another run, so this one ends$"):
+        first.check()
+    first.release()  # not what is another's
+    assert json.loads((tmp_path / LEASE).read_text())["host"] == "b"
+    second.check()
+
+
+def test_of_two_that_find_it_free_one_gets_it(tmp_path, monkeypatch):
+    write_lease = Lease._write
+
+    def late(self, generation):
+        monkeypatch.setattr(Lease, "_write", write_lease)
+        Lease(tmp_path, WHO)  # between the other's reading and writing
+        return write_lease(self, generation)
+
+    monkeypatch.setattr(Lease, "_write", late)
+    assert (
+        refusal(tmp_path) == f"{tmp_path}: another run was faster to take it; give another --config.run_dir"
+    )
+
+
+def test_it_is_renewed_and_an_answer_that_was_lost_does_no_harm(tmp_path, monkeypatch):
+    write_lease, said = Lease._write, []
+
+    def unheard(self, generation):
+        said.append(write_lease(self, generation))
+        return b"" if len(said) == 3 else said[-1]
+
+    monkeypatch.setattr(Lease, "_write", unheard)
+    with Lease(tmp_path, WHO, seconds=0.4) as lease:
+        until = time.monotonic() + 20
+        while len(said) < 6 and time.monotonic() < until:
+            time.sleep(0.02)
+        assert len(said) >= 6 and refusal(tmp_path, seconds=1000).endswith(" s from now")
+        lease.check()
+
+
+def test_a_bucket_that_is_out_of_reach(monkeypatch, tmp_path):
+    with Lease(tmp_path, WHO, seconds=0.2) as lease:
+
+        def unreachable(self, generation):
+            raise ValueError("UNAVAILABLE: no\nroute")
+
+        monkeypatch.setattr(Lease, "_write", unreachable)
+        lease._thread.join(20)
+        with pytest.raises(
+            RemoteError, match=r"cannot be renewed \(UNAVAILABLE: no route\); mend the network$"
+        ):
+            lease.check()
+    assert refusal(tmp_path / "b") == (
+        f"{tmp_path}/b/{LEASE}: cannot be used (UNAVAILABLE: no route); mend the rights or the network"
+    )
