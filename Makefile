@@ -13,13 +13,14 @@ CONSTRAINTS := $(if $(VERSION),constraints-$(VERSION).txt)
 SAME := $(if $(FOUND),$(shell test "$$(.venv/bin/python -c '$(WHICH)' 2>/dev/null)" = \
   "$$("$(FOUND)" -c '$(WHICH)')" && echo yes))
 
-.PHONY: help run test slow constraints FORCE
+.PHONY: help run test slow faults constraints FORCE
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make run          install into .venv and run configs/paraphrase.py (ARGS="--config.seed=1")'
 	@echo 'make test         install with the dev extra; lint, types, tests (ARGS="-k sampler")'
 	@echo 'make slow         only the tests that take long'
+	@echo 'make faults       break a run in every way it must survive; a table (ARGS="--only=checkpoint")'
 	@echo 'make constraints  write constraints-X.Y.txt anew, for one Python (PYTHON=python3.13)'
 
 run: .venv/installed
@@ -33,6 +34,9 @@ test: .venv/installed-dev
 
 slow: .venv/installed-dev
 	.venv/bin/python -m pytest -m slow $(ARGS)
+
+faults: .venv/installed
+	.venv/bin/python -m tools.faults $(ARGS)
 
 # The stamps are written last, so that an install that was interrupted is done again.
 .venv/installed: .venv/made pyproject.toml $(CONSTRAINTS)

@@ -371,8 +371,9 @@ def test_damaged_weight_files_are_told_apart(copy):
     fails(f"{second} is damaged or cut short", load)
     second.unlink()
     fails(f"{folder} lacks {second.name}, which model.safetensors.index.json names", load)
-    edit_json(index, weight_map={**names, EMBEDDING: "../model.safetensors"})
-    fails("names files outside its folder: ../model.safetensors", load)
+    for outside in ("../model.safetensors", "/model.safetensors", "a/../../model.safetensors"):
+        edit_json(index, weight_map={**names, EMBEDDING: outside})
+        fails(f"names files outside its folder: {outside}", load)
     edit_json(index, weight_map={})
     fails(f"{index} has no weight_map", load)
     index.unlink()

@@ -20,6 +20,7 @@ import jax
 import ml_dtypes
 import numpy as np
 from flax import traverse_util
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from xpo_jax import distributed
@@ -156,7 +157,12 @@ def _write_shards(
             array = host[1] if layer is None else host[1][layer]
             pieces[name] = np.ascontiguousarray(array.T if transposed else array, dtype=DTYPES[dtype])
             weight_map[name] = file
-        save_file(pieces, folder / file, metadata={"format": "pt"})
+        try:
+            save_file(pieces, folder / file, metadata={"format": "pt"})
+        except SafetensorError as error:  # a full disk
+            raise ValueError(
+                f"{folder / file}: cannot be written ({error}); free space or mend the rights"
+            ) from error
     if many > 1:
         index = {
             "metadata": {"total_size": sum(sizes.values())},
