@@ -32,6 +32,7 @@ from etils import epath
 
 from xpo_jax import distributed, manifest, orbax_io, paths, retention
 from xpo_jax.distributed import Failed, Together
+from xpo_jax.files import WriteError
 from xpo_jax.manifest import CheckpointError
 from xpo_jax.retention import ABOUT
 from xpo_jax.values import TrainState
@@ -283,6 +284,8 @@ def _told(folder: epath.Path) -> Iterator[None]:
         yield
     except CheckpointError:
         raise
+    except WriteError as error:  # tells where and how to mend it itself
+        raise CheckpointError(str(error)) from error
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise CheckpointError(
