@@ -261,6 +261,9 @@ def pretrained(model: str) -> ConfigDict:
     config.layout.remat = True
     config.evaluation.prompts = 256
     config.checkpoint.every_steps = 8
+    config.max_step_seconds = (
+        3 * 3600.0
+    )  # to load and to export a large model from and to a slow disk counts as one
     config.logging.table_every_steps = 4
     return config
 

@@ -504,7 +504,7 @@ def test_run_directories_that_cannot_be_made(folder, tmp_path):
     assert told(folder, run_dir="/proc/run").startswith("/proc/run: cannot be created (")
     assert told(folder, run_dir=" ").startswith("run_dir: is empty; give a folder")
     assert told(folder, run_dir="s3://bucket/run").startswith(
-        "s3://bucket/run: run directories are local folders"
+        "s3://bucket/run: a run directory is a folder or a gs:// path"
     )
 
 

@@ -201,7 +201,7 @@ def test_the_tool_shows_what_a_run_would_read(folder, capsys):  # noqa: F811
     spec = write_config(folder / "c.py", config)
     assert tool.main([f"--config={spec}", "--batches=4", "--show=2"]) == 0
     out = capsys.readouterr().out
-    assert "from 8 rows" in out and out.count("<|im_start|>user") == 2
+    assert "from 8 rows" in " ".join(out.split()) and out.count("<|im_start|>user") == 2
     found = json.loads(out.splitlines()[-1])
     assert (found["rows"], found["batches"], found["replaced_rows"]) == (8, 4, 2)
     assert 0 < found["seconds_until_ready"] <= found["seconds_until_first_batch"]

@@ -245,6 +245,33 @@ def test_a_forbidden_change_is_refused_and_may_be_accepted(run, folder):
     assert betas[0] == 0.1 and betas[-1] == 0.2 and betas == sorted(betas)
 
 
+def test_verdicts_of_another_config_are_asked_for_again(run, folder, monkeypatch):
+    """It may have another judge; here the pairs of the step that is made again are the same."""
+    learn, calls = Programs.learn, iter(range(STEPS))
+
+    class Killed(BaseException):
+        pass
+
+    def learn_or_die(self, *args):
+        if next(calls) == 4:
+            raise Killed
+        return learn(self, *args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Programs, "learn", learn_or_die)
+        with pytest.raises(Killed):
+            run("judged_anew")
+    lines = (folder / "judged_anew" / "pairs.jsonl").read_text().splitlines()
+    paid = [json.loads(line) for line in lines]
+    texts = {
+        tuple(r["text"] for r in pair["responses"]) for pair in paid if pair["step"] == 4 and pair["shown"]
+    }
+    status, _, err, _ = run("judged_anew", "--accept-changes", loss__bonus_clip=400.0)
+    assert status == 0, err
+    asked = {(c.a, c.b) for c in Counting.asked} | {(c.b, c.a) for c in Counting.asked}
+    assert texts and texts <= asked
+
+
 def test_another_mesh_goes_on(run, whole, folder):
     """From equal values (test_checkpoint.py), and by other bits: a rounding may flip a draw."""
     Counting.signal_at = (18, signal.SIGTERM)

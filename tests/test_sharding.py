@@ -367,6 +367,7 @@ def test_each_announced_program_is_one_compilation():
     assert labels == [
         "init",
         "for_sampling",
+        "fingerprint",
         "zeros",
         "apply",
         "sample P=8",

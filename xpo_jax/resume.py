@@ -24,6 +24,7 @@ from typing import Any
 from etils import epath
 
 from xpo_jax import checkpoint, distributed, settings
+from xpo_jax.changed_fields import MAY_CHANGE
 from xpo_jax.checkpoint import CheckpointError, Checkpoints
 from xpo_jax.distributed import Together
 from xpo_jax.evaluate import Evaluation
@@ -152,6 +153,8 @@ class Ledger:
             if distributed.leads() or not self._dir.shared:
                 cut_metrics(self._run, step)
                 cut_pairs(self._run, max(step, 0), offsets)
+                if not all(line.startswith(MAY_CHANGE) for line in self._dir.changes):
+                    (self._run / JOURNAL).unlink(missing_ok=True)  # verdicts of another judge, perhaps
         with Together("opening the logs"):
             self._journal = Journal(self._run)
             self._pairs = PairsLog(self._run / distributed.file_name("pairs.jsonl"))
@@ -192,7 +195,7 @@ class Ledger:
         there = together.values[0]
         known = self.newest is not None and step <= self.newest
         recalled = (
-            bool(there) and there.get("of") == self._of and (known or there["devices"] == self._devices)
+            bool(there) and there.get("of") == self._of and (known or there.get("devices") == self._devices)
         )
         if recalled:
             found = _evaluation(there["evaluation"])
