@@ -67,14 +67,19 @@ def test_a_step_on_recorded_pairs_is_the_step_that_recorded_them(run, folder, on
     assert "29 prompts of" in out and "each with two answers and their verdict" in out
     there, here = metrics(online)[1], metrics(folder / "offline")[1]
     left_out = {"objective/kl", "objective/kl_per_token", "objective/entropy"}
-    names = [n for n in there if n.split("/")[0] in ("loss", "rewards", "logps")] + ["grad_norm", "learning_rate"]
+    names = [n for n in there if n.split("/")[0] in ("loss", "rewards", "logps")] + [
+        "grad_norm",
+        "learning_rate",
+    ]
     assert len(names) > 12
     assert {n: here[n] for n in names} == pytest.approx({n: there[n] for n in names}, rel=1e-6, abs=1e-6)
     assert there["loss/xpo"] != 0 and not left_out & set(here)
     assert metrics(online)[0]["eval/win_rate"] == metrics(folder / "offline")[0]["eval/win_rate"]
     result = json.loads((folder / "offline" / "result.json").read_text())
     assert result["judge_queries"] == 0 and result["evaluation_queries"] > 0 and result["steps"] == STEPS
-    assert (folder / "offline" / "report.html").exists() and not list(read_pairs(folder / "offline" / "pairs.jsonl"))
+    assert (folder / "offline" / "report.html").exists() and not list(
+        read_pairs(folder / "offline" / "pairs.jsonl")
+    )
     assert "judged before" in (folder / "offline" / "export" / "README.md").read_text()
 
 
@@ -107,7 +112,9 @@ def test_an_epoch_holds_every_judged_pair_once(run, folder, monkeypatch):
     assert epochs[0] != epochs[1] and [a for _, a, _, _ in epochs[0]] != answers
     assert {weight for *_, weight in seen} == {1.0}
     # the byte tokenizer and the chat template by hand
-    text = {json.dumps(a): record["messages"][-1]["content"] for a, record in zip(answers, judged, strict=True)}
+    text = {
+        json.dumps(a): record["messages"][-1]["content"] for a, record in zip(answers, judged, strict=True)
+    }
     for prompt, tokens, _, _ in seen[:8]:
         content = text[json.dumps(tokens)]
         words = [*f"user\n{content}".encode()], [*b"assistant\n"]

@@ -12,7 +12,7 @@ Left out on purpose: whatever a step does.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -168,15 +168,15 @@ class Started:
 
         return self._ledger.evaluation(step, lambda: self._evaluator(weights, step, progress))
 
-    def metrics(self, first_step: int) -> Metrics:
-        """The files that the run's metrics go to, for `Ledger.open`."""
+    def metrics(self, first_step: int, console: Sequence[str] = summary.CONSOLE) -> Metrics:
+        """The files that the run's metrics go to, for `Ledger.open`; `console` names those of its table."""
         return Metrics(
             self._run.path,
             tensorboard=self._p.logging.tensorboard,
             wandb=self._p.logging.wandb,
             first_step=first_step,
             total_steps=self._p.top.steps,
-            console=summary.CONSOLE,
+            console=console,
             console_every_steps=self._p.logging.table_every_steps,
             writes=distributed.leads(),
         )

@@ -25,6 +25,16 @@ from xpo_jax.rundir import RunDir
 from xpo_jax.update import summarise, trim
 from xpo_jax.values import Pairs
 
+# The columns of the console's table, the most important first.
+CONSOLE = (
+    "pairs/epochs",
+    "rewards/margins",
+    "rewards/accuracies",
+    "loss/total",
+    "grad_norm",
+    "tokens_per_second",
+)
+
 
 def learn(config: ConfigDict, *, accept_changes: bool = False) -> dict[str, Any]:
     """Run an experiment whose `offline` names recorded pairs, to its export; see `frame.run`."""
@@ -35,7 +45,7 @@ def _learn(p: Parts, run: RunDir, ledger: Ledger, compilations: CompilationCount
     state, policy, started = frame.start(p, run, ledger, compilations)
     programs, counters, timer = p.programs, ledger.counters, Timer()
     done = int(state.step)
-    with ledger.open(started.metrics), verdicts.saved_first(ledger.save):
+    with ledger.open(lambda step: started.metrics(step, CONSOLE)), verdicts.saved_first(ledger.save):
         while not (ended := started.between(done, policy, asks=False)):
             prompts = p.batches[done]
             answers = recorded(prompts, programs.response_buckets[-1], p.data.pad_id)

@@ -115,7 +115,7 @@ def load_pairs(
     rows, ends = [row for row, _ in judged], frozenset(end_tokens)
     prompts: list[Prompt] = []
     digest = hashlib.sha256()
-    for index, (row, record) in enumerate(judged):
+    for index, (row, pair) in enumerate(judged):
         if take is not None and len(prompts) == take:
             dropped["take"] = len(judged) - index
             break
@@ -123,7 +123,7 @@ def load_pairs(
         if isinstance(prompt, str):
             dropped[prompt] += 1
             continue
-        responses = [_tokens(response, row, tokenizer, ends) for response in record["responses"]]
+        responses = [_tokens(response, row, tokenizer, ends) for response in pair["responses"]]
         longest = max(map(len, responses))
         if longest > max_new_tokens and on_long == "error":
             raise DataError(
@@ -133,9 +133,9 @@ def load_pairs(
         if longest > max_new_tokens:
             dropped["max_new_tokens"] += 1
             continue
-        values = {"responses": responses, "p_first": record["p_first"], "weight": record["weight"]}
+        values = {"responses": responses, "p_first": pair["p_first"], "weight": pair["weight"]}
         prompts.append(prompt._replace(row=row._replace(values=values)))
-        digest.update(repr((record["hash"], responses, record["p_first"], record["weight"])).encode())
+        digest.update(repr((pair["hash"], responses, pair["p_first"], pair["weight"])).encode())
     if not prompts:
         why = ", ".join(f"{name} {count}" for name, count in dropped.items()) or "they are empty"
         raise DataError(f"{', '.join(files)}: no pair is left of {read} ({why})")
