@@ -1,6 +1,6 @@
 """From a config to the parts of a run, cheapest first, so that what is wrong is known before anything is loaded.
 
-Only this module and `train.py` read the config; what each value is stands in values.py. Nothing here writes a
+Only this module and `frame.py` read the config; what each value is stands in values.py. Nothing here writes a
 file (but into the hub's cache) or puts an array on a device.
 """
 

@@ -1,4 +1,4 @@
-"""The groups of a config that train.py reads itself; the other groups are the arguments of their factories.
+"""The groups of a config that prepare.py reads itself; the other groups are the arguments of their factories.
 
 A dataclass's fields are the schema of its group, its `__post_init__` the limits of their values.
 """
