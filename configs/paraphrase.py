@@ -55,6 +55,10 @@ def embedded() -> ConfigDict:
         type_safe=False,  # a list or a mapping may take a path's place; load_prompts checks the types
     )
 
+    # xpo_jax/data/recorded.py: load_pairs. {"pairs": "runs/paraphrase/pairs.jsonl"} learns from verdicts that are
+    # there instead of asking for new ones: configs/offline_dpo.py, docs/pairs.md.
+    config.offline = None
+
     # xpo_jax/settings.py: Model
     config.model = ConfigDict({"path": "embedded", "reference": None, "dtype": "auto"})
 

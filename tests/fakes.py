@@ -382,6 +382,7 @@ def tiny_config(folder: Path) -> ConfigDict:
                 "take": None,
                 "shuffle": True,
             },
+            "offline": None,
             "model": {"path": str(folder / "model"), "reference": None, "dtype": "float32"},
             "mesh": {"data": 2, "fsdp": 2, "tensor": 2},
             "distributed": {

@@ -64,10 +64,12 @@ def test_imports_point_one_way():
     assert cycles == set()
     importers = lambda of: {name for name in [*PACKAGE, *CONFIGS] if of in OURS[name]}  # tools are free
     assert importers("xpo_jax.main") == set()
-    assert importers("xpo_jax.train") <= {"xpo_jax.main"}
-    assert importers("xpo_jax.prepare") <= {"xpo_jax.train"}
-    # only train and prepare read the config; main loads it, and a config may name the loader's helpers
-    readers = {"xpo_jax.main", "xpo_jax.train", "xpo_jax.prepare"}
+    loops = {"xpo_jax.train", "xpo_jax.offline"}
+    assert all(importers(loop) <= {"xpo_jax.main"} for loop in loops)
+    assert importers("xpo_jax.frame") <= loops
+    assert importers("xpo_jax.prepare") <= {"xpo_jax.frame", *loops}
+    # only frame and prepare read the config; main loads it, and a config may name the loader's helpers
+    readers = {"xpo_jax.main", "xpo_jax.frame", "xpo_jax.prepare"}
     assert importers("xpo_jax.config") <= {*readers, *CONFIGS}
     for leaf in LEAVES:
         assert OURS[f"xpo_jax.{leaf}"] == set(), leaf

@@ -43,12 +43,14 @@ def main(argv: Sequence[str]) -> int:
     from xpo_jax import distributed, settings  # here, so that --help and a wrong config answer at once
     from xpo_jax.interruption import Stopped
     from xpo_jax.metrics import final_line
+    from xpo_jax.offline import learn
     from xpo_jax.train import train
 
     try:
         configs.check(settings.Experiment, config, "config")
         configs.build(distributed.start, config.distributed, "distributed")
-        print(final_line(train(config, accept_changes=arguments.accept_changes)))
+        run = train if config.offline is None else learn
+        print(final_line(run(config, accept_changes=arguments.accept_changes)))
     except distributed.Failed as error:
         return _refused(error)  # all processes know, and end in the same way
     except (ValueError, FloatingPointError, OSError) as error:

@@ -29,16 +29,26 @@ def card(top: Experiment, policy: Model, reference: Model, found: Mapping[str, A
     base, commit = policy.name, f" (commit {policy.commit})" if policy.commit else ""
     against = "a frozen copy of it" if reference == policy else _code(reference.name)
     settings = {name: getattr(top, name) for name in SHOWN}
+    judge = _code(top.judge["name"])
+    method, how = (
+        ("XPO", f"its answers were compared with those of the reference, {against}, by the judge {judge}.")
+        if top.offline is None
+        else (
+            "offline preference optimization",
+            f"on pairs of answers that had been judged before; the reference was {against}, the judge of the"
+            f" figures below {judge}.",
+        )
+    )
     return f"""---
 base_model: {json.dumps(base, ensure_ascii=False)}
 library_name: transformers
 pipeline_tag: text-generation
 ---
 
-# {base.rpartition("/")[2]}, after {top.steps} steps of XPO
+# {base.rpartition("/")[2]}, after {top.steps} steps of {method}
 
-{_code(base)}{commit}, trained with [Exploratory Preference Optimization](https://arxiv.org/abs/2405.21046) by
-xpo_jax: its answers were compared with those of the reference, {against}, by the judge {_code(top.judge["name"])}.
+{_code(base)}{commit}, trained with the loss of
+[Exploratory Preference Optimization](https://arxiv.org/abs/2405.21046) by xpo_jax: {how}
 
 ## Measured
 

@@ -1,6 +1,6 @@
 """From a config to the parts of a run, cheapest first, so that what is wrong is known before anything is loaded.
 
-Only this module and `train.py` read the config; what each value is stands in values.py. Nothing here writes a
+Only this module and `frame.py` read the config; what each value is stands in values.py. Nothing here writes a
 file (but into the hub's cache) or puts an array on a device.
 """
 
@@ -18,6 +18,7 @@ from xpo_jax import hf, hub, settings, sharding
 from xpo_jax.data.answer_files import match_answers
 from xpo_jax.data.pipeline import Batches
 from xpo_jax.data.prompts import PromptData, load_prompts
+from xpo_jax.data.recorded import load_pairs
 from xpo_jax.evaluate import POLICY_SAMPLES
 from xpo_jax.judges import JUDGES
 from xpo_jax.optimizer import make_optimizer
@@ -136,14 +137,22 @@ def prepare(config: ConfigDict) -> Parts:
     if isinstance(judge, DeviceJudge):
         dtype = compute_dtype(model.dtype)
         judge.attach(mesh=mesh, folder=folder, model_config=model_config, tokenizer=tokenizer, dtype=dtype)
+    offline = top.offline is not None
     data = build(
         load_prompts,
-        config.data,
+        # nothing is read from `train` where the pairs take its place
+        {**config.data, "train": config.data.held_out} if offline else config.data,
         "data",
         tokenizer=tokenizer,
         max_new_tokens=sampling.max_new_tokens,
         check=getattr(judge, "check", None),
     )
+    end_tokens = hf.end_token_ids(folder, tokenizer)
+    if offline:
+        names = ("template", "column", "max_prompt_tokens", "on_long", "take")
+        given = {name: config.data[name] for name in names}
+        given |= {"tokenizer": tokenizer, "end_tokens": end_tokens, "max_new_tokens": sampling.max_new_tokens}
+        data = data._replace(train=build(load_pairs, config.offline, "offline", **given))
     batches = data.train_batches(top.batch_size, top.seed)
     held_out = list(data.held_out_batches(top.batch_size, evaluation.prompts))
     answers = None
@@ -157,12 +166,12 @@ def prepare(config: ConfigDict) -> Parts:
         evaluation=sum(int(b.real.sum()) for b in held_out) * POLICY_SAMPLES * opponents,
         every_steps=evaluation.every_steps,
     )
-    budget.check(int(batches[0].real.sum()))
+    budget.check(0 if offline else int(batches[0].real.sum()))
     chunks = top.batch_size // layout.micro_batch_size
     programs = Programs(
         mesh,
         model_config,
-        Vocabulary(len(tokenizer), hf.end_token_ids(folder, tokenizer), hf.pad_token_id(folder, tokenizer)),
+        Vocabulary(len(tokenizer), end_tokens, hf.pad_token_id(folder, tokenizer)),
         sampling,
         dtype=compute_dtype(model.dtype),
         seed=top.seed,

@@ -1,4 +1,4 @@
-"""The groups of a config that train.py reads itself; the other groups are the arguments of their factories.
+"""The groups of a config that prepare.py reads itself; the other groups are the arguments of their factories.
 
 A dataclass's fields are the schema of its group, its `__post_init__` the limits of their values.
 """
@@ -26,6 +26,7 @@ class Experiment:
       max_skipped: updates in a row that may be skipped for a loss or gradient that is not finite.
       max_step_seconds: a step, an evaluation's batch or a compilation that takes longer ends the run with the stacks
         of all its threads, so that whatever started it can start it again; None waits for ever.
+      offline: pairs to learn from that were judged before, see offline.py; None samples and asks the judge.
     """
 
     run_dir: str
@@ -35,6 +36,7 @@ class Experiment:
     max_skipped: int
     max_step_seconds: float | None
     data: Mapping[str, Any]
+    offline: Mapping[str, Any] | None
     model: Mapping[str, Any]
     mesh: Mapping[str, Any]
     distributed: Mapping[str, Any]

@@ -8,5 +8,6 @@ validate.py   what a row, a text and a conversation must be
 steps.py      a row -> a prompt, or what leaves it out
 passing.py    the prompts of a source that is too large to be held
 prompts.py    all of this in order: `load_prompts`, the factory of the config's `data` group
+recorded.py   a log of judged pairs -> prompts that bring their answers along: `load_pairs`, of the `offline` group
 pipeline.py   prompts -> batches, random access by step
 """

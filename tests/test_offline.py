@@ -1,0 +1,199 @@
+"""Learning from pairs that were judged before: the same update, the same bits, nothing asked twice."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from fakes import Recording, compiled_once, run_main, tiny_config, write_config
+from test_resume import one_device
+
+from xpo_jax import sharding
+from xpo_jax.pairs_log import read_pairs
+from xpo_jax.programs import Programs
+
+pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices, as conftest.py sets")
+STEPS = 4  # of eight pairs: 8 + 8 + 5 in an epoch of the 21 prompts, then eight of the next
+
+
+@pytest.fixture(scope="module", autouse=True)
+def in_haste(tmp_path_factory):
+    with compiled_once(tmp_path_factory.mktemp("cache")), pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sharding, "make_mesh", one_device)
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    tiny_config(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(folder):
+    def go(name, *flags, pairs=None, **changes):
+        config = tiny_config(folder)
+        config.run_dir, config.judge.name = str(folder / name), "fakes:Patchy"
+        if pairs is not None:
+            config.offline = {"pairs": pairs}
+        config.judging.max_failed_share = 1.0
+        for path, value in changes.items():
+            group, _, field = path.rpartition("__")
+            (config[group] if group else config)[field] = value
+        Recording.calls = []
+        return run_main([f"--config={write_config(folder / f'{name}.py', config)}", *flags])
+
+    return go
+
+
+@pytest.fixture(scope="module")
+def online(run, folder):
+    """The folder of a run of four steps whose judge always has a verdict."""
+    status, _, err = run("online", judge__name="fakes:Recording")
+    assert status == 0, err
+    return folder / "online"
+
+
+def metrics(path):
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_step_on_recorded_pairs_is_the_step_that_recorded_them(run, folder, online):
+    changes = {"data__shuffle": False, "data__train": "is not read", "judge__name": "fakes:Recording"}
+    status, out, err = run("offline", pairs=str(online / "pairs.jsonl"), **changes)
+    assert status == 0, err
+    assert "29 prompts of" in out and "each with two answers and their verdict" in out
+    there, here = metrics(online)[1], metrics(folder / "offline")[1]
+    left_out = {"objective/kl", "objective/kl_per_token", "objective/entropy"}
+    names = [n for n in there if n.split("/")[0] in ("loss", "rewards", "logps")] + [
+        "grad_norm",
+        "learning_rate",
+    ]
+    assert len(names) > 12
+    assert {n: here[n] for n in names} == pytest.approx({n: there[n] for n in names}, rel=1e-6, abs=1e-6)
+    assert there["loss/xpo"] != 0 and not left_out & set(here)
+    assert metrics(online)[0]["eval/win_rate"] == metrics(folder / "offline")[0]["eval/win_rate"]
+    result = json.loads((folder / "offline" / "result.json").read_text())
+    assert result["judge_queries"] == 0 and result["evaluation_queries"] > 0 and result["steps"] == STEPS
+    assert (folder / "offline" / "report.html").exists() and not list(
+        read_pairs(folder / "offline" / "pairs.jsonl")
+    )
+    assert "judged before" in (folder / "offline" / "export" / "README.md").read_text()
+
+
+def test_an_epoch_holds_every_judged_pair_once(run, folder, monkeypatch):
+    """In an order of its own; what has no verdict is counted and left out."""
+    status, _, err = run("patchy")
+    assert status == 0, err
+    records = list(read_pairs(folder / "patchy" / "pairs.jsonl"))
+    judged = [record for record in records if record["weight"]]
+    failed = len(records) - len(judged)
+    assert failed > 0
+    seen, learn = [], Programs.learn
+
+    def spy(self, state, pairs, alpha, beta):
+        for i in np.flatnonzero(pairs.real):
+            tokens = [pairs.tokens[c, i, : pairs.lengths[c, i]].tolist() for c in (0, 1)]
+            prompt = pairs.prompt_tokens[i, : pairs.prompt_lengths[i]].tolist()
+            seen.append((prompt, tokens, float(pairs.p_first[i]), float(pairs.weight[i])))
+        return learn(self, state, pairs, alpha, beta)
+
+    monkeypatch.setattr(Programs, "learn", spy)
+    steps = 2 * -(-len(judged) // 8)
+    status, out, err = run("epochs", pairs=[str(folder / "patchy" / "pairs*.jsonl")], steps=steps)
+    assert status == 0, err
+    assert f"from {len(records)} rows; left out: no verdict {failed};" in " ".join(out.split())
+    epochs = seen[: len(judged)], seen[len(judged) :]
+    answers = [[response["tokens"] for response in record["responses"]] for record in judged]
+    expected = sorted(zip(answers, [r["p_first"] for r in judged], strict=True))
+    assert [sorted((a, p) for _, a, p, _ in epoch) for epoch in epochs] == [expected, expected]
+    assert epochs[0] != epochs[1] and [a for _, a, _, _ in epochs[0]] != answers
+    assert {weight for *_, weight in seen} == {1.0}
+    # the byte tokenizer and the chat template by hand
+    text = {
+        json.dumps(a): record["messages"][-1]["content"] for a, record in zip(answers, judged, strict=True)
+    }
+    for prompt, tokens, _, _ in seen[:8]:
+        content = text[json.dumps(tokens)]
+        words = [*f"user\n{content}".encode()], [*b"assistant\n"]
+        letters = [[LETTER[byte] for byte in part] for part in words]
+        assert prompt == [257, *letters[0], 258, LETTER[10], 257, *letters[1]]
+
+
+def byte_letters():
+    """The token of each byte: the place of its letter in the sorted alphabet of byte-level BPE."""
+    kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in kept]
+    letter = {byte: byte for byte in kept} | {byte: 256 + n for n, byte in enumerate(others)}
+    order = sorted(letter.values())
+    return {byte: order.index(code) for byte, code in letter.items()}
+
+
+LETTER = byte_letters()
+
+
+def test_it_goes_on_where_it_was_interrupted(run, folder, online, monkeypatch):
+    given = {"pairs": str(online / "pairs.jsonl"), "checkpoint__every_steps": 2}
+    assert run("uninterrupted", **given)[0] == 0
+    learn, calls = Programs.learn, iter(range(STEPS))
+
+    class Killed(BaseException):
+        pass
+
+    def learn_or_die(self, *args):
+        if next(calls) == 3:
+            raise Killed
+        return learn(self, *args)
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(Programs, "learn", learn_or_die)
+        run("interrupted", **given)
+    status, out, err = run("interrupted", **given)
+    assert status == 0 and "after step 2, whose checkpoint is whole" in out, err
+    weights = [folder / name / "export" / "model.safetensors" for name in ("uninterrupted", "interrupted")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_a_run_repeated_from_its_own_config_gives_the_same_pairs(online, folder):
+    again = f"--config.run_dir={folder / 'again'}"
+    status, _, err = run_main([f"--config={online / 'config.json'}", again])
+    assert status == 0, err
+    assert (folder / "again" / "pairs.jsonl").read_bytes() == (online / "pairs.jsonl").read_bytes()
+
+
+def edit(source, target, change):
+    """A copy of a log with its first record changed."""
+    lines = source.read_text().splitlines(keepends=True)
+    record = json.loads(lines[0])
+    change(record["responses"][0])
+    target.write_text(json.dumps(record) + "\n" + "".join(lines[1:]))
+    return str(target)
+
+
+def test_what_does_not_fit_is_told_in_one_line(run, folder, online):
+    log = online / "pairs.jsonl"
+
+    def told(pairs, **changes):
+        status, _, err = run("refused", pairs=pairs, **changes)
+        assert status == 2 and len(err.splitlines()) == 1, err
+        assert not (folder / "refused").exists()
+        return err
+
+    assert "offline.pairs: no file matches" in told(str(folder / "none*.jsonl"))
+    assert "none.jsonl: cannot be read" in told(str(folder / "none.jsonl"))
+    assert "offline.pairs: name at least one" in told(())
+    (folder / "empty.jsonl").touch()
+    assert "empty.jsonl: no pair is left of 0 (they are empty)" in told(str(folder / "empty.jsonl"))
+    beyond = edit(log, folder / "beyond.jsonl", lambda r: r["tokens"].insert(0, 259))
+    assert "beyond.jsonl, row 1: an answer has no tokens, or some beyond the tokenizer's 259" in told(beyond)
+    ends = edit(log, folder / "ends.jsonl", lambda r: r.update(finished=not r["finished"]))
+    assert "ends.jsonl, row 1: an answer ends elsewhere" in told(ends)
+    other = edit(log, folder / "other.jsonl", lambda r: r["tokens"].insert(0, 70))
+    assert "other.jsonl, row 1: an answer has tokens that are not its text" in told(other)
+    short = {"sampling__max_new_tokens": 7, "layout__response_buckets": (7,)}
+    assert "tokens, more than sampling.max_new_tokens = 7" in told(str(log), **short)
+    told_prompt = told(str(log), data__max_prompt_tokens=30, data__held_out=str(folder / "train.jsonl"))
+    assert "max_prompt_tokens = 30" in told_prompt
+    shutil.rmtree(folder / "refused", ignore_errors=True)

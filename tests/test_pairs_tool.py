@@ -1,0 +1,136 @@
+"""From a pairs log to a preference data set and back: literal rows, and what the offline loop reads of them."""
+
+import json
+
+import pytest
+from fakes import write_model, write_rows
+from test_pairs_log import MESSAGES, batch
+
+from tools import pairs
+from xpo_jax import hf
+from xpo_jax.data.recorded import load_pairs
+from xpo_jax.pairs_log import PairsLog, content_hash
+
+END = 256  # the first in the folder's generation_config.json
+
+
+def record(p, first, second, weight=1.0):
+    """A pair of two texts with the byte tokenizer's tokens left out."""
+    responses = [{"tokens": [1], "text": text, "finished": text != "cut"} for text in (first, second)]
+    return {
+        **batch()[0],
+        "p_first": p,
+        "weight": weight,
+        "responses": responses,
+        "hash": content_hash(MESSAGES, batch()[0]["row"], first, second),
+    }
+
+
+@pytest.fixture
+def log(tmp_path):
+    with PairsLog(tmp_path / "pairs.jsonl") as log:
+        log.append([record(0.75, "ja", "nein"), record(0.5, "a", "b"), record(None, "a", "b", weight=0.0)])
+    with PairsLog(tmp_path / "pairs-1.jsonl") as log:
+        log.append([record(0.25, "falsch", "cut")])
+    return tmp_path
+
+
+def convert(*argv):
+    return pairs.main([str(arg) for arg in argv])
+
+
+def rows_of(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def says(text):
+    return [{"role": "assistant", "content": text}]
+
+
+DPO = [
+    {"prompt": MESSAGES, "chosen": says("cut"), "rejected": says("falsch"), "p_chosen": 0.75},
+    {"prompt": MESSAGES, "chosen": says("ja"), "rejected": says("nein"), "p_chosen": 0.75},
+]
+
+
+def test_a_log_becomes_a_preference_data_set(log, tmp_path, capsys):
+    assert convert(log / "pairs*.jsonl", f"--out={tmp_path / 'dpo.jsonl'}") == 0
+    assert rows_of(tmp_path / "dpo.jsonl") == DPO
+    counts = json.loads(capsys.readouterr().out)
+    del counts["out"]
+    assert counts == {"pairs": 2, "with an unfinished answer": 1, "ties": 1, "no verdict": 1}
+
+
+def test_the_datasets_library_reads_it(log, tmp_path):
+    import datasets
+
+    convert(log / "pairs.jsonl", f"--out={tmp_path / 'dpo.jsonl'}")
+    found = datasets.Dataset.from_json(str(tmp_path / "dpo.jsonl"), cache_dir=str(tmp_path / "cache"))
+    assert found.column_names == ["prompt", "chosen", "rejected", "p_chosen"] and found[0] == DPO[1]
+
+
+def letters(text):
+    """The byte tokenizer's tokens of ASCII: the printable bytes from "!" on come first in its alphabet."""
+    return [ord(letter) - ord("!") for letter in text]
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_and_back_to_what_the_offline_loop_reads(tmp_path, plain, capsys):
+    model = write_model(tmp_path / "model")
+    tokenizer = hf.load_tokenizer(model, hf.read_config(model))
+    rows = [{**row, "number": 7} for row in DPO]
+    if plain:  # another's file, without our column
+        rows = [{"prompt": "Sag ja!", "chosen": "ja", "rejected": "nein", "number": 7}]
+    source = write_rows(tmp_path / "dpo.jsonl", rows)
+    assert convert(source, f"--model={model}", f"--out={tmp_path / 'back.jsonl'}") == 0
+    assert json.loads(capsys.readouterr().out)["pairs"] == len(rows)
+    found = load_pairs(
+        pairs=str(tmp_path / "back.jsonl"),
+        template=None,
+        column="prompt",
+        max_prompt_tokens=64,
+        on_long="error",
+        take=None,
+        tokenizer=tokenizer,
+        end_tokens=(END,),
+        max_new_tokens=8,
+    )
+    last = found.prompts[-1]
+    assert last.row.values == {
+        "responses": [[*letters("ja"), END], [*letters("nein"), END]],
+        "p_first": 1.0 if plain else 0.75,
+        "weight": 1.0,
+    }
+    text = (
+        "Sag ja!"
+        if plain
+        else tokenizer.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True)
+    )
+    assert tokenizer.decode(last.tokens) == text
+    assert rows_of(tmp_path / "back.jsonl")[-1]["row"] == {"prompt": rows[-1]["prompt"], "number": 7}
+
+
+def test_what_does_not_fit_is_told_in_one_line(log, tmp_path, capsys):
+    model, out = write_model(tmp_path / "model"), f"--out={tmp_path / 'out.jsonl'}"
+
+    def told(*argv):
+        assert convert(*argv, out) == 2
+        err = capsys.readouterr().err
+        assert len(err.splitlines()) == 1 and not (tmp_path / "out.jsonl").exists()
+        return err
+
+    def data(**changes):
+        return write_rows(tmp_path / "bad.jsonl", [DPO[0], {**DPO[1], **changes}])
+
+    assert "none.jsonl: cannot be read" in told(tmp_path / "none.jsonl")
+    assert "the following arguments are required" in told()
+    (tmp_path / "ties.jsonl").write_text((log / "pairs.jsonl").read_text().splitlines(keepends=True)[1])
+    assert "no pair has a verdict that prefers one answer" in told(tmp_path / "ties.jsonl")
+    given = f"--model={model}"
+    assert "bad.jsonl, row 2: column 'chosen' must be a text, or a list of" in told(
+        data(chosen=MESSAGES), given
+    )
+    assert "bad.jsonl, row 2: column 'rejected' must be" in told(data(rejected=None), given)
+    assert "column 'p_chosen' must be a number from 0 to 1, found 2" in told(data(p_chosen=2), given)
+    write_rows(tmp_path / "bad.jsonl", [{"chosen": "a", "rejected": "b"}])
+    assert "bad.jsonl, row 1: no column 'prompt'" in told(tmp_path / "bad.jsonl", given)

@@ -1,0 +1,94 @@
+"""Learning from pairs that were judged before, through the same update as train.py: offline DPO.
+
+The pairs of a batch are a seeded permutation per epoch, random access by step, so a run that was interrupted goes on as
+any other. The judge is asked in evaluations alone.
+
+Nothing is sampled, so nothing is known here of the policy's own answers: `objective/kl` and `objective/entropy`, which
+are means over fresh ones, are left out on purpose. Held-out `eval/kl` and `eval/entropy` are of fresh answers, as ever.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from xpo_jax import frame, verdicts
+from xpo_jax.compilation import CompilationCounter
+from xpo_jax.data.recorded import recorded
+from xpo_jax.metrics import Timer
+from xpo_jax.prepare import Parts
+from xpo_jax.resume import Ledger
+from xpo_jax.rundir import RunDir
+from xpo_jax.update import summarise, trim
+from xpo_jax.values import Pairs
+
+# The columns of the console's table, the most important first.
+CONSOLE = (
+    "pairs/epochs",
+    "rewards/margins",
+    "rewards/accuracies",
+    "loss/total",
+    "grad_norm",
+    "tokens_per_second",
+)
+
+
+def learn(config: ConfigDict, *, accept_changes: bool = False) -> dict[str, Any]:
+    """Run an experiment whose `offline` names recorded pairs, to its export; see `frame.run`."""
+    return frame.run(config, _learn, accept_changes=accept_changes)
+
+
+def _learn(p: Parts, run: RunDir, ledger: Ledger, compilations: CompilationCounter) -> dict[str, Any]:
+    state, policy, started = frame.start(p, run, ledger, compilations)
+    programs, counters, timer = p.programs, ledger.counters, Timer()
+    done = int(state.step)
+    with ledger.open(lambda step: started.metrics(step, CONSOLE)), verdicts.saved_first(ledger.save):
+        while not (ended := started.between(done, policy, asks=False)):
+            prompts = p.batches[done]
+            answers = recorded(prompts, programs.response_buckets[-1], p.data.pad_id)
+            tokens = trim(answers.tokens, answers.lengths, programs.response_buckets)
+            with timer("update"):
+                ref_logps = programs.score(
+                    started.reference, prompts.tokens, prompts.lengths, tokens, answers.lengths
+                )
+                pairs = Pairs(
+                    prompts.tokens,
+                    prompts.lengths,
+                    tokens,
+                    answers.lengths,
+                    ref_logps,
+                    answers.p_first,
+                    answers.weight,
+                    prompts.real,
+                )
+                alpha, beta = p.alpha_at(done), p.beta_at(done)
+                del policy  # its memory is the update's, until there are new weights
+                state, sums, applied = programs.learn(state, pairs, alpha, beta)
+                policy = programs.for_sampling(state.params)
+                sums, applied = jax.device_get((sums, applied))
+
+            counters.skipped_in_a_row = 0 if applied["finite"] else counters.skipped_in_a_row + 1
+            times, wins = timer.take(), verdicts.wins(answers.p_first[prompts.real])
+            learned = summarise(sums, beta).items()
+            done += 1
+            found = {
+                **{name: value for name, value in learned if not name.startswith("objective/")},
+                "pairs/first_wins": float(wins.mean()),
+                "pairs/tie_rate": float(np.mean(wins == 0.5)),
+                "pairs/epochs": done / p.batches.steps_per_epoch,
+                "judge/queries": counters.queries,
+                "alpha": alpha,
+                "beta": beta,
+                "alpha_over_beta": alpha / beta,
+                "learning_rate": applied["learning_rate"],
+                "grad_norm": applied["grad_norm"],
+                "skipped": int(not applied["finite"]),
+                **times,
+                "tokens_per_second": float(answers.lengths[:, prompts.real].sum() / sum(times.values())),
+            }
+            ledger.arrive(done, state, found)
+    del policy
+    return started.end(state, done, ended)
