@@ -64,7 +64,7 @@ def test_a_step_on_recorded_pairs_is_the_step_that_recorded_them(run, folder, on
     changes = {"data__shuffle": False, "data__train": "is not read", "judge__name": "fakes:Recording"}
     status, out, err = run("offline", pairs=str(online / "pairs.jsonl"), **changes)
     assert status == 0, err
-    assert "29 prompts of" in out and "each with two answers and their verdict" in out
+    assert "29 prompts of" in out and "each with two answers and their verdict" in " ".join(out.split())
     there, here = metrics(online)[1], metrics(folder / "offline")[1]
     left_out = {"objective/kl", "objective/kl_per_token", "objective/entropy"}
     names = [n for n in there if n.split("/")[0] in ("loss", "rewards", "logps")] + [
