@@ -5,6 +5,7 @@ import os
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may need a model hub
+os.environ["JAX_COMPILATION_CACHE_DIR"] = ""  # nor write into the user's cache
 
 import jax
 
