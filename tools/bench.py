@@ -19,7 +19,8 @@ Examples:
   python -m tools.bench path/to/Qwen2.5-0.5B --batch=64 --prompt=256 --new=256 --remat --profile=traces
 
 --peer=trl steps TRL's XPOTrainer on the same weights, prompts, lengths and cores, a round of ours and one of theirs in
-turn, and shows the ratios of the medians. It runs in its own environment, with the extra `peer`.
+turn, and shows the ratios of the medians. It runs in its own environment, with the extra `peer`. Both get large pages,
+where the kernel has them (GLIBC_TUNABLES= in front of the command: neither).
 
 Exit status: 0 done, 2 something to mend (one line says what), 130 interrupted.
 """
@@ -37,6 +38,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tools.command import Parser, status_of
+from xpo_jax import huge_pages
 
 if TYPE_CHECKING:
     from tools.bench_parts import Bench
@@ -193,7 +195,11 @@ def rounds(parts: Bench, peer: Peer | None, repeat: int) -> None:
 
 
 def figures(parts: Bench, peak: float, bandwidths: dict[str, float]) -> dict[str, dict[str, Any]]:
-    """{part: its figures}; the floors of a sample and of a step are the sums of their parts'."""
+    """{part: its figures}; peak and bandwidth are of one device, and so are bytes.
+
+    The floors of a sample and of a step are the sums of their parts'.
+    """
+    peak *= parts.mesh.size
     floor = {
         name: max(parts.parts[name].flops / peak, parts.parts[name].bytes / speed)
         for name, speed in bandwidths.items()
@@ -253,4 +259,5 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    huge_pages.restart()
     sys.exit(main(sys.argv[1:]))

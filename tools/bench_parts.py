@@ -203,6 +203,7 @@ class Bench:
         self.compiled: dict[str, tuple[Any, int, float]] = {}
         sample_of_one = next(call for label, call in first.announced() if label.startswith("sample"))
         calls = {"prefill": sample_of_one, **{label.split()[0]: c for label, c in self.programs.announced()}}
+        del calls["fingerprint"]  # of a run's start, not of its steps
         self.ending = None
         if (self.lengths < self.T).any():
             calls["sample"] = self._compile_ending
@@ -224,7 +225,11 @@ class Bench:
         def sample(weights: Any, tokens: Any, lengths: Any, real: Any, position: Any, candidate: Any) -> Any:
             return draw(weights, tokens, lengths, real, row_keys(SEED, TRAINING, 0, position, candidate))
 
-        self.ending = Program("sample", self.mesh, sample)
+        rows, whole = sharding.batch(self.mesh), sharding.replicated(self.mesh)
+        told = {"model": self.programs.weights_sharding, "lengths": rows}
+        self.ending = Program(
+            "sample", self.mesh, sample, in_shardings=(told, *[rows] * 4, whole), out_shardings=rows
+        )
         weights = nnx.to_pure_dict(weights)
         weights["model"] = self.programs.weights
         shapes = (self.prompts.tokens, self.prompts.lengths, self.prompts.real, self.prompts.position)

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Sequence
 
 from xpo_jax import config as configs
+from xpo_jax import huge_pages
 
 HELP = """\
 Steer a language model towards what a judge prefers, with Exploratory Preference Optimization.
@@ -79,4 +80,5 @@ def _refused(error: Exception) -> int:
 
 
 if __name__ == "__main__":
+    huge_pages.restart()
     sys.exit(main(sys.argv[1:]))
