@@ -6,6 +6,7 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may need a model hub
 os.environ["COLUMNS"] = "100"  # tables are as wide wherever the tests run
+os.environ["JAX_COMPILATION_CACHE_DIR"] = ""  # nor write into the user's cache
 
 import jax
 

@@ -40,13 +40,15 @@ def main(argv: Sequence[str]) -> int:
     except ValueError as error:
         return _refused(error)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it would complain that torch is missing
-    from xpo_jax import distributed, settings  # here, so that --help and a wrong config answer at once
+    # here, so that --help and a wrong config answer at once
+    from xpo_jax import compilation, distributed, settings
     from xpo_jax.interruption import Stopped
     from xpo_jax.metrics import final_line
     from xpo_jax.offline import learn
     from xpo_jax.train import train
 
     try:
+        compilation.keep_compiled(os.environ)
         configs.check(settings.Experiment, config, "config")
         configs.build(distributed.start, config.distributed, "distributed")
         run = train if config.offline is None else learn

@@ -1,0 +1,193 @@
+"""The benchmark: its counts by hand, its rows, its floors, and a peer that is a script of ours."""
+
+import json
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from fakes import hasty_compilation
+
+from tools import bench, bench_peer, estimate, random_model
+from tools.bench_parts import Bench, Part, response_lengths, work
+from xpo_jax import hf
+from xpo_jax.models.qwen2 import Qwen2Config
+
+S = Qwen2Config.from_hf(bench.shape(*bench.SIZES["S"]))
+M = Qwen2Config.from_hf(bench.shape(*bench.SIZES["M"]))
+SMALL = bench.shape(16, 2, 24, 64)
+COMPILED = ("prefill", "sample", "score", "accumulate", "apply", "for_sampling")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return random_model.write(tmp_path_factory.mktemp("bench") / "small", SMALL)
+
+
+# ---- counts ---------------------------------------------------------------------------------------
+
+
+def test_the_two_sizes_by_hand():
+    layer = 2 * 256 + (65536 + 256) + 2 * (16384 + 64) + 65536 + 3 * 180224  # norms; q; k, v; o; the MLP
+    assert estimate.parameters(S) == 8192 * 256 + 6 * layer + 256 == 6_329_856
+    layer = 2 * 512 + (262144 + 512) + 2 * (65536 + 128) + 262144 + 3 * 720896
+    assert estimate.parameters(M) == 32000 * 512 + 8 * layer + 512 == 38_943_232
+    assert (S.head_dim, S.num_key_value_heads, M.head_dim, M.num_key_value_heads) == (32, 2, 64, 2)
+
+
+def test_flops_of_s_by_hand():
+    """8 prompts of 64 tokens, 64 new ones each: 8,454,144 FLOPs a token, 6,144 a pair, 4,194,304 a row of logits."""
+    found = work(S, 64, response_lengths("fixed", 8, 64))
+    fed = 16 * 63
+    assert found == {
+        "prefill": 1024 * 8_454_144 + 16 * 64 * 64 * 6_144 + 16 * 4_194_304,
+        "decode": fed * (8_454_144 + 128 * 6_144 + 4_194_304),
+        "score": (512 + fed) * 8_454_144 + (8 * 64 * 64 + fed * 127) * 6_144 + 1024 * 4_194_304,
+        "accumulate": 54_399_369_216,
+    }
+
+
+def test_flops_are_the_planners_where_all_are_of_one_length():
+    s = SimpleNamespace(model=S, batch_size=8, prompt_tokens=16, response_tokens=24, judge=None, remat=False)
+    planned, found = estimate.flops(s), work(S, 16, response_lengths("fixed", 8, 24))
+    assert found["prefill"] + found["decode"] == planned["sample"][0]
+    assert (found["score"], found["accumulate"]) == (planned["score"][0], planned["update"][0])
+
+
+def test_flops_of_a_batch_are_those_of_its_rows():
+    rows = np.array([[2, 9, 5], [7, 2, 3]])
+    one_by_one = [work(S, 4, rows[:, [i]]) for i in range(3)]
+    assert work(S, 4, rows) == {name: sum(each[name] for each in one_by_one) for name in one_by_one[0]}
+
+
+def test_realistic_lengths():
+    drawn = response_lengths("lognormal", 20_000, 128)
+    assert drawn.min() >= 2 and drawn.max() == 128
+    assert drawn.mean() == pytest.approx(40, abs=0.6)  # the cut takes some 0.3 away
+    assert np.median(drawn) == pytest.approx(40 * np.exp(-0.18), abs=0.6)
+
+
+# ---- parts ------------------------------------------------------------------------------------------
+
+
+def test_each_program_is_compiled_once_and_rows_end_where_they_should(folder):
+    lengths = np.array([[2, 3, 4, 5, 6, 2, 3, 4], [3, 6, 2, 2, 5, 4, 3, 2]])
+    with hasty_compilation():
+        parts = Bench(folder, B=8, P=4, T=6, lengths=lengths, chunk_tokens=64, remat=False)
+    assert list(parts.parts) == [
+        "prefill",
+        "sample",
+        "decode",
+        "score",
+        "accumulate",
+        "apply",
+        "for_sampling",
+        "step",
+    ]
+    assert {name: parts.parts[name].compilations for name in COMPILED} == dict.fromkeys(COMPILED, 1)
+    np.testing.assert_array_equal(parts.drawn, lengths)
+    before = parts.counter.count
+    for part in parts.parts.values():
+        if part.run:
+            part.run()
+            part.run()
+    assert parts.counter.count == before
+    assert parts.parts["sample"].tokens == lengths[0].sum() == parts.parts["decode"].tokens + 8
+    a_token = 2 * 2 * 2 * 2 * 4  # keys and values, layers, heads of two, float32; a row of a device
+    weights = 4 * estimate.parameters(hf.read_config(folder))
+    assert parts.parts["decode"].bytes == (lengths[0].max() - 1) * (weights + (4 + 6) * a_token)
+
+
+def test_shares_of_the_floor_by_hand():
+    part = lambda name, flops, moved: Part(name, None, 12, flops, moved, seconds=[4.0, 2.0, 3.0])
+    names = ("prefill", "decode", "score", "accumulate", "apply", "for_sampling")
+    parts = {name: part(name, 100, 20) for name in names} | {n: part(n, 0, 0) for n in ("sample", "step")}
+    parts["apply"] = part("apply", 0, 20)
+    devices = SimpleNamespace(parts=parts, mesh=SimpleNamespace(size=1))
+    found = bench.figures(devices, 200.0, dict.fromkeys(names, 100.0))
+    floors = {name: each["floor_seconds"] for name, each in found.items()}
+    assert floors["prefill"] == 0.5 and floors["apply"] == 0.2  # FLOPs decide; bytes decide
+    assert floors["sample"] == 1.0 and floors["step"] == pytest.approx(2 * 1.0 + 3 * 0.5 + 0.2)
+    assert found["decode"]["share_of_floor"] == pytest.approx(0.5 / 3)
+    assert found["decode"]["tokens_per_second"] == 4.0
+
+
+def test_the_command_shows_a_row_for_each_part(folder, tmp_path, capsys):
+    argv = [
+        str(folder),
+        "--batch=8",
+        "--prompt=4",
+        "--new=3",
+        "--repeat=2",
+        f"--json={tmp_path / 'found.json'}",
+    ]
+    with hasty_compilation():
+        assert bench.main(argv) == 0
+    shown = capsys.readouterr().out
+    found = json.loads((tmp_path / "found.json").read_text())["parts"]
+    rows = [line.split()[0] for line in shown.split("\n---")[-1].splitlines()[1:] if line.strip()]
+    assert rows == list(found) and len(rows) == 8
+    assert {name: found[name]["compilations"] for name in COMPILED} == dict.fromkeys(COMPILED, 1)
+    assert all(each["seconds"] > 0 and each["floor_seconds"] > 0 for each in found.values())
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["S", "--batch=0"], "--batch=0: a positive number is expected"),
+        (["S", "--new=1"], "--new=1: without a second token nothing is decoded"),
+        (["S", "--peer=trl"], "--peer=trl and --peer_python=PYTHON belong together"),
+        (["S", "--cores=100000"], "--cores=100000: this machine has"),
+        (["S", "--lengths=short"], "invalid choice: 'short'"),
+        (["nowhere"], "nowhere"),
+    ],
+)
+def test_what_cannot_be_measured_is_one_line(argv, told, capsys):
+    assert bench.main(argv) == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("bench: ")]
+    assert len(said) == 1 and told in said[0]
+
+
+# ---- the peer ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def peer(tmp_path, monkeypatch):
+    """Starts a script in TRL's place."""
+
+    def start(text):
+        script = tmp_path / "script.py"
+        script.write_text("import json, sys\nspec = json.load(open(sys.argv[1]))\n" + text)
+        monkeypatch.setattr(bench_peer, "SCRIPT", script)
+        options = bench.parse(["S", "--repeat=3"])
+        return bench_peer.Peer(sys.executable, tmp_path, np.ones((2, 3), int), np.ones((2, 2), int), options)
+
+    return start
+
+
+def test_ratios_are_of_medians_of_what_the_peer_answers(peer):
+    asked = peer(
+        "print('a line of its own')\n"
+        "for step, _ in enumerate(sys.stdin):\n"
+        "    row = {'step': [99, 4, 8, 6][step], 'generation': 3, 'judge': len(spec['prompts'])}\n"
+        "    print(json.dumps(row), flush=True)\n"
+    )
+    try:
+        asked.step()
+        for _ in range(3):
+            asked.step(measured=True)
+    finally:
+        asked.close()
+    ours = {
+        "step": Part("step", None, 0, 0, 0, seconds=[2.0]),
+        "sample": Part("sample", None, 0, 0, 0, seconds=[0.5]),
+    }
+    found = asked.ratios(SimpleNamespace(parts=ours))
+    assert found == {"step": (2.0, 6.0, 3.0), "generation": (1.0, 3.0, 3.0), "judge": (None, 2.0, None)}
+
+
+def test_a_peer_that_fails_is_one_line(peer):
+    asked = peer("raise ModuleNotFoundError('no trl here')")
+    with pytest.raises(ValueError, match=r"ended with status 1: ModuleNotFoundError: no trl here$"):
+        asked.step()
+    asked.close()

@@ -1,0 +1,311 @@
+"""The parts of a training step as tools.bench times them: what each runs, what it has to compute and to move.
+
+They are the compiled programs of a run, called as train.py calls them, with random prompts and verdicts. Left out on
+purpose: the judge, decoding to text and logs, which cost the host and not the device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from tools import estimate
+from xpo_jax import hf, sharding
+from xpo_jax.compilation import CompilationCounter, Program
+from xpo_jax.models import qwen2
+from xpo_jax.optimizer import make_optimizer
+from xpo_jax.programs import Programs, Vocabulary, compute_dtype
+from xpo_jax.sampler import Sampling, make_sampler, row_keys
+from xpo_jax.update import trim
+from xpo_jax.values import Pairs, Prompts, Samples
+
+TRAINING, SEED = 1, 0
+END = 0  # the token that ends a response of a given length
+
+
+@dataclasses.dataclass
+class Part:
+    """One row of the table.
+
+    Args:
+      run: dispatches the part and waits for it; None where it is the difference of two others.
+      tokens: that it reads or writes, padding left out.
+      flops: model FLOPs, of those tokens. bytes: that it moves at least. passes: over `bytes / passes` of them.
+      temporaries: bytes of its compiled program beside arguments and results.
+      compilations, compile_seconds: of its program.
+      seconds: one entry per round.
+    """
+
+    name: str
+    run: Callable[[], Any] | None
+    tokens: int
+    flops: int
+    bytes: int
+    passes: int = 1
+    temporaries: int = 0
+    compilations: int = 0
+    compile_seconds: float = 0.0
+    seconds: list[float] = dataclasses.field(default_factory=list)
+
+    @property
+    def median(self) -> float:
+        """Seconds."""
+        return float(np.median(self.seconds))
+
+
+# ---- what there is to do ------------------------------------------------------------------------------
+
+
+def response_lengths(kind: str, B: int, T: int) -> np.ndarray:
+    """i32[S B]: all T ("fixed"), or drawn with mean 40 and a long tail, at most T ("lognormal")."""
+    if kind == "fixed":
+        return np.full((estimate.CANDIDATES, B), T)
+    sigma = 0.6
+    drawn = np.random.default_rng(SEED).lognormal(np.log(40) - sigma**2 / 2, sigma, (estimate.CANDIDATES, B))
+    return np.clip(np.rint(drawn), 2, T).astype(np.int64)
+
+
+def work(model: qwen2.Qwen2Config, P: int, lengths: np.ndarray) -> dict[str, int]:
+    """Model FLOPs of a step's parts for responses of these lengths i[S B]; `estimate.flops` where all are equal.
+
+    Prefill and decode are of both candidates together.
+    """
+    S, B = lengths.shape
+    last, total = lengths - 1, int(lengths.sum())  # the first token needs only the prompt
+    fed = int(last.sum())
+    prefill = estimate.forward_flops(model, S * B * P, S * B * P * P, S * B)
+    decode = estimate.forward_flops(model, fed, int((last * (P + lengths)).sum()), fed)
+    pairs = B * P * P + int((last * (P + last)).sum())
+    score = estimate.forward_flops(model, B * P + fed, pairs, total)
+    return {"prefill": prefill, "decode": decode, "score": score, "accumulate": 3 * score}
+
+
+class Ending(nnx.Module):
+    """A model whose rows end where they are told to, and nowhere else: the end token is the only one there.
+
+    Hidden states carry one more feature, whether the next token is the row's last.
+    """
+
+    def __init__(self, config: qwen2.Qwen2Config, B: int):
+        self.config, self.model = config, qwen2.Qwen2(config, rngs=nnx.Rngs(0), stacked=False)
+        self.lengths = nnx.Param(jnp.zeros(B, jnp.int32))
+
+    def prefill(self, tokens: Any) -> Any:
+        """As the model, with the feature off: no response is shorter than two tokens."""
+        hidden, caches = self.model.prefill(tokens)
+        return jnp.pad(hidden, ((0, 0), (0, 0), (0, 1))), caches
+
+    def decode(self, token: Any, t: Any, *rest: Any) -> Any:
+        """As the model; the token drawn from its result is number t + 1."""
+        hidden, caches = self.model.decode(token, t, *rest)
+        ends = (self.lengths[...] == t + 2).astype(hidden.dtype)
+        return jnp.concatenate([hidden, ends[:, None]], axis=1), caches
+
+    def empty_caches(self, B: int, T: int) -> Any:
+        """The model's."""
+        return self.model.empty_caches(B, T)
+
+    def unembed(self, hidden: Any) -> Any:
+        """The model's logits, with all ruled out but the end token, or that alone."""
+        logits = self.model.unembed(hidden[:, :-1])
+        return jnp.where((jnp.arange(logits.shape[-1]) == END) == (hidden[:, -1:] > 0), logits, -jnp.inf)
+
+
+# ---- the parts ------------------------------------------------------------------------------------
+
+
+class Bench:
+    """All parts of a step for one model, compiled, with everything that they read.
+
+    Args:
+      folder: of Hugging Face, config.json and weights; a tokenizer is not needed.
+      B, P: prompts, and tokens of each.
+      lengths: i[S B], of the responses. T: the most there may be.
+      chunk_tokens, remat: as `settings.Layout` has them.
+    """
+
+    def __init__(
+        self, folder: Path, *, B: int, P: int, T: int, lengths: np.ndarray, chunk_tokens: int, remat: bool
+    ):
+        self.config, self.lengths, self.B, self.P, self.T = hf.read_config(folder), lengths, B, P, T
+        self.dtype = compute_dtype("auto")
+        self.mesh = sharding.make_mesh(data=-1, fsdp=1, tensor=1)
+        self.counter = CompilationCounter()
+        optimizer, rate = make_optimizer(
+            name="adamw",
+            learning_rate=1e-6,
+            schedule="constant",
+            warmup_steps=0,
+            b1=0.9,
+            b2=0.999,
+            eps=1e-8,
+            mu_dtype="float32",
+            weight_decay=0.0,
+            clip_norm=1.0,
+            steps=1000,
+        )
+        self.setup = estimate.Setup(
+            self.config, self.mesh, self.dtype, P, T, B, B, chunk_tokens, remat, optimizer
+        )
+        loss = {"kind": "sigmoid", "bonus_clip": 500.0, "entropy_weight": 0.0, "chunks": 1}
+
+        def programs(T: int) -> Programs:
+            return Programs(
+                self.mesh,
+                self.config,
+                Vocabulary(self.config.vocab_size, (), END),
+                self._sampling(T),
+                dtype=self.dtype,
+                seed=SEED,
+                batch_size=B,
+                prompt_buckets=[P],
+                response_buckets=[T],
+                optimizer=optimizer,
+                rate=rate,
+                remat=remat,
+                loss={**loss, "chunk_tokens": chunk_tokens},
+            )
+
+        self.programs, first = programs(T), programs(1)
+        rng = np.random.default_rng(SEED)
+        self.prompts = Prompts(
+            rows=({},) * B,
+            messages=((),) * B,
+            tokens=rng.integers(1, self.config.vocab_size, (B, P), dtype=np.int32),
+            lengths=np.full(B, P, np.int32),
+            position=np.arange(B, dtype=np.int32),
+            real=np.ones(B, bool),
+        )
+        self.p_first = (np.arange(B) % 2).astype(np.float32)
+        self._compile(first)
+        masters = hf.load_params(folder, self.config, shardings=self.programs.params_sharding)
+        self.state = self.programs.init(masters)
+        self.policy = self.reference = self.programs.for_sampling(self.state.params)
+        self._prefill = lambda: first.draw(self.policy, self.prompts, purpose=TRAINING, step=0, candidate=0)
+        self.second: Samples | None = None
+        self.parts = self._parts()
+
+    def _sampling(self, T: int) -> Sampling:
+        return Sampling(
+            max_new_tokens=T, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0
+        )
+
+    def _compile(self, first: Programs) -> None:
+        """Compile all; `self.compiled` is {name: (compiled program, compilations, seconds)}."""
+        self.compiled: dict[str, tuple[Any, int, float]] = {}
+        sample_of_one = next(call for label, call in first.announced() if label.startswith("sample"))
+        calls = {"prefill": sample_of_one, **{label.split()[0]: c for label, c in self.programs.announced()}}
+        del calls["fingerprint"]  # of a run's start, not of its steps
+        self.ending = None
+        if (self.lengths < self.T).any():
+            calls["sample"] = self._compile_ending
+        for name, call in calls.items():
+            before, begun = self.counter.count, time.perf_counter()
+            compiled = call()
+            self.compiled[name] = compiled, self.counter.count - before, time.perf_counter() - begun
+
+    def _compile_ending(self) -> Any:
+        graphdef, weights = nnx.split(nnx.eval_shape(lambda: Ending(self.config, self.B)))
+        draw = make_sampler(
+            graphdef,
+            self._sampling(self.T),
+            vocab_size=self.config.vocab_size,
+            end_tokens=(END,),
+            pad_token=END,
+        )
+
+        def sample(weights: Any, tokens: Any, lengths: Any, real: Any, position: Any, candidate: Any) -> Any:
+            return draw(weights, tokens, lengths, real, row_keys(SEED, TRAINING, 0, position, candidate))
+
+        rows, whole = sharding.batch(self.mesh), sharding.replicated(self.mesh)
+        told = {"model": self.programs.weights_sharding, "lengths": rows}
+        self.ending = Program(
+            "sample", self.mesh, sample, in_shardings=(told, *[rows] * 4, whole), out_shardings=rows
+        )
+        weights = nnx.to_pure_dict(weights)
+        weights["model"] = self.programs.weights
+        shapes = (self.prompts.tokens, self.prompts.lengths, self.prompts.real, self.prompts.position)
+        return self.ending.compile(weights, *shapes, np.int32(0))
+
+    def draw(self, weights: Any, candidate: int) -> Samples:
+        """Dispatch the sampler."""
+        if self.ending is None:
+            return self.programs.draw(weights, self.prompts, purpose=TRAINING, step=0, candidate=candidate)
+        p, told = self.prompts, {"model": weights, "lengths": self.lengths[candidate].astype(np.int32)}
+        return self.ending(told, p.tokens, p.lengths, p.real, p.position, np.int32(candidate))
+
+    def _parts(self) -> dict[str, Part]:
+        pr, p = self.programs, self.prompts
+        samples = jax.device_get((self.draw(self.policy, 0), self.draw(self.reference, 1)))
+        self.drawn = np.stack([each.lengths for each in samples])
+        tokens = np.stack([each.tokens for each in samples])
+        args = (p.tokens, p.lengths, tokens, self.drawn.astype(np.int32))
+        ref_logps = jax.block_until_ready(pr.score(self.reference, *args))
+        pairs = Pairs(*args, ref_logps, self.p_first, np.ones(self.B, np.float32), p.real)
+        numbers = [np.float32(x) for x in (self.B, self.drawn[0].sum(), 1e-5, 0.1)]
+        self.sums = pr.zeros(self.state.params)
+
+        def accumulate() -> Any:
+            self.sums = pr.accumulate(self.state.params, *self.sums, pairs, np.int32(0), *numbers)
+            return self.sums
+
+        def apply() -> Any:
+            self.state, told = pr.apply(self.state, self.sums[0], self.sums[1]["loss"])
+            return self.state, told
+
+        flops, drawn = work(self.config, self.P, self.drawn), int(self.drawn.sum())
+        weights, cache = estimate.decode_bytes(self.setup)
+        steps = int(self.drawn[0].max()) - 1
+        # Of what is told apart by candidate, the policy's half: one call.
+        found = [
+            self._part("prefill", self._prefill, self.B * self.P, flops["prefill"] // 2),
+            self._part("sample", lambda: self.draw(self.policy, 0), int(self.drawn[0].sum()), 0),
+            Part("decode", None, int(self.drawn[0].sum()) - self.B, flops["decode"] // 2, 0),
+            self._part("score", lambda: pr.score(self.reference, *args), drawn, flops["score"]),
+            self._part("accumulate", accumulate, drawn, flops["accumulate"]),
+            self._part("apply", apply, 0, 0),
+            self._part("for_sampling", lambda: pr.for_sampling(self.state.params), 0, 0),
+            Part("step", self.step, drawn, 0, 0),
+        ]
+        parts = {part.name: part for part in found}
+        parts["decode"].passes, parts["decode"].bytes = steps, steps * (weights + cache)
+        parts["sample"].flops = parts["prefill"].flops + parts["decode"].flops
+        parts["sample"].bytes = parts["prefill"].bytes + parts["decode"].bytes
+        once = [parts[name] for name in ("score", "accumulate", "apply", "for_sampling")]
+        parts["step"].flops = flops["prefill"] + flops["decode"] + sum(part.flops for part in once)
+        parts["step"].bytes = 2 * parts["sample"].bytes + sum(part.bytes for part in once)
+        return parts
+
+    def _part(self, name: str, run: Callable[[], Any], tokens: int, flops: int) -> Part:
+        """Bytes: a program reads its arguments and writes its results, at least."""
+        compiled, count, seconds = self.compiled[name]
+        memory = compiled.memory_analysis()
+        moved = memory.argument_size_in_bytes + memory.output_size_in_bytes
+        return Part(name, run, tokens, flops, moved, 1, memory.temp_size_in_bytes, count, seconds)
+
+    def step(self) -> Any:
+        """A whole step as train.py takes it; the reference's next samples are drawn ahead."""
+        pr, p, annotation = self.programs, self.prompts, jax.profiler.TraceAnnotation
+        with annotation("sampling"):
+            first = self.draw(self.policy, 0)
+            second = self.draw(self.reference, 1) if self.second is None else self.second
+            samples = (pr.fetch(first), pr.fetch(second))
+            lengths = np.stack([each.lengths for each in samples])
+            tokens = trim(np.stack([each.tokens for each in samples]), lengths, pr.response_buckets)
+        with annotation("judging"):
+            ref_logps = pr.score(self.reference, p.tokens, p.lengths, tokens, lengths)
+            self.second = self.draw(self.reference, 1)
+        with annotation("updating"):
+            weight = np.ones(self.B, np.float32)
+            pairs = Pairs(p.tokens, p.lengths, tokens, lengths, ref_logps, self.p_first, weight, p.real)
+            self.state, sums, told = pr.learn(self.state, pairs, 1e-5, 0.1)
+            self.policy = pr.for_sampling(self.state.params)
+            return jax.block_until_ready((self.policy, sums, told))
