@@ -27,7 +27,6 @@ Left out on purpose: more than one process.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -37,16 +36,16 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from tools.command import Parser
+from tools.command import Parser, status_of
 from tools.judge import apart, ready
 from xpo_jax import config as configs
 from xpo_jax import hf, hub, measures, settings, verdicts
 from xpo_jax.data.answer_files import Answered, read_answers
-from xpo_jax.evaluate import PURPOSE, Evaluator
+from xpo_jax.evaluate import PURPOSE
 from xpo_jax.files import atomic_write, to_json
 from xpo_jax.measures import Rate
 from xpo_jax.metrics import text_table
-from xpo_jax.prepare import prepare
+from xpo_jax.prepare import make_evaluator, prepare
 from xpo_jax.summary import progress
 from xpo_jax.values import DeviceJudge, Prompts
 
@@ -81,20 +80,7 @@ def models(config: ConfigDict, policy: str) -> tuple[dict[str, Any], Sequence[Ma
     )
     if device_judge:
         device_judge.load(reference)
-    evaluator = Evaluator(
-        p.programs,
-        p.held_out,
-        reference,
-        p.judge,
-        p.decode,
-        answers=p.answers,
-        reference_samples=p.evaluation.reference_samples,
-        unfinished_loses=p.loss.unfinished_loses,
-        both_orders=p.judging.both_orders,
-        patience=_patience(p.judging),
-        seed=p.top.seed,
-    )
-    e = evaluator(weights, 0, partial(progress, label="evaluating"))
+    e = make_evaluator(p, reference)(weights, 0, partial(progress, label="evaluating"))
     rates = {"win_rate": Rate(e.win_rate, e.low, e.high), "win_rate_controlled": e.controlled}
     if e.against_answers is not None:
         rates["win_rate_answers"] = e.against_answers
@@ -126,7 +112,7 @@ def answers(
         )
     if left_out:
         print(f"{left_out} prompts are answered in one of the files only, and left out", file=sys.stderr)
-    judge, patience = ready(config), _patience(judging)
+    judge, patience = ready(config), verdicts.Patience(**judging.patience)
     check = getattr(judge, "check", None)
     asked: list[tuple[int, Answered, str, str]] = []  # prompt, what was asked, the two answers
     for number, name in enumerate(both):
@@ -229,12 +215,6 @@ def _prompts(asked: Sequence[Answered]) -> Prompts:
     )
 
 
-def _patience(judging: settings.Judging) -> verdicts.Patience:
-    return verdicts.Patience(
-        max_failed_share=judging.max_failed_share, max_failed_batches=judging.max_failed_batches
-    )
-
-
 def _flat(rates: Mapping[str, Rate]) -> dict[str, float]:
     ends = ("", "_low", "_high")
     return {
@@ -294,16 +274,12 @@ def main(argv: Sequence[str]) -> int:
     if {"-h", "--help"} & set(argv):
         print(__doc__)
         return 0
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it would complain that torch is missing
-    try:
+
+    def shown() -> int:
         print(to_json(run(argv)))
-    except (ValueError, OSError) as error:
-        print(f"evaluate: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("evaluate: interrupted", file=sys.stderr)
-        return 130
-    return 0
+        return 0
+
+    return status_of("evaluate", shown)
 
 
 if __name__ == "__main__":

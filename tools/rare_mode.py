@@ -24,7 +24,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import random
 import shutil
 import sys
@@ -41,7 +40,7 @@ from ml_collections import ConfigDict
 
 from configs.paraphrase import embedded
 from tools import bandit
-from tools.command import Parser
+from tools.command import Parser, status_of
 from xpo_jax import hf, weights
 from xpo_jax.logps import response_logps
 from xpo_jax.metrics import text_table
@@ -194,44 +193,44 @@ def shares(run: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return good / BATCH, other / BATCH, np.cumsum(asked).astype(int)
 
 
+def run(argv: Sequence[str]) -> int:
+    """Train all of them and show what came of it."""
+    parser = Parser(prog="python -m tools.rare_mode", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="where model and runs are, or are put")
+    parser.add_argument("--mass", type=float, default=0.001, help="of each rare letter (0.001)")
+    options = parser.parse_args(argv)
+    folder = options.out / f"{options.mass:g}"
+    if not (folder / "model" / "model.safetensors").is_file():
+        build_model(folder / "model", options.mass)
+    for name, n in (("train", 512), ("held_out", 8)):
+        rows = (json.dumps({"text": text}) + "\n" for text in _prompts(random.Random(name), n))
+        (folder / f"{name}.jsonl").write_text("".join(rows))
+    cells = []
+    for ratio in STRENGTHS:
+        found = []
+        for seed in range(SEEDS):
+            name = f"alpha_{ratio:g}_seed_{seed}"
+            with open(folder / f"{name}.txt", "w") as log, contextlib.redirect_stdout(log):
+                train(run_config(folder, name, ratio=ratio, seed=seed))
+            good, other, asked = shares(folder / name)
+            there = good >= 0.5
+            count = f"{asked[there.argmax()]}" if there.any() else f"> {asked[-1]}"
+            found.append((count, f"{good[-10:].mean():.2f}", f"{other.mean():.3f}"))
+            print(name, *found[-1], file=sys.stderr, flush=True)
+        cells.append([f"{ratio:g}", *(", ".join(column) for column in zip(*found, strict=True))])
+    heads = [
+        "alpha/beta",
+        "verdicts, by seed",
+        "good share in the last ten batches",
+        "other texts, of all",
+    ]
+    print(text_table(heads, cells, width=150))
+    return 0
+
+
 def main(argv: Sequence[str]) -> int:
     """Returns the exit status."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it would complain that torch is missing
-    parser = Parser(prog="python -m tools.rare_mode", description=__doc__)
-    try:
-        parser.add_argument("--out", type=Path, required=True, help="where model and runs are, or are put")
-        parser.add_argument("--mass", type=float, default=0.001, help="of each rare letter (0.001)")
-        options = parser.parse_args(argv)
-        folder = options.out / f"{options.mass:g}"
-        if not (folder / "model" / "model.safetensors").is_file():
-            build_model(folder / "model", options.mass)
-        for name, n in (("train", 512), ("held_out", 8)):
-            rows = (json.dumps({"text": text}) + "\n" for text in _prompts(random.Random(name), n))
-            (folder / f"{name}.jsonl").write_text("".join(rows))
-        cells = []
-        for ratio in STRENGTHS:
-            found = []
-            for seed in range(SEEDS):
-                name = f"alpha_{ratio:g}_seed_{seed}"
-                with open(folder / f"{name}.txt", "w") as log, contextlib.redirect_stdout(log):
-                    train(run_config(folder, name, ratio=ratio, seed=seed))
-                good, other, asked = shares(folder / name)
-                there = good >= 0.5
-                count = f"{asked[there.argmax()]}" if there.any() else f"> {asked[-1]}"
-                found.append((count, f"{good[-10:].mean():.2f}", f"{other.mean():.3f}"))
-                print(name, *found[-1], file=sys.stderr, flush=True)
-            cells.append([f"{ratio:g}", *(", ".join(column) for column in zip(*found, strict=True))])
-        heads = [
-            "alpha/beta",
-            "verdicts, by seed",
-            "good share in the last ten batches",
-            "other texts, of all",
-        ]
-        print(text_table(heads, cells, width=150))
-    except (ValueError, OSError) as error:
-        print(f"rare_mode: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+    return status_of("rare_mode", lambda: run(argv))
 
 
 if __name__ == "__main__":

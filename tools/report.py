@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tools.command import Parser
+from tools.command import Parser, status_of
 from xpo_jax import report
 from xpo_jax.files import atomic_write, to_json
 from xpo_jax.metrics import text_table
@@ -130,15 +130,12 @@ def main(argv: Sequence[str]) -> int:
     if {"-h", "--help"} & set(argv):
         print(__doc__)
         return 0
-    try:
+
+    def shown() -> int:
         print(to_json(run(argv)))
-    except (ValueError, OSError) as error:
-        print(f"report: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("report: interrupted", file=sys.stderr)
-        return 130
-    return 0
+        return 0
+
+    return status_of("report", shown)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ import numpy as np
 import optax
 
 from tools import bandit, bandit_figure
-from tools.command import Parser
+from tools.command import Parser, status_of
 from tools.intervals import Censored, Estimate, median, ratio, reached
 from xpo_jax.files import atomic_write, to_json
 from xpo_jax.metrics import console_width, text_table
@@ -229,7 +229,7 @@ def paragraph(rows: Sequence[dict[str, Any]], seeds: int) -> str:
 # ---- the command ------------------------------------------------------------------------------------
 
 
-def run(argv: Sequence[str]) -> None:
+def run(argv: Sequence[str]) -> int:
     """Simulate, print, write.
 
     Raises:
@@ -256,7 +256,7 @@ def run(argv: Sequence[str]) -> None:
     rows = evaluate(found, curves)
     if options.rates:
         print(rates_table(rows))
-        return
+        return 0
     about = {
         "beta": BETA,
         "share": SHARE,
@@ -280,19 +280,12 @@ def run(argv: Sequence[str]) -> None:
         }
         bandit_figure.draw(rows, shares, CURVES, options.out / "sample_efficiency.svg")
         print(f"\nwritten: {options.out}/results.json and sample_efficiency.svg")
+    return 0
 
 
 def main(argv: Sequence[str]) -> int:
     """Returns the exit status."""
-    try:
-        run(argv)
-    except (ValueError, OSError) as error:
-        print(f"sample_efficiency: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("sample_efficiency: interrupted", file=sys.stderr)
-        return 130
-    return 0
+    return status_of("sample_efficiency", lambda: run(argv))
 
 
 if __name__ == "__main__":

@@ -193,13 +193,16 @@ def save(path: str | Path | epath.Path, step: int, state: TrainState, extra: Map
     return _folder(path, step)
 
 
-def restore(path: str | Path | epath.Path, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+def restore(
+    path: str | Path | epath.Path, step: int, like: TrainState, *, verified: bool = False
+) -> tuple[TrainState, dict[str, Any]]:
     """Verify the checkpoint of a step and restore it into the given shardings. All processes call it.
 
     Args:
       path: the folder of the checkpoints.
       step: which one; see `latest`.
       like: a TrainState of jax.ShapeDtypeStruct with shardings, or of arrays.
+      verified: `latest` has just read every file of it, which need not be done twice.
 
     Returns:
       The state, and the `extra` it was saved with.
@@ -209,9 +212,10 @@ def restore(path: str | Path | epath.Path, step: int, like: TrainState) -> tuple
         from `like`, or is on one side only.
     """
     folder = _folder(path, step)
-    with Together("verifying a checkpoint"):  # each process its share of the files
-        share = slice(jax.process_index(), None, jax.process_count())
-        manifest.verify(folder, needed=[ABOUT], share=share)
+    if not verified:
+        with Together("verifying a checkpoint"):  # each process its share of the files
+            share = slice(jax.process_index(), None, jax.process_count())
+            manifest.verify(folder, needed=[ABOUT], share=share)
     about = json.loads((folder / ABOUT).read_text())
     if about.get("format") != _FORMAT or about.get("version") != 1 or about.get("step") != step:
         raise CheckpointError(f"{folder}: is not the checkpoint of step {step}; put back the right folder")

@@ -25,7 +25,15 @@ from xpo_jax.compilation import CompilationCounter
 from xpo_jax.distributed import Together
 from xpo_jax.interruption import Signals, Watchdog
 from xpo_jax.metrics import Metrics
-from xpo_jax.prepare import Parts, common, fingerprints, of_evaluations, origins, prepare
+from xpo_jax.prepare import (
+    Parts,
+    common,
+    fingerprints,
+    make_evaluator,
+    of_evaluations,
+    origins,
+    prepare,
+)
 from xpo_jax.resume import Ledger
 from xpo_jax.rundir import RunDir
 from xpo_jax.values import DeviceJudge, Params, TrainState
@@ -143,24 +151,11 @@ class Started:
         """Evaluates `first`, the policy of step 0; the last two arguments count compilations, for the result."""
         self.reference, self._p, self._run, self._ledger = reference, p, run, ledger
         self._announced, self._compiled_during = announced, compiled_during
-        self._evaluator = evaluate.Evaluator(
-            p.programs,
-            p.held_out,
-            reference,
-            p.judge,
-            p.decode,
-            answers=p.answers,
-            reference_samples=p.evaluation.reference_samples,
-            unfinished_loses=p.loss.unfinished_loses,
-            both_orders=p.judging.both_orders,
-            patience=p.patience,
-            seed=p.top.seed,
-        )
+        self._evaluator = make_evaluator(p, reference)
         self.before = self.after = self._evaluated(first, 0)
         print(summary.sentence("before", self.before), flush=True)
-        evaluate.ended_by(
-            self.before, self.before, **p.evaluation.stops
-        )  # raises for what the judge does not tell
+        # raises for what the judge does not tell
+        evaluate.ended_by(self.before, self.before, **p.evaluation.stops)
 
     def _evaluated(self, weights: Params, step: int) -> evaluate.Evaluation:
         label = f"evaluating step {step}" if step else "evaluating the start"

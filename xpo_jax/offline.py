@@ -22,7 +22,7 @@ from xpo_jax.metrics import Timer
 from xpo_jax.prepare import Parts
 from xpo_jax.resume import Ledger
 from xpo_jax.rundir import RunDir
-from xpo_jax.update import summarise, trim
+from xpo_jax.update import applied_metrics, summarise, trim
 from xpo_jax.values import Pairs
 
 # The columns of the console's table, the most important first.
@@ -80,12 +80,7 @@ def _learn(p: Parts, run: RunDir, ledger: Ledger, compilations: CompilationCount
                 "pairs/tie_rate": float(np.mean(wins == 0.5)),
                 "pairs/epochs": done / p.batches.steps_per_epoch,
                 "judge/queries": counters.queries,
-                "alpha": alpha,
-                "beta": beta,
-                "alpha_over_beta": alpha / beta,
-                "learning_rate": applied["learning_rate"],
-                "grad_norm": applied["grad_norm"],
-                "skipped": int(not applied["finite"]),
+                **applied_metrics(applied, alpha, beta),
                 **times,
                 "tokens_per_second": float(answers.lengths[:, prompts.real].sum() / sum(times.values())),
             }

@@ -19,12 +19,12 @@ from xpo_jax.data.answer_files import match_answers
 from xpo_jax.data.pipeline import Batches
 from xpo_jax.data.prompts import PromptData, load_prompts
 from xpo_jax.data.recorded import load_pairs
-from xpo_jax.evaluate import POLICY_SAMPLES
+from xpo_jax.evaluate import POLICY_SAMPLES, Evaluator
 from xpo_jax.judges import JUDGES
 from xpo_jax.optimizer import make_optimizer
 from xpo_jax.programs import Programs, Vocabulary, compute_dtype
 from xpo_jax.sampler import Sampling
-from xpo_jax.values import DeviceJudge, Judge, Prompts, Samples
+from xpo_jax.values import DeviceJudge, Judge, Params, Prompts, Samples
 from xpo_jax.verdicts import Budget, Patience
 
 
@@ -220,9 +220,7 @@ def prepare(config: ConfigDict) -> Parts:
         second_is_reference=loss.second == "reference",
         judge=judge,
         budget=budget,
-        patience=Patience(
-            max_failed_share=judging.max_failed_share, max_failed_batches=judging.max_failed_batches
-        ),
+        patience=Patience(**judging.patience),
         model=found,
         reference=found_reference,
         model_config=model_config,
@@ -233,6 +231,23 @@ def prepare(config: ConfigDict) -> Parts:
         programs=programs,
         decode=decode,
         described=described,
+    )
+
+
+def make_evaluator(p: Parts, reference: Params) -> Evaluator:
+    """The held-out evaluation against these weights, as they are sampled from."""
+    return Evaluator(
+        p.programs,
+        p.held_out,
+        reference,
+        p.judge,
+        p.decode,
+        answers=p.answers,
+        reference_samples=p.evaluation.reference_samples,
+        unfinished_loses=p.loss.unfinished_loses,
+        both_orders=p.judging.both_orders,
+        patience=p.patience,
+        seed=p.top.seed,
     )
 
 

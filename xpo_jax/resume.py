@@ -82,8 +82,8 @@ class Ledger:
         watchdog: Watchdog,
     ):
         self.counters = Counters()
-        self._run, self._keep, self._steps = run.path, keep, steps
-        self._dir, self._of, self._devices = run, evaluations, devices
+        self._run, self._keep, self._steps = run, keep, steps
+        self._of, self._devices = evaluations, devices
         self._signals, self._watchdog, self._patience = signals, watchdog, patience
         self._accept = accept_changes
         self._about: dict[str, Any] = {"config": run.fixed}
@@ -102,14 +102,14 @@ class Ledger:
 
     @property
     def _folder(self) -> epath.Path:
-        return self._dir.checkpoints
+        return self._run.checkpoints
 
     # ---- at the start ----
 
     def described(self) -> dict[str, str]:
         """For the opening table: where the run is and goes on, and with which changes of its config."""
         where = "" if self.newest is None else f"after step {self.newest}, whose checkpoint is whole"
-        rows = {"run": self._dir.address, "going on": where, "changed": "; ".join(self._dir.changes)}
+        rows = {"run": self._run.address, "going on": where, "changed": "; ".join(self._run.changes)}
         return {name: text for name, text in rows.items() if text}
 
     def beat(self, what: str) -> None:
@@ -123,7 +123,7 @@ class Ledger:
     def restore(self, like: TrainState) -> TrainState:
         """The newest checkpoint's state, with the counters."""
         assert self.newest is not None
-        state, self._there = checkpoint.restore(self._folder, self.newest, like)
+        state, self._there = checkpoint.restore(self._folder, self.newest, like, verified=True)
         self.counters = Counters(**self._there["counters"])
         self._patience.state = self._there["patience"]
         self._saved = self.newest
@@ -150,14 +150,14 @@ class Ledger:
         step = -1 if self.newest is None else self.newest
         offsets = self._there.get("offsets", {})
         with Together("cutting the logs back"):
-            if distributed.leads() or not self._dir.shared:
-                cut_metrics(self._run, step)
-                cut_pairs(self._run, max(step, 0), offsets)
-                if not all(line.startswith(MAY_CHANGE) for line in self._dir.changes):
-                    (self._run / JOURNAL).unlink(missing_ok=True)  # verdicts of another judge, perhaps
+            if distributed.leads() or not self._run.shared:
+                cut_metrics(self._run.path, step)
+                cut_pairs(self._run.path, max(step, 0), offsets)
+                if not all(line.startswith(MAY_CHANGE) for line in self._run.changes):
+                    (self._run.path / JOURNAL).unlink(missing_ok=True)  # verdicts of another judge, perhaps
         with Together("opening the logs"):
-            self._journal = Journal(self._run)
-            self._pairs = PairsLog(self._run / distributed.file_name("pairs.jsonl"))
+            self._journal = Journal(self._run.path)
+            self._pairs = PairsLog(self._run.path / distributed.file_name("pairs.jsonl"))
             self._metrics = metrics(max(step, 0))
         self._checkpoints = Checkpoints(
             self._folder, keep_last=self._keep.keep_last, keep_every=self._keep.keep_every
@@ -167,7 +167,7 @@ class Ledger:
                 yield
             self._checkpoints.wait()
             if distributed.leads():
-                (self._run / JOURNAL).unlink(missing_ok=True)
+                (self._run.path / JOURNAL).unlink(missing_ok=True)
 
     # ---- on the way ----
 
@@ -191,7 +191,9 @@ class Ledger:
         Where the run has just arrived its metrics are written with the others of that step.
         """
         with Together("reading an evaluation") as together:
-            together.value = distributed.leads() and _read_json(self._run / "evaluations" / f"{step}.json")
+            together.value = distributed.leads() and _read_json(
+                self._run.path / "evaluations" / f"{step}.json"
+            )
         there = together.values[0]
         known = self.newest is not None and step <= self.newest
         recalled = (
@@ -205,11 +207,11 @@ class Ledger:
             found = make()
             with Together("writing an evaluation"):
                 if distributed.leads():
-                    (self._run / "evaluations").mkdir(exist_ok=True)
+                    (self._run.path / "evaluations").mkdir(exist_ok=True)
                     about = {"step": step, "of": self._of, "devices": self._devices}
                     about["patience"] = self._patience.state
                     content = to_json({**about, "evaluation": dataclasses.asdict(found)}, indent=1)
-                    atomic_write(self._run / "evaluations" / f"{step}.json", content + "\n")
+                    atomic_write(self._run.path / "evaluations" / f"{step}.json", content + "\n")
         if step == self._done and not (recalled and step == self.newest):
             self._found |= found.metrics()
             self.counters.evaluation_queries += found.queries
@@ -258,7 +260,7 @@ class Ledger:
 
     def _save(self) -> None:
         if self._saved != self._done:
-            self._dir.push()  # first, so that the logs reach at least as far as the newest checkpoint
+            self._run.push()  # first, so that the logs reach at least as far as the newest checkpoint
             self._checkpoints.save(self._done, self._state, self._about, score=self._score)
             self._saved = self._done
 

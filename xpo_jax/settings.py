@@ -97,6 +97,11 @@ class Judging:
     max_failed_share: float
     max_failed_batches: int
 
+    @property
+    def patience(self) -> dict[str, Any]:
+        """The arguments of `verdicts.Patience`."""
+        return {name: getattr(self, name) for name in ("max_failed_share", "max_failed_batches")}
+
     def __post_init__(self) -> None:
         if self.max_queries is not None and self.max_queries < 1:
             raise ValueError(f"max_queries is {self.max_queries}, must be at least 1, or None for no limit")

@@ -22,7 +22,7 @@ from xpo_jax.pairs_log import pair_records
 from xpo_jax.prepare import Parts
 from xpo_jax.resume import Ledger
 from xpo_jax.rundir import RunDir
-from xpo_jax.update import summarise, trim
+from xpo_jax.update import applied_metrics, summarise, trim
 from xpo_jax.values import Pairs, Params, Prompts, Samples
 
 TRAINING = 1  # purpose of the random keys; evaluation's is evaluate.PURPOSE
@@ -109,12 +109,7 @@ def _train(p: Parts, run: RunDir, ledger: Ledger, compilations: CompilationCount
                 **verdicts.metrics(judged, prompts.real),
                 **p.batches.metrics(done),
                 "judge/queries": counters.queries,
-                "alpha": alpha,
-                "beta": beta,
-                "alpha_over_beta": alpha / beta,
-                "learning_rate": applied["learning_rate"],
-                "grad_norm": applied["grad_norm"],
-                "skipped": int(not applied["finite"]),
+                **applied_metrics(applied, alpha, beta),
                 **times,
                 "tokens_per_second": float(lengths[:, prompts.real].sum() / sum(times.values())),
             }

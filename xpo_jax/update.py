@@ -198,6 +198,22 @@ def make_apply(
     return apply
 
 
+def applied_metrics(told: Mapping[str, Any], alpha: float, beta: float) -> dict[str, Any]:
+    """Metrics of how one update was applied.
+
+    Args:
+      told: what `make_apply`'s function returns beside the state, on the host.
+    """
+    return {
+        "alpha": alpha,
+        "beta": beta,
+        "alpha_over_beta": alpha / beta,
+        "learning_rate": told["learning_rate"],
+        "grad_norm": told["grad_norm"],
+        "skipped": int(not told["finite"]),
+    }
+
+
 def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
     """Step 0."""
     return TrainState(jnp.int32(0), jnp.int32(0), params, optimizer.init(params))
