@@ -60,7 +60,14 @@ def embedded() -> ConfigDict:
     config.offline = None
 
     # xpo_jax/settings.py: Model
-    config.model = ConfigDict({"path": "embedded", "reference": None, "dtype": "auto"})
+    config.model = ConfigDict(
+        {
+            "path": "embedded",
+            "reference": None,  # a frozen copy of path
+            "reference_every_steps": None,  # or the policy takes its place every so often: docs/choosing.md
+            "dtype": "auto",
+        }
+    )
 
     # xpo_jax/sharding.py: make_mesh. -1 fills up with the devices that there are.
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
@@ -137,6 +144,14 @@ def embedded() -> ConfigDict:
             "bonus_clip": 500.0,
             "entropy_weight": 0.0,
             "unfinished_loses": True,
+        }
+    )
+
+    # xpo_jax/settings.py: Replay
+    config.replay = ConfigDict(
+        {
+            "updates": 1,  # per round of samples; above 1 the others are on past pairs as well
+            "capacity": 100_000,  # pairs that are remembered; the oldest go
         }
     )
 

@@ -383,7 +383,12 @@ def tiny_config(folder: Path) -> ConfigDict:
                 "shuffle": True,
             },
             "offline": None,
-            "model": {"path": str(folder / "model"), "reference": None, "dtype": "float32"},
+            "model": {
+                "path": str(folder / "model"),
+                "reference": None,
+                "reference_every_steps": None,
+                "dtype": "float32",
+            },
             "mesh": {"data": 2, "fsdp": 2, "tensor": 2},
             "distributed": {
                 "mode": "auto",
@@ -416,6 +421,7 @@ def tiny_config(folder: Path) -> ConfigDict:
                 "entropy_weight": 0.0,
                 "unfinished_loses": False,
             },
+            "replay": {"updates": 1, "capacity": 1000},
             "optimizer": {
                 "name": "adamw",
                 "learning_rate": 1e-2,

@@ -414,6 +414,15 @@ def test_the_last_the_best_each_fourth_and_what_is_held_stay(tmp_path):
         assert_bits_equal(restore(tmp_path, step, abstract(make_state()))[0], make_state(step))
 
 
+def test_what_a_kept_one_needs_stays_as_long_as_it(tmp_path):
+    there = {}
+    for step, needs in {1: None, 2: 1, 3: 1, 4: 3, 5: 3, 6: 3}.items():
+        with Checkpoints(tmp_path, keep_last=1) as checkpoints:
+            checkpoints.save(step, make_state(step), {}, needs=needs)
+        there[step] = steps(tmp_path)
+    assert there == {1: [1], 2: [1, 2], 3: [1, 3], 4: [3, 4], 5: [3, 5], 6: [3, 6]}
+
+
 def test_retention_clears_what_was_half_written_and_leaves_what_is_newer(tmp_path, caplog):
     """A run went back to step 2, for 4 and 9 are damaged: until these are saved again, 2 and 3 are the newest."""
     for step in (2, 4, 9):

@@ -47,7 +47,8 @@ def batch():
         refused="",
     )
     texts = (["ja", "ja ja", ""], ["Ja.\nJa!", "\ud83d", ""])
-    return pair_records(3, prompts, (first, second), texts, verdicts, verdicts.shown)
+    ref_logps = np.array([[-1.1, -2, 0], [-0.3, -4, 0]], np.float32)
+    return pair_records(3, prompts, (first, second), texts, verdicts, verdicts.shown, ref_logps)
 
 
 FIRST = {
@@ -62,6 +63,7 @@ FIRST = {
     "shown": [1, 0],
     "flipped": None,
     "p_first": 0.7,
+    "ref_logps": [-1.1, -0.3],
     "weight": 1.0,
     "reason": "kürzer",
     "scores": {"policy": 0.7, "reference": None},

@@ -78,6 +78,7 @@ class Checkpoints:
         extra: Mapping[str, Any],
         *,
         score: float | None = None,
+        needs: int | None = None,
         hold: bool = False,
     ) -> None:
         """Save the state as <path>/<step>/. All processes call it, at the same step.
@@ -89,6 +90,7 @@ class Checkpoints:
           state: arrays, on the devices or on the host.
           extra: what JSON holds, exactly; returned by `restore`.
           score: the higher the better, such as the held-out win rate; None for not known.
+          needs: the step of another one that stays as long as this one does.
           hold: never remove this one by rule.
 
         Raises:
@@ -98,7 +100,7 @@ class Checkpoints:
         self.wait()
         folder = self._path / str(step)
         state = jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf), state)
-        about = {"format": _FORMAT, "version": 1, "step": step, "hold": hold}
+        about = {"format": _FORMAT, "version": 1, "step": step, "hold": hold, "needs": needs}
         about["score"] = None if score is None else float(score)
         with Together("starting a checkpoint"), _told(folder):
             text = json.dumps({**about, "leaves": _leaves(state), "extra": extra}, indent=1, allow_nan=False)

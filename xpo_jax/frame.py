@@ -73,6 +73,7 @@ def run(config: ConfigDict, loop: Loop, *, accept_changes: bool) -> dict[str, An
                 run_dir,
                 p.checkpoint,
                 steps=p.top.steps,
+                reference_step=p.reference_step,
                 evaluations=of_evaluations(config),
                 devices=f"{dict(p.programs.mesh.shape)} of {jax.process_count()}",
                 accept_changes=accept_changes,
@@ -92,12 +93,12 @@ def run(config: ConfigDict, loop: Loop, *, accept_changes: bool) -> dict[str, An
 
 def start(
     p: Parts, run: RunDir, ledger: Ledger, compilations: CompilationCounter
-) -> tuple[TrainState, Params, Started]:
+) -> tuple[TrainState, Params, Params, Started]:
     """Compile, load, and evaluate what there is before the first step.
 
     Returns:
-      The state to begin with, whose `step` is how many updates are behind it; the policy as it is sampled from;
-      and what the loop works with, which keeps neither alive.
+      The state to begin with; the policy and the reference as they are sampled from; and what the loop works with,
+      which keeps none of them alive but a first reference, that all evaluations need.
     """
     programs = p.programs
     device_judge = p.judge if isinstance(p.judge, DeviceJudge) else None
@@ -113,8 +114,9 @@ def start(
     compiled = compilations.count
 
     ledger.beat("loading the models")
+    renewed = _renewed(p, ledger)
     state, reference = _load(p, ledger)
-    done = int(state.step)
+    done = ledger.newest or 0
     if run.changes:  # by which somebody may have mended what made it skip
         ledger.counters.skipped_in_a_row = 0
     policy = programs.for_sampling(state.params)
@@ -128,13 +130,13 @@ def start(
     ledger.arrive(done, state, {})
     first = _first_policy(p, reference) if done else policy
     during = lambda: compilations.count - compiled  # noqa: E731
-    return state, policy, Started(p, run, ledger, reference, first, len(announced), during)
+    started = Started(p, run, ledger, reference, first, len(announced), during)
+    return state, policy, reference if renewed is None else renewed, started
 
 
 class Started:
     """A run between its start and its end.
 
-    reference: its weights as they are sampled from.
     before, after: the evaluation before the first step, and the latest.
     """
 
@@ -149,7 +151,7 @@ class Started:
         compiled_during: Callable[[], int],
     ):
         """Evaluates `first`, the policy of step 0; the last two arguments count compilations, for the result."""
-        self.reference, self._p, self._run, self._ledger = reference, p, run, ledger
+        self._p, self._run, self._ledger = p, run, ledger
         self._announced, self._compiled_during = announced, compiled_during
         self._evaluator = make_evaluator(p, reference)
         self.before = self.after = self._evaluated(first, 0)
@@ -251,6 +253,7 @@ class Started:
             "judge_queries": ledger.counters.queries,
             "evaluation_queries": ledger.counters.evaluation_queries,
             **measured,
+            "updates": int(state.step),
             "skipped": int(state.skipped),
             "compilations_announced": self._announced,
             "compilations_during_run": compiled_during,
@@ -269,6 +272,15 @@ def _load(p: Parts, ledger: Ledger) -> tuple[TrainState, Params]:
             reference = _weights(p, p.reference.folder)
     state: TrainState = programs.init(masters) if fresh else ledger.restore(programs.like)
     return state, programs.for_sampling(state.params) if reference is None else reference
+
+
+def _renewed(p: Parts, ledger: Ledger) -> Params | None:
+    """The reference as it is sampled from, where a run goes on with one that was its policy once.
+
+    Before anything else is loaded: what comes with it, an optimizer's state, is large.
+    """
+    step = p.reference_step(ledger.newest or 0)
+    return p.programs.for_sampling(ledger.state_of(step, p.programs.like).params) if step else None
 
 
 def _first_policy(p: Parts, reference: Params) -> Params:

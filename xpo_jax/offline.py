@@ -42,9 +42,9 @@ def learn(config: ConfigDict, *, accept_changes: bool = False) -> dict[str, Any]
 
 
 def _learn(p: Parts, run: RunDir, ledger: Ledger, compilations: CompilationCounter) -> dict[str, Any]:
-    state, policy, started = frame.start(p, run, ledger, compilations)
+    state, policy, reference, started = frame.start(p, run, ledger, compilations)
     programs, counters, timer = p.programs, ledger.counters, Timer()
-    done = int(state.step)
+    done = ledger.newest or 0
     with ledger.open(lambda step: started.metrics(step, CONSOLE)), verdicts.saved_first(ledger.save):
         while not (ended := started.between(done, policy, asks=False)):
             prompts = p.batches[done]
@@ -52,7 +52,7 @@ def _learn(p: Parts, run: RunDir, ledger: Ledger, compilations: CompilationCount
             tokens = trim(answers.tokens, answers.lengths, programs.response_buckets)
             with timer("update"):
                 ref_logps = programs.score(
-                    started.reference, prompts.tokens, prompts.lengths, tokens, answers.lengths
+                    reference, prompts.tokens, prompts.lengths, tokens, answers.lengths
                 )
                 pairs = Pairs(
                     prompts.tokens,
@@ -80,7 +80,7 @@ def _learn(p: Parts, run: RunDir, ledger: Ledger, compilations: CompilationCount
                 "pairs/tie_rate": float(np.mean(wins == 0.5)),
                 "pairs/epochs": done / p.batches.steps_per_epoch,
                 "judge/queries": counters.queries,
-                **applied_metrics(applied, alpha, beta),
+                **applied_metrics([applied], alpha, beta),
                 **times,
                 "tokens_per_second": float(answers.lengths[:, prompts.real].sum() / sum(times.values())),
             }

@@ -11,6 +11,7 @@ One JSON object per line and pair. It is the journal of verdicts, the replay dat
                         [1, 0]; null if it was not asked
     flipped             1 if the judge preferred otherwise in the other order, 0 if not, null if not asked twice
     p_first, weight     the verdict: probability that candidate 0 is better; null and 0 for none
+    ref_logps           the reference's log-probability of each response, in nats
     reason, scores      what the judge said
     failure             why there is no verdict; null if there is one
 
@@ -59,6 +60,7 @@ def pair_records(
     texts: tuple[Sequence[str], Sequence[str]],
     verdicts: Verdicts,
     shown: Sequence[Sequence[int] | None],
+    ref_logps: np.ndarray,
 ) -> list[dict[str, Any]]:
     """The records of one batch, real rows only, with values on the host.
 
@@ -67,6 +69,7 @@ def pair_records(
       prompts, verdicts: B rows.
       samples, texts: of candidate 0 and 1, B rows each.
       shown: per row the candidates shown as A and B, or None where the judge was not asked.
+      ref_logps: f32[S B].
     """
     records = []
     for i in map(int, np.flatnonzero(prompts.real)):
@@ -87,6 +90,7 @@ def pair_records(
                 "flipped": np.float32(verdicts.flipped[i]),
                 "p_first": np.float32(verdicts.p_first[i]) if judged else None,
                 "weight": np.float32(verdicts.weight[i]),
+                "ref_logps": np.asarray(ref_logps[:, i], np.float32),
                 "reason": verdicts.reasons[i] if judged else "",
                 "scores": verdicts.scores[i],
                 "failure": None if judged else verdicts.reasons[i] or "no verdict",

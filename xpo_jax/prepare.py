@@ -6,6 +6,7 @@ file (but into the hub's cache) or puts an array on a device.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import inspect
 from collections.abc import Callable, Mapping
@@ -23,6 +24,7 @@ from xpo_jax.evaluate import POLICY_SAMPLES, Evaluator
 from xpo_jax.judges import JUDGES
 from xpo_jax.optimizer import make_optimizer
 from xpo_jax.programs import Programs, Vocabulary, compute_dtype
+from xpo_jax.replay import Memory
 from xpo_jax.sampler import Sampling
 from xpo_jax.values import DeviceJudge, Judge, Params, Prompts, Samples
 from xpo_jax.verdicts import Budget, Patience
@@ -45,9 +47,11 @@ class Parts(NamedTuple):
     patience: Patience
     model: hub.Model
     reference: hub.Model
+    reference_step: Callable[[int], int]
     model_config: Any
     data: PromptData
     batches: Batches
+    memory: Memory
     held_out: list[Prompts]
     answers: list[list[str]] | None
     programs: Programs
@@ -108,6 +112,7 @@ def prepare(config: ConfigDict) -> Parts:
     sampling = build(Sampling, config.sampling, "sampling")
     loss = build(settings.Loss, config.loss, "loss")
     judging = build(settings.Judging, config.judging, "judging")
+    replay = build(settings.Replay, config.replay, "replay")
     layout = build(settings.Layout, config.layout, "layout")
     evaluation = build(settings.Evaluation, config.evaluation, "evaluation")
     checkpoint = build(settings.Checkpoint, config.checkpoint, "checkpoint")
@@ -116,7 +121,11 @@ def prepare(config: ConfigDict) -> Parts:
         raise ValueError("sampling: training needs a temperature above 0 and a repetition_penalty of 1")
     layout.check(top.batch_size, sampling.max_new_tokens)
     alpha_at, beta_at = loss.strengths(top.steps)
-    optimizer, rate = build(make_optimizer, config.optimizer, "optimizer", steps=top.steps)
+    replay.check(
+        top.batch_size, offline=top.offline is not None, renewed=model.reference_every_steps is not None
+    )
+    updates = top.steps * replay.updates
+    optimizer, rate = build(make_optimizer, config.optimizer, "optimizer", steps=updates)
     judge = make_judge(config.judge, "judge")
     mesh = build(sharding.make_mesh, config.mesh, "mesh")
     sharding.check_rows(
@@ -190,6 +199,15 @@ def prepare(config: ConfigDict) -> Parts:
         },
     )
 
+    memory = Memory(
+        **dataclasses.asdict(replay),
+        batch_size=top.batch_size,
+        seed=top.seed,
+        prompt_buckets=programs.prompt_buckets,
+        response_buckets=programs.response_buckets,
+        pad_token=data.pad_id,
+    )
+
     def decode(samples: Samples) -> list[str]:
         rows = [row[:n].tolist() for row, n in zip(samples.tokens, samples.lengths, strict=True)]
         return tokenizer.batch_decode(rows, skip_special_tokens=True)
@@ -197,7 +215,8 @@ def prepare(config: ConfigDict) -> Parts:
     alpha, beta, overlap = alpha_at(0), beta_at(0), data.overlap()
     described = {
         "model": f"{found.described}; reference: "
-        + ("a frozen copy of it" if model.reference is None else found_reference.described),
+        + ("a frozen copy of it" if model.reference is None else found_reference.described)
+        + (f", renewed every {model.reference_every_steps} steps" if model.reference_every_steps else ""),
         "training": data.train.summary(),
         "held out": data.held_out.summary()
         + (f"; {overlap} of them are training prompts too" if overlap else ""),
@@ -206,8 +225,10 @@ def prepare(config: ConfigDict) -> Parts:
         + (f"; at most {judging.max_queries} queries" if judging.max_queries is not None else ""),
         "batch": f"{top.batch_size} prompts in {chunks} micro-batch(es); {top.steps} steps,"
         f" {batches.steps_per_epoch} an epoch",
+        "replay": replay.described,
         "strengths": f"beta {beta:g}, alpha {alpha:g} (alpha / beta {alpha / beta:g})",
     }
+    described = {name: text for name, text in described.items() if text}
     return Parts(
         top=top,
         loss=loss,
@@ -223,9 +244,11 @@ def prepare(config: ConfigDict) -> Parts:
         patience=Patience(**judging.patience),
         model=found,
         reference=found_reference,
+        reference_step=model.reference_step,
         model_config=model_config,
         data=data,
         batches=batches,
+        memory=memory,
         held_out=held_out,
         answers=answers,
         programs=programs,

@@ -274,9 +274,13 @@ class Programs:
         numbers = (np.int32(number) for number in (purpose, step, candidate))
         return self.sample(weights, prompts.tokens, prompts.lengths, prompts.real, prompts.position, *numbers)
 
+    def gathered(self, tree: Any) -> Any:
+        """What `draw` and `score` return, with all rows on the devices of every process; does not wait."""
+        return tree if jax.process_count() == 1 else self.gather(tree)
+
     def fetch(self, tree: Any) -> Any:
-        """What `draw` and `score` return, on the host: all rows, on every process. Waits for them."""
-        return jax.device_get(tree if jax.process_count() == 1 else self.gather(tree))
+        """The same on the host. Waits for it."""
+        return jax.device_get(self.gathered(tree))
 
     def learn(
         self, state: TrainState, pairs: Pairs, alpha: float, beta: float

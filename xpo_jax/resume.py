@@ -33,7 +33,7 @@ from xpo_jax.interruption import Signals, Stopped, Watchdog
 from xpo_jax.journal import JOURNAL, Journal, cut_metrics, cut_pairs
 from xpo_jax.measures import Rate
 from xpo_jax.metrics import Metrics
-from xpo_jax.pairs_log import PairsLog
+from xpo_jax.pairs_log import PairsLog, read_pairs
 from xpo_jax.retention import best_step
 from xpo_jax.rundir import RunDir
 from xpo_jax.values import Paid, Prompts, TrainState
@@ -60,6 +60,7 @@ class Ledger:
       run: the run directory.
       keep: how often a checkpoint is made, and which are kept.
       steps: of the whole run.
+      reference_step: see `settings.Model`; the checkpoints that a run goes on from need that one.
       evaluations: a fingerprint of what decides what an evaluation finds, besides step and weights.
       devices: how the arrays are split, which decides the last bits of whatever comes after the restored step.
       accept_changes: of config and reference.
@@ -74,6 +75,7 @@ class Ledger:
         keep: settings.Checkpoint,
         *,
         steps: int,
+        reference_step: Callable[[int], int],
         evaluations: str,
         devices: str,
         accept_changes: bool,
@@ -83,7 +85,7 @@ class Ledger:
     ):
         self.counters = Counters()
         self._run, self._keep, self._steps = run, keep, steps
-        self._of, self._devices = evaluations, devices
+        self._of, self._devices, self._reference_step = evaluations, devices, reference_step
         self._signals, self._watchdog, self._patience = signals, watchdog, patience
         self._accept = accept_changes
         self._about: dict[str, Any] = {"config": run.fixed}
@@ -169,6 +171,18 @@ class Ledger:
             if distributed.leads():
                 (self._run.path / JOURNAL).unlink(missing_ok=True)
 
+    def past(self) -> list[dict[str, Any]]:
+        """The records of all pairs logs up to here, of every process, texts and rows left out; in no order."""
+        with Together("reading the pairs logs") as together:
+            if distributed.leads() or not self._run.shared:
+                logs = sorted(self._run.path.glob("pairs*.jsonl"))
+                together.value = [_numbers(record) for path in logs for record in read_pairs(path)]
+        # by place: where each process has a copy of its own of the run directory, they may tell the same
+        found = {
+            (record["step"], record["position"]): record for told in together.values for record in told or ()
+        }
+        return list(found.values())
+
     # ---- on the way ----
 
     def paid(
@@ -249,7 +263,8 @@ class Ledger:
         stop = next((number for number, _, _ in together.values if number), None)
         every = self._keep.every_steps
         best = score is not None and self._keep.export == "best"
-        if last or stop or best or (every and self._done and self._done % every == 0):
+        renewed = bool(self._done) and self._reference_step(self._done) == self._done
+        if last or stop or best or renewed or (every and self._done and self._done % every == 0):
             self._save()
         if stop:
             self._checkpoints.wait()
@@ -261,7 +276,8 @@ class Ledger:
     def _save(self) -> None:
         if self._saved != self._done:
             self._run.push()  # first, so that the logs reach at least as far as the newest checkpoint
-            self._checkpoints.save(self._done, self._state, self._about, score=self._score)
+            needs = self._reference_step(self._done) or None
+            self._checkpoints.save(self._done, self._state, self._about, score=self._score, needs=needs)
             self._saved = self._done
 
     def best(self) -> int | None:
@@ -278,6 +294,13 @@ class Ledger:
         self._save()
         self._checkpoints.wait()
         return self._folder / str(self._done)
+
+
+def _numbers(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What replay needs of a record of the pairs log."""
+    names = ("step", "position", "p_first", "weight", "ref_logps")
+    responses = [{"tokens": response["tokens"]} for response in record["responses"]]
+    return {**{name: record[name] for name in names if name in record}, "responses": responses}
 
 
 def _read_json(path: Path) -> Any:

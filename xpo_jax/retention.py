@@ -1,7 +1,7 @@
-"""Which checkpoints stay: the newest few, those of certain steps, the best one, and those that are held.
+"""Which checkpoints stay: the newest few, those of certain steps, the best one, what these need, and what is held.
 
-What a checkpoint says of itself (its score, whether it is held) stands in its checkpoint.json, so that the rule
-holds across restarts.
+What a checkpoint says of itself (its score, what it needs, whether it is held) stands in its checkpoint.json, so that
+the rule holds across restarts.
 """
 
 from __future__ import annotations
@@ -60,8 +60,9 @@ def remove_old(root: epath.Path, newest: int, *, keep_last: int | None, keep_eve
     about = {step: _about(root / str(step)) for step in steps}
     scores = {step: each.get("score") for step, each in about.items() if each}
     kept = kept_steps(scores, keep_last=keep_last, keep_every=keep_every)
+    needed = {about[step].get("needs") for step in kept}
     for step in steps:
-        if step not in kept and not about[step].get("hold"):
+        if step not in kept | needed and not about[step].get("hold"):
             manifest.remove(root / str(step))
 
 

@@ -21,7 +21,7 @@ class Experiment:
     Args:
       run_dir: where everything is written, see rundir.py.
       seed: of every random draw.
-      steps: updates; one per round of samples.
+      steps: rounds of samples; each makes one update, or replay.updates.
       batch_size: prompts per step, over all devices.
       max_skipped: updates in a row that may be skipped for a loss or gradient that is not finite.
       max_step_seconds: a step, an evaluation's batch or a compilation that takes longer ends the run with the stacks
@@ -44,6 +44,7 @@ class Experiment:
     judge: Mapping[str, Any]
     judging: Mapping[str, Any]
     loss: Mapping[str, Any]
+    replay: Mapping[str, Any]
     optimizer: Mapping[str, Any]
     layout: Mapping[str, Any]
     evaluation: Mapping[str, Any]
@@ -70,12 +71,25 @@ class Model:
       path: a folder with config.json, *.safetensors and a tokenizer; "owner/name" or "owner/name@revision" on
         the hub, revision being a branch, a tag or a commit; or "embedded", the project's own.
       reference: another such model, of the same architecture and tokenizer, or None for a frozen copy of path.
+      reference_every_steps: after every so many steps the policy becomes the reference; None keeps the first for
+        ever. Evaluations are against the first either way. What it does to the KL: docs/choosing.md.
       dtype: of all computing but the float32 master weights; auto is bfloat16 on accelerators, else float32.
     """
 
     path: str
     reference: str | None
+    reference_every_steps: int | None
     dtype: Literal["auto", "float32", "bfloat16"]
+
+    def __post_init__(self) -> None:
+        if self.reference_every_steps is not None and self.reference_every_steps < 1:
+            raise ValueError(
+                f"reference_every_steps is {self.reference_every_steps}, must be 1 or more, or None"
+            )
+
+    def reference_step(self, done: int) -> int:
+        """The step after which the policy was what is the reference after `done` steps; 0 for the first reference."""
+        return done - done % self.reference_every_steps if self.reference_every_steps else 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -148,6 +162,44 @@ class Loss:
                     "loss.alpha must be 0 with loss.second='policy': the bonus is of the reference's sample"
                 )
         return alpha, beta
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Replay:
+    """What a round of samples learns from, see replay.py.
+
+    Args:
+      updates: per round: one on its fresh pairs, the others on past ones as well. 1 is fresh pairs only.
+      capacity: so many pairs are remembered, the newest; on the host, 4 bytes per token of prompt and responses.
+    """
+
+    updates: int
+    capacity: int
+
+    def __post_init__(self) -> None:
+        if self.updates < 1:
+            raise ValueError(f"updates is {self.updates}, must be at least 1 (fresh pairs only)")
+
+    def check(self, batch_size: int, *, offline: bool, renewed: bool) -> None:
+        """Raises ValueError where it does not fit the rest of the config."""
+        if renewed and self.updates > 1:
+            raise ValueError(
+                f"replay.updates is {self.updates}, but model.reference_every_steps is set: past pairs were drawn and"
+                " scored by another reference; set the one to 1 or the other to None"
+            )
+        if self.capacity < batch_size:
+            raise ValueError(f"replay.capacity is {self.capacity}, must be at least batch_size, {batch_size}")
+        if offline and self.updates > 1:
+            raise ValueError(
+                f"replay.updates is {self.updates}, but offline pairs are given, and nothing is sampled; set it to 1,"
+                " and steps to as many updates as you want"
+            )
+
+    @property
+    def described(self) -> str:
+        """For people; empty where nothing is replayed."""
+        text = f"{self.updates} updates a step, all but one on the newest {self.capacity:,} pairs"
+        return text if self.updates > 1 else ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -34,16 +34,21 @@ def train(config: ConfigDict, *, accept_changes: bool = False) -> dict[str, Any]
 
 
 def _train(p: Parts, run: RunDir, ledger: Ledger, compilations: CompilationCounter) -> dict[str, Any]:
-    state, policy, started = frame.start(p, run, ledger, compilations)
-    programs, reference, counters, timer = p.programs, started.reference, ledger.counters, Timer()
-    done = int(state.step)
+    state, policy, reference, started = frame.start(p, run, ledger, compilations)
+    programs, counters, timer = p.programs, ledger.counters, Timer()
+    done = ledger.newest or 0  # rounds of samples
 
     def draw(weights: Params, prompts: Prompts, step: int, candidate: int) -> Samples:
         return programs.draw(weights, prompts, purpose=TRAINING, step=step, candidate=candidate)
 
     second: Samples | None = None
     with ledger.open(started.metrics), verdicts.saved_first(ledger.save):
+        p.memory.refill(ledger.past, p.batches)
         while not (ended := started.between(done, policy, asks=True)):
+            renews = (
+                p.reference_step(done + 1) == done + 1
+            )  # the policy after this step is the next reference
+
             # Sample both candidates. The host needs them, so it waits.
             prompts = p.batches[done]
             with timer("sample"):
@@ -57,34 +62,38 @@ def _train(p: Parts, run: RunDir, ledger: Ledger, compilations: CompilationCount
 
             # What needs no verdict is dispatched before the host turns to the judge; the reference is frozen,
             # so its next samples are known already.
-            ref_logps = programs.score(reference, prompts.tokens, prompts.lengths, tokens, lengths)
+            scored = programs.score(reference, prompts.tokens, prompts.lengths, tokens, lengths)
+            scored = programs.gathered(scored)
             second = None
-            if p.second_is_reference and done + 1 < p.top.steps:
+            if p.second_is_reference and not renews and done + 1 < p.top.steps:
                 second = draw(reference, p.batches[done + 1], done + 1, 1)
 
             # Judge: each process its share of the rows.
             mine = distributed.mine(prompts)
-            with timer("judge"), Together("judging") as together:
-                own = verdicts.ask(
-                    p.judge,
-                    prompts if verdicts.is_collective(p.judge) else mine,
-                    *texts,
-                    identical=evaluate.same_tokens(*samples),
-                    policy_finished=samples[0].finished,
-                    reference_finished=samples[1].finished,
-                    unfinished_loses=p.loss.unfinished_loses,
-                    both_orders=p.judging.both_orders,
-                    shown_seed=(p.top.seed, TRAINING, done),
-                    paid={} if verdicts.is_collective(p.judge) else ledger.paid(done, mine, texts),
-                )
-                ledger.write_pairs(pair_records(done, mine, samples, texts, own, own.shown))
+            with Together("judging") as together:
+                with timer("judge"):
+                    own = verdicts.ask(
+                        p.judge,
+                        prompts if verdicts.is_collective(p.judge) else mine,
+                        *texts,
+                        identical=evaluate.same_tokens(*samples),
+                        policy_finished=samples[0].finished,
+                        reference_finished=samples[1].finished,
+                        unfinished_loses=p.loss.unfinished_loses,
+                        both_orders=p.judging.both_orders,
+                        shown_seed=(p.top.seed, TRAINING, done),
+                        paid={} if verdicts.is_collective(p.judge) else ledger.paid(done, mine, texts),
+                    )
+                with timer("score"):  # what is left of it when the judge is done
+                    ref_logps = jax.device_get(scored)
+                ledger.write_pairs(pair_records(done, mine, samples, texts, own, own.shown, ref_logps))
                 together.value = verdicts.brief(own)
             judged = verdicts.joined(own, together.values)
             p.patience.check(together.values)
 
-            # Update.
+            # Update: once on these pairs, and then on past ones as often as the config has it.
             with timer("update"):
-                pairs = Pairs(
+                fresh = Pairs(
                     prompts.tokens,
                     prompts.lengths,
                     tokens,
@@ -96,20 +105,26 @@ def _train(p: Parts, run: RunDir, ledger: Ledger, compilations: CompilationCount
                 )
                 alpha, beta = p.alpha_at(done), p.beta_at(done)
                 del policy  # its memory is the update's, until there are new weights
-                state, sums, applied = programs.learn(state, pairs, alpha, beta)
+                learned = []
+                for pairs in p.memory.round(done, fresh):
+                    state, *told = programs.learn(state, pairs, alpha, beta)
+                    learned.append(told)
                 policy = programs.for_sampling(state.params)
-                sums, applied = jax.device_get((sums, applied))
+                reference = policy if renews else reference
+                learned = jax.device_get(learned)
 
             # Metrics.
             counters.queries += judged.queries
-            counters.skipped_in_a_row = 0 if applied["finite"] else counters.skipped_in_a_row + 1
-            times = timer.take()
+            for _, applied in learned:
+                counters.skipped_in_a_row = 0 if applied["finite"] else counters.skipped_in_a_row + 1
+            summaries, times = [summarise(sums, beta) for sums, _ in learned], timer.take()
             found = {
-                **summarise(sums, beta),
+                **summaries[0],
+                **p.memory.metrics(summaries[1:]),
                 **verdicts.metrics(judged, prompts.real),
                 **p.batches.metrics(done),
                 "judge/queries": counters.queries,
-                **applied_metrics(applied, alpha, beta),
+                **applied_metrics([applied for _, applied in learned], alpha, beta),
                 **times,
                 "tokens_per_second": float(lengths[:, prompts.real].sum() / sum(times.values())),
             }

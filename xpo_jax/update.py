@@ -6,7 +6,7 @@ loss is divided by the rows of the whole batch, so any split gives the same grad
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -198,19 +198,19 @@ def make_apply(
     return apply
 
 
-def applied_metrics(told: Mapping[str, Any], alpha: float, beta: float) -> dict[str, Any]:
-    """Metrics of how one update was applied.
+def applied_metrics(told: Sequence[Mapping[str, Any]], alpha: float, beta: float) -> dict[str, Any]:
+    """Metrics of how a step's updates were applied; rate and norm are the first one's.
 
     Args:
-      told: what `make_apply`'s function returns beside the state, on the host.
+      told: what `make_apply`'s function returns beside the state, on the host, of each.
     """
     return {
         "alpha": alpha,
         "beta": beta,
         "alpha_over_beta": alpha / beta,
-        "learning_rate": told["learning_rate"],
-        "grad_norm": told["grad_norm"],
-        "skipped": int(not told["finite"]),
+        "learning_rate": told[0]["learning_rate"],
+        "grad_norm": told[0]["grad_norm"],
+        "skipped": sum(not each["finite"] for each in told),
     }
 
 

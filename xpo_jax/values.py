@@ -176,7 +176,7 @@ class Pairs(NamedTuple):
 class TrainState(NamedTuple):
     """What training changes.
 
-    step: i32[], updates applied or skipped so far.
+    step: i32[], updates applied or skipped so far; with replay there are several in a round of samples.
     skipped: i32[], updates skipped because a loss or gradient was not finite.
     params: float32 master weights.
     opt_state: the optax state.

@@ -1,0 +1,325 @@
+"""Past pairs: what is remembered, what is drawn, and a run that replays, renews its reference, and is interrupted."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from fakes import tiny_config, write_config
+from test_resume import STEPS, Counting, in_haste, left, one_device, run  # noqa: F401, fixtures
+
+from xpo_jax import config as configs
+from xpo_jax import prepare, sharding
+from xpo_jax.programs import Programs
+from xpo_jax.replay import Memory
+from xpo_jax.values import Pairs, Prompts
+
+pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices, as conftest.py sets")
+B, WIDTHS = 4, {"prompt_buckets": (4, 8), "response_buckets": (3, 6)}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def on_one_device():
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sharding, "make_mesh", one_device)
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    tiny_config(folder)
+    return folder
+
+
+# ---- the memory -----------------------------------------------------------------------------------
+
+
+def memory(updates=3, capacity=100, seed=5):
+    return Memory(updates=updates, capacity=capacity, batch_size=B, seed=seed, pad_token=0, **WIDTHS)
+
+
+def pairs_of(step, weight=(1, 1, 1, 1), real=(True,) * 4, width=8):
+    """Four pairs that tell where they come from: all tokens of row i of a step are 10 * step + i + 1."""
+    mark = 10 * step + np.arange(B, dtype=np.int32) + 1
+    return Pairs(
+        prompt_tokens=np.repeat(mark[:, None], width, 1),
+        prompt_lengths=np.array([1, 3, 4, width], np.int32),
+        tokens=np.stack([np.repeat(mark[:, None], 6, 1)] * 2),
+        lengths=np.array([[1, 2, 3, 6], [2, 2, 1, 1]], np.int32),
+        ref_logps=np.stack([-mark / 8, -mark / 16]).astype(np.float32),
+        p_first=mark.astype(np.float32) / 64,
+        weight=np.array(weight, np.float32),
+        real=np.array(real),
+    )
+
+
+def rows(pairs):
+    """The real rows without padding, by mark; what stands in the padding must be the pad token."""
+    found = {}
+    for i in np.flatnonzero(pairs.real):
+        prompt = pairs.prompt_tokens[i]
+        length = pairs.prompt_lengths[i]
+        answers = [pairs.tokens[s, i, : pairs.lengths[s, i]].tolist() for s in (0, 1)]
+        assert not prompt[length:].any()
+        assert not any(pairs.tokens[s, i, pairs.lengths[s, i] :].any() for s in (0, 1))
+        numbers = (*pairs.ref_logps[:, i].tolist(), float(pairs.p_first[i]), float(pairs.weight[i]))
+        assert int(prompt[0]) not in found, "drawn twice for one update"
+        found[int(prompt[0])] = (prompt[:length].tolist(), answers, numbers)
+    return found
+
+
+def width_of(pairs):
+    return pairs.prompt_tokens.shape[1]
+
+
+def cut(mark, i):
+    """Row i of a step as the memory should give it back."""
+    lengths = [1, 3, 4, 8][i], [1, 2, 3, 6][i], [2, 2, 1, 1][i]
+    prompt, *answers = ([mark] * length for length in lengths)
+    return prompt, answers, (-mark / 8, -mark / 16, mark / 64, 1.0)
+
+
+def test_a_round_is_its_own_pairs_and_then_past_ones_whole():
+    kept = memory()
+    fresh = pairs_of(0)
+    first, *more = kept.round(0, fresh)
+    assert first is fresh and len(more) == 2 and len(kept) == 4
+    for drawn in more:  # there are no others yet: all four, each once, in some order
+        assert rows(drawn) == {i + 1: cut(i + 1, i) for i in range(4)}
+    seen = {}
+    for step in range(1, 6):
+        _, *more = kept.round(step, pairs_of(step))
+        for drawn in more:
+            seen |= rows(drawn)
+            assert len(rows(drawn)) == B
+    assert len(kept) == 24
+    assert seen == {mark: cut(mark, mark % 10 - 1) for mark in seen} and len(seen) > 15
+
+
+def test_widths_are_those_that_are_compiled():
+    kept = memory(updates=2)
+    only_short = pairs_of(0, weight=(1, 1, 1, 0))
+    _, drawn = kept.round(0, only_short)
+    assert (width_of(drawn), drawn.tokens.shape) == (4, (2, B, 3))
+    assert drawn.real.tolist() == [True, True, True, False]
+    kept = memory(updates=2)
+    _, drawn = kept.round(0, pairs_of(0))
+    assert (width_of(drawn), drawn.tokens.shape) == (8, (2, B, 6))
+
+
+def test_what_is_not_remembered():
+    kept = memory(updates=2)
+    list(kept.round(0, pairs_of(0, weight=(1, 0, 1, 1), real=(True, True, True, False))))
+    assert len(kept) == 2
+    nothing = memory()
+    assert len(list(nothing.round(0, pairs_of(0, weight=(0, 0, 0, 0))))) == 1  # no update on nothing
+    fresh_only = memory(updates=1)
+    assert len(list(fresh_only.round(0, pairs_of(0)))) == 1 and len(fresh_only) == 0
+    small = memory(updates=2, capacity=6)
+    for step in range(3):
+        list(small.round(step, pairs_of(step)))
+    marks = set()
+    for step in range(3, 40):
+        *_, drawn = small.round(step, pairs_of(2, weight=(0,) * 4))
+        marks |= set(rows(drawn))
+    assert marks == {13, 14, 21, 22, 23, 24}  # the newest six
+
+
+def test_draws_are_uniform_and_follow_from_seed_step_and_update():
+    counts, kept = dict.fromkeys(range(1, 5), 0) | dict.fromkeys(range(11, 15), 0), memory(updates=2)
+    list(kept.round(0, pairs_of(0)))
+    list(kept.round(1, pairs_of(1)))
+    none = pairs_of(0, weight=(0,) * 4)
+    for step in range(2, 2002):
+        _, drawn = kept.round(step, none)
+        for mark in rows(drawn):
+            counts[mark] += 1
+    assert sum(counts.values()) == 8000
+    assert all(abs(count - 1000) < 5 * np.sqrt(500) for count in counts.values())  # binomial(2000, 1/2)
+    orders = []
+    for seed, step in ((5, 7), (5, 7), (5, 8), (6, 7)):
+        other = memory(updates=3, seed=seed)
+        list(other.round(0, pairs_of(0)))
+        list(other.round(1, pairs_of(1)))
+        _, *drawn = other.round(step, none)
+        orders.append([list(rows(each)) for each in drawn])
+    assert orders[0] == orders[1] and orders[0][0] != orders[0][1]
+    assert orders[0] != orders[2] and orders[0] != orders[3]
+
+
+def test_a_memory_that_is_filled_again_draws_the_same():
+    kept, again = memory(capacity=10), memory(capacity=10)
+    batches, records = {}, []
+    for step in range(4):
+        weight = (1, 0, 1, 1) if step == 2 else (1, 1, 1, 1)
+        fresh = pairs_of(step, weight)
+        batches[step] = Prompts(
+            ({},) * B, ((),) * B, fresh.prompt_tokens, fresh.prompt_lengths, np.arange(B), fresh.real
+        )
+        for i in range(B):
+            answers = [fresh.tokens[s, i, : fresh.lengths[s, i]].tolist() for s in (0, 1)]
+            records.append(
+                {
+                    "step": step,
+                    "position": i,
+                    "responses": [{"tokens": tokens} for tokens in answers],
+                    "p_first": float(fresh.p_first[i]) if weight[i] else None,
+                    "weight": float(weight[i]),
+                    "ref_logps": fresh.ref_logps[:, i].tolist(),
+                }
+            )
+        list(kept.round(step, fresh))
+    again.refill(lambda: records[::-1], batches)
+    assert len(again) == len(kept) == 10
+    none = pairs_of(0, weight=(0,) * 4)
+    for mine, theirs in zip(kept.round(9, none), again.round(9, none), strict=True):
+        jax.tree.map(np.testing.assert_array_equal, mine, theirs)
+    memory(updates=1).refill(lambda: pytest.fail("read for nothing"), batches)
+    del records[-1]["ref_logps"]
+    with pytest.raises(ValueError, match="step 3 of the pairs log has no ref_logps.*replay.updates=1"):
+        memory().refill(lambda: records, batches)
+
+
+# ---- a run ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def replaying(run, folder):  # noqa: F811
+    """What an uninterrupted run with three updates a step leaves, and what each update learned from."""
+    seen, learn = [], Programs.learn
+
+    def spy(self, state, pairs, alpha, beta):
+        seen.append((pairs, alpha))
+        return learn(self, state, pairs, alpha, beta)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Programs, "learn", spy)
+        status, out, err, asked = run("replaying", replay__updates=3)
+    assert status == 0, err
+    assert "3 updates a step, all but one on the newest 1,000 pairs" in " ".join(out.split())
+    return left(folder / "replaying"), seen, asked
+
+
+def test_each_step_learns_from_its_own_pairs_and_twice_from_all(replaying):
+    there, seen, _ = replaying
+    assert len(seen) == 3 * STEPS and there["result"]["updates"] == 3 * STEPS
+    known = set()
+    for number, (pairs, _) in enumerate(seen):
+        now = {
+            (
+                tuple(pairs.prompt_tokens[i, : pairs.prompt_lengths[i]].tolist()),
+                *(tuple(pairs.tokens[s, i, : pairs.lengths[s, i]].tolist()) for s in (0, 1)),
+                *np.asarray(pairs.ref_logps)[:, i].tolist(),
+                float(pairs.p_first[i]),
+            )
+            for i in np.flatnonzero(pairs.real & (pairs.weight > 0))
+        }
+        if number % 3 == 0:
+            known |= now
+        assert now <= known and now
+    logged = [json.loads(line) for line in there["pairs"].splitlines()]
+    logps = {tuple(map(float, np.float32(pair["ref_logps"]))) for pair in logged if pair["weight"]}
+    assert logps == {each[3:5] for each in known}
+
+
+def test_its_metrics(replaying):
+    there, _, _ = replaying
+    rows = there["metrics"][1:]
+    pairs = [json.loads(line) for line in there["pairs"].splitlines()]
+    for row in rows:
+        assert row["replay/pairs"] == sum(pair["step"] < row["step"] and pair["weight"] > 0 for pair in pairs)
+        assert np.isfinite(row["replay/loss_total"]) and 0 <= row["replay/rewards_accuracies"] <= 1
+    assert rows[0]["objective/kl"] == pytest.approx(0, abs=1e-5)  # of the first update of a round: on-policy
+    assert rows[1]["objective/kl"] != pytest.approx(0, abs=1e-5)
+    # the learning rate falls over all updates, after one of warm-up
+    rates = [row["learning_rate"] for row in rows]
+    updates = 3 * np.arange(STEPS)
+    assert rates == pytest.approx(1e-2 * np.minimum(1, (18 - updates) / 17), rel=1e-5)
+
+
+@pytest.mark.parametrize("at", [7, 15])
+def test_interrupted_it_replays_what_it_would_have(run, folder, replaying, monkeypatch, at):  # noqa: F811
+    """In the middle of a step: after one of its updates."""
+    learn, calls = Programs.learn, iter(range(100))
+
+    class Killed(BaseException):
+        pass
+
+    def learn_or_die(self, *args):
+        if next(calls) == at:
+            raise Killed
+        return learn(self, *args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Programs, "learn", learn_or_die)
+        with pytest.raises(Killed):
+            run(f"replaying_{at}", replay__updates=3)
+    first = len(Counting.asked)
+    status, out, err, second = run(f"replaying_{at}", replay__updates=3)
+    assert status == 0, err
+    assert f"after step {at // 6 * 2}, whose checkpoint is whole" in out
+    assert left(folder / f"replaying_{at}") == replaying[0] and first + second == replaying[2]
+
+
+def test_a_renewed_reference_is_the_policy_of_then(run, folder, monkeypatch):  # noqa: F811
+    """By the log-probabilities that are logged: those of the policy's own sample are the policy's there, so KL is 0."""
+    status, out, err, _ = run("renewed", model__reference_every_steps=3, evaluation__every_steps=0)
+    assert status == 0, err
+    assert "a frozen copy of it, renewed every 3 steps" in " ".join(out.split())
+    there = left(folder / "renewed")
+    kl = [row["objective/kl"] for row in there["metrics"][1:]]
+    assert [abs(each) < 1e-4 for each in kl] == [True, False, False, True, False, False]
+    # steps 1 to 3 have the first reference, as in a run that keeps it
+    assert run("kept", evaluation__every_steps=0)[0] == 0
+    kept = left(folder / "kept")
+    assert there["metrics"][1:4] == kept["metrics"][1:4] and there["metrics"][4] != kept["metrics"][4]
+    # beside the two newest the one whose policy is the reference
+    assert sorted(int(f.name) for f in (folder / "renewed" / "checkpoints").iterdir()) == [3, 4, 6]
+
+    learn, calls = Programs.learn, iter(range(100))
+
+    class Killed(BaseException):
+        pass
+
+    def learn_or_die(self, *args):
+        if next(calls) == 5:
+            raise Killed
+        return learn(self, *args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Programs, "learn", learn_or_die)
+        with pytest.raises(Killed):
+            run("renewed_5", model__reference_every_steps=3, evaluation__every_steps=0)
+    status, out, err, _ = run("renewed_5", model__reference_every_steps=3, evaluation__every_steps=0)
+    assert status == 0, err
+    assert "after step 4" in out and left(folder / "renewed_5") == there
+
+
+# ---- configs --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes, text",
+    [
+        ({"replay.updates": 0}, "replay.updates is 0, must be at least 1"),
+        ({"replay.capacity": 7}, "replay.capacity is 7, must be at least batch_size, 8"),
+        (
+            {"replay.updates": 2, "offline": {"pairs": "x"}},
+            "replay.updates is 2, but offline pairs are given",
+        ),
+        (
+            {"replay.updates": 2, "model.reference_every_steps": 2},
+            "replay.updates is 2, but model.reference_every_steps is set",
+        ),
+        ({"model.reference_every_steps": 0}, "model.reference_every_steps is 0, must be 1 or more, or None"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(folder, changes, text):
+    config = tiny_config(folder)
+    for path, value in changes.items():
+        group, _, field = path.rpartition(".")
+        (config[group] if group else config)[field] = value
+    loaded = configs.load(str(write_config(folder / "refused.py", config)))
+    with pytest.raises(ValueError, match=text.replace("(", r"\(")):
+        prepare.prepare(loaded)
