@@ -208,7 +208,9 @@ def embedded() -> ConfigDict:
     )
 
     # xpo_jax/settings.py: Logging
-    config.logging = ConfigDict({"table_every_steps": 20, "tensorboard": True, "wandb": False})
+    config.logging = ConfigDict(
+        {"table_every_steps": 20, "tensorboard": True, "wandb": False, "profile": False}
+    )
     return config
 
 

@@ -450,7 +450,7 @@ def tiny_config(folder: Path) -> ConfigDict:
                 "stop_validity_drop": None,
             },
             "checkpoint": {"every_steps": None, "keep_last": 2, "keep_every": None, "export": "last"},
-            "logging": {"table_every_steps": 1, "tensorboard": False, "wandb": False},
+            "logging": {"table_every_steps": 1, "tensorboard": False, "wandb": False, "profile": False},
         }
     )
 

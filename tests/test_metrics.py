@@ -116,7 +116,7 @@ def test_processes_that_do_not_write_send_nothing(tmp_path, wandb):
 
 
 def test_weights_and_biases_is_refused_where_it_is_not_installed(wandb, monkeypatch):
-    group = {"table_every_steps": 1, "tensorboard": False, "wandb": True}
+    group = {"table_every_steps": 1, "tensorboard": False, "wandb": True, "profile": False}
     settings.Logging(**group)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(
@@ -204,7 +204,7 @@ def test_progress_on_a_terminal(tmp_path, monkeypatch):
 
 def test_timer():
     clock = Clock()
-    timer = Timer(clock)
+    timer = Timer(clock=clock)
     for _ in range(2):
         with timer("sample"):
             clock.now += 1.5

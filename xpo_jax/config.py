@@ -65,8 +65,8 @@ def split_argv(argv: Sequence[str]) -> Arguments:
     """Takes the command line apart (without the program's name); the order of the arguments is free.
 
     Args:
-      argv: `--config=FILE`, `--config FILE`, `--config.a.b=v`, `--config.a.b v`, `--accept-changes`, `--help`
-        or `-h`.
+      argv: `--config=FILE`, `--config FILE`, `--config.a.b=v`, `--config.a.b v`, `--accept-changes`,
+        `--profile` (which is `--config.logging.profile=True`), `--help` or `-h`.
 
     Returns:
       Arguments; spec is None only together with help. Of an override given twice, `load` takes the last.
@@ -80,7 +80,8 @@ def split_argv(argv: Sequence[str]) -> Arguments:
     if "--help" in rest or "-h" in rest:
         return Arguments(None, (), True)
     accept_changes = "--accept-changes" in rest
-    rest = [argument for argument in rest if argument != "--accept-changes"]
+    overrides += ["logging.profile=True"] if "--profile" in rest else []
+    rest = [argument for argument in rest if argument not in ("--accept-changes", "--profile")]
     while rest:
         argument = rest.pop(0)
         name, equals, value = argument.partition("=")

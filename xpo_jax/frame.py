@@ -36,6 +36,7 @@ from xpo_jax.prepare import (
 )
 from xpo_jax.resume import Ledger
 from xpo_jax.rundir import RunDir
+from xpo_jax.tracing import Tracing
 from xpo_jax.values import DeviceJudge, Params, TrainState
 
 Loop = Callable[[Parts, RunDir, Ledger, CompilationCounter], dict[str, Any]]
@@ -137,6 +138,7 @@ def start(
 class Started:
     """A run between its start and its end.
 
+    tracing: around the loop; `between` tells it of the steps.
     before, after: the evaluation before the first step, and the latest.
     """
 
@@ -153,6 +155,7 @@ class Started:
         """Evaluates `first`, the policy of step 0; the last two arguments count compilations, for the result."""
         self._p, self._run, self._ledger = p, run, ledger
         self._announced, self._compiled_during = announced, compiled_during
+        self.tracing = Tracing(run.path / "profile" if p.logging.profile else None, ledger.newest or 0)
         self._evaluator = make_evaluator(p, reference)
         self.before = self.after = self._evaluated(first, 0)
         print(summary.sentence("before", self.before), flush=True)
@@ -210,6 +213,8 @@ class Started:
                     f"step {done}: loss or gradient was not finite {counters.skipped_in_a_row} times in a row; the"
                     f" last good weights are in {saved}; lower optimizer.learning_rate or loss.alpha"
                 )
+        if not ended:
+            self.tracing.at(done)
         return ended or None
 
     def _ended(self, done: int, asks: bool) -> str | None:

@@ -22,6 +22,7 @@ Examples:
 
 The same command again goes on with a run that was interrupted, from its last checkpoint. Its config may differ
 in steps, evaluation, logging, checkpoint, mesh and limits; --accept-changes goes on with whatever differs.
+--profile writes a trace of two steps into the run directory's profile/, for TensorBoard or ui.perfetto.dev.
 
 FILE is Python with get_config(argument) or the config.json of a run; each field's comment stands in it.
 Progress goes to standard error. The last line on standard output is one JSON object with the result.

@@ -182,17 +182,26 @@ class _Progress:
 
 
 class Timer:
-    """Seconds spent under each name: `with timer("sample"): ...`, then `timer.take()`."""
+    """Seconds spent under each name: `with timer("sample"): ...`, then `timer.take()`.
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter):
-        self._clock = clock
+    Args:
+      mark: a context of that name around what is timed, such as jax.profiler.TraceAnnotation.
+    """
+
+    def __init__(
+        self,
+        mark: Callable[[str], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+        clock: Callable[[], float] = time.perf_counter,
+    ):
+        self._mark, self._clock = mark, clock
         self._seconds: dict[str, float] = {}
 
     @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         start = self._clock()
         try:
-            yield
+            with self._mark(name):
+                yield
         finally:
             self._seconds[name] = self._seconds.get(name, 0.0) + self._clock() - start
 

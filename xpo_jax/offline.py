@@ -43,9 +43,10 @@ def learn(config: ConfigDict, *, accept_changes: bool = False) -> dict[str, Any]
 
 def _learn(p: Parts, run: RunDir, ledger: Ledger, compilations: CompilationCounter) -> dict[str, Any]:
     state, policy, reference, started = frame.start(p, run, ledger, compilations)
-    programs, counters, timer = p.programs, ledger.counters, Timer()
+    programs, counters, timer = p.programs, ledger.counters, Timer(jax.profiler.TraceAnnotation)
     done = ledger.newest or 0
-    with ledger.open(lambda step: started.metrics(step, CONSOLE)), verdicts.saved_first(ledger.save):
+    metrics = lambda step: started.metrics(step, CONSOLE)  # noqa: E731
+    with ledger.open(metrics), started.tracing, verdicts.saved_first(ledger.save):
         while not (ended := started.between(done, policy, asks=False)):
             prompts = p.batches[done]
             answers = recorded(prompts, programs.response_buckets[-1], p.data.pad_id)

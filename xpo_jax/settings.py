@@ -23,9 +23,9 @@ class Experiment:
       seed: of every random draw.
       steps: rounds of samples; each makes one update, or replay.updates.
       batch_size: prompts per step, over all devices.
-      max_skipped: updates in a row that may be skipped for a loss or gradient that is not finite.
+      max_skipped: updates in a row that may be skipped because a number is not finite.
       max_step_seconds: a step, an evaluation's batch or a compilation that takes longer ends the run with the stacks
-        of all its threads, so that whatever started it can start it again; None waits for ever.
+        of all its threads, for whatever started it to start it again; None waits for ever.
       offline: pairs to learn from that were judged before, see offline.py; None samples and asks the judge.
     """
 
@@ -260,8 +260,7 @@ class Evaluation:
     @property
     def stops(self) -> dict[str, float | None]:
         """The limits that end a run, by their fields."""
-        names = ("stop_kl", "stop_win_rate", "stop_validity_drop")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in ("stop_kl", "stop_win_rate", "stop_validity_drop")}
 
     def __post_init__(self) -> None:
         for name, least in (("prompts", 2), ("reference_samples", 1), ("every_steps", 0)):
@@ -311,15 +310,16 @@ class Logging:
     """What is shown and written.
 
     Args:
-      table_every_steps: a line of the console's table every so many steps.
+      table_every_steps: between two lines of the console's table.
       tensorboard: write event files next to metrics.jsonl.
-      wandb: send the same to Weights & Biases, whose own settings (WANDB_PROJECT, WANDB_MODE, the key) are read by
-        its package from the environment.
+      wandb: send the same to Weights & Biases, whose package reads its settings (WANDB_PROJECT) and the key itself.
+      profile: trace the third and fourth step after each start into profile/, see tracing.py.
     """
 
     table_every_steps: int
     tensorboard: bool
     wandb: bool
+    profile: bool
 
     def __post_init__(self) -> None:
         if self.table_every_steps < 1:

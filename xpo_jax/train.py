@@ -35,14 +35,14 @@ def train(config: ConfigDict, *, accept_changes: bool = False) -> dict[str, Any]
 
 def _train(p: Parts, run: RunDir, ledger: Ledger, compilations: CompilationCounter) -> dict[str, Any]:
     state, policy, reference, started = frame.start(p, run, ledger, compilations)
-    programs, counters, timer = p.programs, ledger.counters, Timer()
+    programs, counters, timer = p.programs, ledger.counters, Timer(jax.profiler.TraceAnnotation)
     done = ledger.newest or 0  # rounds of samples
 
     def draw(weights: Params, prompts: Prompts, step: int, candidate: int) -> Samples:
         return programs.draw(weights, prompts, purpose=TRAINING, step=step, candidate=candidate)
 
     second: Samples | None = None
-    with ledger.open(started.metrics), verdicts.saved_first(ledger.save):
+    with ledger.open(started.metrics), started.tracing, verdicts.saved_first(ledger.save):
         p.memory.refill(ledger.past, p.batches)
         while not (ended := started.between(done, policy, asks=True)):
             renews = (
