@@ -296,6 +296,17 @@ def test_an_arm_twice_is_not_dropped(tmp_path, capsys):
     assert "'a' is there twice" in capsys.readouterr().err
 
 
+def test_the_examples_of_the_documents_are_sweeps(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)  # configs are found from there
+    whole, arms = re.findall(r"```json\n(.*?)```", Path("docs/choosing.md").read_text(), re.DOTALL)
+    content = json.loads(whole)
+    assert total(sweep_of(tmp_path, content)) == 3 * (3 * 2 + 5)
+    check(sweep_of(tmp_path, content | {"arms": json.loads(f"{{{arms}}}")}))
+    ours = read("tools/sweeps/embedded.json")
+    check(ours)
+    assert ours.folder == Path("runs/embedded") and ours.arms[0].overrides["loss.alpha"] == 0
+
+
 # ---- running ----------------------------------------------------------------------------------------
 
 
