@@ -175,8 +175,7 @@ def test_each_arm_takes_its_own_best_value(tmp_path):
     assert chosen(sweep, second, {path: r for path, r in ended.items() if path != missing}) is None
 
 
-def test_the_table_is_numpys(tmp_path, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "300")
+def test_the_table_is_numpys(tmp_path):
     sweep, rng = sweep_of(tmp_path), np.random.default_rng(0)
     drawn = {path: result(rng.uniform(0.5, 0.9)) for path in all_of(sweep)}
     ended = drawn | all_of(
@@ -192,19 +191,19 @@ def test_the_table_is_numpys(tmp_path, monkeypatch):
     np.testing.assert_allclose(second["difference"], expected, rtol=1e-6)
     assert first["difference"] is None and second["win_rate"].mean == pytest.approx(mine.mean())
 
-    lines = tables(sweep, ended).splitlines()
+    lines = tables(sweep, ended, width=300).splitlines()
     cells = re.split("  +", lines[3].strip())
     shown = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * x for x in expected))
     assert cells[:3] == ["XPO, alpha/beta 0.02", "0.001", "3"] and cells[5] == shown
     assert cells[6:] == ["0.9", "0.1", "2", "64", "8", "9"]
-    assert any("look: alpha 0: the best learning_rate is the largest" in line for line in lines)
+    assert any("- alpha 0: the best learning_rate is the largest" in line for line in lines)
     assert tables(sweep, ended, markdown=True).startswith("| arm | learning_rate | seeds | win rate, % |")
 
     # a seed without a partner is in neither side of the difference, but in its arm's mean
     ended[run_dir(sweep, sweep.arms[0], 1e-3, 2)] = None
     second = summary(sweep, ended)[1]
     assert second["difference"].mean == pytest.approx(np.mean((mine - theirs)[:2]))
-    assert second["seeds"] == [0, 1, 2] and "look: alpha 0: no result of seed 2" in notes(sweep, ended)
+    assert second["seeds"] == [0, 1, 2] and "alpha 0: no result of seed 2" in notes(sweep, ended)
     arm = as_json(sweep, ended)["arms"][0]
     assert arm["seeds"] == [0, 1] and arm["tuning"]["0.001"] == [
         pytest.approx(rates(run)) for run in (plan(sweep, {})[2], plan(sweep, {})[3])

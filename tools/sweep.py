@@ -244,7 +244,8 @@ def run(argv: Sequence[str]) -> int:
     say(f"{len(sweep.arms)} arms, {total(sweep)} runs in {sweep.folder}")
     say(f"{len(cores)} at a time on {' + '.join(str(len(share)) for share in cores)} core(s)")
     ended, failures = execute(sweep, cores)
-    print(tables(sweep, ended, markdown=options.markdown))
+    width = None if sys.stdout.isatty() else 10_000  # a file is as wide as it is
+    print(tables(sweep, ended, markdown=options.markdown, width=width))
     if options.json:
         found: dict[str, Any] = {"file": options.file, **as_json(sweep, ended), "failures": failures}
         atomic_write(options.json, to_json(found, indent=2) + "\n")

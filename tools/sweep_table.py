@@ -62,8 +62,12 @@ def summary(sweep: Sweep, ended: Ended) -> list[dict[str, Any]]:
     return rows
 
 
-def tables(sweep: Sweep, ended: Ended, *, markdown: bool = False) -> str:
-    """The arms; below it how their values were chosen, and what to look at."""
+def tables(sweep: Sweep, ended: Ended, *, markdown: bool = False, width: int | None = None) -> str:
+    """The arms; below it how their values were chosen, and what to look at.
+
+    Args:
+      width: columns that text may take; the terminal's by default.
+    """
     rows: list[dict[str, Any]] = []
     for line in summary(sweep, ended):
         row = {"arm": line["arm"]}
@@ -74,7 +78,7 @@ def tables(sweep: Sweep, ended: Ended, *, markdown: bool = False) -> str:
         row["at equal lengths, %"] = _percent(line["win_rate_controlled"])
         row["less the first arm"] = _percent(line["difference"], sign="+")
         rows.append(row | {head: line[name] for head, name in MEANS.items()})
-    parts = [_table(rows, markdown)]
+    parts = [_table(rows, markdown, width)]
     if sweep.tune and (tuned := [arm for arm in sweep.arms if arm.tuned]):
         tried = []
         for arm in tuned:
@@ -84,8 +88,9 @@ def tables(sweep: Sweep, ended: Ended, *, markdown: bool = False) -> str:
                 complete = len(there) == len(rates)
                 line[f"{value:g}"] = f"{100 * sum(there) / len(there):.1f}" if complete else "failed"
             tried.append(line)
-        parts.append(_table(tried, markdown))
-    return "\n\n".join(part.rstrip() for part in [*parts, *notes(sweep, ended)])
+        parts.append(_table(tried, markdown, width))
+    parts += ["\n".join(f"- {note}" for note in notes(sweep, ended))]
+    return "\n\n".join(part.rstrip() for part in parts if part)
 
 
 def notes(sweep: Sweep, ended: Ended) -> list[str]:
@@ -94,11 +99,11 @@ def notes(sweep: Sweep, ended: Ended) -> list[str]:
     for arm in sweep.arms:
         value, missing = chosen(sweep, arm, ended), set(sweep.seeds) - results(sweep, arm, ended).keys()
         if missing:
-            found.append(f"look: {arm.name}: no result of seed {', '.join(map(str, sorted(missing)))}")
+            found.append(f"{arm.name}: no result of seed {', '.join(map(str, sorted(missing)))}")
         if sweep.tune and value in (sweep.tune.values[0], sweep.tune.values[-1]):
             end, more = ("smallest", "smaller") if value == sweep.tune.values[0] else ("largest", "larger")
             found.append(
-                f"look: {arm.name}: the best {sweep.tune.short} is the {end} that was tried; try {more} ones"
+                f"{arm.name}: the best {sweep.tune.short} is the {end} that was tried; try {more} ones"
             )
     return found
 
@@ -131,7 +136,7 @@ def _percent(mean: Mean | None, sign: str = "") -> str | None:
     return f"{text} [{100 * mean.low:{sign}.1f}, {100 * mean.high:{sign}.1f}]"
 
 
-def _table(rows: Sequence[dict[str, Any]], markdown: bool) -> str:
+def _table(rows: Sequence[dict[str, Any]], markdown: bool, width: int | None) -> str:
     if markdown:
         return markdown_table(rows)
-    return text_table(list(rows[0]), [list(row.values()) for row in rows])
+    return text_table(list(rows[0]), [list(row.values()) for row in rows], width)
