@@ -6,13 +6,16 @@ import json
 import jax
 import pytest
 from fakes import compiled_once, run_main, tiny_config, write_config
+from test_resume import one_device
 
 from xpo_jax import config as configs
+from xpo_jax import sharding
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices, as conftest.py sets")
 
 
-def test_the_parts_of_two_steps_have_names(tmp_path):
+def test_the_parts_of_two_steps_have_names(tmp_path, monkeypatch):
+    monkeypatch.setattr(sharding, "make_mesh", one_device)
     config = tiny_config(tmp_path)
     config.steps = 5
     with compiled_once(tmp_path / "cache"):
