@@ -1,12 +1,13 @@
 """Does exploration pay in a network? A small Qwen2 with a rare good answer, trained by `xpo_jax.train.train` itself.
 
-    python -m tools.rare_mode --out=FOLDER [--mass=0.001]
+    python -m tools.rare_mode --out=FOLDER [--mass=0.001] [--updates=1]
 
 The bandit of tools/bandit.py as text: an answer is a letter, A to M, and a digit, 0 to 5. Five letters are common in
 the reference, eight are rare with the same probability each, and one of these is the good one: reward 3, the others
 0.5 to 1 (common), 0 (rare) and -1 (any other text). A model of two layers is first fitted to give such answers, and
-is then policy and reference of ordinary runs: sampling, judge, fresh pairs only, update, logs. So unlike in the bandit
-answers share weights, and nothing is replayed.
+is then policy and reference of ordinary runs: sampling, judge, update, logs. So unlike in the bandit answers share
+weights; and nothing is replayed but with --updates above 1, which makes so many updates for each batch of verdicts,
+all but the first on past pairs.
 
 Counted are the verdicts until half of a batch of the policy's answers begin with the good letter; the optimum's share
 is over nine tenths. Shown for each alpha / beta and seed are these verdicts, "> n" where the run ended before; the
@@ -15,6 +16,7 @@ share of good answers at the end; and the share of all the policy's answers that
 Examples:
   python -m tools.rare_mode --out=build/rare_mode                  five seeds of three arms, some ten minutes
   python -m tools.rare_mode --out=build/rare_mode --mass=0.03      a good answer that is not so rare
+  python -m tools.rare_mode --out=build/rare_mode --updates=4      with replay
 
 A run that is in FOLDER already is read, not done again. Exit status: 0, or 2 for something to mend.
 """
@@ -156,7 +158,7 @@ def _prompts(chance: random.Random, n: int) -> list[str]:
 # ---- the runs ---------------------------------------------------------------------------------------
 
 
-def run_config(folder: Path, name: str, *, ratio: float, seed: int) -> ConfigDict:
+def run_config(folder: Path, name: str, *, ratio: float, seed: int, updates: int = 1) -> ConfigDict:
     """The embedded default with this model, judge and prompts."""
     config = embedded()
     config.run_dir, config.seed = str(folder / name), seed
@@ -168,6 +170,7 @@ def run_config(folder: Path, name: str, *, ratio: float, seed: int) -> ConfigDic
     config.sampling.max_new_tokens, config.sampling.temperature = 4, 1.0
     config.judge = ConfigDict({"name": "tools.rare_mode:judge", "seed": seed})
     config.loss.beta, config.loss.alpha = BETA, ratio * BETA
+    config.replay.updates = updates
     config.optimizer.learning_rate, config.optimizer.schedule = LEARNING_RATE, "constant"
     config.layout.micro_batch_size, config.layout.response_buckets = BATCH, (4,)
     config.evaluation.prompts, config.evaluation.reference_samples = 8, 1
@@ -198,6 +201,7 @@ def run(argv: Sequence[str]) -> int:
     parser = Parser(prog="python -m tools.rare_mode", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="where model and runs are, or are put")
     parser.add_argument("--mass", type=float, default=0.001, help="of each rare letter (0.001)")
+    parser.add_argument("--updates", type=int, default=1, help="for each batch of verdicts (1: no replay)")
     options = parser.parse_args(argv)
     folder = options.out / f"{options.mass:g}"
     if not (folder / "model" / "model.safetensors").is_file():
@@ -209,9 +213,9 @@ def run(argv: Sequence[str]) -> int:
     for ratio in STRENGTHS:
         found = []
         for seed in range(SEEDS):
-            name = f"alpha_{ratio:g}_seed_{seed}"
+            name = f"updates_{options.updates}_alpha_{ratio:g}_seed_{seed}"
             with open(folder / f"{name}.txt", "w") as log, contextlib.redirect_stdout(log):
-                train(run_config(folder, name, ratio=ratio, seed=seed))
+                train(run_config(folder, name, ratio=ratio, seed=seed, updates=options.updates))
             good, other, asked = shares(folder / name)
             there = good >= 0.5
             count = f"{asked[there.argmax()]}" if there.any() else f"> {asked[-1]}"
