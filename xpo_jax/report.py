@@ -176,7 +176,7 @@ def training_charts(run: Run) -> str:
             chart("Gradient norm", some(norm="grad_norm"), x="step", zero=True),
             chart(
                 "Seconds per step",
-                some(sample="time/sample", judge="time/judge", update="time/update"),
+                some(sample="time/sample", judge="time/judge", score="time/score", update="time/update"),
                 x="step",
                 zero=True,
             ),
