@@ -56,7 +56,7 @@ def sweep_of(folder, content=FILE):
 
 def result(win_rate, **others):
     rest = {"win_rate_controlled": win_rate, "valid": 0.9, "copy_rate": 0.1, "kl": 2.0}
-    return {"win_rate": win_rate, **rest, "judge_queries": 64, "steps": 8, "seconds": 9.0, **others}
+    return {"win_rate": win_rate, **rest, "judge_queries": 64, "updates": 8, "seconds": 9.0, **others}
 
 
 def finish(run, win_rate):

@@ -21,7 +21,7 @@ MEANS = {
     "copies": "copy_rate",
     "KL": "kl",
     "queries": "judge_queries",
-    "updates": "steps",
+    "updates": "updates",
     "seconds": "seconds",
 }
 
