@@ -13,7 +13,7 @@ from fakes import tiny
 from xpo_jax import losses
 from xpo_jax.logps import response_logps
 from xpo_jax.optimizer import make_optimizer
-from xpo_jax.packing import Packer, widths
+from xpo_jax.packing import Packer
 from xpo_jax.update import (
     Told,
     _sums,
@@ -73,7 +73,7 @@ def gradient(
     batch,
     *,
     rows=8,
-    at=widths(5, 6)[-1:],
+    at=(16,),
     alpha=0.01,
     beta=0.1,
     entropy_weight=0.0,

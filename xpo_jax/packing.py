@@ -58,7 +58,7 @@ def widths(most_prompt: int, most_response: int, candidates: int = 2) -> tuple[i
 
     In multiples of 8, which accelerators want.
     """
-    longest = int(needed(np.int64([most_prompt]), np.full((candidates, 1), most_response))[0])
+    longest = int(needed(np.array([most_prompt]), np.full((candidates, 1), most_response))[0])
     return tuple(sorted({math.ceil(longest * share / 8) * 8 for share in (0.5, 0.75, 1)}))
 
 

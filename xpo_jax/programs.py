@@ -290,8 +290,8 @@ class Programs:
     ) -> Array:
         """Dispatch the log-probabilities f32[S B] of responses i32[S B T], all on the host; does not wait."""
         found: Any = np.zeros(lengths.shape, np.float32)
-        keep = np.ones(len(prompt_lengths), bool)
-        for packed, index in self.pack(prompt_tokens, prompt_lengths, tokens, lengths, keep):
+        drawn = (lengths > 0).all(0)  # rows that only fill up a batch have no tokens, and 0 here
+        for packed, index in self.pack(prompt_tokens, prompt_lengths, tokens, lengths, drawn):
             found = self.score_packed(weights, found, packed, index)
         return found
 
