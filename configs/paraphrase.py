@@ -160,7 +160,7 @@ def embedded() -> ConfigDict:
     # xpo_jax/settings.py: Layout. None of this changes what is learned.
     config.layout = ConfigDict(
         {
-            "micro_batch_size": 8,  # rows of one to three pairs; 10 % of their slots stay empty, with 64 half of them
+            "micro_batch_size": 8,  # rows of one or two pairs; the metric update/padding says what stays empty
             "response_buckets": (24, 32),
             "chunk_tokens": 4096,
             "remat": False,

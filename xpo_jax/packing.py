@@ -5,7 +5,8 @@ many pairs as fit. A micro-batch is a fixed number of rows of one of few widths,
 it needs: what is computed grows with the tokens that there are, not with the longest response.
 
 Left out on purpose: the best packing there is. Filling each row with the largest pair that still fits, and taking the
-width that this fills best, leaves 5 to 9 % of the slots empty where responses differ as they do in practice.
+width that this fills best, leaves under 8 % of the slots empty at realistic lengths (tests/test_packing.py), as long as
+a micro-batch has few rows: the last one of a batch is seldom full.
 """
 
 from __future__ import annotations
