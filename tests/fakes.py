@@ -92,7 +92,7 @@ class Markov(nnx.Module):
     def prefill(self, tokens):
         return self.table[...][tokens], ()
 
-    def respond(self, tokens, prompt_lengths, caches):
+    def packed(self, tokens, positions, part, prompt):
         return self.table[...][tokens]
 
     def decode(self, token, t, prompt_lengths, prompt_caches, caches):

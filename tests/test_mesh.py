@@ -16,6 +16,7 @@ from xpo_jax import sharding
 from xpo_jax.compilation import CompilationCounter
 from xpo_jax.models.qwen2 import Qwen2Config
 from xpo_jax.optimizer import make_optimizer
+from xpo_jax.packing import widths
 from xpo_jax.programs import Programs, Vocabulary
 from xpo_jax.sampler import Sampling
 from xpo_jax.update import SUMS, init_state, make_apply
@@ -56,10 +57,9 @@ def programs(sizes, config=SMALL, *, optimizer=ADAMW, dtype=jnp.float32, chunk_t
 
 
 def compiled(programs, *names):
-    """The compiled programs of these names, all for the first buckets."""
-    return {
-        label.split()[0]: compile() for label, compile in programs.announced() if label.split()[0] in names
-    }
+    """The compiled programs of these names, of several widths the widest."""
+    calls = {label.split()[0]: compile for label, compile in programs.announced()}
+    return {name: calls[name]() for name in names}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -145,10 +145,9 @@ def test_caches_are_split_over_rows_and_heads_all_through_the_decode_loop():
 def test_rows_are_split_over_fsdp_in_the_update_too():
     """XLA alone splits the features of activations as the weights' are, and every device has all rows."""
     text = small()[1]["accumulate"].as_text()
-    micro, D = B // 2, SMALL.hidden_size
-    for tokens in (P, 2 * (T - 1)):  # prompts, and both responses
-        assert re.search(rf"f32\[{micro // 4 * tokens},{D}\]", text)
-        assert not re.search(rf"f32\[{micro * tokens},{D}\]", text)
+    rows, slots, D = B // 2, widths(P, T)[-1], SMALL.hidden_size
+    assert re.search(rf"f32\[{rows // 4 * slots},{D}\]", text)
+    assert not re.search(rf"f32\[{rows * slots},{D}\]", text)
 
 
 # ---- what is given away, and where it lies ----------------------------------------------------------
@@ -364,12 +363,13 @@ def test_7b_compiles_from_shapes_alone():
     of = sharding.bytes_per_device
     params, weights = of(here.params, here.params_sharding), of(here.weights, here.weights_sharding)
     rows, word = B // 4, 4  # of the batch on one device; bytes of an int32 or float32
-    prompts, responses = rows * (P + 1) * word, S * rows * (T + 1) * word
     # all rows have a position and say whether they are real; scalars: purpose, step, candidate
-    assert found["sample"] == weights + prompts + rows * (word + 1) + 3 * word
-    assert found["score"] == weights + prompts + responses
-    pairs = prompts + responses + rows * (S * word + 2 * word + 1)
-    assert found["accumulate"] == 2 * params + len(SUMS) * word + pairs + 5 * word
+    assert found["sample"] == weights + rows * (P + 1) * word + rows * (word + 1) + 3 * word
+    width = here.pack.widths[-1]
+    slots, pairs = 7 * here.pack.rows // 4 * width * word, here.pack.pairs(width)
+    assert found["score"] == weights + S * B * word + slots + pairs * word
+    told = pairs * (2 * S * word + 2 * word + 1)
+    assert found["accumulate"] == 2 * params + len(SUMS) * word + slots + told + 4 * word
     assert found["apply"] == of(here.state, here.state_sharding) + params + word
     assert params == here.parameters * word // 8 + of_scales(here)
     for name, bytes in found.items():

@@ -17,9 +17,10 @@ from xpo_jax.hf import param_shapes
 from xpo_jax.logps import response_logps
 from xpo_jax.models.qwen2 import SHARDING, unstack
 from xpo_jax.optimizer import make_optimizer
+from xpo_jax.packing import Packer, widths
 from xpo_jax.programs import Programs, Vocabulary
 from xpo_jax.sampler import Sampling, make_sampler, row_keys
-from xpo_jax.update import make_accumulate, zeros
+from xpo_jax.update import make_accumulate, told_of, zeros
 from xpo_jax.values import Pairs
 
 MESHES = [(8, 1, 1), (2, 2, 2), (1, 8, 1), (1, 1, 8)]
@@ -231,8 +232,9 @@ def results(sizes):
     logps = programs.score(weights, *prompts, pairs.tokens, pairs.lengths)
     state = programs.init(jax.device_put(master(), programs.params_sharding))  # it is given away
     grads, sums = programs.zeros(state.params)
-    for chunk in range(LOSS["chunks"]):
-        grads, sums = programs.accumulate(state.params, grads, sums, pairs, np.int32(chunk), *numbers())
+    for packed, index in programs.pack(*pairs[:4], pairs.real):
+        told = told_of(pairs, index)
+        grads, sums = programs.accumulate(state.params, grads, sums, packed, told, *numbers())
     kept = jax.device_get(grads)
     new, applied = programs.apply(state, grads, sums["loss"])
     return {
@@ -260,12 +262,15 @@ def on_one_device():
     logps = jax.jit(functools.partial(response_logps, stacked, **SCORING))(
         params, *prompts, pairs.tokens, pairs.lengths
     ).logps
-    options = {name: value for name, value in LOSS.items() if name not in SCORING} | {"chunks": 1}
+    options = {name: value for name, value in LOSS.items() if name not in (*SCORING, "chunks")}
     accumulate = make_accumulate(stacked, dtype=jnp.float32, **SCORING, **options)
+
+    # a row for every pair: one micro-batch
+    ((packed, index),) = Packer(B, widths(P, T)[-1:], shares=1)(*pairs[:4], pairs.real)
 
     @jax.jit
     def step(params):
-        grads, sums = accumulate(params, *zeros(params), pairs, 0, *numbers())
+        grads, sums = accumulate(params, *zeros(params), packed, told_of(pairs, index), *numbers())
         updates, _ = transformation.update(grads, transformation.init(params), params)
         return grads, sums, optax.apply_updates(params, updates)
 
@@ -287,7 +292,7 @@ def test_a_step_gives_the_same_numbers_on_every_mesh(sizes):
         np.testing.assert_array_equal(ours, theirs)
     assert len(np.unique(sample.lengths)) > 2 and 0 < sample.finished.sum() < B
     close(got["logps"], logps)
-    close(got["sums"], sums)  # two micro-batches here, the undivided batch there
+    close(got["sums"], sums)  # half as many rows as there, two pairs in some
     close(got["grads"], grads, rtol=3e-5)
     close(got["state"].params, params, rtol=1e-4)
     assert got["applied"]["finite"]
@@ -352,14 +357,17 @@ def test_sampling_weights_are_whole_but_for_tensor_and_the_batch_is_split_over_d
         assert {shard.data.size for shard in array.addressable_shards} == {array.size // pieces}
     for array in got["sample"]:
         assert {shard.data.shape[0] for shard in array.addressable_shards} == {B // (data * fsdp)}
-    assert {shard.data.shape for shard in got["logps"].addressable_shards} == {(2, B // (data * fsdp))}
+    assert got["logps"].sharding.is_fully_replicated  # for the host, which shares it out anew
 
 
 def test_a_shape_that_was_not_announced_is_refused():
     programs, pairs = on((8, 1, 1)), batch()
     weights = results((8, 1, 1))["weights"]
-    with pytest.raises(RuntimeError, match="program 'score' was not announced for shapes"):
-        programs.score(weights, pairs.prompt_tokens[:, :4], pairs.prompt_lengths, pairs.tokens, pairs.lengths)
+    with pytest.raises(RuntimeError, match="program 'sample' was not announced for shapes"):
+        numbers = map(np.int32, (1, 5, 0))
+        programs.sample(
+            weights, pairs.prompt_tokens[:, :4], pairs.prompt_lengths, pairs.real, np.arange(B), *numbers
+        )
 
 
 def test_each_announced_program_is_one_compilation():
@@ -371,6 +379,8 @@ def test_each_announced_program_is_one_compilation():
         "zeros",
         "apply",
         "sample P=8",
-        "score P=8 T=6",
-        "accumulate P=8 T=6",
+        "score W=16",
+        "accumulate W=16",
+        "score W=24",
+        "accumulate W=24",
     ]

@@ -10,13 +10,18 @@ import optax
 import pytest
 from fakes import tiny
 
+from xpo_jax import losses
 from xpo_jax.logps import response_logps
 from xpo_jax.optimizer import make_optimizer
+from xpo_jax.packing import Packer
 from xpo_jax.update import (
+    Told,
+    _sums,
     init_state,
     make_accumulate,
     make_apply,
     summarise,
+    told_of,
     trim,
     zeros,
 )
@@ -67,7 +72,8 @@ def scorer():
 def gradient(
     batch,
     *,
-    chunks=1,
+    rows=8,
+    at=(16,),
     alpha=0.01,
     beta=0.1,
     entropy_weight=0.0,
@@ -75,14 +81,12 @@ def gradient(
     params=PARAMS,
     dtype=jnp.float32,
 ):
-    accumulate = accumulate_of(kind=kind, entropy_weight=entropy_weight, chunks=chunks, dtype=dtype)
+    accumulate = accumulate_of(kind=kind, entropy_weight=entropy_weight, dtype=dtype)
     real = np.asarray(batch.real)
+    numbers = [np.float32(x) for x in (real.sum(), batch.lengths[0][real].sum(), alpha, beta)]
     grads, sums = zeros(params)
-    for index in range(chunks):
-        grads, sums = accumulate(
-            params, grads, sums, batch, np.int32(index), np.float32(real.sum()),
-            np.float32(batch.lengths[0][real].sum()), np.float32(alpha), np.float32(beta),
-        )  # fmt: skip
+    for packed, index in Packer(rows, at, shares=1)(*batch[:4], real):
+        grads, sums = accumulate(params, grads, sums, packed, told_of(batch, index), *numbers)
     return grads, jax.device_get(sums)
 
 
@@ -91,14 +95,42 @@ def distance(a, b):
     return float(difference / optax.tree.norm(b))
 
 
-@pytest.mark.parametrize("chunks", [2, 8])
-def test_accumulation_equals_the_undivided_batch(chunks):
+@functools.cache
+def unpacked():
+    """Gradient and sums of a batch whose pairs each have a row of their own, none of it packed."""
     batch = pairs(reference_seed=1)
-    whole, sums = gradient(batch, entropy_weight=0.1)
-    split, split_sums = gradient(batch, chunks=chunks, entropy_weight=0.1)
-    assert distance(split, whole) < 1e-5
+    told = Told(*batch[3:])
+    scored_by = {"temperature": 0.8, "vocab_size": 40, "chunk_tokens": 64}
+
+    def loss_of(params):
+        scored = response_logps(STACKED, params, *batch[:4], **scored_by)
+        terms = losses.xpo(
+            scored.logps, batch.ref_logps, batch.p_first, beta=0.1, alpha=0.01, kind="sigmoid", clip=500.0
+        )
+        weight, real = np.where(batch.real, batch.weight, 0), batch.real
+        entropy = jnp.sum(jnp.where(real, scored.entropy[0], 0))
+        loss = losses.total(terms, weight, real.sum()) - 0.1 * entropy / batch.lengths[0][real].sum()
+        return loss, _sums(terms, scored.logps, told, weight, loss, entropy)
+
+    return jax.device_get(jax.jit(jax.grad(loss_of, has_aux=True))(PARAMS))
+
+
+@pytest.mark.parametrize(("rows", "at"), [(1, (16, 32)), (8, (16,))])
+def test_any_packing_gives_the_gradient_of_the_unpacked_batch(rows, at):
+    whole, sums = unpacked()
+    packed, packed_sums = gradient(pairs(reference_seed=1), rows=rows, at=at, entropy_weight=0.1)
+    assert distance(packed, whole) < 1e-5
     for name, value in sums.items():
-        assert split_sums[name] == pytest.approx(value, rel=1e-5, abs=1e-6)
+        assert packed_sums[name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
+
+
+def test_the_order_of_the_pairs_does_not_matter():
+    batch, order = pairs(reference_seed=1), np.random.default_rng(0).permutation(B)
+    other = Pairs(*(x[:, order] if len(x) == 2 else x[order] for x in batch))
+    (a, sums), (b, other_sums) = gradient(batch, rows=1), gradient(other, rows=1)
+    assert distance(a, b) < 1e-5
+    for name, value in sums.items():
+        assert other_sums[name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
 
 
 def test_z_kl_and_margins_are_zero_before_the_first_update():

@@ -159,6 +159,7 @@ def bench(options: argparse.Namespace) -> int:
         f" {max(bandwidths.values()) / 1e9:,.1f} GB/s by size",
         "start": f"{imported - begun:.1f} s imports, {ready - imported:.1f} s for {parts.counter.count} compilations"
         " and the weights",
+        "padding": f"{parts.padding:.1%} of the slots of score and accumulate are empty",
         "rounds": options.repeat,
     }
     print(summary_table(about), table(found), sep="\n\n")

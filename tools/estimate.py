@@ -20,10 +20,11 @@ import optax
 from flax import nnx
 from jax.sharding import AbstractMesh, Mesh
 
-from xpo_jax import hf, sharding
-from xpo_jax.logps import response_logps
+from xpo_jax import hf, packing, sharding
+from xpo_jax.logps import packed_logps
 from xpo_jax.models import qwen2
 from xpo_jax.models.qwen2 import Qwen2Config
+from xpo_jax.packing import Packer
 
 CANDIDATES = 2  # per prompt
 
@@ -128,10 +129,10 @@ def kv_bytes_per_token(model: Qwen2Config, itemsize: int) -> int:
 
 
 @functools.cache
-def saved_bytes(model: Qwen2Config, P: int, T: int, dtype: Any, remat: bool) -> int:
-    """Bytes per pair that the forward pass keeps for the backward pass of the update.
+def saved_bytes(model: Qwen2Config, width: int, dtype: Any, remat: bool) -> int:
+    """Bytes per row of slots that the forward pass keeps for the backward pass of the update.
 
-    Those are the arrays that jax.vjp hands to its second half; one pair more makes them this much larger (which
+    Those are the arrays that jax.vjp hands to its second half; one row more makes them this much larger (which
     leaves out the weights among them).
     """
     graphdef = nnx.split(
@@ -139,33 +140,35 @@ def saved_bytes(model: Qwen2Config, P: int, T: int, dtype: Any, remat: bool) -> 
     )[0]
 
     def kept(rows: int) -> int:
-        def backward(params: Any, prompts: Any, prompt_lengths: Any, tokens: Any, lengths: Any) -> Any:
+        pack = Packer(rows, (width,), shares=1)
+
+        def backward(params: Any, packed: Any) -> Any:
             def logps(params: Any) -> Any:
                 weights = jax.tree.map(lambda p: p.astype(dtype), params)
                 options: dict[str, Any] = {
                     "temperature": 1.0,
                     "vocab_size": model.vocab_size,
                     "chunk_tokens": 1,
+                    "entropy_gradient": False,
                 }
-                return response_logps(
-                    graphdef, weights, prompts, prompt_lengths, tokens, lengths, **options
+                return packed_logps(
+                    graphdef, weights, packed, CANDIDATES * pack.pairs(width), **options
                 ).logps
 
             return jax.vjp(logps, params)[1]
 
-        i32 = lambda *shape: jax.ShapeDtypeStruct(shape, np.int32)  # noqa: E731
-        args = (i32(rows, P), i32(rows), i32(CANDIDATES, rows, T), i32(CANDIDATES, rows))
-        saved = jax.eval_shape(backward, param_shapes(model), *args)
+        saved = jax.eval_shape(backward, param_shapes(model), pack.shapes(width))
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(saved))
 
     return kept(2) - kept(1)
 
 
-def _recomputed_layer(model: Qwen2Config, P: int, T: int, dtype: Any) -> int:
-    """Bytes per pair of what remat computes again at a time: one layer, of the prompts' or of the responses' pass."""
-    one = dataclasses.replace(model, num_hidden_layers=1)
-    prompts = saved_bytes(one, P, 1, dtype, False)  # a response of one token needs no pass of its own
-    return max(prompts, saved_bytes(one, P, T, dtype, False) - prompts)
+def _recomputed_layer(model: Qwen2Config, width: int, dtype: Any) -> int:
+    """Bytes per row of what remat computes again at a time: one layer."""
+    one, two = (
+        saved_bytes(dataclasses.replace(model, num_hidden_layers=n), width, dtype, False) for n in (1, 2)
+    )
+    return two - one
 
 
 def _layer_working(model: Qwen2Config, tokens: int, scores: int, itemsize: int, copies: int) -> int:
@@ -181,11 +184,9 @@ def _layer_working(model: Qwen2Config, tokens: int, scores: int, itemsize: int, 
     return max(mlp, tokens * (2 * D + heads * H) * itemsize + copies * scores * 4)
 
 
-def _chunk(model: Qwen2Config, rows: int, T: int, chunk_tokens: int, shares: int) -> int:
-    """Bytes of one float32 array of logits; `rows` and the model are one device's."""
-    most = max(1, chunk_tokens // (rows * shares * CANDIDATES))
-    width = next(w for w in range(min(T, most), 0, -1) if T % w == 0)  # as logps.py cuts
-    return rows * CANDIDATES * width * model.vocab_size * 4
+def _chunk(model: Qwen2Config, slots: int, chunk_tokens: int, shares: int) -> int:
+    """Bytes of one float32 array of logits; `slots` and the model are one device's."""
+    return min(slots, max(1, chunk_tokens // shares)) * model.vocab_size * 4
 
 
 # ---- phases ---------------------------------------------------------------------------------------
@@ -214,20 +215,13 @@ def memory(s: Setup) -> dict[str, dict[str, int]]:
             "one layer": max(prefill, 3 * rows * V * 4),  # or logits, probabilities, their sum
         }
     }
-    responses = CANDIDATES * rows * (T - 1)
-    passed = _layer_working(
-        mine, responses, responses * heads * (P + T), item, copies=3
-    )  # the segments', joined
-    phases["score"] = {
-        "KV cache": rows * P * kv,
-        "one layer": max(prefill, passed),
-        "logits chunk": 0,
-    }
-    logits = CANDIDATES * rows * T * mine.hidden_size * item + 2 * _chunk(
-        mine, rows, T, s.chunk_tokens, s.shares
-    )
-    if logits > phases["score"]["one layer"]:  # they come after the layers, not with them
-        phases["score"] |= {"one layer": 0, "logits chunk": logits}
+    W = packing.widths(P, T)[-1]
+    slots = micro * W
+    # a quarter of the queries at a time, see layers.BLOCKS
+    passed = _layer_working(mine, slots, slots * heads * W // 4, item, copies=3)
+    logits = 2 * slots * mine.hidden_size * item + 2 * _chunk(mine, slots, s.chunk_tokens, s.shares)
+    # they come after the layers, not with them
+    phases["score"] = {"one layer": passed} if passed > logits else {"logits chunk": logits}
     if s.judge:
         each, model = s.judge.rows // s.shares, local(s.judge.own or s.model, s.mesh)
         scores = each * model.num_attention_heads * s.judge.tokens**2
@@ -244,26 +238,22 @@ def memory(s: Setup) -> dict[str, dict[str, int]]:
 
 
 def _backward(s: Setup, mine: Qwen2Config, micro: int, masters: int) -> dict[str, int]:
-    P, T, item = s.prompt_tokens, s.response_tokens, s.itemsize
+    W, item = packing.widths(s.prompt_tokens, s.response_tokens)[-1], s.itemsize
     split, tied = s.mesh.shape["fsdp"] > 1, s.model.tie_word_embeddings
     weights = masters // 4 * item  # in the computing dtype, split like the masters
     table = mine.vocab_size * mine.hidden_size * item
-    tables = (1 if tied else 2) * table // s.mesh.shape["fsdp"]
     layer = (
         masters // 4 * s.mesh.shape["fsdp"] * item - (1 if tied else 2) * table
     ) // s.model.num_hidden_layers
-    chunk = _chunk(mine, micro, T, s.chunk_tokens, s.shares)
+    chunk = _chunk(mine, micro * W, s.chunk_tokens, s.shares)
     # Logits, their softmax and its gradient, and what this chunk adds to the gradient of the embedding; then, in
     # the layers' backward pass, a layer computed again. With fsdp weights are gathered where they are used.
     at_logits = 3 * chunk + table * (2 if split else 1)
-    at_layers = (micro * _recomputed_layer(mine, P, T, s.dtype) if s.remat else 0) + (
-        2 * layer if split else 0
-    )
+    at_layers = (micro * _recomputed_layer(mine, W, s.dtype) if s.remat else 0) + (2 * layer if split else 0)
     return {
         "weights, cast": 0 if item == 4 else weights,
-        # the prompts' pass and the responses' pass have a gradient of the layers each before they are summed
-        "gradients, being made": 2 * weights - tables,
-        "activations": micro * saved_bytes(mine, P, T, s.dtype, s.remat)
+        "gradients, being made": weights,
+        "activations": micro * saved_bytes(mine, W, s.dtype, s.remat)
         + (at_layers if at_layers > at_logits else 0),
         "logits chunk": at_logits if at_layers <= at_logits else 0,
     }

@@ -18,13 +18,15 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from xpo_jax import sharding
+from xpo_jax import packing, sharding
 from xpo_jax.compilation import Program
-from xpo_jax.logps import response_logps
+from xpo_jax.fingerprint import fingerprint
+from xpo_jax.logps import packed_logps
 from xpo_jax.models import qwen2
 from xpo_jax.models.layers import KEY_VALUES
+from xpo_jax.packing import Packed
 from xpo_jax.sampler import Sampling, make_sampler, row_keys
-from xpo_jax.update import SUMS, init_state, make_accumulate, make_apply, zeros
+from xpo_jax.update import SUMS, Told, init_state, make_accumulate, make_apply, told_of, zeros
 from xpo_jax.values import Array, Pairs, Params, Samples, TrainState
 
 
@@ -78,7 +80,6 @@ class Programs:
         remat: bool,
     ):
         self.mesh, self.dtype, self.batch_size = mesh, np.dtype(dtype), batch_size
-        self.chunks: int = loss["chunks"]
         self.prompt_buckets, self.response_buckets = tuple(prompt_buckets), tuple(response_buckets)
         abstract = lambda stacked, remat: nnx.split(  # noqa: E731
             nnx.eval_shape(lambda: qwen2.Qwen2(model_config, rngs=nnx.Rngs(0), stacked=stacked, remat=remat))
@@ -104,7 +105,13 @@ class Programs:
             opt_state=sharding.optimizer_shardings(mesh, self.state.opt_state, self.params, split),
         )
         rows, rows_of_two = sharding.batch(mesh), sharding.batch(mesh, 1)
-        pairs_sharding = Pairs(rows, rows, *[rows_of_two] * 3, *[rows] * 3)
+        self.pack = packing.Packer(
+            rows=batch_size // loss["chunks"],
+            widths=packing.widths(self.prompt_buckets[-1], self.response_buckets[-1]),
+            shares=mesh.shape["data"] * mesh.shape["fsdp"],
+        )
+        packed_sharding = Packed(*[rows] * 7)
+        told_sharding = Told(rows_of_two, rows_of_two, *[rows] * 3)
         sums_sharding = dict.fromkeys(SUMS, whole)
 
         draw = make_sampler(
@@ -133,13 +140,12 @@ class Programs:
             "chunk_tokens": loss["chunk_tokens"],
         }
 
-        def score(
-            weights: Params, prompt_tokens: Array, prompt_lengths: Array, tokens: Array, lengths: Array
-        ) -> Array:
-            scored = response_logps(
-                unstacked, weights, prompt_tokens, prompt_lengths, tokens, lengths, **scoring
-            )
-            return scored.logps
+        def score(weights: Params, found: Array, packed: Packed, pairs: Array) -> Array:
+            N, Q = pairs.shape
+            scored = packed_logps(unstacked, weights, packed, 2 * Q, **scoring)
+            # what no pair has is written past the last row, and so nowhere
+            at = jnp.where(pairs < 0, batch_size, pairs)
+            return found.at[:, at].set(jnp.moveaxis(scored.logps.reshape(N, Q, 2), -1, 0), mode="drop")
 
         def for_sampling(params: Params) -> Params:
             return jax.tree.map(lambda p: p.astype(dtype), qwen2.unstack(params))
@@ -166,12 +172,12 @@ class Programs:
             in_shardings=(self.weights_sharding, *[rows] * 4, *[whole] * 3),
             out_shardings=rows,
         )
-        self.score = Program(
+        self.score_packed = Program(
             "score",
             mesh,
             score,
-            in_shardings=(self.weights_sharding, rows, rows, rows_of_two, rows_of_two),
-            out_shardings=rows_of_two,
+            in_shardings=(self.weights_sharding, whole, packed_sharding, rows),
+            out_shardings=whole,
         )
         self.zeros = Program(
             "zeros",
@@ -184,14 +190,18 @@ class Programs:
             "accumulate",
             mesh,
             make_accumulate(
-                stacked, dtype=dtype, **scoring, **{k: v for k, v in loss.items() if k not in scoring}
+                stacked,
+                dtype=dtype,
+                **scoring,
+                **{k: v for k, v in loss.items() if k not in scoring and k != "chunks"},
             ),
             in_shardings=(
                 self.params_sharding,
                 self.params_sharding,
                 sums_sharding,
-                pairs_sharding,
-                *[whole] * 5,
+                packed_sharding,
+                told_sharding,
+                *[whole] * 4,
             ),
             out_shardings=(self.params_sharding, sums_sharding),
             donate_argnums=(1, 2),
@@ -208,7 +218,7 @@ class Programs:
         self.fingerprint = Program(
             "fingerprint", mesh, fingerprint, in_shardings=(self.weights_sharding,), out_shardings=whole
         )
-        self._rows, self._rows_of_two = rows, rows_of_two
+        self._rows, self._whole = rows, whole
         self.gather = Program("gather", mesh, lambda tree: tree, out_shardings=whole)
 
     def announced(self) -> list[tuple[str, Callable[[], object]]]:
@@ -218,9 +228,6 @@ class Programs:
         f32 = lambda *shape: jax.ShapeDtypeStruct(shape, np.float32)  # noqa: E731
         boolean = jax.ShapeDtypeStruct((B,), np.bool_)
         sums = {name: f32() for name in SUMS}
-
-        def pairs(P: int, T: int) -> Pairs:
-            return Pairs(i32(B, P), i32(B), i32(S, B, T), i32(S, B), f32(S, B), f32(B), f32(B), boolean)
 
         def each() -> Iterator[tuple[str, Program, tuple[Any, ...]]]:
             yield "init", self.init, (self.params,)
@@ -236,7 +243,7 @@ class Programs:
                     self.gather,
                     (Samples(*(jax.ShapeDtypeStruct(*s, **on) for s in samples)),),
                 )
-                logps = jax.ShapeDtypeStruct((S, B), np.float32, sharding=self._rows_of_two)
+                logps = jax.ShapeDtypeStruct((S, B), np.float32, sharding=self._whole)
                 yield "gather log-probabilities", self.gather, (logps,)
             for P in self.prompt_buckets:
                 prompts = (i32(B, P), i32(B))
@@ -245,13 +252,13 @@ class Programs:
                     self.sample,
                     (self.weights, *prompts, boolean, i32(B), i32(), i32(), i32()),
                 )
-                for T in self.response_buckets:
-                    yield f"score P={P} T={T}", self.score, (self.weights, *prompts, i32(S, B, T), i32(S, B))
-                    yield (
-                        f"accumulate P={P} T={T}",
-                        self.accumulate,
-                        (self.params, self.params, sums, pairs(P, T), i32(), *[f32()] * 4),
-                    )
+            for W in self.pack.widths:
+                slots, places = self.pack.shapes(W), (self.pack.shares, self.pack.pairs(W))
+                yield f"score W={W}", self.score_packed, (self.weights, f32(S, B), slots, i32(*places))
+                real = jax.ShapeDtypeStruct(places, np.bool_)
+                told = Told(i32(S, *places), f32(S, *places), f32(*places), f32(*places), real)
+                update = (self.params, self.params, sums, slots, told, *[f32()] * 4)
+                yield f"accumulate W={W}", self.accumulate, update
 
         return [(label, functools.partial(program.compile, *args)) for label, program, args in each()]
 
@@ -282,41 +289,36 @@ class Programs:
         """The same on the host. Waits for it."""
         return jax.device_get(self.gathered(tree))
 
+    def score(
+        self, weights: Params, prompt_tokens: Array, prompt_lengths: Array, tokens: Array, lengths: Array
+    ) -> Array:
+        """Dispatch the log-probabilities f32[S B] of responses i32[S B T], all on the host; does not wait."""
+        found: Any = np.zeros(lengths.shape, np.float32)
+        drawn = (lengths > 0).all(0)  # rows that only fill up a batch have no tokens, and 0 here
+        for packed, index in self.pack(prompt_tokens, prompt_lengths, tokens, lengths, drawn):
+            found = self.score_packed(weights, found, packed, index)
+        return found
+
     def learn(
         self, state: TrainState, pairs: Pairs, alpha: float, beta: float
     ) -> tuple[TrainState, dict[str, Array], dict[str, Array]]:
         """Dispatch one update: the gradients of all micro-batches, then optax. `state` is given away.
 
         Args:
-          pairs: the whole batch; lengths and real are on the host.
+          pairs: the whole batch; on the host, but for ref_logps, which may still be on the devices.
 
         Returns:
-          The new state, the sums that `update.summarise` reads, and what `update.make_apply` tells.
+          The new state, the sums that `update.summarise` reads, and what `update.applied_metrics` does.
         """
         rows, policy_tokens = pairs.real.sum(), pairs.lengths[0][pairs.real].sum()
         numbers = [np.float32(x) for x in (rows, policy_tokens, alpha, beta)]
+        pairs = pairs._replace(ref_logps=jax.device_get(pairs.ref_logps))
         grads, sums = self.zeros(state.params)
-        for chunk in range(self.chunks):
-            grads, sums = self.accumulate(state.params, grads, sums, pairs, np.int32(chunk), *numbers)
+        micro_batches = self.pack(*pairs[:4], pairs.real)
+        for packed, index in micro_batches:
+            grads, sums = self.accumulate(state.params, grads, sums, packed, told_of(pairs, index), *numbers)
         state, told = self.apply(state, grads, sums["loss"])
-        return state, sums, told
-
-
-def fingerprint(weights: Params) -> Array:
-    """u32[], over all bits of the weights and their places; the same however they are split over devices.
-
-    A sum of integers modulo 2^32, with an odd factor for each place: it finds what was changed by accident, not what
-    somebody forged.
-    """
-    total = jnp.uint32(0)
-    for number, leaf in enumerate(jax.tree.leaves(weights)):
-        bits = jax.lax.bitcast_convert_type(leaf, jnp.uint32 if leaf.dtype.itemsize == 4 else jnp.uint16)
-        place = jnp.uint32(number)
-        for axis, size in enumerate(leaf.shape):
-            place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
-        factor = (place * jnp.uint32(2654435761)) | jnp.uint32(1)
-        total = total + jnp.sum(bits.astype(jnp.uint32) * factor, dtype=jnp.uint32)
-    return total
+        return state, sums, {**told, "padding": packing.padding(micro_batches)}
 
 
 def compute_dtype(name: str) -> Any:

@@ -207,8 +207,9 @@ class Layout:
     """How the update is laid out; none of this changes what is learned.
 
     Args:
-      micro_batch_size: pairs whose gradient is taken at a time.
-      response_buckets: widths that responses are padded to, ascending; the last is max_new_tokens.
+      micro_batch_size: rows whose gradient is taken at a time; a row holds a pair of full length, or several that are
+        shorter, see packing.py. Few rows leave fewer slots empty at the end of a batch, and need less memory.
+      response_buckets: widths that drawn responses are cut to, ascending; the last is max_new_tokens.
       chunk_tokens: tokens whose logits exist at a time.
       remat: compute layers again in the backward pass instead of keeping their activations.
     """

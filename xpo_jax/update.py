@@ -1,13 +1,13 @@
 """Pairs -> gradients, accumulated over micro-batches -> optax -> a new TrainState.
 
-`accumulate` and `apply` are two functions to jit. Chunks divide the update batch and nothing else: the
-loss is divided by the rows of the whole batch, so any split gives the same gradient.
+`accumulate` and `apply` are two functions to jit. Micro-batches divide the update batch and nothing else: the
+loss is divided by the rows of the whole batch, so any split and any order gives the same gradient.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,30 @@ import numpy as np
 import optax
 
 from xpo_jax import losses
-from xpo_jax.logps import response_logps
+from xpo_jax.logps import packed_logps
+from xpo_jax.packing import Packed
 from xpo_jax.values import Array, Pairs, Params, TrainState
+
+
+class Told(NamedTuple):
+    """What is known of the pairs of one packed micro-batch, in the order of its places; see `values.Pairs`.
+
+    lengths: i32[S N Q/S]. ref_logps: f32[S N Q/S]. p_first, weight: f32[N Q/S]. real: bool[N Q/S], False where there
+    is no pair.
+    """
+
+    lengths: Array
+    ref_logps: Array
+    p_first: Array
+    weight: Array
+    real: Array
+
+
+def told_of(pairs: Pairs, index: np.ndarray) -> Told:
+    """What is known of these pairs, all of them on the host; `index` as `packing.pack` returns it."""
+    none = index < 0
+    some = lambda x: np.where(none, np.zeros((), x.dtype), x[..., index])  # noqa: E731
+    return Told(some(pairs.lengths), some(pairs.ref_logps), some(pairs.p_first), some(pairs.weight), ~none)
 
 
 def make_accumulate(
@@ -25,7 +47,6 @@ def make_accumulate(
     kind: losses.Kind,
     bonus_clip: float,
     entropy_weight: float,
-    chunks: int,
     dtype: Any,
     temperature: float,
     vocab_size: int,
@@ -34,58 +55,57 @@ def make_accumulate(
     """The function that adds one micro-batch to the gradient.
 
     Args:
-      chunks: micro-batches per update batch.
       dtype: of the forward and backward pass; gradients are summed in float32.
-      Others: see `losses.xpo` and `logps.response_logps`.
+      Others: see `losses.xpo` and `logps.packed_logps`.
 
     Returns:
-      accumulate(params, grads, sums, pairs, index, rows, policy_tokens, alpha, beta) -> (grads, sums):
-      pairs is the whole batch, index i32[] the micro-batch, rows f32[] its real rows, policy_tokens f32[]
-      the tokens of the policy's real responses. `sums` are those `summarise` reads.
+      accumulate(params, grads, sums, packed, told, rows, policy_tokens, alpha, beta) -> (grads, sums): packed and
+      told are one micro-batch, rows f32[] the real rows of the whole batch, policy_tokens f32[] the tokens of the
+      policy's responses in them. `sums` are those `summarise` reads.
     """
 
     def loss_of(
-        params: Params, pairs: Pairs, rows: Array, policy_tokens: Array, alpha: Array, beta: Array
+        params: Params,
+        packed: Packed,
+        told: Told,
+        rows: Array,
+        policy_tokens: Array,
+        alpha: Array,
+        beta: Array,
     ) -> tuple[Array, dict[str, Array]]:
         compute = jax.tree.map(lambda p: p.astype(dtype), params)
-        scored = response_logps(
+        scored = packed_logps(
             graphdef,
             compute,
-            pairs.prompt_tokens,
-            pairs.prompt_lengths,
-            pairs.tokens,
-            pairs.lengths,
+            packed,
+            told.ref_logps.shape[0] * told.ref_logps.shape[2],
             temperature=temperature,
             vocab_size=vocab_size,
             chunk_tokens=chunk_tokens,
+            entropy_gradient=entropy_weight > 0,
         )
+        by_candidate = lambda x: jnp.moveaxis(x.reshape(*told.real.shape, -1), -1, 0)  # noqa: E731
+        logps, entropies = by_candidate(scored.logps), by_candidate(scored.entropy)
         terms = losses.xpo(
-            scored.logps, pairs.ref_logps, pairs.p_first, beta=beta, alpha=alpha, kind=kind, clip=bonus_clip
+            logps, told.ref_logps, told.p_first, beta=beta, alpha=alpha, kind=kind, clip=bonus_clip
         )
-        weight = jnp.where(pairs.real, pairs.weight, 0.0)
-        entropy = jnp.sum(jnp.where(pairs.real, scored.entropy[0], 0.0))
+        weight = jnp.where(told.real, told.weight, 0.0)
+        entropy = jnp.sum(jnp.where(told.real, entropies[0], 0.0))
         loss = losses.total(terms, weight, rows) - entropy_weight * entropy / policy_tokens
-        return loss, _sums(terms, scored.logps, pairs, weight, loss, entropy)
+        return loss, _sums(terms, logps, told, weight, loss, entropy)
 
     def accumulate(
         params: Params,
         grads: Params,
         sums: dict[str, Array],
-        pairs: Pairs,
-        index: Array,
+        packed: Packed,
+        told: Told,
         rows: Array,
         policy_tokens: Array,
         alpha: Array,
         beta: Array,
     ) -> tuple[Params, dict[str, Array]]:
-        def part(x: Array, axis: int) -> Array:
-            # strided, so that every device keeps its share of every micro-batch
-            shape = x.shape[:axis] + (x.shape[axis] // chunks, chunks) + x.shape[axis + 1 :]
-            return jax.lax.dynamic_index_in_dim(x.reshape(shape), index, axis + 1, keepdims=False)
-
-        by_candidate = ("tokens", "lengths", "ref_logps")
-        mine = Pairs(**{k: part(v, int(k in by_candidate)) for k, v in pairs._asdict().items()})
-        new, more = jax.grad(loss_of, has_aux=True)(params, mine, rows, policy_tokens, alpha, beta)
+        new, more = jax.grad(loss_of, has_aux=True)(params, packed, told, rows, policy_tokens, alpha, beta)
         return jax.tree.map(jnp.add, grads, new), jax.tree.map(jnp.add, sums, more)
 
     return accumulate
@@ -115,13 +135,13 @@ def zeros(params: Params) -> tuple[Params, dict[str, Array]]:
 
 
 def _sums(
-    terms: losses.LossTerms, logps: Array, pairs: Pairs, weight: Array, loss: Array, entropy: Array
+    terms: losses.LossTerms, logps: Array, told: Told, weight: Array, loss: Array, entropy: Array
 ) -> dict[str, Array]:
     """Sums over rows, which micro-batches and processes can add up; `summarise` divides them."""
     add = lambda mask, x: jnp.sum(jnp.where(mask, x, 0.0))  # noqa: E731
-    judged, real = weight > 0, pairs.real
-    decisive = judged & (pairs.p_first != 0.5)  # a tie has no chosen and no rejected response
-    won = pairs.p_first > 0.5
+    judged, real = weight > 0, told.real
+    decisive = judged & (told.p_first != 0.5)  # a tie has no chosen and no rejected response
+    won = told.p_first > 0.5
     chosen = lambda x: add(decisive, jnp.where(won, x[0], x[1]))  # noqa: E731
     rejected = lambda x: add(decisive, jnp.where(won, x[1], x[0]))  # noqa: E731
     values = {
@@ -130,15 +150,15 @@ def _sums(
         "bonus": add(judged, weight * terms.bonus),
         "clipped": add(judged, terms.clipped),
         "entropy": entropy,
-        "kl": add(real, logps[0] - pairs.ref_logps[0]),
-        "policy_tokens": add(real, pairs.lengths[0]),
+        "kl": add(real, logps[0] - told.ref_logps[0]),
+        "policy_tokens": add(real, told.lengths[0]),
         "rows": add(real, jnp.ones_like(logps[0])),
         "decisive": add(decisive, jnp.ones_like(logps[0])),
         "correct": add(decisive, jnp.where(won, terms.z > 0, terms.z < 0)),
         "policy_chosen": chosen(logps),
         "policy_rejected": rejected(logps),
-        "reference_chosen": chosen(pairs.ref_logps),
-        "reference_rejected": rejected(pairs.ref_logps),
+        "reference_chosen": chosen(told.ref_logps),
+        "reference_rejected": rejected(told.ref_logps),
     }
     return jax.tree.map(jax.lax.stop_gradient, {name: jnp.float32(values[name]) for name in SUMS})
 
@@ -202,7 +222,8 @@ def applied_metrics(told: Sequence[Mapping[str, Any]], alpha: float, beta: float
     """Metrics of how a step's updates were applied; rate and norm are the first one's.
 
     Args:
-      told: what `make_apply`'s function returns beside the state, on the host, of each.
+      told: what `Programs.learn` returns beside state and sums, on the host, of each; the padding is the share of the
+        update's slots that was empty.
     """
     return {
         "alpha": alpha,
@@ -211,6 +232,7 @@ def applied_metrics(told: Sequence[Mapping[str, Any]], alpha: float, beta: float
         "learning_rate": told[0]["learning_rate"],
         "grad_norm": told[0]["grad_norm"],
         "skipped": sum(not each["finite"] for each in told),
+        "update/padding": told[0]["padding"],
     }
 
 

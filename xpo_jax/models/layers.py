@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -45,12 +46,26 @@ class Segment(NamedTuple):
     mask: Array
 
 
+class Causal(NamedTuple):
+    """The queries' own keys, in their order; none looks past itself.
+
+    k, v: [B C K T H]. mask: bool[B 1 T T], False above the diagonal at least.
+    """
+
+    k: Array
+    v: Array
+    mask: Array
+
+
+BLOCKS = 4  # of queries: what lies above them is not computed, which saves 3/8 of a causal attention
+
+
 def wide(dtype: jnp.dtype) -> jnp.dtype:
     """What sums and angles are computed in: float32, or float64 where the weights are (gradient tests)."""
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def attention(q: Array, segments: tuple[Segment, ...]) -> Array:
+def attention(q: Array, segments: tuple[Segment, ...] | Causal) -> Array:
     """Softmax attention over the concatenation of several segments of keys, in float32.
 
     Args:
@@ -60,6 +75,15 @@ def attention(q: Array, segments: tuple[Segment, ...]) -> Array:
     Returns:
       [B C T N H] in q's dtype.
     """
+    if isinstance(segments, Causal):
+        k, v, mask = segments
+        ends = [q.shape[2] * block // BLOCKS for block in range(BLOCKS + 1)]
+        blocks = [
+            (q[:, :, i:j], (Segment(k[..., :j, :], v[..., :j, :], mask[..., i:j, :j]),))
+            for i, j in itertools.pairwise(ends)
+            if i < j
+        ]
+        return jnp.concatenate([attention(*block) for block in blocks], axis=2)
     B, C, T, N, H = q.shape
     K = segments[0].k.shape[-3]
     q = q.reshape(B, C, T, K, N // K, H)

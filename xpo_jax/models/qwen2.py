@@ -21,7 +21,18 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from xpo_jax.models.layers import KV, MLP, Segment, attention, before, cache, rope_angles, rotate, wide
+from xpo_jax.models.layers import (
+    KV,
+    MLP,
+    Causal,
+    Segment,
+    attention,
+    before,
+    cache,
+    rope_angles,
+    rotate,
+    wide,
+)
 from xpo_jax.sharding import ROWS, Rules, constrain
 
 Array = jax.Array
@@ -114,7 +125,7 @@ class Attention(nnx.Module):
         x: Array,
         shape: tuple[int, int, int],
         angles: tuple[Array, Array],
-        segments: Callable[[KV], tuple[tuple[Segment, ...], KV]],
+        segments: Callable[[KV], tuple[Any, Any]],
     ) -> tuple[Array, KV]:
         """x: [M D], shape: (B, C, T). `segments` turns this call's keys and values [B C K T H] into
         what is attended to, and into the cache to hand back."""
@@ -209,6 +220,25 @@ class Qwen2(nnx.Module):
         positions = jnp.broadcast_to(prompt_lengths[:, None, None] + jnp.arange(T), (B, C, T))
         hidden, _ = self._layers(tokens, positions, segments, prompt_caches)
         return hidden.reshape(B, C, T, -1)
+
+    def packed(self, tokens: Array, positions: Array, part: Array, prompt: Array) -> Array:
+        """Run rows that hold several prompts, each with its responses, see packing.py.
+
+        Args:
+          tokens, positions, part, prompt: i32[R W], as `packing.Packed` has them.
+
+        Returns:
+          hidden [R W D] after the last norm.
+        """
+        R, W = tokens.shape
+        seen = (part[:, :, None] == part[:, None]) | (prompt[:, :, None] == part[:, None])
+        mask = (seen & jnp.tril(jnp.ones((W, W), bool)))[:, None]
+
+        def segments(own: KV, _: Any) -> tuple[Causal, None]:
+            return Causal(*own, mask), None
+
+        hidden, _ = self._layers(tokens[:, None], positions[:, None], segments, None)
+        return hidden.reshape(R, W, -1)
 
     def decode(
         self, token: Array, t: Array, prompt_lengths: Array, prompt_caches: Any, caches: Any

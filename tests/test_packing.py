@@ -1,0 +1,96 @@
+"""Packed rows, read back slot by slot: every pair once and whole, no row too full, few slots empty."""
+
+import numpy as np
+import pytest
+
+from xpo_jax.packing import LEAST, Packer, fill, needed, padding, widths
+
+
+def batch(B, P, T, seed=0):
+    rng = np.random.default_rng(seed)
+    prompt_lengths, lengths = rng.integers(1, P + 1, B), rng.integers(1, T + 1, (2, B))
+    return rng.integers(3, 99, (B, P)), prompt_lengths, rng.integers(3, 99, (2, B, T)), lengths
+
+
+def read_back(packer, packed, pairs):
+    """{pair: (prompt, [what each response is told to be, what is fed of it])}, by the rules of `Packed` alone."""
+    found, width = {}, packed.tokens.shape[1]
+    by_share = packer.rows // packer.shares
+    for share, indices in enumerate(pairs):
+        for place, index in enumerate(indices):
+            if index < 0:
+                continue
+            responses, prompts = [], []
+            for candidate in (0, 1):
+                told = packed.response[share] == 2 * place + candidate
+                row, at = np.divmod(packed.source[share][told], width)
+                assert len(set(row)) == 1
+                slots = lambda name, at=share * by_share + row[0]: getattr(packed, name)[at]
+                parts, of_prompt = slots("part"), slots("prompt")[at[0]]
+                assert parts[at[0]] == of_prompt  # the first token is told by the prompt's last
+                own = np.flatnonzero(np.isin(np.arange(width), at[1:]))
+                assert len(set(parts[own])) <= 1 and (parts[own] > of_prompt).all()
+                assert (slots("prompt")[own] == of_prompt).all()
+                prompt = np.flatnonzero(parts == of_prompt)
+                assert (slots("positions")[prompt] == np.arange(len(prompt))).all() and at[0] == prompt[-1]
+                assert (slots("positions")[at[1:]] == len(prompt) + np.arange(len(own))).all()
+                assert (np.sort(at[1:]) == at[1:]).all() and (own > prompt[-1]).all()
+                prompts.append(slots("tokens")[prompt].tolist())
+                responses.append((packed.target[share][told].tolist(), slots("tokens")[at[1:]].tolist()))
+            assert prompts[0] == prompts[1] and int(index) not in found
+            found[int(index)] = prompts[0], responses
+    return found
+
+
+@pytest.mark.parametrize(("rows", "shares"), [(1, 1), (4, 1), (4, 2), (8, 8)])
+def test_every_pair_is_there_once_and_whole(rows, shares):
+    (prompts, prompt_lengths, tokens, lengths) = given = batch(23, 9, 7)
+    keep = np.arange(23) != 5
+    packer, found = Packer(rows, widths(9, 7), shares), {}
+    micro_batches = packer(*given, keep)
+    for packed, pairs in micro_batches:
+        assert all(
+            x.shape == s.shape for x, s in zip(packed, packer.shapes(packed.tokens.shape[1]), strict=True)
+        )
+        assert packed.tokens.shape[1] in packer.widths
+        part = read_back(packer, packed, pairs)
+        assert not set(part) & set(found)
+        found |= part
+        told = sum(int(lengths[:, pair].sum()) for pair in part)
+        assert (packed.response >= 0).sum() == told
+        # all that is not empty belongs to these pairs
+        assert (packed.part >= 0).sum() == sum(
+            int(prompt_lengths[pair] + (lengths[:, pair] - 1).sum()) for pair in part
+        )
+    assert set(found) == set(np.flatnonzero(keep))
+    for pair, (prompt, responses) in found.items():
+        assert prompt == prompts[pair, : prompt_lengths[pair]].tolist()
+        for candidate, (told, fed) in enumerate(responses):
+            whole = tokens[candidate, pair, : lengths[candidate, pair]].tolist()
+            assert (told, fed) == (whole, whole[:-1])
+
+
+def test_slots_of_a_pair_and_widths_by_hand():
+    assert needed(np.array([5, 1]), np.array([[4, 1], [2, 1]])).tolist() == [5 + 3 + 1, 2]
+    assert widths(64, 64) == (96, 144, 192)  # 64 + 2 * 63 = 190
+    assert widths(1, 1) == (8,)
+
+
+def test_a_row_takes_the_largest_that_still_fit_and_the_width_that_they_fill_best():
+    assert fill(np.array([10, 18, 6]), 1, (16, 24)) == [(24, [[1, 2]]), (16, [[0]])]
+    assert fill(np.array([10, 16, 6]), 1, (16, 24)) == [(16, [[1]]), (16, [[0, 2]])]
+    assert fill(np.array([24, 12, 12]), 2, (16, 24)) == [(24, [[0], [2, 1]])]
+    assert fill(np.array([], int), 2, (16,)) == []
+    many = fill(np.full(64, 2), 1, (16,))  # short ones: no row has more places than it is wide / LEAST
+    assert {len(row) for _, held in many for row in held} == {16 // LEAST}
+
+
+def test_under_a_tenth_is_empty_at_realistic_lengths():
+    """A batch of 32 prompts of 64 tokens, responses lognormal with mean 40 and at most 128 tokens."""
+    packer, empty = Packer(2, widths(64, 128), 1), []
+    for seed in range(10):
+        drawn = np.random.default_rng(seed).lognormal(np.log(40) - 0.18, 0.6, (2, 32))
+        lengths = np.clip(np.rint(drawn), 2, 128).astype(int)
+        prompts, tokens = np.ones((32, 64), int), np.ones((2, 32, 128), int)
+        empty.append(padding(packer(prompts, np.full(32, 64), tokens, lengths, np.ones(32, bool))))
+    assert np.mean(empty) < 0.08 and max(empty) < 0.12
