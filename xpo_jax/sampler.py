@@ -202,7 +202,8 @@ def make_sampler(
             if kept == 0:
                 return state
             rows = jnp.argsort(state.done.reshape(shards, -1), axis=1, stable=True)[:, :kept]
-            rest = decode(*take((prompt, state), rows), t, stages - 1)
+            their_prompts, their_state = take((prompt, state), rows)
+            rest = decode(their_prompts, their_state, t, stages - 1)
             return state._replace(
                 **{name: put(getattr(state, name), rows, getattr(rest, name)) for name in RESULTS}
             )
