@@ -1,12 +1,15 @@
 """The sampler: distribution, truncation, ends, and independence of everything that must not matter."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fakes import Markov, split, tiny
+from fakes import Markov, hasty_compilation, split, tiny
 from scipy.stats import chisquare
 
+from xpo_jax import sharding
 from xpo_jax.sampler import Sampling, draw, make_sampler, row_keys, truncate
 
 PLAIN = {
@@ -184,6 +187,71 @@ def test_rows_do_not_depend_on_padding_bucket_or_neighbours():
         )
         np.testing.assert_array_equal(alone.tokens[0], whole.tokens[i])
         assert alone.lengths[0] == whole.lengths[i]
+
+
+def in_batches_that_shrink(B, model, vocab_size, end_tokens, changes, mesh=None):
+    """Samples of a batch of B rows, and of each row by itself: one row is never moved."""
+    rng = np.random.default_rng(B)
+    tokens, lengths = (
+        rng.integers(3, vocab_size, (B, 5)).astype(np.int32),
+        rng.integers(1, 6, B).astype(np.int32),
+    )
+    real = rng.random(B) < 0.9
+    keys = row_keys(7, 0, 0, jnp.arange(B), 0)
+    given = {"max_new_tokens": 24, **changes}
+    function = make_sampler(
+        model[0], settings(**given), vocab_size=vocab_size, end_tokens=end_tokens, pad_token=0
+    )
+    alone = jax.jit(function)
+    arrays = (tokens, lengths, real, keys)
+    rows = [jax.device_get(alone(model[1], *(x[i : i + 1] for x in arrays))) for i in range(B)]
+    expected = [np.concatenate(field) for field in zip(*rows, strict=True)]
+    if mesh is None:
+        return jax.device_get(jax.jit(function)(model[1], *arrays)), expected, None
+    with jax.set_mesh(mesh):
+        split = sharding.batch(mesh)
+        jitted = jax.jit(
+            function, in_shardings=(sharding.replicated(mesh), *[split] * 4), out_shardings=split
+        )
+        program = jitted.lower(model[1], *arrays).compile()
+        placed = jax.device_put((model[1], *arrays), (sharding.replicated(mesh), *[split] * 4))
+        return jax.device_get(program(*placed)), expected, program.as_text()
+
+
+@pytest.mark.parametrize(
+    ("B", "changes"),
+    [
+        (13, {"temperature": 0.6, "top_p": 0.9}),
+        (33, {"temperature": 0.0, "repetition_penalty": 1.3}),
+        (21, {"repetition_penalty": 1.5}),
+    ],
+    ids=str,
+)
+def test_rows_that_are_moved_together_draw_what_they_would_have_drawn(B, changes):
+    _, _, *model = tiny()
+    with hasty_compilation():
+        got, expected, _ = in_batches_that_shrink(B, model, 38, (3, 4, 5, 6), changes)
+    for ours, theirs in zip(got, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert len({*expected[1]}) > 3  # rows end at different tokens, so that some are moved
+
+
+def test_on_a_mesh_rows_are_moved_within_their_shard():
+    mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
+    _, _, *model = tiny()
+    B, shards = 64, 4
+    with hasty_compilation():
+        got, expected, text = in_batches_that_shrink(B, model, 38, (3, 4, 5, 6), {}, mesh)
+    for ours, theirs in zip(got, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    batches = {
+        int(n) for n in re.findall(r"f32\[(\d+),1,24,4\]", text)
+    }  # of one device's own keys and values
+    assert batches == {B // shards, B // shards // 2, B // shards // 4}
+    gathered = re.findall(r"= \w+\[([\d,]*)\][^=]* all-gather(?:-start)?\(", text)
+    # one of a device's rows has 24 slots x 4 features of keys; logits of the rows are all that is larger
+    assert not [shape for shape in gathered if shape.endswith(("24,4", "5,4"))]
+    assert not re.search(r"all-to-all|collective-permute", text)
 
 
 def test_keys_differ_by_every_number_they_are_made_of():

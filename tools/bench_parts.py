@@ -92,7 +92,8 @@ def work(model: qwen2.Qwen2Config, P: int, lengths: np.ndarray) -> dict[str, int
 class Ending(nnx.Module):
     """A model whose rows end where they are told to, and nowhere else: the end token is the only one there.
 
-    Hidden states carry one more feature, whether the next token is the row's last.
+    Hidden states carry one more feature, whether the next token is the row's last. How long each row is to become
+    stands beside its prompt's keys and values, which stay with the row where the sampler moves it.
     """
 
     def __init__(self, config: qwen2.Qwen2Config, B: int):
@@ -102,12 +103,13 @@ class Ending(nnx.Module):
     def prefill(self, tokens: Any) -> Any:
         """As the model, with the feature off: no response is shorter than two tokens."""
         hidden, caches = self.model.prefill(tokens)
-        return jnp.pad(hidden, ((0, 0), (0, 0), (0, 1))), caches
+        return jnp.pad(hidden, ((0, 0), (0, 0), (0, 1))), (caches, self.lengths[...])
 
-    def decode(self, token: Any, t: Any, *rest: Any) -> Any:
+    def decode(self, token: Any, t: Any, prompt_lengths: Any, prompt_caches: Any, caches: Any) -> Any:
         """As the model; the token drawn from its result is number t + 1."""
-        hidden, caches = self.model.decode(token, t, *rest)
-        ends = (self.lengths[...] == t + 2).astype(hidden.dtype)
+        prompt_caches, lengths = prompt_caches
+        hidden, caches = self.model.decode(token, t, prompt_lengths, prompt_caches, caches)
+        ends = (lengths == t + 2).astype(hidden.dtype)
         return jnp.concatenate([hidden, ends[:, None]], axis=1), caches
 
     def empty_caches(self, B: int, T: int) -> Any:

@@ -1,8 +1,12 @@
-"""Draw responses: one jitted program, prefill and then a decode loop that ends with its slowest row.
+"""Draw responses: one jitted program, prefill and then decode loops in batches that shrink.
+
+When half of the rows have ended, those that have not are moved together and go on in a batch of half the size, each
+with its key and its keys and values, so that stragglers do not hold the rest. On a mesh each shard does so with its
+own rows, all at the same token; nothing but a number per shard is sent.
 
 The sampler knows token ids and no tokenizer; which tokens end a response and which are padding is told
 to it. It returns no log-probabilities: those in the loss must come from one kind of pass for policy and
-reference (`logps.py`). Left out: beams, stop strings, refilling finished rows.
+reference (`logps.py`). Left out: beams, stop strings, new prompts in the place of rows that ended.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from xpo_jax.sharding import row_shards
 from xpo_jax.values import Array, Params, Samples
 
 
@@ -106,15 +111,29 @@ def draw(logits: Array, uniform: Array) -> Array:
     return (chosen * block + token).astype(jnp.int32)
 
 
+# Batch sizes of the decode loop: all rows, a half, a quarter; no shard has fewer than SMALLEST rows in a later one.
+# Each compiles the decoder again, and a fourth gained nothing that could be measured on CPU.
+STAGES, SMALLEST = 3, 4
+
+
+class Prompt(NamedTuple):
+    """What a row's decoding reads: its key, its prompt's length i32[B], and the prompt's keys and values."""
+
+    key: Array
+    length: Array
+    caches: Any
+
+
 class Drawn(NamedTuple):
     """State of the decode loop: the last token i32[B], all so far i32[B T], lengths i32[B], done bool[B],
-    and for the repetition penalty the tokens seen bool[B V]."""
+    for the repetition penalty the tokens seen bool[B V], and the responses' keys and values."""
 
     token: Array
     tokens: Array
     lengths: Array
     done: Array
     seen: Array
+    caches: Any
 
 
 def make_sampler(
@@ -134,13 +153,14 @@ def make_sampler(
       pad_token: id written after the end.
     """
     T = settings.max_new_tokens
+    penalised = settings.repetition_penalty != 1
 
     def sample(params: Params, tokens: Array, lengths: Array, real: Array, keys: Array) -> Samples:
         model = nnx.merge(graphdef, params)
         B, P = tokens.shape
-        penalised = settings.repetition_penalty != 1
+        shards = row_shards()
 
-        def choose(hidden: Array, t: Array, seen: Array) -> Array:
+        def choose(hidden: Array, t: Array, keys: Array, seen: Array) -> Array:
             logits = model.unembed(hidden)
             logits = jnp.where(jnp.arange(logits.shape[-1]) < vocab_size, logits, -jnp.inf)
             if penalised:
@@ -152,42 +172,78 @@ def make_sampler(
             uniform = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, t)))(keys)
             return draw(logits, uniform)
 
+        def record(prompt: Prompt, state: Drawn, hidden: Array, t: Array) -> Drawn:
+            """Draw token t and write it down."""
+            token = jnp.where(state.done, pad_token, choose(hidden, t, prompt.key, state.seen))
+            rows = jnp.arange(len(token))
+            return state._replace(
+                token=token,
+                tokens=jax.lax.dynamic_update_slice_in_dim(state.tokens, token[:, None], t, axis=1),
+                lengths=state.lengths + ~state.done,
+                done=state.done | jnp.isin(token, jnp.array(end_tokens)),
+                seen=state.seen.at[rows, token].set(True) if penalised else state.seen,
+            )
+
+        def decode(prompt: Prompt, state: Drawn, t: Array, stages: int) -> Drawn:
+            """From token t + 1 to the end, in batches that shrink."""
+            half = len(state.done) // shards // 2  # of a shard's rows
+            kept = half if half >= SMALLEST and stages > 1 else 0
+
+            def step(carry: tuple[Array, Drawn]) -> tuple[Array, Drawn]:
+                t, state = carry
+                hidden, caches = model.decode(state.token, t, prompt.length, prompt.caches, state.caches)
+                return t + 1, record(prompt, state._replace(caches=caches), hidden, t + 1)
+
+            def crowded(carry: tuple[Array, Drawn]) -> Array:
+                unfinished = (~carry[1].done).reshape(shards, -1).sum(1)
+                return (carry[0] < T - 1) & jnp.any(unfinished > kept)
+
+            t, state = jax.lax.while_loop(crowded, step, (t, state))
+            if kept == 0:
+                return state
+            rows = jnp.argsort(state.done.reshape(shards, -1), axis=1, stable=True)[:, :kept]
+            their_prompts, their_state = take((prompt, state), rows)
+            rest = decode(their_prompts, their_state, t, stages - 1)
+            return state._replace(
+                **{name: put(getattr(state, name), rows, getattr(rest, name)) for name in RESULTS}
+            )
+
         with jax.named_scope("prefill"):
-            hidden, prompt_caches = model.prefill(tokens)
+            hidden, caches = model.prefill(tokens)
             last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
         seen = jnp.zeros((B, model.config.vocab_size if penalised else 1), bool)
         if penalised:
             in_prompt = jnp.where(jnp.arange(P) < lengths[:, None], tokens, tokens[:, :1])
             seen = seen.at[jnp.arange(B)[:, None], in_prompt].set(True)
-
-        def record(state: Drawn, hidden: Array, t: Array) -> Drawn:
-            """Draw token t and write it down."""
-            token = jnp.where(state.done, pad_token, choose(hidden, t, state.seen))
-            seen = state.seen.at[jnp.arange(B), token].set(True) if penalised else state.seen
-            return Drawn(
-                token,
-                jax.lax.dynamic_update_slice_in_dim(state.tokens, token[:, None], t, axis=1),
-                state.lengths + ~state.done,
-                state.done | jnp.isin(token, jnp.array(end_tokens)),
-                seen,
-            )
-
-        def step(carry: tuple[Array, Any, Drawn]) -> tuple[Array, Any, Drawn]:
-            t, caches, state = carry
-            hidden, caches = model.decode(state.token, t, lengths, prompt_caches, caches)
-            return t + 1, caches, record(state, hidden, t + 1)
-
-        def unfinished(carry: tuple[Array, Any, Drawn]) -> Array:
-            return (carry[0] < T - 1) & ~jnp.all(carry[2].done)
-
-        zeros = jnp.zeros(B, jnp.int32)
-        state = Drawn(zeros, jnp.full((B, T), pad_token, jnp.int32), zeros, ~real, seen)
-        start = (jnp.int32(0), model.empty_caches(B, T), record(state, last, jnp.int32(0)))
+        zeros, empty = jnp.zeros(B, jnp.int32), jnp.full((B, T), pad_token, jnp.int32)
+        prompt, state = (
+            Prompt(keys, lengths, caches),
+            Drawn(zeros, empty, zeros, ~real, seen, model.empty_caches(B, T)),
+        )
         with jax.named_scope("decode"):
-            _, _, drawn = jax.lax.while_loop(unfinished, step, start)
+            drawn = decode(prompt, record(prompt, state, last, jnp.int32(0)), jnp.int32(0), STAGES)
         return Samples(drawn.tokens, drawn.lengths, drawn.done & real)
 
     return sample
+
+
+RESULTS = ("tokens", "lengths", "done")
+
+
+def take(tree: Any, rows: Array) -> Any:
+    """Some rows of each shard, rows i32[G b]: arrays [G*B ...] become [G*b ...], and nothing leaves its shard."""
+
+    def one(x: Array) -> Array:
+        grouped = x.reshape(len(rows), -1, *x.shape[1:])
+        return jax.vmap(lambda x, rows: x[rows])(grouped, rows).reshape(-1, *x.shape[1:])
+
+    return jax.tree.map(one, tree)
+
+
+def put(x: Array, rows: Array, new: Array) -> Array:
+    """x [G*B ...] with the rows that `take` took replaced by `new` [G*b ...]."""
+    grouped, new = (y.reshape(len(rows), -1, *y.shape[1:]) for y in (x, new))
+    return jax.vmap(lambda x, rows, new: x.at[rows].set(new))(grouped, rows, new).reshape(x.shape)
 
 
 def row_keys(seed: int, purpose: Array, step: Array, position: Array, candidate: Array) -> Array:
