@@ -435,8 +435,7 @@ def tiny_config(folder: Path) -> ConfigDict:
                 "clip_norm": 1.0,
             },
             "layout": {
-                "micro_batch_size": 8,
-                "response_buckets": (8,),
+                "micro_batch_rows": 8,
                 "chunk_tokens": 1024,
                 "remat": False,
             },

@@ -90,7 +90,6 @@ def test_command_line(folder, argv, expected):
             "model.dtype=float16",
             "model.dtype: 'auto' or 'float32' or 'bfloat16' is expected, found 'float16'",
         ),
-        ("layout.response_buckets=4,x", "layout.response_buckets: an integer is expected, found 'x'"),
     ],
 )
 def test_unknown_and_mistyped_fields(folder, override, expected):
@@ -186,14 +185,11 @@ def test_config_files_that_are_broken(folder, tmp_path, text, expected):
         ),
         (["sampling.top_p=0"], "sampling.top_p is 0.0, must be in (0, 1]"),
         (["sampling.max_new_tokens=0"], "sampling.max_new_tokens is 0, must be at least 1"),
-        (["layout.micro_batch_size=3"], "layout.micro_batch_size 3 does not divide batch_size 8"),
-        (["layout.micro_batch_size=0"], "layout.micro_batch_size 0 does not divide batch_size 8"),
         (
-            ["layout.response_buckets=4,6"],
-            "layout.response_buckets (4, 6) must ascend and end with sampling.max_new",
+            ["layout.micro_batch_rows=3"],
+            "layout.micro_batch_rows 3 is not divisible by mesh.data x mesh.fsdp = 4",
         ),
-        (["layout.response_buckets=8,4"], "layout.response_buckets (8, 4) must ascend"),
-        (["layout.response_buckets=[]"], "layout.response_buckets () must ascend"),
+        (["layout.micro_batch_rows=0"], "layout.micro_batch_rows is 0, must be at least 1"),
         (["layout.chunk_tokens=0"], "layout.chunk_tokens is 0, must be at least 1"),
         (["evaluation.prompts=1"], "evaluation.prompts is 1, must be at least 2"),
         (["evaluation.every_steps=-1"], "evaluation.every_steps is -1, must be at least 0"),
@@ -207,12 +203,12 @@ def test_config_files_that_are_broken(folder, tmp_path, text, expected):
         (["mesh.data=3"], "mesh: data 3 x fsdp 2 x tensor 2 is not the 8 device(s) here"),
         (["mesh.fsdp=0"], "mesh: sizes are positive and at most one is -1"),
         (
-            ["batch_size=6", "layout.micro_batch_size=6"],
+            ["batch_size=6", "layout.micro_batch_rows=6"],
             "batch_size 6 is not divisible by mesh.data x mesh.fsdp = 4",
         ),
         (
-            ["layout.micro_batch_size=2"],
-            "layout.micro_batch_size 2 is not divisible by mesh.data x mesh.fsdp = 4",
+            ["layout.micro_batch_rows=2"],
+            "layout.micro_batch_rows 2 is not divisible by mesh.data x mesh.fsdp = 4",
         ),
     ],
 )

@@ -47,11 +47,9 @@ class Programs:
     ratio: nats per token by which weights other than the reference's prefer a token.
     """
 
-    response_buckets = (4, T)
-
     def __init__(self, lengths, ratio=0.0):
         self._lengths, self._ratio = lengths, ratio
-        self.draws, self.keys, self.widths = [], [], []
+        self.draws, self.keys = [], []
 
     def draw(self, weights, prompts, *, purpose, step, candidate):
         self.draws.append((weights, purpose, step, candidate))
@@ -69,7 +67,6 @@ class Programs:
         return tree
 
     def score(self, weights, tokens, prompt_lengths, drawn, lengths):
-        self.widths.append(drawn.shape[-1])
         assert drawn.shape[:2] == lengths.shape == (POLICY_SAMPLES, B)
         unreal = np.where(tokens[:, 0] == 0, 1e6, 0.0)  # absurd, so that counting one shows
         nats = -2.0 if weights == REFERENCE else -2.0 + self._ratio
@@ -221,13 +218,10 @@ def test_kl_per_sequence_and_per_token():
     assert found.kl_per_token == pytest.approx(0.25)
     assert found.policy["tokens"] == pytest.approx((1 + 1.5 + 2) / 3)
     assert found.reference["tokens"] == 2.0
-    assert programs.widths == [4, 4]  # cut to the smallest bucket that holds three tokens
 
 
 class MarkovPrograms(Programs):
     """The real sampler and the real log-probabilities, of models whose next token depends on the last one alone."""
-
-    response_buckets = (T,)
 
     def __init__(self, temperature):
         self._graphdef, _ = split(Markov(np.zeros((V, V))))

@@ -192,7 +192,7 @@ def test_what_does_not_fit_is_told_in_one_line(run, folder, online):
     assert "ends.jsonl, row 1: an answer ends elsewhere" in told(ends)
     other = edit(log, folder / "other.jsonl", lambda r: r["tokens"].insert(0, 70))
     assert "other.jsonl, row 1: an answer has tokens that are not its text" in told(other)
-    short = {"sampling__max_new_tokens": 7, "layout__response_buckets": (7,)}
+    short = {"sampling__max_new_tokens": 7}
     assert "tokens, more than sampling.max_new_tokens = 7" in told(str(log), **short)
     told_prompt = told(str(log), data__max_prompt_tokens=30, data__held_out=str(folder / "train.jsonl"))
     assert "max_prompt_tokens = 30" in told_prompt

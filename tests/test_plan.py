@@ -52,7 +52,7 @@ def optimizer(fields=ADAMW):
 def planned(sizes=(1, 1, 1), model=TINY, B=16, P=8, T=6, **changes):
     mesh = AbstractMesh(sizes, sharding.AXES, axis_types=(AxisType.Auto,) * 3)
     options = {
-        "micro_batch_size": B,
+        "micro_batch_rows": B,
         "chunk_tokens": 512,
         "remat": False,
         "optimizer": optimizer()[0],
@@ -86,14 +86,13 @@ def compiled(s, which, fields=ADAMW):
         seed=0,
         batch_size=s.batch_size,
         prompt_buckets=[s.prompt_tokens],
-        response_buckets=[s.response_tokens],
+        micro_batch_rows=s.micro_batch_rows,
         optimizer=transformation,
         rate=rate,
         loss={
             "kind": "sigmoid",
             "bonus_clip": 500.0,
             "entropy_weight": 0.0,
-            "chunks": s.batch_size // s.micro_batch_size,
             "chunk_tokens": s.chunk_tokens,
         },
         remat=s.remat,
@@ -165,7 +164,7 @@ def test_bytes_of_a_tiny_model_on_a_mesh_by_hand():
 def batch_bytes(s):
     """What sample and accumulate take beside weights: one device's share of a batch, and scalars."""
     rows, P = s.batch_size // s.shares, s.prompt_tokens
-    slots = s.micro_batch_size // s.shares * widths(P, s.response_tokens)[-1]
+    slots = s.micro_batch_rows // s.shares * widths(P, s.response_tokens)[-1]
     pairs = slots // LEAST
     scalars = (14 + 4) * 4  # the sums; rows, alpha and beta, and the policy's tokens
     update = 7 * 4 * slots + pairs * (2 * 4 + 2 * 4 + 4 + 4 + 1) + scalars
@@ -314,11 +313,11 @@ def test_the_changes_that_make_it_fit_are_enough_and_all_needed(capsys):
 
 def test_changes_that_a_later_one_makes_needless_are_taken_back():
     """Smaller micro-batches are tried first and help a little; the smaller optimizer is enough alone."""
-    small = ("batch_size=2", "layout.micro_batch_size=2", "model.dtype=float32")
+    small = ("batch_size=2", "layout.micro_batch_rows=2", "model.dtype=float32")
     source = Source(CONFIG.removeprefix("--config="), small, 1, "Qwen2.5-0.5B")
     peak = lambda change: estimate.peak(estimate.memory(setup(source.changed(change))[0]))[1]
     enough = ("optimizer.mu_dtype=bfloat16",)
-    assert peak(enough) < peak(("layout.micro_batch_size=1",)) < peak(())
+    assert peak(enough) < peak(("layout.micro_batch_rows=1",)) < peak(())
     found = remedies(source, peak(enough))
     assert (found.together, found.peak) == (enough, peak(enough))
 
@@ -367,7 +366,7 @@ def test_a_plan_needs_no_weights_and_shows_time_only_where_it_is_known(capsys, t
         (["--devices=8", "--config.mesh.fsdp=3"], "mesh: data -1 x fsdp 3 x tensor 1 is not 8"),
         (["--devices=128"], "batch_size 64 is not divisible by mesh.data x mesh.fsdp = 128"),
         (["--devices=4", "--config.mesh.tensor=4"], "embed_tokens"),
-        (["--config.layout.micro_batch_size=5"], "layout.micro_batch_size 5 does not divide batch_size 64"),
+        (["--config.layout.micro_batch_rows=0"], "layout.micro_batch_rows is 0, must be at least 1"),
     ],
 )
 def test_bad_input_is_one_line(capsys, argv, expected):
@@ -427,8 +426,8 @@ def test_a_step_at_the_shape_of_qwen_0_5b_holds_what_the_plan_says(tmp_path):
     config.steps, config.batch_size, config.model.dtype = 1, 2, "float32"
     config.data.buckets, config.data.max_prompt_tokens = (64,), 64
     config.mesh.data = config.mesh.fsdp = config.mesh.tensor = 1
-    config.sampling.max_new_tokens, config.layout.response_buckets = 128, (128,)
-    config.layout.micro_batch_size, config.layout.chunk_tokens, config.layout.remat = 2, 256, True
+    config.sampling.max_new_tokens = 128
+    config.layout.micro_batch_rows, config.layout.chunk_tokens, config.layout.remat = 2, 256, True
     config.optimizer.warmup_steps, config.optimizer.mu_dtype = 0, "bfloat16"
     config.evaluation.prompts, config.evaluation.reference_samples = 2, 1
     spec = write_config(tmp_path / "config.py", config)

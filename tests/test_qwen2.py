@@ -40,9 +40,15 @@ def full_logits(graphdef, params, tokens):
 
 @functools.partial(jax.jit, static_argnums=0)
 def respond_logits(graphdef, params, prompts, lengths, responses):
-    """f32[B C T V] for responses i32[B C T]."""
-    model = nnx.merge(graphdef, params)
-    return model.unembed(model.respond(responses, lengths, model.prefill(prompts)[1]))
+    """f32[B C T V] for responses i32[B C T]: a row for each prompt, with all its responses behind it."""
+    model, (B, P), (_, C, T) = nnx.merge(graphdef, params), prompts.shape, responses.shape
+    lead, numbers = jnp.where(jnp.arange(P) < lengths[:, None], 0, -1), 1 + jnp.arange(C)[:, None]
+    joined = lambda of_prompt, of_responses: jnp.concatenate(
+        [jnp.broadcast_to(of_prompt, (B, P)), jnp.broadcast_to(of_responses, (B, C, T)).reshape(B, -1)], 1
+    )
+    positions = joined(jnp.arange(P), lengths[:, None, None] + jnp.arange(T))
+    hidden = model.packed(joined(prompts, responses), positions, joined(lead, numbers), joined(lead, 0))
+    return model.unembed(hidden[:, P:].reshape(B, C, T, -1))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -141,7 +147,7 @@ def test_bfloat16_weights_give_bfloat16_caches_and_float32_logits():
 
 
 @pytest.mark.parametrize("name", ["qwen2_tied", "qwen2_untied_head_dim_f16"])
-def test_decode_and_respond_equal_the_full_pass(name):
+def test_decode_and_packed_equal_the_full_pass(name):
     config, params = load(name)
     _, _, prompts, lengths, responses = batch(stacked=True, name=name)
     T = responses.shape[-1]

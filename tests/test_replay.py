@@ -15,7 +15,7 @@ from xpo_jax.replay import Memory
 from xpo_jax.values import Pairs, Prompts
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices, as conftest.py sets")
-B, WIDTHS = 4, {"prompt_buckets": (4, 8), "response_buckets": (3, 6)}
+B = 4
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -36,7 +36,7 @@ def folder(tmp_path_factory):
 
 
 def memory(updates=3, capacity=100, seed=5):
-    return Memory(updates=updates, capacity=capacity, batch_size=B, seed=seed, pad_token=0, **WIDTHS)
+    return Memory(updates=updates, capacity=capacity, batch_size=B, seed=seed, pad_token=0)
 
 
 def pairs_of(step, weight=(1, 1, 1, 1), real=(True,) * 4, width=8):
@@ -97,7 +97,7 @@ def test_a_round_is_its_own_pairs_and_then_past_ones_whole():
     assert seen == {mark: cut(mark, mark % 10 - 1) for mark in seen} and len(seen) > 15
 
 
-def test_widths_are_those_that_are_compiled():
+def test_a_batch_is_as_wide_as_what_is_in_it():
     kept = memory(updates=2)
     only_short = pairs_of(0, weight=(1, 1, 1, 0))
     _, drawn = kept.round(0, only_short)

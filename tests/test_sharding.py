@@ -30,7 +30,7 @@ B, P, T, SEED = 16, 8, 6, 11
 ENDS = (30, 31, 32, 33, 37)
 VOCABULARY = Vocabulary(size=38, end_tokens=ENDS, pad_token=37)
 SAMPLING = Sampling(max_new_tokens=T, temperature=0.9, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0)
-LOSS = {"kind": "sigmoid", "bonus_clip": 500.0, "entropy_weight": 0.01, "chunks": 2, "chunk_tokens": 32}
+LOSS = {"kind": "sigmoid", "bonus_clip": 500.0, "entropy_weight": 0.01, "chunk_tokens": 32}
 SCORING = {"temperature": 0.9, "vocab_size": 38, "chunk_tokens": 32}
 
 
@@ -208,7 +208,7 @@ def on(sizes):
         seed=SEED,
         batch_size=B,
         prompt_buckets=[P],
-        response_buckets=[T],
+        micro_batch_rows=B // 2,
         optimizer=transformation,
         rate=rate,
         loss=LOSS,
@@ -262,7 +262,7 @@ def on_one_device():
     logps = jax.jit(functools.partial(response_logps, stacked, **SCORING))(
         params, *prompts, pairs.tokens, pairs.lengths
     ).logps
-    options = {name: value for name, value in LOSS.items() if name not in (*SCORING, "chunks")}
+    options = {name: value for name, value in LOSS.items() if name not in SCORING}
     accumulate = make_accumulate(stacked, dtype=jnp.float32, **SCORING, **options)
 
     # a row for every pair: one micro-batch

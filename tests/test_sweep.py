@@ -270,7 +270,7 @@ def test_an_arm_after_another_reads_the_run_of_its_own_seed(tmp_path):
         ),
         ({"arms": {"a": {"judge.input_tag": "{after}"}}}, "{after} stands for the run of another arm"),
         ({"arms": {"a": {"config": "nowhere.py"}}}, "arm 'a': nowhere.py: there is no such file"),
-        ({"common": {"batch_size": 60}}, "layout.micro_batch_size 64 does not divide batch_size 60"),
+        ({"common": {"layout.micro_batch_rows": 0}}, "layout.micro_batch_rows is 0, must be at least 1"),
         ({"seeds": [0, 100]}, "tune.seeds: 100 is in seeds, too"),
         ({"seeds": [0, 0]}, "seeds: each once"),
         ({"seeds": 5}, "seeds: a list of whole numbers"),

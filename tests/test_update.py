@@ -22,7 +22,6 @@ from xpo_jax.update import (
     make_apply,
     summarise,
     told_of,
-    trim,
     zeros,
 )
 from xpo_jax.values import Pairs
@@ -239,10 +238,3 @@ def test_numbers_that_are_not_finite_leave_the_state_untouched(where):
     assert info["finite"]
     assert int(good.skipped) == 1
     assert distance(good.params, state.params) > 1e-4
-
-
-def test_trim_takes_the_smallest_bucket_that_holds_all():
-    tokens = np.arange(2 * 3 * 8).reshape(2, 3, 8)
-    assert trim(tokens, np.array([[1, 4, 2], [3, 1, 1]]), (4, 6, 8)).shape == (2, 3, 4)
-    assert trim(tokens, np.array([[1, 5, 2], [3, 1, 1]]), (4, 6, 8)).shape == (2, 3, 6)
-    assert trim(tokens, np.array([[8]]), (4, 6, 8)).shape == (2, 3, 8)

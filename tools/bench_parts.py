@@ -24,7 +24,7 @@ from xpo_jax.models import qwen2
 from xpo_jax.optimizer import make_optimizer
 from xpo_jax.programs import Programs, Vocabulary, compute_dtype
 from xpo_jax.sampler import Sampling, make_sampler, row_keys
-from xpo_jax.update import told_of, trim
+from xpo_jax.update import told_of
 from xpo_jax.values import Pairs, Prompts, Samples
 
 TRAINING, SEED = 1, 0
@@ -158,8 +158,7 @@ class Bench:
         self.setup = estimate.Setup(
             self.config, self.mesh, self.dtype, P, T, B, B, chunk_tokens, remat, optimizer
         )
-        chunks = max(1, B // max(ROWS, self.mesh.size))
-        loss = {"kind": "sigmoid", "bonus_clip": 500.0, "entropy_weight": 0.0, "chunks": chunks}
+        loss = {"kind": "sigmoid", "bonus_clip": 500.0, "entropy_weight": 0.0}
 
         def programs(T: int) -> Programs:
             return Programs(
@@ -171,7 +170,7 @@ class Bench:
                 seed=SEED,
                 batch_size=B,
                 prompt_buckets=[P],
-                response_buckets=[T],
+                micro_batch_rows=max(ROWS, self.mesh.size),
                 optimizer=optimizer,
                 rate=rate,
                 remat=remat,
@@ -309,7 +308,7 @@ class Bench:
             second = self.draw(self.reference, 1) if self.second is None else self.second
             samples = (pr.fetch(first), pr.fetch(second))
             lengths = np.stack([each.lengths for each in samples])
-            tokens = trim(np.stack([each.tokens for each in samples]), lengths, pr.response_buckets)
+            tokens = np.stack([each.tokens for each in samples])
         with annotation("judging"):
             ref_logps = pr.score(self.reference, p.tokens, p.lengths, tokens, lengths)
             self.second = self.draw(self.reference, 1)

@@ -51,7 +51,7 @@ class Setup:
       mesh: with or without devices.
       dtype: of all computing but masters, their gradients' sums and the optimizer.
       prompt_tokens, response_tokens: P and T, the widest buckets.
-      batch_size, micro_batch_size: prompts over all devices.
+      batch_size, micro_batch_rows: prompts over all devices.
       chunk_tokens, remat: as `settings.Layout` has them.
       optimizer: of optax.
       judge: None for one on the host.
@@ -63,7 +63,7 @@ class Setup:
     prompt_tokens: int
     response_tokens: int
     batch_size: int
-    micro_batch_size: int
+    micro_batch_rows: int
     chunk_tokens: int
     remat: bool
     optimizer: optax.GradientTransformation
@@ -200,7 +200,7 @@ def memory(s: Setup) -> dict[str, dict[str, int]]:
     """
     P, T, item = s.prompt_tokens, s.response_tokens, s.itemsize
     mine, rows = local(s.model, s.mesh), s.batch_size // s.shares
-    micro = s.micro_batch_size // s.shares
+    micro = s.micro_batch_rows // s.shares
     masters = sharding.bytes_per_device(param_shapes(s.model), _split(s.model, s.mesh))
     copy = _sampling_copy(s.model, s.mesh, s.dtype)
     always = {"master weights": masters, "optimizer state": _optimizer(s), "reference": copy}

@@ -57,13 +57,12 @@ def setup(source: Source) -> tuple[estimate.Setup, ConfigDict]:
     sampling = build(Sampling, config.sampling, "sampling")
     build(settings.Loss, config.loss, "loss")
     layout = build(settings.Layout, config.layout, "layout")
-    layout.check(top.batch_size, sampling.max_new_tokens)
     optimizer, _ = build(make_optimizer, config.optimizer, "optimizer", steps=top.steps)
     configs.check(load_prompts, config.data, "data", given=("tokenizer", "max_new_tokens", "check"))
     mesh = build(_mesh, config.mesh, "mesh", devices=source.devices)
     shapes = model_shapes(source.model or model.path)
     judge = _judge(config.judge, orders=1 + config.judging.both_orders)
-    rows = {"batch_size": top.batch_size, "layout.micro_batch_size": layout.micro_batch_size}
+    rows = {"batch_size": top.batch_size, "layout.micro_batch_rows": layout.micro_batch_rows}
     sharding.check_rows(mesh, **rows, **({"judge.batch_size": judge.rows} if judge else {}))  # type: ignore[arg-type]
     heads = (top.batch_size, shapes.num_key_value_heads, config.data.buckets[-1], shapes.head_dim)
     tree = {**estimate.param_shapes(shapes), "key_values": jax.ShapeDtypeStruct(heads, np.float32)}
@@ -77,7 +76,7 @@ def setup(source: Source) -> tuple[estimate.Setup, ConfigDict]:
         prompt_tokens=config.data.buckets[-1],
         response_tokens=sampling.max_new_tokens,
         batch_size=top.batch_size,
-        micro_batch_size=layout.micro_batch_size,
+        micro_batch_rows=layout.micro_batch_rows,
         chunk_tokens=layout.chunk_tokens,
         remat=layout.remat,
         optimizer=optimizer,
@@ -150,14 +149,14 @@ def ladders(planned: estimate.Setup, config: ConfigDict) -> Iterator[list[Change
         return [(f"{name}={value >> i}",) for i in range(1, 20) if value % 2**i == 0 and value >> i >= least]
 
     yield doubled("fsdp", shape["tensor"], "mesh.data=-1")
-    yield halved("layout.micro_batch_size", planned.micro_batch_size, planned.shares)
+    yield halved("layout.micro_batch_rows", planned.micro_batch_rows, planned.shares)
     yield [] if planned.remat else [("layout.remat=True",)]
     yield halved("layout.chunk_tokens", planned.chunk_tokens, 128)
     yield [("optimizer.mu_dtype=bfloat16",)] if config.optimizer.get("mu_dtype") == "float32" else []
     yield halved("judge.batch_size", planned.judge.rows, planned.shares) if planned.judge else []
     yield doubled("tensor", 1, "mesh.data=1", "mesh.fsdp=-1")
     yield [
-        (*change, f"layout.micro_batch_size={min(planned.micro_batch_size, int(change[0].split('=')[1]))}")
+        (*change, f"layout.micro_batch_rows={min(planned.micro_batch_rows, int(change[0].split('=')[1]))}")
         for change in halved("batch_size", planned.batch_size, planned.shares)
     ]
 

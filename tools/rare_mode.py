@@ -172,7 +172,7 @@ def run_config(folder: Path, name: str, *, ratio: float, seed: int, updates: int
     config.loss.beta, config.loss.alpha = BETA, ratio * BETA
     config.replay.updates = updates
     config.optimizer.learning_rate, config.optimizer.schedule = LEARNING_RATE, "constant"
-    config.layout.micro_batch_size, config.layout.response_buckets = BATCH, (4,)
+    config.layout.micro_batch_rows = BATCH // 4
     config.evaluation.prompts, config.evaluation.reference_samples = 8, 1
     config.logging.table_every_steps, config.logging.tensorboard = STEPS, False
     return config

@@ -172,10 +172,9 @@ def _run(sweep: Sweep, arm: Arm, value: float | None, seed: int, after: Path | N
 def _check(run: Planned) -> None:
     config = configs.load(run.arm.config, run.overrides)
     top = configs.build(settings.Experiment, config, "config")
-    for name in ("model", "judging", "replay", "evaluation", "checkpoint", "logging"):
+    for name in ("model", "judging", "layout", "replay", "evaluation", "checkpoint", "logging"):
         configs.build(getattr(settings, name.capitalize()), config[name], name)
-    sampling = configs.build(Sampling, config.sampling, "sampling")
-    configs.build(settings.Layout, config.layout, "layout").check(top.batch_size, sampling.max_new_tokens)
+    configs.build(Sampling, config.sampling, "sampling")
     configs.build(settings.Loss, config.loss, "loss").strengths(top.steps)
     configs.build(make_optimizer, config.optimizer, "optimizer", steps=top.steps)
     configs.check(load_prompts, config.data, "data", given=("tokenizer", "max_new_tokens", "check"))

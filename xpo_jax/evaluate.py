@@ -19,7 +19,6 @@ from xpo_jax import distributed, measures, verdicts
 from xpo_jax.distributed import Together
 from xpo_jax.measures import Rate
 from xpo_jax.programs import Programs
-from xpo_jax.update import trim
 from xpo_jax.values import Judge, Params, Prompts, Samples
 
 POLICY_SAMPLES = 2  # as many candidates as the scoring program takes
@@ -187,12 +186,10 @@ class Evaluator:
             answers = None if self.answers is None else self.answers[number]
 
             lengths = np.stack([samples.lengths for samples, _ in mine])
-            drawn = trim(
-                np.stack([samples.tokens for samples, _ in mine]), lengths, self.programs.response_buckets
-            )
+            drawn = np.stack([samples.tokens for samples, _ in mine])
             args = (prompts.tokens, prompts.lengths, drawn, lengths)
             scores = [self.programs.score(weights, *args) for weights in (policy, self.reference)]
-            logps, ref_logps = map(self.programs.fetch, scores)
+            logps, ref_logps = map(np.asarray, scores)
             kl.extend((logps - ref_logps).mean(0)[real])
             surprise.extend(-logps.mean(0)[real])
             tokens.extend(lengths.mean(0)[real])

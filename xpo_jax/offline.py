@@ -22,7 +22,7 @@ from xpo_jax.metrics import Timer
 from xpo_jax.prepare import Parts
 from xpo_jax.resume import Ledger
 from xpo_jax.rundir import RunDir
-from xpo_jax.update import applied_metrics, summarise, trim
+from xpo_jax.update import applied_metrics, summarise
 from xpo_jax.values import Pairs
 
 # The columns of the console's table, the most important first.
@@ -49,18 +49,17 @@ def _learn(p: Parts, run: RunDir, ledger: Ledger, compilations: CompilationCount
     with ledger.open(metrics), started.tracing, verdicts.saved_first(ledger.save):
         while not (ended := started.between(done, policy, asks=False)):
             prompts = p.batches[done]
-            answers = recorded(prompts, programs.response_buckets[-1], p.data.pad_id)
-            tokens = trim(answers.tokens, answers.lengths, programs.response_buckets)
+            answers = recorded(prompts, programs.max_new_tokens, p.data.pad_id)
             with timer("update"):
-                ref_logps = programs.score(
-                    reference, prompts.tokens, prompts.lengths, tokens, answers.lengths
+                scored = programs.score(
+                    reference, prompts.tokens, prompts.lengths, answers.tokens, answers.lengths
                 )
                 pairs = Pairs(
                     prompts.tokens,
                     prompts.lengths,
-                    tokens,
+                    answers.tokens,
                     answers.lengths,
-                    ref_logps,
+                    jax.device_get(scored),
                     answers.p_first,
                     answers.weight,
                     prompts.real,

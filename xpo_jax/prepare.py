@@ -119,7 +119,6 @@ def prepare(config: ConfigDict) -> Parts:
     logging = build(settings.Logging, config.logging, "logging")
     if sampling.temperature == 0 or sampling.repetition_penalty != 1:
         raise ValueError("sampling: training needs a temperature above 0 and a repetition_penalty of 1")
-    layout.check(top.batch_size, sampling.max_new_tokens)
     alpha_at, beta_at = loss.strengths(top.steps)
     replay.check(
         top.batch_size, offline=top.offline is not None, renewed=model.reference_every_steps is not None
@@ -129,7 +128,7 @@ def prepare(config: ConfigDict) -> Parts:
     judge = make_judge(config.judge, "judge")
     mesh = build(sharding.make_mesh, config.mesh, "mesh")
     sharding.check_rows(
-        mesh, **{"batch_size": top.batch_size, "layout.micro_batch_size": layout.micro_batch_size}
+        mesh, **{"batch_size": top.batch_size, "layout.micro_batch_rows": layout.micro_batch_rows}
     )
 
     getattr(judge, "probe", lambda: None)()  # what is needed from outside, before anything is fetched
@@ -176,7 +175,6 @@ def prepare(config: ConfigDict) -> Parts:
         every_steps=evaluation.every_steps,
     )
     budget.check(0 if offline else int(batches[0].real.sum()))
-    chunks = top.batch_size // layout.micro_batch_size
     programs = Programs(
         mesh,
         model_config,
@@ -186,7 +184,7 @@ def prepare(config: ConfigDict) -> Parts:
         seed=top.seed,
         batch_size=top.batch_size,
         prompt_buckets=sorted({*batches.buckets_of(top.steps), *(b.tokens.shape[1] for b in held_out)}),
-        response_buckets=layout.response_buckets,
+        micro_batch_rows=layout.micro_batch_rows,
         optimizer=optimizer,
         rate=rate,
         remat=layout.remat,
@@ -194,7 +192,6 @@ def prepare(config: ConfigDict) -> Parts:
             "kind": loss.kind,
             "bonus_clip": loss.bonus_clip,
             "entropy_weight": loss.entropy_weight,
-            "chunks": chunks,
             "chunk_tokens": layout.chunk_tokens,
         },
     )
@@ -203,8 +200,6 @@ def prepare(config: ConfigDict) -> Parts:
         **dataclasses.asdict(replay),
         batch_size=top.batch_size,
         seed=top.seed,
-        prompt_buckets=programs.prompt_buckets,
-        response_buckets=programs.response_buckets,
         pad_token=data.pad_id,
     )
 
@@ -223,7 +218,7 @@ def prepare(config: ConfigDict) -> Parts:
         "judge": config.judge.name
         + (", asked in both orders" if judging.both_orders else "")
         + (f"; at most {judging.max_queries} queries" if judging.max_queries is not None else ""),
-        "batch": f"{top.batch_size} prompts in {chunks} micro-batch(es); {top.steps} steps,"
+        "batch": f"{top.batch_size} prompts, the update on {layout.micro_batch_rows} rows at a time; {top.steps} steps,"
         f" {batches.steps_per_epoch} an epoch",
         "replay": replay.described,
         "strengths": f"beta {beta:g}, alpha {alpha:g} (alpha / beta {alpha / beta:g})",

@@ -50,7 +50,8 @@ class Programs:
       dtype: of all computing but the master weights, the sums and the optimizer.
       seed: of the run.
       batch_size: B, prompts per step.
-      prompt_buckets, response_buckets: the widths P and T that are compiled, ascending.
+      prompt_buckets: the widths P that prompts are sampled in, ascending.
+      micro_batch_rows: see `settings.Layout`.
       optimizer, rate: as `optimizer.make_optimizer` returns them.
       loss: keyword arguments of `update.make_accumulate` that the config gives.
       remat: recompute layers in the backward pass.
@@ -73,14 +74,14 @@ class Programs:
         seed: int,
         batch_size: int,
         prompt_buckets: Sequence[int],
-        response_buckets: Sequence[int],
+        micro_batch_rows: int,
         optimizer: optax.GradientTransformation,
         rate: optax.Schedule,
         loss: dict[str, Any],
         remat: bool,
     ):
         self.mesh, self.dtype, self.batch_size = mesh, np.dtype(dtype), batch_size
-        self.prompt_buckets, self.response_buckets = tuple(prompt_buckets), tuple(response_buckets)
+        self.prompt_buckets, self.max_new_tokens = tuple(prompt_buckets), sampling.max_new_tokens
         abstract = lambda stacked, remat: nnx.split(  # noqa: E731
             nnx.eval_shape(lambda: qwen2.Qwen2(model_config, rngs=nnx.Rngs(0), stacked=stacked, remat=remat))
         )
@@ -106,8 +107,8 @@ class Programs:
         )
         rows, rows_of_two = sharding.batch(mesh), sharding.batch(mesh, 1)
         self.pack = packing.Packer(
-            rows=batch_size // loss["chunks"],
-            widths=packing.widths(self.prompt_buckets[-1], self.response_buckets[-1]),
+            rows=micro_batch_rows,
+            widths=packing.widths(self.prompt_buckets[-1], self.max_new_tokens),
             shares=mesh.shape["data"] * mesh.shape["fsdp"],
         )
         packed_sharding = Packed(*[rows] * 7)
@@ -193,7 +194,7 @@ class Programs:
                 stacked,
                 dtype=dtype,
                 **scoring,
-                **{k: v for k, v in loss.items() if k not in scoring and k != "chunks"},
+                **{k: v for k, v in loss.items() if k not in scoring},
             ),
             in_shardings=(
                 self.params_sharding,
@@ -218,7 +219,7 @@ class Programs:
         self.fingerprint = Program(
             "fingerprint", mesh, fingerprint, in_shardings=(self.weights_sharding,), out_shardings=whole
         )
-        self._rows, self._whole = rows, whole
+        self._rows = rows
         self.gather = Program("gather", mesh, lambda tree: tree, out_shardings=whole)
 
     def announced(self) -> list[tuple[str, Callable[[], object]]]:
@@ -236,15 +237,13 @@ class Programs:
             yield "zeros", self.zeros, (self.params,)
             yield "apply", self.apply, (self.state, self.params, f32())
             if jax.process_count() > 1:
-                T, on = self.response_buckets[-1], {"sharding": self._rows}
+                T, on = self.max_new_tokens, {"sharding": self._rows}
                 samples = [((B, T), np.int32), ((B,), np.int32), ((B,), np.bool_)]
                 yield (
                     "gather samples",
                     self.gather,
                     (Samples(*(jax.ShapeDtypeStruct(*s, **on) for s in samples)),),
                 )
-                logps = jax.ShapeDtypeStruct((S, B), np.float32, sharding=self._whole)
-                yield "gather log-probabilities", self.gather, (logps,)
             for P in self.prompt_buckets:
                 prompts = (i32(B, P), i32(B))
                 yield (
@@ -281,20 +280,25 @@ class Programs:
         numbers = (np.int32(number) for number in (purpose, step, candidate))
         return self.sample(weights, prompts.tokens, prompts.lengths, prompts.real, prompts.position, *numbers)
 
-    def gathered(self, tree: Any) -> Any:
-        """What `draw` and `score` return, with all rows on the devices of every process; does not wait."""
-        return tree if jax.process_count() == 1 else self.gather(tree)
-
-    def fetch(self, tree: Any) -> Any:
-        """The same on the host. Waits for it."""
-        return jax.device_get(self.gathered(tree))
+    def fetch(self, samples: Samples) -> Samples:
+        """What `draw` returns, on the host: all rows, on every process. Waits for them."""
+        found: Samples = jax.device_get(samples if jax.process_count() == 1 else self.gather(samples))
+        return found
 
     def score(
         self, weights: Params, prompt_tokens: Array, prompt_lengths: Array, tokens: Array, lengths: Array
     ) -> Array:
-        """Dispatch the log-probabilities f32[S B] of responses i32[S B T], all on the host; does not wait."""
+        """Dispatch the log-probabilities of responses i32[S B T]; does not wait.
+
+        Args:
+          prompt_tokens, prompt_lengths, tokens, lengths: on the host, of any width that the run's prompts and responses
+            have. A length of 0 is of a row that only fills up the batch.
+
+        Returns:
+          f32[S B], 0 for such rows; whole on every process.
+        """
         found: Any = np.zeros(lengths.shape, np.float32)
-        drawn = (lengths > 0).all(0)  # rows that only fill up a batch have no tokens, and 0 here
+        drawn = (lengths > 0).all(0)
         for packed, index in self.pack(prompt_tokens, prompt_lengths, tokens, lengths, drawn):
             found = self.score_packed(weights, found, packed, index)
         return found
@@ -305,14 +309,13 @@ class Programs:
         """Dispatch one update: the gradients of all micro-batches, then optax. `state` is given away.
 
         Args:
-          pairs: the whole batch; on the host, but for ref_logps, which may still be on the devices.
+          pairs: the whole batch, on the host.
 
         Returns:
           The new state, the sums that `update.summarise` reads, and what `update.applied_metrics` does.
         """
         rows, policy_tokens = pairs.real.sum(), pairs.lengths[0][pairs.real].sum()
         numbers = [np.float32(x) for x in (rows, policy_tokens, alpha, beta)]
-        pairs = pairs._replace(ref_logps=jax.device_get(pairs.ref_logps))
         grads, sums = self.zeros(state.params)
         micro_batches = self.pack(*pairs[:4], pairs.real)
         for packed, index in micro_batches:

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xpo_jax.update import trim
 from xpo_jax.values import Pairs, Prompts
 
 REPLAY = 3  # purpose of the draws; training's and evaluation's are 1 and 2
@@ -43,7 +42,6 @@ class Memory:
     Args:
       updates, capacity: see settings.Replay.
       batch_size: pairs of an update, B. seed: of the run.
-      prompt_buckets, response_buckets: the widths that are compiled, ascending.
       pad_token: stands right of every prompt and response.
     """
 
@@ -54,14 +52,11 @@ class Memory:
         capacity: int,
         batch_size: int,
         seed: int,
-        prompt_buckets: Sequence[int],
-        response_buckets: Sequence[int],
         pad_token: int,
     ):
         self._updates = updates
         self._pairs: deque[_Pair] = deque(maxlen=capacity)
         self._batch_size, self._seed, self._pad = batch_size, seed, pad_token
-        self._prompt_buckets, self._response_buckets = tuple(prompt_buckets), tuple(response_buckets)
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -125,10 +120,10 @@ class Memory:
 
     def _batch(self, rows: Sequence[_Pair]) -> Pairs:
         """B rows, the last of them not real where there are fewer."""
-        B, longest = self._batch_size, max((len(row.prompt) for row in rows), default=1)
-        width = next(bucket for bucket in self._prompt_buckets if bucket >= longest)
+        B, width = self._batch_size, max(len(row.prompt) for row in rows)
+        longest = max(len(response) for row in rows for response in row.responses)
         prompts, prompt_lengths = np.full((B, width), self._pad, np.int32), np.ones(B, np.int32)
-        tokens = np.full((2, B, self._response_buckets[-1]), self._pad, np.int32)
+        tokens = np.full((2, B, longest), self._pad, np.int32)
         lengths, ref_logps = np.ones((2, B), np.int32), np.zeros((2, B), np.float32)
         p_first, weight = np.full(B, 0.5, np.float32), np.zeros(B, np.float32)
         for i, row in enumerate(rows):
@@ -139,7 +134,7 @@ class Memory:
         return Pairs(
             prompts,
             prompt_lengths,
-            trim(tokens, lengths, self._response_buckets),
+            tokens,
             lengths,
             ref_logps,
             p_first,

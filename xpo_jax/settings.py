@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from xpo_jax import losses
@@ -207,32 +207,20 @@ class Layout:
     """How the update is laid out; none of this changes what is learned.
 
     Args:
-      micro_batch_size: rows whose gradient is taken at a time; a row holds a pair of full length, or several that are
+      micro_batch_rows: rows whose gradient is taken at a time; a row holds a pair of full length, or several that are
         shorter, see packing.py. Few rows leave fewer slots empty at the end of a batch, and need less memory.
-      response_buckets: widths that drawn responses are cut to, ascending; the last is max_new_tokens.
       chunk_tokens: tokens whose logits exist at a time.
       remat: compute layers again in the backward pass instead of keeping their activations.
     """
 
-    micro_batch_size: int
-    response_buckets: Sequence[int]
+    micro_batch_rows: int
     chunk_tokens: int
     remat: bool
 
-    def check(self, batch_size: int, max_new_tokens: int) -> None:
-        """Raises ValueError where it does not fit the rest of the config."""
-        if self.micro_batch_size < 1 or batch_size % self.micro_batch_size:
-            raise ValueError(
-                f"layout.micro_batch_size {self.micro_batch_size} does not divide batch_size {batch_size}"
-            )
-        buckets = list(self.response_buckets)
-        if buckets != sorted(set(buckets)) or not buckets or buckets[0] < 1 or buckets[-1] != max_new_tokens:
-            raise ValueError(
-                f"layout.response_buckets {tuple(buckets)} must ascend and end with"
-                f" sampling.max_new_tokens {max_new_tokens}"
-            )
-        if self.chunk_tokens < 1:
-            raise ValueError(f"layout.chunk_tokens is {self.chunk_tokens}, must be at least 1")
+    def __post_init__(self) -> None:
+        for name in ("micro_batch_rows", "chunk_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, must be at least 1")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

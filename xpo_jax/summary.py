@@ -37,7 +37,7 @@ def opening(programs: Programs, rows: Mapping[str, Any], *, compilations: int) -
             **rows,
             "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}; mesh {mesh}",
             "parameters": f"{programs.parameters:,}, computing in {programs.dtype.name}",
-            "buckets": f"prompts {programs.prompt_buckets}, responses {programs.response_buckets} tokens",
+            "widths": f"prompts {programs.prompt_buckets} tokens; rows of the update {programs.pack.widths}",
             "compilations": f"{compilations}, all before the first step",
         }
     )

@@ -22,7 +22,7 @@ from xpo_jax.pairs_log import pair_records
 from xpo_jax.prepare import Parts
 from xpo_jax.resume import Ledger
 from xpo_jax.rundir import RunDir
-from xpo_jax.update import applied_metrics, summarise, trim
+from xpo_jax.update import applied_metrics, summarise
 from xpo_jax.values import Pairs, Params, Prompts, Samples
 
 TRAINING = 1  # purpose of the random keys; evaluation's is evaluate.PURPOSE
@@ -58,12 +58,11 @@ def _train(p: Parts, run: RunDir, ledger: Ledger, compilations: CompilationCount
                 samples: tuple[Samples, Samples] = (programs.fetch(first), programs.fetch(second))
                 texts = (p.decode(samples[0]), p.decode(samples[1]))
                 lengths = np.stack([each.lengths for each in samples])
-                tokens = trim(np.stack([each.tokens for each in samples]), lengths, programs.response_buckets)
+                tokens = np.stack([each.tokens for each in samples])
 
             # What needs no verdict is dispatched before the host turns to the judge; the reference is frozen,
             # so its next samples are known already.
             scored = programs.score(reference, prompts.tokens, prompts.lengths, tokens, lengths)
-            scored = programs.gathered(scored)
             second = None
             if p.second_is_reference and not renews and done + 1 < p.top.steps:
                 second = draw(reference, p.batches[done + 1], done + 1, 1)

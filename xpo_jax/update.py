@@ -239,9 +239,3 @@ def applied_metrics(told: Sequence[Mapping[str, Any]], alpha: float, beta: float
 def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
     """Step 0."""
     return TrainState(jnp.int32(0), jnp.int32(0), params, optimizer.init(params))
-
-
-def trim(tokens: np.ndarray, lengths: np.ndarray, buckets: tuple[int, ...]) -> np.ndarray:
-    """Cut i32[... T] to the smallest of the ascending `buckets` that holds the longest response."""
-    longest = int(lengths.max(initial=1))
-    return tokens[..., : next(bucket for bucket in buckets if bucket >= longest)]

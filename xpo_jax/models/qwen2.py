@@ -1,7 +1,7 @@
 """Qwen2 and Qwen2.5 in Flax NNX: config, modules, Hugging Face tensor names, sharding rules.
 
-Three passes cover everything the project does with a model: `prefill` encodes prompts, `respond` runs
-whole responses against the prompts' keys and values (training, scoring), `decode` runs one token per
+Three passes cover everything the project does with a model: `prefill` encodes prompts, `packed` runs rows of
+prompts, each followed by its whole responses (training, scoring), `decode` runs one token per
 row against both caches (sampling). Responses of one prompt share its encoding; nothing is computed twice.
 
 Left out on purpose: sliding windows and rope scaling (no Qwen2.5 release up to 32k tokens needs them; a
@@ -196,30 +196,6 @@ class Qwen2(nnx.Module):
         positions = jnp.broadcast_to(jnp.arange(P), (B, 1, P))
         hidden, caches = self._layers(tokens[:, None], positions, segments, None)
         return hidden.reshape(B, P, -1), caches
-
-    def respond(self, tokens: Array, prompt_lengths: Array, prompt_caches: Any) -> Array:
-        """Run whole responses, C per prompt, against the encoded prompts.
-
-        Args:
-          tokens: i32[B C T], right-padded.
-          prompt_lengths: i32[B]; slots of the prompt's cache from there on are never looked at.
-          prompt_caches: as `prefill` returned them.
-
-        Returns:
-          hidden [B C T D] after the last norm.
-        """
-        B, C, T = tokens.shape
-        causal = jnp.tril(jnp.ones((T, T), bool))[None, None]
-
-        def segments(own: KV, prompt: KV) -> tuple[tuple[Segment, ...], None]:
-            return (
-                Segment(*prompt, before(prompt_lengths, prompt.k.shape[-2])),
-                Segment(*own, causal),
-            ), None
-
-        positions = jnp.broadcast_to(prompt_lengths[:, None, None] + jnp.arange(T), (B, C, T))
-        hidden, _ = self._layers(tokens, positions, segments, prompt_caches)
-        return hidden.reshape(B, C, T, -1)
 
     def packed(self, tokens: Array, positions: Array, part: Array, prompt: Array) -> Array:
         """Run rows that hold several prompts, each with its responses, see packing.py.
