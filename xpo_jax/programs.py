@@ -237,13 +237,9 @@ class Programs:
             yield "zeros", self.zeros, (self.params,)
             yield "apply", self.apply, (self.state, self.params, f32())
             if jax.process_count() > 1:
-                T, on = self.max_new_tokens, {"sharding": self._rows}
-                samples = [((B, T), np.int32), ((B,), np.int32), ((B,), np.bool_)]
-                yield (
-                    "gather samples",
-                    self.gather,
-                    (Samples(*(jax.ShapeDtypeStruct(*s, **on) for s in samples)),),
-                )
+                samples = [((B, self.max_new_tokens), np.int32), ((B,), np.int32), ((B,), np.bool_)]
+                shapes = Samples(*(jax.ShapeDtypeStruct(*s, sharding=self._rows) for s in samples))
+                yield "gather samples", self.gather, (shapes,)
             for P in self.prompt_buckets:
                 prompts = (i32(B, P), i32(B))
                 yield (

@@ -198,23 +198,19 @@ class Qwen2(nnx.Module):
         return hidden.reshape(B, P, -1), caches
 
     def packed(self, tokens: Array, positions: Array, part: Array, prompt: Array) -> Array:
-        """Run rows that hold several prompts, each with its responses, see packing.py.
+        """Run rows that hold several prompts, each with its responses.
 
         Args:
           tokens, positions, part, prompt: i32[R W], as `packing.Packed` has them.
 
-        Returns:
-          hidden [R W D] after the last norm.
+        Returns: hidden [R W D] after the last norm.
         """
         R, W = tokens.shape
         seen = (part[:, :, None] == part[:, None]) | (prompt[:, :, None] == part[:, None])
         mask = (seen & jnp.tril(jnp.ones((W, W), bool)))[:, None]
 
-        def segments(own: KV, _: Any) -> tuple[Causal, None]:
-            return Causal(*own, mask), None
-
-        hidden, _ = self._layers(tokens[:, None], positions[:, None], segments, None)
-        return hidden.reshape(R, W, -1)
+        segments = lambda own, _: (Causal(own.k, own.v, mask), None)  # noqa: E731
+        return self._layers(tokens[:, None], positions[:, None], segments, None)[0].reshape(R, W, -1)
 
     def decode(
         self, token: Array, t: Array, prompt_lengths: Array, prompt_caches: Any, caches: Any
@@ -253,11 +249,10 @@ class Qwen2(nnx.Module):
 
     def unembed(self, hidden: Array) -> Array:
         """Logits f32[... V] of hidden [... D], over all rows of the vocabulary, padding included."""
-        if self.config.tie_word_embeddings:
-            table = self.embed_tokens.embedding[...]
-            return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=wide(hidden.dtype))
-        kernel = self.lm_head.kernel[...]
-        return jnp.einsum("...d,dv->...v", hidden, kernel, preferred_element_type=wide(hidden.dtype))
+        tied = self.config.tie_word_embeddings
+        table = self.embed_tokens.embedding[...] if tied else self.lm_head.kernel[...]
+        equation = "...d,vd->...v" if tied else "...d,dv->...v"
+        return jnp.einsum(equation, hidden, table, preferred_element_type=wide(hidden.dtype))
 
     def _layers(self, tokens: Array, positions: Array, segments: Any, caches: Any) -> tuple[Array, Any]:
         """Embed, run all layers, norm. Returns hidden [M D] and what the layers hand back."""
