@@ -73,7 +73,7 @@ def test_realistic_lengths():
 def test_each_program_is_compiled_once_and_rows_end_where_they_should(folder):
     lengths = np.array([[2, 3, 4, 5, 6, 2, 3, 4], [3, 6, 2, 2, 5, 4, 3, 2]])
     with hasty_compilation():
-        parts = Bench(folder, B=8, P=4, T=6, lengths=lengths, chunk_tokens=64, remat=False)
+        parts = Bench(folder, B=8, P=4, T=6, lengths=lengths, rows=2, chunk_tokens=64, remat=False)
     assert list(parts.parts) == [
         "prefill",
         "sample",
@@ -105,13 +105,21 @@ def test_shares_of_the_floor_by_hand():
     names = ("prefill", "decode", "score", "accumulate", "apply", "for_sampling")
     parts = {name: part(name, 100, 20) for name in names} | {n: part(n, 0, 0) for n in ("sample", "step")}
     parts["apply"] = part("apply", 0, 20)
-    devices = SimpleNamespace(parts=parts, mesh=SimpleNamespace(size=1))
+    devices = SimpleNamespace(parts=parts, mesh=SimpleNamespace(size=1), judge=None)
     found = bench.figures(devices, 200.0, dict.fromkeys(names, 100.0))
     floors = {name: each["floor_seconds"] for name, each in found.items()}
     assert floors["prefill"] == 0.5 and floors["apply"] == 0.2  # FLOPs decide; bytes decide
     assert floors["sample"] == 1.0 and floors["step"] == pytest.approx(2 * 1.0 + 3 * 0.5 + 0.2)
     assert found["decode"]["share_of_floor"] == pytest.approx(0.5 / 3)
     assert found["decode"]["tokens_per_second"] == 4.0
+
+
+def test_a_judge_beside_a_step_by_hand():
+    seconds = {"step": 2.0, "sample": 0.5, "score": 0.25, "judged": 2.5}
+    parts = {name: Part(name, None, 0, 0, 0, seconds=[each]) for name, each in seconds.items()}
+    told = bench.judged(SimpleNamespace(parts=parts, judge=1.0))
+    assert told.startswith("a judge of 1 s: 2.500 s a step, +11.1% of the 2.250 s that are left")
+    assert bench.beside_judge(2.0, 0.5, 0.75) == 2.0  # all of it is hidden
 
 
 def test_the_command_shows_a_row_for_each_part(folder, tmp_path, capsys, monkeypatch):
@@ -122,6 +130,7 @@ def test_the_command_shows_a_row_for_each_part(folder, tmp_path, capsys, monkeyp
         "--prompt=4",
         "--new=3",
         "--repeat=2",
+        "--judge=0.01",
         f"--json={tmp_path / 'found.json'}",
     ]
     with hasty_compilation():
@@ -129,7 +138,8 @@ def test_the_command_shows_a_row_for_each_part(folder, tmp_path, capsys, monkeyp
     shown = capsys.readouterr().out
     found = json.loads((tmp_path / "found.json").read_text())["parts"]
     rows = [line.split()[0] for line in shown.split("\n---")[-1].splitlines()[1:] if line.strip()]
-    assert rows == list(found) and len(rows) == 8
+    assert rows == [*found, "a"] and len(found) == 9  # the last line is about the judge
+    assert found["judged"]["seconds"] > 0.01
     assert all(found[name]["compilations"] >= 1 for name in COMPILED)
     assert all(each["seconds"] > 0 and each["floor_seconds"] > 0 for each in found.values())
 

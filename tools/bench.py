@@ -16,6 +16,7 @@ Examples:
   python -m tools.bench S --cores=1
   python -m tools.bench M --batch=32 --new=128 --lengths=lognormal --json=m.json
   python -m tools.bench S --cores=1 --peer=trl --peer_python=trl/bin/python
+  python -m tools.bench S --judge=1
   python -m tools.bench path/to/Qwen2.5-0.5B --batch=64 --prompt=256 --new=256 --remat --profile=traces
 
 --peer=trl steps TRL's XPOTrainer on the same weights, prompts, lengths and cores, a round of ours and one of theirs in
@@ -84,6 +85,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--repeat", type=int, default=5, help="rounds (5)")
     parser.add_argument("--cores", type=int, help="run on so many cores, TRL too (all)")
+    parser.add_argument("--rows", type=int, default=2, help="as layout.micro_batch_rows (2)")
+    parser.add_argument(
+        "--judge", type=float, help="also a step whose judge takes so many seconds, elsewhere"
+    )
     parser.add_argument("--chunk_tokens", type=int, default=1024, help="as layout.chunk_tokens (1024)")
     parser.add_argument("--remat", action="store_true", help="as layout.remat")
     parser.add_argument("--peer", choices=("trl",), help="compare with this")
@@ -91,9 +96,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--profile", type=Path, help="write a trace of one more step into this folder")
     parser.add_argument("--json", type=Path, help="write all figures into this file")
     options = parser.parse_args(argv)
-    for name in ("batch", "prompt", "new", "repeat", "cores", "chunk_tokens"):
+    for name in ("batch", "prompt", "new", "repeat", "cores", "rows", "chunk_tokens", "judge"):
         value = getattr(options, name)
-        if value is not None and value < 1:
+        if value is not None and value < (0 if name == "judge" else 1):
             raise ValueError(f"--{name}={value}: a positive number is expected")
     if options.new < 2:
         raise ValueError("--new=1: without a second token nothing is decoded")
@@ -126,15 +131,17 @@ def bench(options: argparse.Namespace) -> int:
             P=options.prompt,
             T=options.new,
             lengths=lengths,
+            rows=options.rows,
             chunk_tokens=options.chunk_tokens,
             remat=options.remat,
+            judge=options.judge,
         )
         ready = time.perf_counter()
         peak = bench_machine.peak_flops(parts.dtype)
         bandwidths = {
             name: bench_machine.bandwidth(part.bytes // part.passes)
             for name, part in parts.parts.items()
-            if name not in ("sample", "step")  # sums of others
+            if name not in ("sample", "step", "judged")  # sums of others
         }
         peer = None
         if options.peer:
@@ -163,6 +170,8 @@ def bench(options: argparse.Namespace) -> int:
         "rounds": options.repeat,
     }
     print(summary_table(about), table(found), sep="\n\n")
+    if options.judge is not None:
+        print("", judged(parts), sep="\n")
     ratios = {}
     if peer:
         ratios = peer.ratios(parts)
@@ -208,6 +217,8 @@ def figures(parts: Bench, peak: float, bandwidths: dict[str, float]) -> dict[str
     floor["step"] = 2 * floor["sample"] + sum(
         floor[name] for name in ("score", "accumulate", "apply", "for_sampling")
     )
+    if parts.judge is not None:
+        floor["judged"] = beside_judge(floor["step"], parts.judge, floor["score"] + floor["sample"])
     return {
         name: {
             "seconds": part.median,
@@ -225,6 +236,23 @@ def figures(parts: Bench, peak: float, bandwidths: dict[str, float]) -> dict[str
         }
         for name, part in parts.parts.items()
     }
+
+
+def beside_judge(step: float, judge: float, meanwhile: float) -> float:
+    """Seconds of a step whose judge takes `judge` of them, of which `meanwhile` are hidden behind other work."""
+    return step + max(0.0, judge - meanwhile)
+
+
+def judged(parts: Bench) -> str:
+    """A step with a judge, measured, against the same without one and what is done meanwhile."""
+    assert parts.judge is not None
+    median = {name: part.median for name, part in parts.parts.items()}
+    meanwhile = median["score"] + median["sample"]
+    least = beside_judge(median["step"], parts.judge, meanwhile)
+    return (
+        f"a judge of {parts.judge:g} s: {median['judged']:.3f} s a step, {median['judged'] / least - 1:+.1%} of the"
+        f" {least:.3f} s that are left when scoring and the reference's samples ({meanwhile:.3f} s) are done meanwhile"
+    )
 
 
 def table(found: dict[str, dict[str, Any]]) -> str:

@@ -28,7 +28,6 @@ from xpo_jax.update import told_of
 from xpo_jax.values import Pairs, Prompts, Samples
 
 TRAINING, SEED = 1, 0
-ROWS = 2  # of a micro-batch, on one device
 END = 0  # the token that ends a response of a given length
 
 
@@ -132,11 +131,22 @@ class Bench:
       folder: of Hugging Face, config.json and weights; a tokenizer is not needed.
       B, P: prompts, and tokens of each.
       lengths: i[S B], of the responses. T: the most there may be.
-      chunk_tokens, remat: as `settings.Layout` has them.
+      rows, chunk_tokens, remat: as `settings.Layout` has them, rows of a micro-batch.
+      judge: seconds that a judge takes who works elsewhere, for the part "judged"; None for no such part.
     """
 
     def __init__(
-        self, folder: Path, *, B: int, P: int, T: int, lengths: np.ndarray, chunk_tokens: int, remat: bool
+        self,
+        folder: Path,
+        *,
+        B: int,
+        P: int,
+        T: int,
+        lengths: np.ndarray,
+        rows: int,
+        chunk_tokens: int,
+        remat: bool,
+        judge: float | None = None,
     ):
         self.config, self.lengths, self.B, self.P, self.T = hf.read_config(folder), lengths, B, P, T
         self.dtype = compute_dtype("auto")
@@ -170,7 +180,7 @@ class Bench:
                 seed=SEED,
                 batch_size=B,
                 prompt_buckets=[P],
-                micro_batch_rows=max(ROWS, self.mesh.size),
+                micro_batch_rows=rows,
                 optimizer=optimizer,
                 rate=rate,
                 remat=remat,
@@ -194,6 +204,7 @@ class Bench:
         self.policy = self.reference = self.programs.for_sampling(self.state.params)
         self._prefill = lambda: first.draw(self.policy, self.prompts, purpose=TRAINING, step=0, candidate=0)
         self.second: Samples | None = None
+        self.judge = judge
         self.parts = self._parts()
 
     def _sampling(self, T: int) -> Sampling:
@@ -284,6 +295,8 @@ class Bench:
             self._part("for_sampling", lambda: pr.for_sampling(self.state.params), 0, 0),
             Part("step", self.step, drawn, 0, 0),
         ]
+        if self.judge is not None:
+            found.append(Part("judged", lambda: self.step(self.judge), drawn, 0, 0))
         parts = {part.name: part for part in found}
         parts["decode"].passes, parts["decode"].bytes = steps, steps * (weights + cache)
         parts["sample"].flops = parts["prefill"].flops + parts["decode"].flops
@@ -300,8 +313,8 @@ class Bench:
         moved = memory.argument_size_in_bytes + memory.output_size_in_bytes
         return Part(name, run, tokens, flops, moved, 1, memory.temp_size_in_bytes, count, seconds)
 
-    def step(self) -> Any:
-        """A whole step as train.py takes it; the reference's next samples are drawn ahead."""
+    def step(self, judge: float | None = None) -> Any:
+        """A whole step as train.py takes it, the reference's next samples drawn ahead; `judge` in seconds."""
         pr, p, annotation = self.programs, self.prompts, jax.profiler.TraceAnnotation
         with annotation("sampling"):
             first = self.draw(self.policy, 0)
@@ -312,6 +325,8 @@ class Bench:
         with annotation("judging"):
             ref_logps = pr.score(self.reference, p.tokens, p.lengths, tokens, lengths)
             self.second = self.draw(self.reference, 1)
+            time.sleep(judge or 0)
+            ref_logps = jax.device_get(ref_logps)
         with annotation("updating"):
             weight = np.ones(self.B, np.float32)
             pairs = Pairs(p.tokens, p.lengths, tokens, lengths, ref_logps, self.p_first, weight, p.real)
