@@ -66,6 +66,9 @@ def embedded() -> ConfigDict:
             "reference": None,  # a frozen copy of path
             "reference_every_steps": None,  # or the policy takes its place every so often: docs/choosing.md
             "dtype": "auto",
+            # Or "cudnn", where prompts are long and GPUs are NVIDIA's: no scores of rows x heads x tokens x tokens x
+            # 4 bytes a layer. It has run on no GPU yet, and nothing is known of its speed: docs/performance.md.
+            "attention": "einsum",
         }
     )
 

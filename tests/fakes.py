@@ -388,6 +388,7 @@ def tiny_config(folder: Path) -> ConfigDict:
                 "reference": None,
                 "reference_every_steps": None,
                 "dtype": "float32",
+                "attention": "einsum",
             },
             "mesh": {"data": 2, "fsdp": 2, "tensor": 2},
             "distributed": {

@@ -22,6 +22,7 @@ from xpo_jax.data.prompts import PromptData, load_prompts
 from xpo_jax.data.recorded import load_pairs
 from xpo_jax.evaluate import POLICY_SAMPLES, Evaluator
 from xpo_jax.judges import JUDGES
+from xpo_jax.models import kernels
 from xpo_jax.optimizer import make_optimizer
 from xpo_jax.programs import Programs, Vocabulary, compute_dtype
 from xpo_jax.replay import Memory
@@ -137,6 +138,7 @@ def prepare(config: ConfigDict) -> Parts:
     found_reference = found if model.reference is None else hub.find(model.reference)
     folder, reference_folder = found.folder, found_reference.folder
     model_config = hf.read_config(folder)
+    kernels.check(model.attention, dtype=compute_dtype(model.dtype), head_dim=model_config.head_dim)
     tokenizer = hf.load_tokenizer(folder, model_config)
     if hf.read_config(reference_folder) != model_config:
         raise ValueError(f"model.reference: {reference_folder} is of another architecture than {folder}")
@@ -188,6 +190,7 @@ def prepare(config: ConfigDict) -> Parts:
         optimizer=optimizer,
         rate=rate,
         remat=layout.remat,
+        kernel=model.attention,
         loss={
             "kind": loss.kind,
             "bonus_clip": loss.bonus_clip,

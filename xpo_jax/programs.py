@@ -54,7 +54,7 @@ class Programs:
       micro_batch_rows: see `settings.Layout`.
       optimizer, rate: as `optimizer.make_optimizer` returns them.
       loss: keyword arguments of `update.make_accumulate` that the config gives.
-      remat: recompute layers in the backward pass.
+      remat: recompute layers in the backward pass. kernel: of attention, see models/kernels.py.
 
     Nothing is compiled or allocated here. `params`, `weights` (as sampling wants them) and `state` are trees of
     ShapeDtypeStructs, `params_sharding`, `weights_sharding` and `state_sharding` say how they are split.
@@ -79,14 +79,15 @@ class Programs:
         rate: optax.Schedule,
         loss: dict[str, Any],
         remat: bool,
+        kernel: str = "einsum",
     ):
         self.mesh, self.dtype, self.batch_size = mesh, np.dtype(dtype), batch_size
         self.prompt_buckets, self.max_new_tokens = tuple(prompt_buckets), sampling.max_new_tokens
-        abstract = lambda stacked, remat: nnx.split(  # noqa: E731
-            nnx.eval_shape(lambda: qwen2.Qwen2(model_config, rngs=nnx.Rngs(0), stacked=stacked, remat=remat))
+        abstract = lambda **how: nnx.split(  # noqa: E731
+            nnx.eval_shape(lambda: qwen2.Qwen2(model_config, rngs=nnx.Rngs(0), kernel=kernel, **how))
         )
-        stacked, params = abstract(True, remat)
-        unstacked, weights = abstract(False, False)
+        stacked, params = abstract(stacked=True, remat=remat)
+        unstacked, weights = abstract(stacked=False)
         self.params = nnx.to_pure_dict(params)
         self.weights = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, dtype), nnx.to_pure_dict(weights))
         self.state = jax.eval_shape(lambda params: init_state(params, optimizer), self.params)

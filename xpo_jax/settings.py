@@ -74,12 +74,14 @@ class Model:
       reference_every_steps: after every so many steps the policy becomes the reference; None keeps the first for
         ever. Evaluations are against the first either way. What it does to the KL: docs/choosing.md.
       dtype: of all computing but the float32 master weights; auto is bfloat16 on accelerators, else float32.
+      attention: what computes it; "cudnn" holds no scores, and needs an NVIDIA GPU, see models/kernels.py.
     """
 
     path: str
     reference: str | None
     reference_every_steps: int | None
     dtype: Literal["auto", "float32", "bfloat16"]
+    attention: Literal["einsum", "cudnn"]
 
     def __post_init__(self) -> None:
         if self.reference_every_steps is not None and self.reference_every_steps < 1:

@@ -1,6 +1,6 @@
 """What model families share: attention over segments of cached keys, rotary positions, SwiGLU.
 
-`attention` is the one place for kernels of other backends; here it is plain einsum.
+`attention` is plain einsum; the same by kernels of other backends is in kernels.py.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ class Segment(NamedTuple):
 class Causal(NamedTuple):
     """The queries' own keys, in their order; none looks past itself.
 
-    k, v: [B C K T H]. mask: bool[B 1 T T], False above the diagonal at least.
+    k, v: [B C K T H]. mask: bool[B 1 T T], False above the diagonal at least; None where it is False only there.
     """
 
     k: Array
     v: Array
-    mask: Array
+    mask: Array | None
 
 
 BLOCKS = 4  # of queries: what lies above them is not computed, which saves 3/8 of a causal attention
@@ -77,6 +77,9 @@ def attention(q: Array, segments: tuple[Segment, ...] | Causal) -> Array:
     """
     if isinstance(segments, Causal):
         k, v, mask = segments
+        if mask is None:
+            below = jnp.tril(jnp.ones((q.shape[2], q.shape[2]), bool))
+            return attention(q, (Segment(k, v, below[None, None]),))
         ends = [q.shape[2] * block // BLOCKS for block in range(BLOCKS + 1)]
         blocks = [
             (q[:, :, i:j], (Segment(k[..., :j, :], v[..., :j, :], mask[..., i:j, :j]),))

@@ -21,18 +21,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from xpo_jax.models.layers import (
-    KV,
-    MLP,
-    Causal,
-    Segment,
-    attention,
-    before,
-    cache,
-    rope_angles,
-    rotate,
-    wide,
-)
+from xpo_jax.models.kernels import EINSUM, attend
+from xpo_jax.models.layers import KV, MLP, Causal, Segment, before, cache, rope_angles, rotate, wide
 from xpo_jax.sharding import ROWS, Rules, constrain
 
 Array = jax.Array
@@ -111,10 +101,10 @@ def _fits(field: dataclasses.Field[Any], values: Mapping[str, Any]) -> bool:
 class Attention(nnx.Module):
     """Grouped-query attention with biases on q, k and v."""
 
-    def __init__(self, config: Qwen2Config, *, rngs: nnx.Rngs):
+    def __init__(self, config: Qwen2Config, kernel: str, *, rngs: nnx.Rngs):
         D, H = config.hidden_size, config.head_dim
         N, K = config.num_attention_heads, config.num_key_value_heads
-        self.head_dim = H
+        self.head_dim, self.kernel = H, kernel
         self.q_proj = nnx.Linear(D, N * H, use_bias=True, rngs=rngs)
         self.k_proj = nnx.Linear(D, K * H, use_bias=True, rngs=rngs)
         self.v_proj = nnx.Linear(D, K * H, use_bias=True, rngs=rngs)
@@ -134,16 +124,16 @@ class Attention(nnx.Module):
         k = rotate(heads(self.k_proj(x)), angles).swapaxes(2, 3)
         v = heads(self.v_proj(x)).swapaxes(2, 3)
         attended, cache = segments(KV(k, v))
-        return self.o_proj(attention(q, attended).reshape(x.shape[0], -1)), cache
+        return self.o_proj(attend(self.kernel, q, attended).reshape(x.shape[0], -1)), cache
 
 
 class Block(nnx.Module):
     """One decoder layer: pre-norm attention and MLP, each with a residual."""
 
-    def __init__(self, config: Qwen2Config, *, rngs: nnx.Rngs):
+    def __init__(self, config: Qwen2Config, kernel: str, *, rngs: nnx.Rngs):
         norm = lambda: nnx.RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps, rngs=rngs)  # noqa: E731
         self.input_layernorm = norm()
-        self.self_attn = Attention(config, rngs=rngs)
+        self.self_attn = Attention(config, kernel, rngs=rngs)
         self.post_attention_layernorm = norm()
         self.mlp = MLP(config.hidden_size, config.intermediate_size, rngs=rngs)
 
@@ -161,18 +151,20 @@ class Qwen2(nnx.Module):
       stacked: True holds all layers in one Block whose arrays have a leading L axis and scans over
         them (training: one layer is compiled once, remat works); False holds a list of Blocks and
         unrolls (decoding: a stacked array would be sliced anew at every token).
-      remat: recompute each layer in the backward pass (stacked only).
+      remat: recompute each layer in the backward pass (stacked only). kernel: of attention, see kernels.py.
     """
 
-    def __init__(self, config: Qwen2Config, *, rngs: nnx.Rngs, stacked: bool, remat: bool = False):
+    def __init__(
+        self, config: Qwen2Config, *, rngs: nnx.Rngs, stacked: bool, remat: bool = False, kernel: str = EINSUM
+    ):
         L = config.num_hidden_layers
         self.config, self.remat = config, remat
         self.embed_tokens = nnx.Embed(config.vocab_size, config.hidden_size, rngs=rngs)
         self.layers: Any  # one stacked Block, or an nnx.List of Blocks
         if stacked:
-            self.layers = nnx.vmap(lambda rngs: Block(config, rngs=rngs))(rngs.split(L))
+            self.layers = nnx.vmap(lambda rngs: Block(config, kernel, rngs=rngs))(rngs.split(L))
         else:
-            self.layers = nnx.List([Block(config, rngs=rngs) for _ in range(L)])
+            self.layers = nnx.List([Block(config, kernel, rngs=rngs) for _ in range(L)])
         self.norm = nnx.RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps, rngs=rngs)
         if not config.tie_word_embeddings:
             self.lm_head = nnx.Linear(config.hidden_size, config.vocab_size, use_bias=False, rngs=rngs)
@@ -187,11 +179,10 @@ class Qwen2(nnx.Module):
           hidden [B P D] after the last norm, and the cache: one KV [B K P H] per layer.
         """
         B, P = tokens.shape
-        causal = jnp.tril(jnp.ones((P, P), bool))[None, None]
 
-        def segments(own: KV, _: Any) -> tuple[tuple[Segment, ...], KV]:
+        def segments(own: KV, _: Any) -> tuple[Causal, KV]:
             kept = cache(own.k[:, 0], own.v[:, 0])
-            return (Segment(*kept, causal),), kept
+            return Causal(kept.k[:, None], kept.v[:, None], None), kept
 
         positions = jnp.broadcast_to(jnp.arange(P), (B, 1, P))
         hidden, caches = self._layers(tokens[:, None], positions, segments, None)

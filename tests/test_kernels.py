@@ -1,0 +1,238 @@
+"""Attention by a library's kernel against the einsum: its wrapper by way of XLA, and what is lowered for CUDA.
+
+Nothing here needs a GPU, and so nothing here runs cuDNN itself: that is tested where `jax.nn` is.
+"""
+
+import functools
+import re
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from fakes import TINY, hasty_compilation, random_params, tiny_config
+from flax import nnx
+
+from xpo_jax.models import kernels
+from xpo_jax.models.layers import Causal, attention
+from xpo_jax.models.qwen2 import Qwen2
+from xpo_jax.prepare import prepare
+from xpo_jax.sharding import make_mesh
+
+by_xla = functools.partial(kernels.cudnn, implementation="xla")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def in_haste():
+    with hasty_compilation():
+        yield
+
+
+def arrays(*shapes, dtype, seed=0):
+    rng = np.random.default_rng(seed)
+    return [jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes]
+
+
+def prompts(B, C, T, N, K, H, dtype):
+    """(q, k, v), mask: as `Qwen2.prefill` attends."""
+    return arrays((B, C, T, N, H), (B, C, K, T, H), (B, C, K, T, H), dtype=dtype), None
+
+
+def rows(B, C, T, N, K, H, dtype):
+    """(q, k, v), mask: as `Qwen2.packed` attends: some queries see nothing but themselves."""
+    part = jnp.asarray(np.random.default_rng(1).integers(3, size=(B, T)))
+    mask = (part[:, :, None] == part[:, None]) & jnp.tril(jnp.ones((T, T), bool))
+    return prompts(B, C, T, N, K, H, dtype)[0], mask[:, None]
+
+
+def with_gradients(function, given, mask):
+    """What comes out, and the gradients of some weighted sum of it, in float64."""
+
+    def weighted(q, k, v):
+        out = function(q, Causal(k, v, mask))
+        (weights,) = arrays(out.shape, dtype=jnp.float32, seed=9)
+        return jnp.sum(out.astype(jnp.float32) * weights), out
+
+    gradients, out = jax.jit(jax.grad(weighted, argnums=(0, 1, 2), has_aux=True))(*given)
+    return [np.asarray(x, np.float64) for x in (out, *gradients)]
+
+
+@pytest.mark.parametrize("of", [prompts, rows])
+@pytest.mark.parametrize("shape", [(3, 1, 7, 4, 2, 8), (2, 2, 8, 3, 3, 16), (1, 1, 1, 4, 1, 8)])
+def test_equals_the_einsum(of, shape):
+    given, mask = of(*shape, jnp.float32)
+    for found, wanted in zip(
+        with_gradients(by_xla, given, mask), with_gradients(attention, given, mask), strict=True
+    ):
+        np.testing.assert_allclose(found, wanted, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("of", [prompts, rows])
+def test_rounds_bfloat16_no_worse_than_the_einsum(of):
+    """Both against the einsum of the same numbers in float32."""
+    given, mask = of(3, 1, 7, 4, 2, 8, jnp.bfloat16)
+    exact = with_gradients(attention, [x.astype(jnp.float32) for x in given], mask)
+    for found, usual, wanted in zip(
+        with_gradients(by_xla, given, mask), with_gradients(attention, given, mask), exact, strict=True
+    ):
+        error, allowed = (np.sqrt(np.mean((x - wanted) ** 2)) for x in (found, usual))
+        assert error <= 1.5 * allowed
+
+
+# ---- in the model -----------------------------------------------------------------------------------
+
+
+def model(kernel, *, stacked=True):
+    """(graphdef, shapes of the parameters)."""
+    return nnx.split(
+        nnx.eval_shape(lambda: Qwen2(TINY, rngs=nnx.Rngs(0), stacked=stacked, remat=stacked, kernel=kernel))
+    )
+
+
+def tokens(*shape):
+    return jnp.asarray(np.random.default_rng(0).integers(TINY.vocab_size, size=shape), jnp.int32)
+
+
+# a prompt of four tokens, responses of three and two to it, and two empty slots, in each of four rows
+PACKED = tuple(
+    jnp.tile(jnp.asarray(row, jnp.int32), (4, 1))
+    for row in (
+        [0, 1, 2, 3, 4, 5, 6, 4, 5, 0, 0],
+        [0, 0, 0, 0, 1, 1, 1, 2, 2, -1, -1],
+        [0, 0, 0, 0, 0, 0, 0, 0, 0, -1, -1],
+    )
+)
+
+
+def loss(graphdef, params):
+    """A number that depends on every hidden state of a pass over prompts and of one over packed rows."""
+    model = nnx.merge(graphdef, params)
+    hidden, _ = model.prefill(tokens(4, 9))
+    packed = model.packed(tokens(4, 11), *PACKED)
+    return sum(
+        jnp.sum(x * weights) for x in (hidden, packed) for weights in arrays(x.shape, dtype=jnp.float32)
+    )
+
+
+@pytest.mark.parametrize("sizes", [pytest.param(None, marks=pytest.mark.slow), (2, 2, 2)])
+def test_the_model_learns_the_same(monkeypatch, sizes):
+    """Off a mesh, and with rows over four devices and heads over two."""
+    calls = []
+    monkeypatch.setattr(kernels, "cudnn", lambda q, own: (calls.append(q.shape), by_xla(q, own))[1])
+    params = random_params(0, TINY)
+
+    def learned(kernel):
+        step = jax.jit(jax.value_and_grad(functools.partial(loss, model(kernel)[0])))
+        if sizes is None:
+            return step(params)
+        with jax.set_mesh(make_mesh(**dict(zip(("data", "fsdp", "tensor"), sizes, strict=True)))):
+            return step(params)
+
+    found, wanted = learned("cudnn"), learned(kernels.EINSUM)
+    # what one device computes: of 4 rows and 4 heads all, or 1 and 2
+    R, N = (4, 4) if sizes is None else (1, 2)
+    assert set(calls) == {(R, 1, 9, N, 4), (R, 1, 11, N, 4)}
+    for mine, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=2e-4, atol=2e-4 * float(jnp.abs(theirs).max()))
+
+
+def test_decoding_is_the_einsums():
+    """It could not be traced here if it were cuDNN's, which is not on this machine."""
+    graphdef, shapes = model("cudnn", stacked=False)
+    bare, lengths = model(kernels.EINSUM, stacked=False)[0], jnp.asarray([6, 3])
+
+    def decode(params):
+        model = nnx.merge(graphdef, params)
+        caches = nnx.merge(bare, params).prefill(tokens(2, 6))[1]
+        return model.decode(tokens(2), 0, lengths, caches, model.empty_caches(2, 3))[0]
+
+    assert jax.eval_shape(decode, shapes).shape == (2, TINY.hidden_size)
+    with pytest.raises(RuntimeError, match="cuDNN"):
+        jax.eval_shape(lambda params: nnx.merge(graphdef, params).prefill(tokens(2, 6)), shapes)
+
+
+# ---- for a GPU --------------------------------------------------------------------------------------
+
+
+def lowered_for_cuda(function, given, mask):
+    call = lambda q, k, v: jnp.sum(function(q, Causal(k, v, mask)).astype(jnp.float32))
+    traced = jax.jit(jax.grad(call, argnums=(0, 1, 2))).trace(*given)
+    return traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
+def most_elements(text):
+    """Of the largest array in a lowered program."""
+    shapes = re.findall(r"tensor<((?:\d+x)+)\w+>", text)
+    return max(int(np.prod([int(n) for n in shape.split("x") if n])) for shape in shapes)
+
+
+@pytest.fixture
+def as_if_cudnn_were_here(monkeypatch):
+    library = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
+    monkeypatch.setattr(library, "check_cudnn_version", lambda: 91000)
+
+
+@pytest.mark.parametrize("of", [prompts, rows])
+def test_lowered_for_cuda_it_is_cudnn_and_holds_no_scores(as_if_cudnn_were_here, of):
+    """Forward and backward, at an odd length, from a machine without a GPU."""
+    B, T, N, H = 2, 131, 16, 8
+    given, mask = of(B, 1, T, N, 2, H, jnp.bfloat16)
+    text = lowered_for_cuda(kernels.cudnn, given, mask)
+    bias = "" if mask is None else "ScaleBias"
+    called = re.findall(r"custom_call @(__cudnn\$\w+)", text)
+    assert called == [f"__cudnn$fmha{bias}Softmax", f"__cudnn$fmha{bias}SoftmaxBackward"]
+    assert re.findall(r"mask_type\\22: \\22(\w+)", text) == ["CAUSAL", "CAUSAL"]
+    assert most_elements(text) == max(B * 136 * N * H, 0 if mask is None else B * 136 * 136)
+    # the einsum of packed rows goes by four blocks of queries
+    scores = B * N * T * T if mask is None else B * N * (T - T * 3 // 4) * T
+    assert most_elements(lowered_for_cuda(attention, given, mask)) == scores > 3 * most_elements(text)
+
+
+def test_on_a_mesh_each_device_calls_cudnn_for_its_own_rows_and_heads(as_if_cudnn_were_here):
+    given, mask = rows(4, 1, 11, 4, 2, 8, jnp.bfloat16)
+    with jax.set_mesh(make_mesh(data=2, fsdp=2, tensor=2)):
+        text = lowered_for_cuda(functools.partial(kernels.attend, "cudnn"), given, mask)
+    # one row of 11 slots, padded to 16, of two heads of queries that share one of keys
+    wanted = "tensor<1x16x2x8xbf16>, tensor<1x16x1x8xbf16>, tensor<1x16x1x8xbf16>"
+    assert (
+        re.findall(r"custom_call @__cudnn.* : \((.*?), tensor<1x(?:1x16x16xbf|2x16xf)", text) == [wanted] * 2
+    )
+
+
+# ---- where it may be asked for ----------------------------------------------------------------------
+
+
+def test_refused_where_the_backend_is_no_nvidia_gpu(tmp_path):
+    config = tiny_config(tmp_path)
+    config.model.attention = "cudnn"
+    with pytest.raises(ValueError) as refused:
+        prepare(config)
+    assert str(refused.value) == (
+        "model.attention 'cudnn' needs an NVIDIA GPU, and this backend is cpu; set it to 'einsum'"
+    )
+    config.model.attention = "splash"
+    with pytest.raises(ValueError, match="model.attention: 'einsum' or 'cudnn' is expected, found 'splash'"):
+        prepare(config)
+
+
+def test_what_the_kernel_cannot_do_is_known_beforehand(monkeypatch):
+    client = SimpleNamespace(platform_version="PJRT C API\ncuda 12090")
+    device = SimpleNamespace(platform="gpu", client=client, compute_capability="8.6")
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    check = functools.partial(kernels.check, dtype=jnp.bfloat16, head_dim=64)
+    check("cudnn")
+    for head_dim in (20, 256):
+        with pytest.raises(
+            ValueError, match=f"at most 128 numbers, and this model's have {head_dim}; set it"
+        ):
+            check("cudnn", head_dim=head_dim)
+        check("einsum", head_dim=head_dim)
+    with pytest.raises(ValueError, match="needs model.dtype bfloat16, and it is float32; set it to 'einsum'"):
+        check("cudnn", dtype=jnp.float32)
+    device.compute_capability = "7.5"
+    with pytest.raises(ValueError, match="capability 8.0 or more, and this one has 7.5; set it to 'einsum'"):
+        check("cudnn")
+    client.platform_version = "rocm 60000"
+    with pytest.raises(ValueError, match="needs an NVIDIA GPU, and this backend is gpu; set it to 'einsum'"):
+        check("cudnn")
