@@ -9,7 +9,8 @@ import pytest
 from fakes import hasty_compilation
 
 from tools import bench, bench_peer, estimate, random_model
-from tools.bench_parts import Bench, Part, response_lengths, work
+from tools.bench_parts import Bench, Part
+from tools.bench_work import response_lengths, work
 from xpo_jax import hf
 from xpo_jax.models.qwen2 import Qwen2Config
 

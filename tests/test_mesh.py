@@ -269,7 +269,15 @@ def test_bfloat16_on_a_mesh_keeps_float32_masters_and_compiles_what_it_announced
         tokens, lengths = (np.stack([getattr(d, name) for d in drawn]) for name in ("tokens", "lengths"))
         logps = here.score(weights, prompts.tokens, prompts.lengths, tokens, lengths)
         verdicts = [np.tile([1, 0], B // 2).astype(np.float32), np.ones(B, np.float32)]
-        pairs = Pairs(prompts.tokens, prompts.lengths, tokens, lengths, logps, *verdicts, prompts.real)
+        pairs = Pairs(
+            prompts.tokens,
+            prompts.lengths,
+            tokens,
+            lengths,
+            jax.device_get(logps),
+            *verdicts,
+            prompts.real,
+        )
         state, sums, told = here.learn(state, pairs, alpha=1e-3, beta=0.1)
     grads, _ = here.zeros(state.params)
     assert told["finite"] and float(told["grad_norm"]) > 0 and logps.dtype == jnp.float32

@@ -114,7 +114,7 @@ def bench(options: argparse.Namespace) -> int:
     if options.cores is not None:  # before JAX counts them
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.cores])
     begun, load = time.perf_counter(), os.getloadavg()
-    from tools import bench_machine, bench_parts, random_model
+    from tools import bench_machine, bench_parts, bench_work, random_model
     from tools.bench_peer import Peer
     from xpo_jax.metrics import summary_table
 
@@ -123,7 +123,7 @@ def bench(options: argparse.Namespace) -> int:
         folder = Path(options.model)
         if options.model in SIZES:
             folder = random_model.write(Path(scratch) / options.model, shape(*SIZES[options.model]))
-        lengths = bench_parts.response_lengths(options.lengths, options.batch, options.new)
+        lengths = bench_work.response_lengths(options.lengths, options.batch, options.new)
         print("compiling ...", file=sys.stderr, flush=True)
         parts = bench_parts.Bench(
             folder,

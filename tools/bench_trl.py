@@ -28,7 +28,7 @@ from transformers import (
 )
 from trl.experimental.xpo import XPOConfig, XPOTrainer
 
-END = 0  # as in tools/bench_parts.py
+END = 0  # as in tools/bench_work.py
 
 
 class Ending(LogitsProcessor):
