@@ -238,7 +238,7 @@ def test_its_metrics(replaying):
     assert rates == pytest.approx(1e-2 * np.minimum(1, (18 - updates) / 17), rel=1e-5)
 
 
-@pytest.mark.parametrize("at", [7, 15])
+@pytest.mark.parametrize("at", [7, pytest.param(15, marks=pytest.mark.slow)])
 def test_interrupted_it_replays_what_it_would_have(run, folder, replaying, monkeypatch, at):  # noqa: F811
     """In the middle of a step: after one of its updates."""
     learn, calls = Programs.learn, iter(range(100))
