@@ -313,7 +313,7 @@ def test_the_changes_that_make_it_fit_are_enough_and_all_needed(capsys):
 
 def test_changes_that_a_later_one_makes_needless_are_taken_back():
     """Smaller micro-batches are tried first and help a little; the smaller optimizer is enough alone."""
-    small = ("batch_size=2", "layout.micro_batch_rows=2", "model.dtype=float32")
+    small = ("batch_size=2", "layout.micro_batch_rows=4", "model.dtype=float32")
     source = Source(CONFIG.removeprefix("--config="), small, 1, "Qwen2.5-0.5B")
     peak = lambda change: estimate.peak(estimate.memory(setup(source.changed(change))[0]))[1]
     enough = ("optimizer.mu_dtype=bfloat16",)

@@ -69,7 +69,7 @@ class Bench:
       folder: of Hugging Face, config.json and weights; a tokenizer is not needed.
       B, P: prompts, and tokens of each.
       lengths: i[S B], of the responses. T: the most there may be.
-      rows, chunk_tokens, remat: as `settings.Layout` has them, rows of a micro-batch.
+      rows: of a micro-batch, on each device. chunk_tokens, remat: as `settings.Layout` has them.
       judge: seconds that a judge takes who works elsewhere, for the part "judged"; None for no such part.
     """
 
@@ -118,7 +118,7 @@ class Bench:
                 seed=SEED,
                 batch_size=B,
                 prompt_buckets=[P],
-                micro_batch_rows=rows,
+                micro_batch_rows=rows * self.mesh.size,
                 optimizer=optimizer,
                 rate=rate,
                 remat=remat,
