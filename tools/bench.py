@@ -85,7 +85,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--repeat", type=int, default=5, help="rounds (5)")
     parser.add_argument("--cores", type=int, help="run on so many cores, TRL too (all)")
-    parser.add_argument("--rows", type=int, default=2, help="of a micro-batch of the update, on each device (2)")
+    parser.add_argument(
+        "--rows", type=int, default=2, help="of a micro-batch of the update, on each device (2)"
+    )
     parser.add_argument(
         "--judge", type=float, help="also a step whose judge takes so many seconds, elsewhere"
     )
