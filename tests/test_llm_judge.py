@@ -352,8 +352,8 @@ def test_a_run_compiles_what_it_announced(runs):
         _, result, _ = runs[name]
         assert result["compilations_during_run"] == 0
         assert result["judge_queries"] > 0 and result["evaluation_queries"] > 0
-        # as in test_train.py 4 and 3 per prompt bucket; and one per bucket of the judge
-        assert result["compilations_announced"] == 5 + 1 * 3 + 2
+        # as in test_train.py, with one prompt bucket; and one per bucket of the judge
+        assert result["compilations_announced"] == 5 + 1 + 2 * 3 + 2
 
 
 def test_the_policys_start_is_not_held_twice(runs):

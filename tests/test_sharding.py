@@ -23,7 +23,11 @@ from xpo_jax.sampler import Sampling, make_sampler, row_keys
 from xpo_jax.update import make_accumulate, told_of, zeros
 from xpo_jax.values import Pairs
 
-MESHES = [(8, 1, 1), (2, 2, 2), (1, 8, 1), (1, 1, 8)]
+MESHES = [
+    (8, 1, 1),
+    (2, 2, 2),
+    *(pytest.param(sizes, marks=pytest.mark.slow) for sizes in ((1, 8, 1), (1, 1, 8))),
+]
 # Eight key-value heads of two queries each: eight devices can share them.
 CONFIG = dataclasses.replace(TINY, num_attention_heads=16, num_key_value_heads=8, head_dim=2)
 B, P, T, SEED = 16, 8, 6, 11

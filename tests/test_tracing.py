@@ -14,6 +14,7 @@ from xpo_jax import sharding
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices, as conftest.py sets")
 
 
+@pytest.mark.slow
 def test_the_parts_of_two_steps_have_names(tmp_path, monkeypatch):
     monkeypatch.setattr(sharding, "make_mesh", one_device)
     config = tiny_config(tmp_path)

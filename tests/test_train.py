@@ -198,8 +198,8 @@ def test_the_last_line_is_the_result(main_run):
 def test_only_announced_compilations_happen(main_run):
     """Whole run: evaluation, steps, checkpoint, export."""
     assert main_run.result["compilations_during_run"] == 0
-    # init, for_sampling, fingerprint, zeros, apply; per prompt bucket sample, score, accumulate
-    assert main_run.result["compilations_announced"] == 5 + 2 * 3
+    # init, for_sampling, fingerprint, zeros, apply; sample per prompt bucket; score, accumulate per width of rows
+    assert main_run.result["compilations_announced"] == 5 + 2 + 2 * 3
 
 
 def test_compilations_are_counted():
@@ -541,11 +541,11 @@ def test_the_layout_of_mesh_buckets_and_update_changes_nothing_that_is_learned(m
     for ours, theirs in zip(timeless(other.metrics), timeless(main_run.metrics), strict=True):
         assert set(ours) == set(theirs)
         for name, value in theirs.items():
-            if name != "rewards/accuracies" or theirs["step"] > 1:
+            if name != "update/padding" and (name != "rewards/accuracies" or theirs["step"] > 1):
                 expected = None if value is None else pytest.approx(value, rel=1e-3, abs=2e-4)
                 assert ours[name] == expected, (theirs["step"], name)
     assert other.result["compilations_during_run"] == 0
-    assert other.result["compilations_announced"] == 5 + 1 + 2 * 2
+    assert other.result["compilations_announced"] == 5 + 1 + 2 * 3
 
 
 def test_the_reference_is_frozen_and_its_samples_do_not_depend_on_what_is_learned(main_run, run, folder):
