@@ -262,6 +262,7 @@ def test_interrupted_it_replays_what_it_would_have(run, folder, replaying, monke
     assert left(folder / f"replaying_{at}") == replaying[0] and first + second == replaying[2]
 
 
+@pytest.mark.slow
 def test_a_renewed_reference_is_the_policy_of_then(run, folder, monkeypatch):  # noqa: F811
     """By the log-probabilities that are logged: those of the policy's own sample are the policy's there, so KL is 0."""
     status, out, err, _ = run("renewed", model__reference_every_steps=3, evaluation__every_steps=0)

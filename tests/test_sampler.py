@@ -223,7 +223,7 @@ def in_batches_that_shrink(B, model, vocab_size, end_tokens, changes, mesh=None)
     [
         (13, {"temperature": 0.6, "top_p": 0.9}),
         pytest.param(33, {"temperature": 0.0, "repetition_penalty": 1.3}, marks=pytest.mark.slow),
-        (21, {"repetition_penalty": 1.5}),
+        pytest.param(21, {"repetition_penalty": 1.5}, marks=pytest.mark.slow),
     ],
     ids=str,
 )
