@@ -45,9 +45,8 @@ def _train(p: Parts, run: RunDir, ledger: Ledger, compilations: CompilationCount
     with ledger.open(started.metrics), started.tracing, verdicts.saved_first(ledger.save):
         p.memory.refill(ledger.past, p.batches)
         while not (ended := started.between(done, policy, asks=True)):
-            renews = (
-                p.reference_step(done + 1) == done + 1
-            )  # the policy after this step is the next reference
+            # Whether the policy after this step is the next reference.
+            renews = p.reference_step(done + 1) == done + 1
 
             # Sample both candidates. The host needs them, so it waits.
             prompts = p.batches[done]
