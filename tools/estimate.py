@@ -51,7 +51,7 @@ class Setup:
       mesh: with or without devices.
       dtype: of all computing but masters, their gradients' sums and the optimizer.
       prompt_tokens, response_tokens: P and T, the widest buckets.
-      batch_size, micro_batch_rows: prompts over all devices.
+      batch_size: prompts. micro_batch_rows: packed rows of the update. Both over all devices.
       chunk_tokens, remat: as `settings.Layout` has them.
       optimizer: of optax.
       judge: None for one on the host.
