@@ -101,6 +101,9 @@ class Markov(nnx.Module):
     def empty_caches(self, B, T):
         return ()
 
+    def unembedding(self):
+        return jnp.eye(self.config.vocab_size)
+
     def unembed(self, hidden):
         return hidden
 

@@ -8,6 +8,7 @@ it switched on, log-probabilities still come from the full softmax.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -48,7 +49,7 @@ def packed_logps(
       packed: the micro-batch. places: Q, its places for results on each device.
       temperature: of the sampling; 0 (greedy) has no distribution and is scored at 1.
       vocab_size: real tokens.
-      chunk_tokens: about how many tokens' logits exist at a time; chunks that hold no token are not computed.
+      chunk_tokens: so many tokens' logits exist at a time, at most; chunks that hold no token are not computed.
       entropy_gradient: False where nothing is learned from the entropy; its backward pass is then left out.
 
     Returns:
@@ -57,42 +58,93 @@ def packed_logps(
     model = nnx.merge(graphdef, params)
     hidden = model.packed(packed.tokens, packed.positions, packed.part, packed.prompt)
     N, U = packed.source.shape
-    width = min(U, max(1, chunk_tokens // N))  # chunks along U keep every device's share in every chunk
-    parts = -(-U // width)
-    padded = lambda x, empty: jnp.pad(x, ((0, 0), (0, parts * width - U)), constant_values=empty)  # noqa: E731
+    # Chunks along U keep every device's share in every chunk; four at least, for an empty one costs nothing.
+    width = min(max(1, chunk_tokens // N), -(-U // 4))
+    padded = lambda x, empty: jnp.pad(x, ((0, 0), (0, -U % width)), constant_values=empty)  # noqa: E731
     hidden = jnp.take_along_axis(
         hidden.reshape(N, -1, hidden.shape[-1]), padded(packed.source, 0)[..., None], axis=1
     )
-    split = lambda x: jnp.moveaxis(x.reshape(N, parts, width, *x.shape[2:]), 1, 0)  # noqa: E731
     response = padded(packed.response, -1)
+    last = jnp.max(jnp.where(response >= 0, jnp.arange(1, response.shape[1] + 1), 0))
 
-    def token_logps(hidden: Array, targets: Array, counted: Array) -> LogPs:
-        with jax.named_scope("logits"):
-            logits = model.unembed(hidden) / (temperature or 1.0)
-            # finite, so that 0 * log 0 of a masked token is 0 in the entropy and in its gradient
-            logits = jnp.where(jnp.arange(logits.shape[-1]) < vocab_size, logits, -1e30)
-            all_logps = jax.nn.log_softmax(logits, axis=-1)
-            logps = jnp.take_along_axis(all_logps, targets[..., None], axis=-1)[..., 0]
-            if not entropy_gradient:
-                all_logps = jax.lax.stop_gradient(all_logps)
-            entropy = -jnp.sum(jnp.exp(all_logps) * all_logps, axis=-1)
-        # where, not times: what stands in an empty place may be anything
-        return LogPs(jnp.where(counted, logps, 0.0), jnp.where(counted, entropy, 0.0))
-
-    def chunk(carry: Any, inputs: tuple[Array, ...]) -> tuple[Any, LogPs]:
-        hidden, targets, counted, used = inputs
-        nothing = jnp.zeros((N, width), wide(hidden.dtype))
-        return carry, jax.lax.cond(
-            used, token_logps, lambda *_: LogPs(nothing, nothing), hidden, targets, counted
-        )
-
-    counted = split(response >= 0)
-    inputs = (split(hidden), split(padded(packed.target, 0)), counted, counted.any((1, 2)))
-    # checkpoint: the backward pass computes a chunk's logits again instead of keeping all of them
-    _, found = jax.lax.scan(jax.checkpoint(chunk), None, inputs)
-    at = jnp.where(response < 0, places, response)
+    head = _Head(temperature or 1.0, vocab_size, width, entropy_gradient)
+    targets, turns = padded(packed.target, 0), -(-last // width)
+    logps, entropy = _token_logps(head, hidden, model.unembedding(), targets, turns)
+    at = jnp.where(response < 0, places, response)  # nowhere, whatever stands in an empty place
     add = jax.vmap(lambda at, x: jnp.zeros(places, x.dtype).at[at].add(x, mode="drop"))
-    return LogPs(*(add(at, jnp.moveaxis(x, 0, 1).reshape(N, -1)) for x in found))
+    return LogPs(add(at, logps), add(at, entropy))
+
+
+class _Head(NamedTuple):
+    """How logits [N width V] are computed of hidden [N U D] and a table [V D], a part of U at a time."""
+
+    temperature: float
+    vocab_size: int
+    width: int
+    entropy_gradient: bool
+
+    def part(self, x: Array, number: Array) -> Array:
+        return jax.lax.dynamic_slice_in_dim(x, number * self.width, self.width, axis=1)
+
+    def write(self, x: Array, new: Array, number: Array) -> Array:
+        return jax.lax.dynamic_update_slice_in_dim(x, new.astype(x.dtype), number * self.width, axis=1)
+
+    def logits(self, hidden: Array, table: Array) -> Array:
+        found = jnp.einsum("nud,vd->nuv", hidden, table, preferred_element_type=wide(hidden.dtype))
+        # finite, so that 0 * log 0 of a masked token is 0 in the entropy and in its gradient
+        return jnp.where(jnp.arange(len(table)) < self.vocab_size, found / self.temperature, -1e30)
+
+
+# Its own gradient: that of a scan keeps what all parts compute, or computes all of them in full again, and there is
+# none of a loop that ends with the tokens.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _token_logps(
+    head: _Head, hidden: Array, table: Array, targets: Array, turns: Array
+) -> tuple[Array, Array]:
+    """Log-probability of each target i32[N U] and entropy there, f32[N U]; 0 from part number `turns` on."""
+    return _forward(head, hidden, table, targets, turns)[0]
+
+
+def _forward(head: _Head, hidden: Array, table: Array, targets: Array, turns: Array) -> Any:
+    def turn(number: Array, found: tuple[Array, ...]) -> tuple[Array, ...]:
+        with jax.named_scope("logits"):
+            logits = head.logits(head.part(hidden, number), table)
+            total = jax.nn.logsumexp(logits, axis=-1)
+            drawn = jnp.take_along_axis(logits, head.part(targets, number)[..., None], axis=-1)[..., 0]
+            all_logps = logits - total[..., None]
+            entropy = -jnp.sum(jnp.exp(all_logps) * all_logps, axis=-1)
+        new = (drawn - total, entropy, total)
+        return tuple(head.write(x, y, number) for x, y in zip(found, new, strict=True))
+
+    nothing = jnp.zeros(targets.shape, wide(hidden.dtype))
+    logps, entropy, total = jax.lax.fori_loop(0, turns, turn, (nothing,) * 3)
+    return (logps, entropy), (hidden, table, targets, turns, entropy, total)
+
+
+def _backward(head: _Head, kept: Any, to: tuple[Array, Array]) -> Any:
+    hidden, table, targets, turns, entropy, total = kept
+
+    def turn(number: Array, found: tuple[Array, Array]) -> tuple[Array, Array]:
+        of = lambda x: head.part(x, number)[..., None]  # noqa: E731
+        with jax.named_scope("logits"):
+            some = head.part(hidden, number)
+            all_logps = head.logits(some, table) - of(total)
+            probs = jnp.exp(all_logps)
+            to_logits = of(to[0]) * ((jnp.arange(len(table)) == of(targets)) - probs)
+            if head.entropy_gradient:
+                to_logits -= of(to[1]) * probs * (all_logps + of(entropy))
+            to_logits = (to_logits / head.temperature).astype(hidden.dtype)
+            to_hidden = jnp.einsum("nuv,vd->nud", to_logits, table)
+            # [D V], which takes a CPU half as long as [V D]
+            to_table = jnp.einsum("nud,nuv->dv", some, to_logits)
+        return head.write(found[0], to_hidden, number), found[1] + to_table
+
+    nothing = jnp.zeros_like(hidden), jnp.zeros_like(table, shape=table.shape[::-1])
+    to_hidden, to_table = jax.lax.fori_loop(0, turns, turn, nothing)
+    return to_hidden, to_table.T, None, None
+
+
+_token_logps.defvjp(_forward, _backward)
 
 
 def response_logps(

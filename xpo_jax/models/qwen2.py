@@ -238,12 +238,15 @@ class Qwen2(nnx.Module):
         zeros = jnp.zeros((B, c.num_key_value_heads, T, c.head_dim), self.embed_tokens.embedding.dtype)
         return [cache(zeros, zeros) for _ in range(c.num_hidden_layers)]
 
+    def unembedding(self) -> Array:
+        """The table [V D] whose products with a hidden state are its logits."""
+        tied = self.config.tie_word_embeddings
+        return self.embed_tokens.embedding[...] if tied else self.lm_head.kernel[...].T
+
     def unembed(self, hidden: Array) -> Array:
         """Logits f32[... V] of hidden [... D], over all rows of the vocabulary, padding included."""
-        tied = self.config.tie_word_embeddings
-        table = self.embed_tokens.embedding[...] if tied else self.lm_head.kernel[...]
-        equation = "...d,vd->...v" if tied else "...d,dv->...v"
-        return jnp.einsum(equation, hidden, table, preferred_element_type=wide(hidden.dtype))
+        table, sums = self.unembedding(), wide(hidden.dtype)
+        return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=sums)
 
     def _layers(self, tokens: Array, positions: Array, segments: Any, caches: Any) -> tuple[Array, Any]:
         """Embed, run all layers, norm. Returns hidden [M D] and what the layers hand back."""
