@@ -178,7 +178,8 @@ def embedded() -> ConfigDict:
     # xpo_jax/settings.py: Layout. None of this changes what is learned.
     config.layout = ConfigDict(
         {
-            "micro_batch_rows": 8,  # rows of one or two pairs; the metric update/padding says what stays empty
+            # On each device; of one or two pairs each. The metric update/padding says what stays empty.
+            "micro_batch_rows": 4,
             "chunk_tokens": 4096,
             "remat": False,
         }
@@ -278,7 +279,7 @@ def pretrained(model: str) -> ConfigDict:
     # A share of the steps. 100 steps of warm-up, as is often seen, belong to runs of over a thousand.
     config.optimizer.warmup_steps = 0.1
 
-    config.layout.micro_batch_rows = 8
+    config.layout.micro_batch_rows = 2
     config.layout.chunk_tokens = 1024  # times a vocabulary of 152,000 in float32: 0.6 GB of logits at a time
     config.layout.remat = True
     config.evaluation.prompts = 256

@@ -439,7 +439,7 @@ def tiny_config(folder: Path) -> ConfigDict:
                 "clip_norm": 1.0,
             },
             "layout": {
-                "micro_batch_rows": 8,
+                "micro_batch_rows": 2,
                 "chunk_tokens": 1024,
                 "remat": False,
             },

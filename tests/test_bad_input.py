@@ -185,10 +185,6 @@ def test_config_files_that_are_broken(folder, tmp_path, text, expected):
         ),
         (["sampling.top_p=0"], "sampling.top_p is 0.0, must be in (0, 1]"),
         (["sampling.max_new_tokens=0"], "sampling.max_new_tokens is 0, must be at least 1"),
-        (
-            ["layout.micro_batch_rows=3"],
-            "layout.micro_batch_rows 3 is not divisible by mesh.data x mesh.fsdp = 4",
-        ),
         (["layout.micro_batch_rows=0"], "layout.micro_batch_rows is 0, must be at least 1"),
         (["layout.chunk_tokens=0"], "layout.chunk_tokens is 0, must be at least 1"),
         (["evaluation.prompts=1"], "evaluation.prompts is 1, must be at least 2"),
@@ -202,14 +198,7 @@ def test_config_files_that_are_broken(folder, tmp_path, text, expected):
         (["data.template=same"], "data.template: it has no {column}, so every prompt would be the same"),
         (["mesh.data=3"], "mesh: data 3 x fsdp 2 x tensor 2 is not the 8 device(s) here"),
         (["mesh.fsdp=0"], "mesh: sizes are positive and at most one is -1"),
-        (
-            ["batch_size=6", "layout.micro_batch_rows=6"],
-            "batch_size 6 is not divisible by mesh.data x mesh.fsdp = 4",
-        ),
-        (
-            ["layout.micro_batch_rows=2"],
-            "layout.micro_batch_rows 2 is not divisible by mesh.data x mesh.fsdp = 4",
-        ),
+        (["batch_size=6"], "batch_size 6 is not divisible by mesh.data x mesh.fsdp = 4"),
     ],
 )
 def test_values_that_are_out_of_range_or_do_not_go_together(folder, overrides, expected):

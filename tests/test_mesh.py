@@ -35,7 +35,7 @@ QWEN_7B = model(152064, 3584, 18944, 28, 28, 4, 128, tied=False)
 
 def programs(sizes, config=SMALL, *, optimizer=ADAMW, dtype=jnp.float32, chunk_tokens=16, **options):
     transformation, rate = make_optimizer(**optimizer)
-    given = {"batch_size": B, "prompt_buckets": [P], "micro_batch_rows": B // 2, "remat": True}
+    given = {"batch_size": B, "prompt_buckets": [P], "micro_batch_rows": 1, "remat": True}
     return Programs(
         sharding.make_mesh(**dict(zip(sharding.AXES, sizes, strict=True))),
         config,

@@ -1,5 +1,6 @@
 """Packed rows, read back slot by slot: every pair once and whole, no row too full, few slots empty."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -68,6 +69,18 @@ def test_every_pair_is_there_once_and_whole(rows, shares):
         for candidate, (told, fed) in enumerate(responses):
             whole = tokens[candidate, pair, : lengths[candidate, pair]].tolist()
             assert (told, fed) == (whole, whole[:-1])
+
+
+def test_the_same_arrays_are_laid_out_once():
+    given, keep = batch(23, 9, 7), np.arange(23) != 5
+    packer = Packer(4, widths(9, 7), 1)
+    once = packer(*given, keep)
+    assert packer(*given, keep.copy()) is once
+    for other in ((*given[:3], given[3].copy()), (given[0].copy(), *given[1:])):
+        again = packer(*other, keep)
+        assert again is not once and len(again) == len(once)
+        jax.tree.map(np.testing.assert_array_equal, again, once)
+    assert sum((pairs >= 0).sum() for _, pairs in packer(*given, np.arange(23) > 5)) == 17
 
 
 def test_slots_of_a_pair_and_widths_by_hand():

@@ -52,7 +52,7 @@ def optimizer(fields=ADAMW):
 def planned(sizes=(1, 1, 1), model=TINY, B=16, P=8, T=6, **changes):
     mesh = AbstractMesh(sizes, sharding.AXES, axis_types=(AxisType.Auto,) * 3)
     options = {
-        "micro_batch_rows": B,
+        "micro_batch_rows": B // (sizes[0] * sizes[1]),
         "chunk_tokens": 512,
         "remat": False,
         "optimizer": optimizer()[0],
@@ -164,7 +164,7 @@ def test_bytes_of_a_tiny_model_on_a_mesh_by_hand():
 def batch_bytes(s):
     """What sample and accumulate take beside weights: one device's share of a batch, and scalars."""
     rows, P = s.batch_size // s.shares, s.prompt_tokens
-    slots = s.micro_batch_rows // s.shares * widths(P, s.response_tokens)[-1]
+    slots = s.micro_batch_rows * widths(P, s.response_tokens)[-1]
     pairs = slots // LEAST
     scalars = (14 + 4) * 4  # the sums; rows, alpha and beta, and the policy's tokens
     update = 7 * 4 * slots + pairs * (2 * 4 + 2 * 4 + 4 + 4 + 1) + scalars

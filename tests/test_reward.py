@@ -347,7 +347,7 @@ def test_the_embedded_default_with_other_judges(kind, tmp_path):
         "run_dir": tmp_path / "run",
         "steps": 4,
         "batch_size": 16,
-        "layout.micro_batch_rows": 16,
+        "layout.micro_batch_rows": 2,
         "data.buckets": "40,",
         "logging.tensorboard": "false",
         "evaluation.prompts": 8,

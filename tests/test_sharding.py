@@ -212,7 +212,7 @@ def on(sizes):
         seed=SEED,
         batch_size=B,
         prompt_buckets=[P],
-        micro_batch_rows=B // 2,
+        micro_batch_rows=1,
         optimizer=transformation,
         rate=rate,
         loss=LOSS,

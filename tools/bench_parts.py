@@ -104,7 +104,7 @@ class Bench:
             steps=1000,
         )
         self.setup = estimate.Setup(
-            self.config, self.mesh, self.dtype, P, T, B, B, chunk_tokens, remat, optimizer
+            self.config, self.mesh, self.dtype, P, T, B, rows, chunk_tokens, remat, optimizer
         )
         loss = {"kind": "sigmoid", "bonus_clip": 500.0, "entropy_weight": 0.0}
 
@@ -118,7 +118,7 @@ class Bench:
                 seed=SEED,
                 batch_size=B,
                 prompt_buckets=[P],
-                micro_batch_rows=rows * self.mesh.size,
+                micro_batch_rows=rows,
                 optimizer=optimizer,
                 rate=rate,
                 remat=remat,

@@ -51,7 +51,7 @@ class Setup:
       mesh: with or without devices.
       dtype: of all computing but masters, their gradients' sums and the optimizer.
       prompt_tokens, response_tokens: P and T, the widest buckets.
-      batch_size: prompts. micro_batch_rows: packed rows of the update. Both over all devices.
+      batch_size: prompts, over all devices. micro_batch_rows: packed rows of the update, see `settings.Layout`.
       chunk_tokens, remat: as `settings.Layout` has them.
       optimizer: of optax.
       judge: None for one on the host.
@@ -186,7 +186,7 @@ def _layer_working(model: Qwen2Config, tokens: int, scores: int, itemsize: int, 
 
 def _chunk(model: Qwen2Config, slots: int, chunk_tokens: int, shares: int) -> int:
     """Bytes of one float32 array of logits; `slots` and the model are one device's."""
-    return min(slots, max(1, chunk_tokens // shares)) * model.vocab_size * 4
+    return min(-(-slots // 4), max(1, chunk_tokens // shares)) * model.vocab_size * 4
 
 
 # ---- phases ---------------------------------------------------------------------------------------
@@ -200,7 +200,7 @@ def memory(s: Setup) -> dict[str, dict[str, int]]:
     """
     P, T, item = s.prompt_tokens, s.response_tokens, s.itemsize
     mine, rows = local(s.model, s.mesh), s.batch_size // s.shares
-    micro = s.micro_batch_rows // s.shares
+    micro = s.micro_batch_rows
     masters = sharding.bytes_per_device(param_shapes(s.model), _split(s.model, s.mesh))
     copy = _sampling_copy(s.model, s.mesh, s.dtype)
     always = {"master weights": masters, "optimizer state": _optimizer(s), "reference": copy}

@@ -62,8 +62,9 @@ def setup(source: Source) -> tuple[estimate.Setup, ConfigDict]:
     mesh = build(_mesh, config.mesh, "mesh", devices=source.devices)
     shapes = model_shapes(source.model or model.path)
     judge = _judge(config.judge, orders=1 + config.judging.both_orders)
-    rows = {"batch_size": top.batch_size, "layout.micro_batch_rows": layout.micro_batch_rows}
-    sharding.check_rows(mesh, **rows, **({"judge.batch_size": judge.rows} if judge else {}))  # type: ignore[arg-type]
+    sharding.check_rows(
+        mesh, batch_size=top.batch_size, **({"judge.batch_size": judge.rows} if judge else {})
+    )  # type: ignore[arg-type]
     heads = (top.batch_size, shapes.num_key_value_heads, config.data.buckets[-1], shapes.head_dim)
     tree = {**estimate.param_shapes(shapes), "key_values": jax.ShapeDtypeStruct(heads, np.float32)}
     sharding.shardings(mesh, tree, (("key_values", KEY_VALUES), *SHARDING))  # type: ignore[arg-type]
@@ -149,16 +150,13 @@ def ladders(planned: estimate.Setup, config: ConfigDict) -> Iterator[list[Change
         return [(f"{name}={value >> i}",) for i in range(1, 20) if value % 2**i == 0 and value >> i >= least]
 
     yield doubled("fsdp", shape["tensor"], "mesh.data=-1")
-    yield halved("layout.micro_batch_rows", planned.micro_batch_rows, planned.shares)
+    yield halved("layout.micro_batch_rows", planned.micro_batch_rows, 1)
     yield [] if planned.remat else [("layout.remat=True",)]
     yield halved("layout.chunk_tokens", planned.chunk_tokens, 128)
     yield [("optimizer.mu_dtype=bfloat16",)] if config.optimizer.get("mu_dtype") == "float32" else []
     yield halved("judge.batch_size", planned.judge.rows, planned.shares) if planned.judge else []
     yield doubled("tensor", 1, "mesh.data=1", "mesh.fsdp=-1")
-    yield [
-        (*change, f"layout.micro_batch_rows={min(planned.micro_batch_rows, int(change[0].split('=')[1]))}")
-        for change in halved("batch_size", planned.batch_size, planned.shares)
-    ]
+    yield halved("batch_size", planned.batch_size, planned.shares)
 
 
 class Remedies(NamedTuple):

@@ -120,7 +120,7 @@ def describe(s: estimate.Setup) -> str:
             "parameters": f"{estimate.parameters(s.model):,}, computing in {np.dtype(s.dtype).name}",
             "devices": f"{s.mesh.size}; mesh {mesh}",
             "batch": f"{s.batch_size} prompts of {s.prompt_tokens} tokens, responses of {s.response_tokens};"
-            f" the update on {s.micro_batch_rows} rows at a time, remat {'on' if s.remat else 'off'}",
+            f" the update on {s.micro_batch_rows} rows a device at a time, remat {'on' if s.remat else 'off'}",
         }
     )
 

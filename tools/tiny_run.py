@@ -62,7 +62,7 @@ def write_config(folder: Path) -> Path:
     (model / "generation_config.json").write_text(json.dumps({"eos_token_id": [2043, *range(512)]}))
     config = get_config()
     config.model.path, config.model.dtype = str(model), "float32"
-    config.steps, config.batch_size, config.layout.micro_batch_rows = STEPS, 8, 8
+    config.steps, config.batch_size, config.layout.micro_batch_rows = STEPS, 8, 2
     config.data.take, config.data.buckets = 21, (40,)  # 21: every third batch is a part batch
     config.sampling.max_new_tokens = 8
     config.sampling.temperature = 1.0

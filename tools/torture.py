@@ -38,7 +38,6 @@ EMBEDDED = "configs/paraphrase.py"
 SHORT = (
     "steps=12",
     "batch_size=32",
-    "layout.micro_batch_rows=32",
     "data.buckets=40",
     "checkpoint.every_steps=3",
     "evaluation.every_steps=6",

@@ -15,7 +15,7 @@ import bisect
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -115,6 +115,7 @@ class Packer:
     widths: tuple[int, ...]
     shares: int
     candidates: int = 2
+    _last: list[Any] = dataclasses.field(default_factory=list, init=False, repr=False, compare=False)
 
     def pairs(self, width: int) -> int:
         """Q / S, how many pairs each share has places for in a micro-batch of this width."""
@@ -143,9 +144,14 @@ class Packer:
 
         Returns:
           Per micro-batch its slots, and i32[N Q/S], the pair in B whose results stand in places S q to S q + S - 1;
-          -1 where there is none.
+          -1 where there is none. The same list for the same arrays as in the last call: the update takes what the
+          reference scored.
         """
-        chosen = np.flatnonzero(keep)
+        given, chosen = (prompt_tokens, prompt_lengths, tokens, lengths), np.flatnonzero(keep)
+        if self._last:
+            before, of, found = self._last
+            if all(x is y for x, y in zip(given, before, strict=True)) and np.array_equal(chosen, of):
+                return found  # type: ignore[no-any-return]
         found = []
         for width, held in fill(needed(prompt_lengths, lengths)[chosen], self.rows, self.widths):
             packed = Packed(*(np.full(leaf.shape, 0, np.int32) for leaf in self.shapes(width)))
@@ -162,6 +168,7 @@ class Packer:
                 indices = [pair for row in mine for pair in row]
                 pairs[share, : len(indices)] = indices
             found.append((packed, pairs))
+        self._last[:] = given, chosen, found
         return found
 
 

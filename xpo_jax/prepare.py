@@ -128,9 +128,7 @@ def prepare(config: ConfigDict) -> Parts:
     optimizer, rate = build(make_optimizer, config.optimizer, "optimizer", steps=updates)
     judge = make_judge(config.judge, "judge")
     mesh = build(sharding.make_mesh, config.mesh, "mesh")
-    sharding.check_rows(
-        mesh, **{"batch_size": top.batch_size, "layout.micro_batch_rows": layout.micro_batch_rows}
-    )
+    sharding.check_rows(mesh, batch_size=top.batch_size)
 
     getattr(judge, "probe", lambda: None)()  # what is needed from outside, before anything is fetched
 
@@ -221,8 +219,8 @@ def prepare(config: ConfigDict) -> Parts:
         "judge": config.judge.name
         + (", asked in both orders" if judging.both_orders else "")
         + (f"; at most {judging.max_queries} queries" if judging.max_queries is not None else ""),
-        "batch": f"{top.batch_size} prompts, the update on {layout.micro_batch_rows} rows at a time; {top.steps} steps,"
-        f" {batches.steps_per_epoch} an epoch",
+        "batch": f"{top.batch_size} prompts, the update on {layout.micro_batch_rows} rows a device at a time;"
+        f" {top.steps} steps, {batches.steps_per_epoch} an epoch",
         "replay": replay.described,
         "strengths": f"beta {beta:g}, alpha {alpha:g} (alpha / beta {alpha / beta:g})",
     }

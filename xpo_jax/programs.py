@@ -107,10 +107,11 @@ class Programs:
             opt_state=sharding.optimizer_shardings(mesh, self.state.opt_state, self.params, split),
         )
         rows, rows_of_two = sharding.batch(mesh), sharding.batch(mesh, 1)
+        shares = mesh.shape["data"] * mesh.shape["fsdp"]
         self.pack = packing.Packer(
-            rows=micro_batch_rows,
+            rows=micro_batch_rows * shares,
             widths=packing.widths(self.prompt_buckets[-1], self.max_new_tokens),
-            shares=mesh.shape["data"] * mesh.shape["fsdp"],
+            shares=shares,
         )
         packed_sharding = Packed(*[rows] * 7)
         told_sharding = Told(rows_of_two, rows_of_two, *[rows] * 3)

@@ -209,8 +209,8 @@ class Layout:
     """How the update is laid out; none of this changes what is learned.
 
     Args:
-      micro_batch_rows: rows whose gradient is taken at a time; a row holds a pair of full length, or several that are
-        shorter, see packing.py. Few rows leave fewer slots empty at the end of a batch, and need less memory.
+      micro_batch_rows: rows whose gradient each group of devices that share rows takes at a time; a row holds a pair of
+        full length, or several that are shorter, see packing.py. Fewer leave fewer slots empty, and need less memory.
       chunk_tokens: tokens whose logits exist at a time.
       remat: compute layers again in the backward pass instead of keeping their activations.
     """
