@@ -120,7 +120,7 @@ def test_a_judge_beside_a_step_by_hand():
     parts = {name: Part(name, None, 0, 0, 0, seconds=[each]) for name, each in seconds.items()}
     told = bench.judged(SimpleNamespace(parts=parts, judge=1.0))
     assert told.startswith("a judge of 1 s: 2.500 s a step, +11.1% of the 2.250 s that are left")
-    assert bench.beside_judge(2.0, 0.5, 0.75) == 2.0  # all of it is hidden
+    assert bench.beside_judge(2.0, 0.5, 0.25, 0.5) == 2.0  # all of it is hidden
 
 
 def test_the_command_shows_a_row_for_each_part(folder, tmp_path, capsys, monkeypatch):

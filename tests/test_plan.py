@@ -20,8 +20,8 @@ from tools.hardware import DEVICES, SIZES, size_of
 from xpo_jax import sharding
 from xpo_jax.optimizer import make_optimizer
 from xpo_jax.packing import LEAST, widths
-from xpo_jax.programs import Programs, Vocabulary
-from xpo_jax.sampler import Sampling
+from xpo_jax.programs import Programs
+from xpo_jax.sampler import Sampling, Vocabulary
 
 REPOSITORY = Path(__file__).parents[1]
 CONFIG = f"--config={REPOSITORY / 'configs' / 'paraphrase.py'}"
@@ -168,7 +168,7 @@ def batch_bytes(s):
     pairs = slots // LEAST
     scalars = (14 + 4) * 4  # the sums; rows, alpha and beta, and the policy's tokens
     update = 7 * 4 * slots + pairs * (2 * 4 + 2 * 4 + 4 + 4 + 1) + scalars
-    return rows * (P + 1) * 4 + rows * (1 + 4) + 3 * 4, update
+    return rows * (P + 1) * 4 + rows * (1 + 4 + 4) + 2 * 4, update
 
 
 def check_arguments(s):
