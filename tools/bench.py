@@ -8,8 +8,8 @@ bandwidth, both measured at the start: by a matmul, and by copies of as many byt
 pass), bytes that the compiled program needs for a moment, compilations and their time. "prefill", "sample" and "score"
 are one call each; "decode" is sample less prefill. A step has both candidates' samples, their score by the reference,
 and the update; judge, text and logs are left out. With --ahead=K the reference's samples are drawn for K steps in one
-call: "ahead" is a Kth of such a call, "step" the mean of K steps that share one, "sample" the policy's alone. Weights are random, unless a Hugging Face folder is given; its
-tokenizer is not needed.
+call: "ahead" is a Kth of such a call, "step" the mean of K steps that share one, "sample" the policy's alone. Weights
+are random, unless a Hugging Face folder is given; its tokenizer is not needed.
 
 S: 256 wide, 6 layers, vocabulary 8,192. M: 512 wide, 8 layers, vocabulary 32,000.
 
