@@ -148,7 +148,7 @@ def test_bytes_of_a_tiny_model_on_a_mesh_by_hand():
     assert found["sample"]["policy, for sampling"] == copy
     rows, a_token = 16 // 4, 2 * 2 * 1 * 4 * 4  # keys and values, layers, one head of four float32
     assert found["sample"]["KV cache"] == rows * (8 + 6) * a_token
-    ahead = estimate.memory(dataclasses.replace(s, reference_steps=3))  # the reference's samples of three steps
+    ahead = estimate.memory(planned((2, 2, 2), reference_steps=3))  # the reference's samples of three steps
     assert ahead["sample"]["KV cache"] == 3 * found["sample"]["KV cache"]
     assert {**ahead, "sample": None} == {**found, "sample": None}
     assert found["gradient"]["gradients"] == found["apply"]["gradients"] == masters
