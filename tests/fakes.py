@@ -442,6 +442,7 @@ def tiny_config(folder: Path) -> ConfigDict:
                 "micro_batch_rows": 2,
                 "chunk_tokens": 1024,
                 "remat": False,
+                "reference_steps": 1,
             },
             "evaluation": {
                 "prompts": HELD_OUT_ROWS,

@@ -115,12 +115,35 @@ def test_shares_of_the_floor_by_hand():
     assert found["decode"]["tokens_per_second"] == 4.0
 
 
+def test_the_reference_drawn_ahead_for_three_steps(folder):
+    """Each row ends where it should in the wider call, too; a step has a third of that call."""
+    lengths = np.array([[2, 3, 4, 5, 6, 2, 3, 4], [3, 6, 2, 2, 5, 4, 3, 2]])
+    with hasty_compilation():
+        parts = Bench(folder, B=8, P=4, T=6, lengths=lengths, rows=2, chunk_tokens=64, remat=False, ahead=3)
+    ahead, before = parts.parts["ahead"], parts.counter.count
+    assert (ahead.per, ahead.compilations, ahead.tokens) == (3, 1, lengths[1].sum())
+    np.testing.assert_array_equal(ahead.run().lengths, np.tile(lengths[1], 3))
+    parts.parts["step"].run()
+    np.testing.assert_array_equal(parts.drawn_ahead.lengths, np.tile(lengths[1], 3))
+    assert parts.counter.count == before and parts.parts["step"].per == 3
+    own = work(parts.config, 4, lengths[1:])
+    assert ahead.flops == own["prefill"] + own["decode"]
+    weights = 4 * estimate.parameters(parts.config)
+    decoded = (6 - 1) * (weights // 3 + (4 + 6) * 2 * 2 * 2 * 2 * 4)
+    assert ahead.bytes == parts.parts["prefill"].bytes + decoded
+
+
+def test_a_judge_beside_steps_that_share_a_call_by_hand():
+    # three steps, one of which has 0.2 + 3 x 0.4 to do meanwhile, the others 0.2: 0 + 0.8 + 0.8 wait
+    assert bench.beside_judge(2.0, 1.0, 0.2, 0.4, 3) == pytest.approx(2.0 + 1.6 / 3)
+
+
 def test_a_judge_beside_a_step_by_hand():
     seconds = {"step": 2.0, "sample": 0.5, "score": 0.25, "judged": 2.5}
     parts = {name: Part(name, None, 0, 0, 0, seconds=[each]) for name, each in seconds.items()}
     told = bench.judged(SimpleNamespace(parts=parts, judge=1.0))
     assert told.startswith("a judge of 1 s: 2.500 s a step, +11.1% of the 2.250 s that are left")
-    assert bench.beside_judge(2.0, 0.5, 0.75) == 2.0  # all of it is hidden
+    assert bench.beside_judge(2.0, 0.5, 0.25, 0.5) == 2.0  # all of it is hidden
 
 
 def test_the_command_shows_a_row_for_each_part(folder, tmp_path, capsys, monkeypatch):

@@ -17,8 +17,8 @@ from xpo_jax.compilation import CompilationCounter
 from xpo_jax.models.qwen2 import Qwen2Config
 from xpo_jax.optimizer import make_optimizer
 from xpo_jax.packing import widths
-from xpo_jax.programs import Programs, Vocabulary
-from xpo_jax.sampler import Sampling
+from xpo_jax.programs import Programs
+from xpo_jax.sampler import Sampling, Vocabulary
 from xpo_jax.update import SUMS, init_state, make_apply
 from xpo_jax.values import Pairs, Prompts
 

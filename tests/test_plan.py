@@ -20,8 +20,8 @@ from tools.hardware import DEVICES, SIZES, size_of
 from xpo_jax import sharding
 from xpo_jax.optimizer import make_optimizer
 from xpo_jax.packing import LEAST, widths
-from xpo_jax.programs import Programs, Vocabulary
-from xpo_jax.sampler import Sampling
+from xpo_jax.programs import Programs
+from xpo_jax.sampler import Sampling, Vocabulary
 
 REPOSITORY = Path(__file__).parents[1]
 CONFIG = f"--config={REPOSITORY / 'configs' / 'paraphrase.py'}"
@@ -148,6 +148,9 @@ def test_bytes_of_a_tiny_model_on_a_mesh_by_hand():
     assert found["sample"]["policy, for sampling"] == copy
     rows, a_token = 16 // 4, 2 * 2 * 1 * 4 * 4  # keys and values, layers, one head of four float32
     assert found["sample"]["KV cache"] == rows * (8 + 6) * a_token
+    ahead = estimate.memory(planned((2, 2, 2), reference_steps=3))  # the reference's samples of three steps
+    assert ahead["sample"]["KV cache"] == 3 * found["sample"]["KV cache"]
+    assert {**ahead, "sample": None} == {**found, "sample": None}
     assert found["gradient"]["gradients"] == found["apply"]["gradients"] == masters
     assert (
         estimate.memory(planned((2, 2, 2), remat=True))["gradient"]["activations"]
@@ -168,7 +171,7 @@ def batch_bytes(s):
     pairs = slots // LEAST
     scalars = (14 + 4) * 4  # the sums; rows, alpha and beta, and the policy's tokens
     update = 7 * 4 * slots + pairs * (2 * 4 + 2 * 4 + 4 + 4 + 1) + scalars
-    return rows * (P + 1) * 4 + rows * (1 + 4) + 3 * 4, update
+    return rows * (P + 1) * 4 + rows * (1 + 4 + 4) + 2 * 4, update
 
 
 def check_arguments(s):

@@ -268,6 +268,22 @@ def test_keys_differ_by_every_number_they_are_made_of():
     assert len(data) == len(variants)
 
 
+def test_keys_of_rows_of_several_steps_are_those_of_each_step():
+    """By hand: everything that a key is made of is folded in, in turn."""
+    steps, positions = np.array([5, 5, 6], np.int32), np.array([0, 3, 0], np.int32)
+
+    def by_hand(step, position):
+        key = jax.random.key(7)
+        for number in (1, step, position, 4):
+            key = jax.random.fold_in(key, number)
+        return jax.random.key_data(key)
+
+    expected = [by_hand(*row) for row in zip(steps, positions, strict=True)]
+    np.testing.assert_array_equal(jax.random.key_data(row_keys(7, 1, steps, positions, 4)), expected)
+    of_five = jax.random.key_data(row_keys(7, 1, 5, positions[:2], 4))
+    np.testing.assert_array_equal(of_five, expected[:2])
+
+
 def test_truncation_keeps_at_least_the_likeliest():
     logits = jnp.array([[0.0, 5.0, 1.0]])
     tight = settings(top_p=1e-6, min_p=1.0, top_k=1)

@@ -18,8 +18,8 @@ from xpo_jax.logps import response_logps
 from xpo_jax.models.qwen2 import SHARDING, unstack
 from xpo_jax.optimizer import make_optimizer
 from xpo_jax.packing import Packer, widths
-from xpo_jax.programs import Programs, Vocabulary
-from xpo_jax.sampler import Sampling, make_sampler, row_keys
+from xpo_jax.programs import Programs
+from xpo_jax.sampler import Sampling, Vocabulary, make_sampler, row_keys
 from xpo_jax.update import make_accumulate, told_of, zeros
 from xpo_jax.values import Pairs
 
@@ -223,6 +223,11 @@ def on(sizes):
     return programs
 
 
+def step_5():
+    """Purpose, step of each row, candidate."""
+    return np.int32(1), np.full(B, 5, np.int32), np.int32(0)
+
+
 @functools.cache
 def results(sizes):
     """Everything that one step computes."""
@@ -230,9 +235,7 @@ def results(sizes):
     params = jax.device_put(master(), programs.params_sharding)
     weights = programs.for_sampling(params)
     prompts = (pairs.prompt_tokens, pairs.prompt_lengths)
-    sample = programs.sample(
-        weights, *prompts, pairs.real, np.arange(B, dtype=np.int32), *map(np.int32, (1, 5, 0))
-    )
+    sample = programs.sample(weights, *prompts, pairs.real, np.arange(B, dtype=np.int32), *step_5())
     logps = programs.score(weights, *prompts, pairs.tokens, pairs.lengths)
     state = programs.init(jax.device_put(master(), programs.params_sharding))  # it is given away
     grads, sums = programs.zeros(state.params)
@@ -368,9 +371,8 @@ def test_a_shape_that_was_not_announced_is_refused():
     programs, pairs = on((8, 1, 1)), batch()
     weights = results((8, 1, 1))["weights"]
     with pytest.raises(RuntimeError, match="program 'sample' was not announced for shapes"):
-        numbers = map(np.int32, (1, 5, 0))
         programs.sample(
-            weights, pairs.prompt_tokens[:, :4], pairs.prompt_lengths, pairs.real, np.arange(B), *numbers
+            weights, pairs.prompt_tokens[:, :4], pairs.prompt_lengths, pairs.real, np.arange(B), *step_5()
         )
 
 

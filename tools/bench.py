@@ -7,8 +7,9 @@ FLOPs and the bytes that must move, the share of the floor (the larger of FLOPs 
 bandwidth, both measured at the start: by a matmul, and by copies of as many bytes as the part reads and writes in one
 pass), bytes that the compiled program needs for a moment, compilations and their time. "prefill", "sample" and "score"
 are one call each; "decode" is sample less prefill. A step has both candidates' samples, their score by the reference,
-and the update; judge, text and logs are left out. Weights are random, unless a Hugging Face folder is given; its
-tokenizer is not needed.
+and the update; judge, text and logs are left out. With --ahead=K the reference's samples are drawn for K steps in one
+call: "ahead" is a Kth of such a call, "step" the mean of K steps that share one, "sample" the policy's alone. Weights
+are random, unless a Hugging Face folder is given; its tokenizer is not needed.
 
 S: 256 wide, 6 layers, vocabulary 8,192. M: 512 wide, 8 layers, vocabulary 32,000.
 
@@ -91,6 +92,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--judge", type=float, help="also a step whose judge takes so many seconds, elsewhere"
     )
+    parser.add_argument("--ahead", type=int, default=1, help="as layout.reference_steps (1)")
     parser.add_argument("--chunk_tokens", type=int, default=1024, help="as layout.chunk_tokens (1024)")
     parser.add_argument("--remat", action="store_true", help="as layout.remat")
     parser.add_argument("--peer", choices=("trl",), help="compare with this")
@@ -98,7 +100,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--profile", type=Path, help="write a trace of one more step into this folder")
     parser.add_argument("--json", type=Path, help="write all figures into this file")
     options = parser.parse_args(argv)
-    for name in ("batch", "prompt", "new", "repeat", "cores", "rows", "chunk_tokens", "judge"):
+    for name in ("batch", "prompt", "new", "repeat", "cores", "rows", "ahead", "chunk_tokens", "judge"):
         value = getattr(options, name)
         if value is not None and value < (0 if name == "judge" else 1):
             raise ValueError(f"--{name}={value}: a positive number is expected")
@@ -137,13 +139,14 @@ def bench(options: argparse.Namespace) -> int:
             chunk_tokens=options.chunk_tokens,
             remat=options.remat,
             judge=options.judge,
+            ahead=options.ahead,
         )
         ready = time.perf_counter()
         peak = bench_machine.peak_flops(parts.dtype)
         bandwidths = {
             name: bench_machine.bandwidth(part.bytes // part.passes)
             for name, part in parts.parts.items()
-            if name not in ("sample", "step", "judged")  # sums of others
+            if name not in ("sample", "ahead", "step", "judged")  # sums of others
         }
         peer = None
         if options.peer:
@@ -198,7 +201,7 @@ def rounds(parts: Bench, peer: Peer | None, repeat: int) -> None:
         for part in order:
             begun = time.perf_counter()
             jax.block_until_ready(part.run())
-            part.seconds.append(time.perf_counter() - begun)
+            part.seconds.append((time.perf_counter() - begun) / part.per)
         whole, first = parts.parts["sample"].seconds[-1], parts.parts["prefill"].seconds[-1]
         parts.parts["decode"].seconds.append(max(whole - first, 1e-9))
         if peer:
@@ -216,11 +219,17 @@ def figures(parts: Bench, peak: float, bandwidths: dict[str, float]) -> dict[str
         for name, speed in bandwidths.items()
     }
     floor["sample"] = floor["prefill"] + floor["decode"]
-    floor["step"] = 2 * floor["sample"] + sum(
-        floor[name] for name in ("score", "accumulate", "apply", "for_sampling")
+    second, per = "sample", 1
+    if "ahead" in parts.parts:
+        ahead, first = parts.parts["ahead"], parts.parts["prefill"]
+        second, per = "ahead", ahead.per
+        decode = ((ahead.flops - first.flops) / peak, (ahead.bytes - first.bytes) / bandwidths["decode"])
+        floor["ahead"] = floor["prefill"] + max(decode)
+    floor["step"] = floor["sample"] + sum(
+        floor[name] for name in (second, "score", "accumulate", "apply", "for_sampling")
     )
     if parts.judge is not None:
-        floor["judged"] = beside_judge(floor["step"], parts.judge, floor["score"] + floor["sample"])
+        floor["judged"] = beside_judge(floor["step"], parts.judge, floor["score"], floor[second], per)
     return {
         name: {
             "seconds": part.median,
@@ -240,17 +249,24 @@ def figures(parts: Bench, peak: float, bandwidths: dict[str, float]) -> dict[str
     }
 
 
-def beside_judge(step: float, judge: float, meanwhile: float) -> float:
-    """Seconds of a step whose judge takes `judge` of them, of which `meanwhile` are hidden behind other work."""
-    return step + max(0.0, judge - meanwhile)
+def beside_judge(step: float, judge: float, score: float, second: float, per: int = 1) -> float:
+    """Seconds of a step whose judge takes `judge` of them, some of them hidden behind other work.
+
+    Args:
+      score, second: a step's work that needs no verdict; but all of the second candidates' samples of `per` steps
+        are drawn in one of them.
+    """
+    meanwhile = [score + per * second] + (per - 1) * [score]
+    return step + sum(max(0.0, judge - each) for each in meanwhile) / per
 
 
 def judged(parts: Bench) -> str:
     """A step with a judge, measured, against the same without one and what is done meanwhile."""
     assert parts.judge is not None
     median = {name: part.median for name, part in parts.parts.items()}
-    meanwhile = median["score"] + median["sample"]
-    least = beside_judge(median["step"], parts.judge, meanwhile)
+    second = parts.parts.get("ahead", parts.parts["sample"])
+    meanwhile = median["score"] + second.median
+    least = beside_judge(median["step"], parts.judge, median["score"], second.median, second.per)
     return (
         f"a judge of {parts.judge:g} s: {median['judged']:.3f} s a step, {median['judged'] / least - 1:+.1%} of the"
         f" {least:.3f} s that are left when scoring and the reference's samples ({meanwhile:.3f} s) are done meanwhile"

@@ -7,6 +7,7 @@ purpose: the judge, decoding to text and logs, which cost the host and not the d
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,10 +20,11 @@ from flax import nnx
 from tools import estimate
 from tools.bench_work import END, SEED, Ending, work
 from xpo_jax import hf, packing, sharding
+from xpo_jax.ahead import together
 from xpo_jax.compilation import CompilationCounter, Program
 from xpo_jax.optimizer import make_optimizer
-from xpo_jax.programs import Programs, Vocabulary, compute_dtype
-from xpo_jax.sampler import Sampling, make_sampler, row_keys
+from xpo_jax.programs import Programs, compute_dtype
+from xpo_jax.sampler import Sampling, Vocabulary, make_sampler, row_keys
 from xpo_jax.update import told_of
 from xpo_jax.values import Pairs, Prompts, Samples
 
@@ -39,6 +41,7 @@ class Part:
       flops: model FLOPs, of those tokens. bytes: that it moves at least. passes: over `bytes / passes` of them.
       temporaries: bytes of its compiled program beside arguments and results.
       compilations, compile_seconds: of its program.
+      per: steps that a call of `run` is for; tokens, FLOPs, bytes and seconds are of one.
       seconds: one entry per round.
     """
 
@@ -51,6 +54,7 @@ class Part:
     temporaries: int = 0
     compilations: int = 0
     compile_seconds: float = 0.0
+    per: int = 1
     seconds: list[float] = dataclasses.field(default_factory=list)
 
     @property
@@ -71,6 +75,7 @@ class Bench:
       lengths: i[S B], of the responses. T: the most there may be.
       rows: of a micro-batch, on each device. chunk_tokens, remat: as `settings.Layout` has them.
       judge: seconds that a judge takes who works elsewhere, for the part "judged"; None for no such part.
+      ahead: as layout.reference_steps; above 1 there is a part "ahead".
     """
 
     def __init__(
@@ -85,6 +90,7 @@ class Bench:
         chunk_tokens: int,
         remat: bool,
         judge: float | None = None,
+        ahead: int = 1,
     ):
         self.config, self.lengths, self.B, self.P, self.T = hf.read_config(folder), lengths, B, P, T
         self.dtype = compute_dtype("auto")
@@ -106,9 +112,10 @@ class Bench:
         self.setup = estimate.Setup(
             self.config, self.mesh, self.dtype, P, T, B, rows, chunk_tokens, remat, optimizer
         )
+        self.ahead = ahead
         loss = {"kind": "sigmoid", "bonus_clip": 500.0, "entropy_weight": 0.0}
 
-        def programs(T: int) -> Programs:
+        def programs(T: int, ahead: int) -> Programs:
             return Programs(
                 self.mesh,
                 self.config,
@@ -123,9 +130,10 @@ class Bench:
                 rate=rate,
                 remat=remat,
                 loss={**loss, "chunk_tokens": chunk_tokens},
+                draws_ahead=ahead,
             )
 
-        self.programs, first = programs(T), programs(1)
+        self.programs, first = programs(T, ahead), programs(1, 1)
         rng = np.random.default_rng(SEED)
         self.prompts = Prompts(
             rows=({},) * B,
@@ -141,7 +149,7 @@ class Bench:
         self.state = self.programs.init(masters)
         self.policy = self.reference = self.programs.for_sampling(self.state.params)
         self._prefill = lambda: first.draw(self.policy, self.prompts, purpose=TRAINING, step=0, candidate=0)
-        self.second: Samples | None = None
+        self.second = self.drawn_ahead = None  # a group on the devices, and on the host
         self.judge = judge
         self.parts = self._parts()
 
@@ -158,16 +166,18 @@ class Bench:
         for label, call in self.programs.announced():
             calls.setdefault(label.split()[0], []).append(call)
         del calls["fingerprint"]  # of a run's start, not of its steps
-        self.ending = None
+        self.ending: dict[int, Program] = {}
         if (self.lengths < self.T).any():
-            calls["sample"] = [self._compile_ending]
+            for name, batches in {"sample": 1, "ahead": self.ahead}.items():
+                if name in calls:
+                    calls[name] = [functools.partial(self._compile_ending, batches)]
         for name, each in calls.items():
             before, begun = self.counter.count, time.perf_counter()
             compiled = [call() for call in each][-1]  # of several widths, the widest
             self.compiled[name] = compiled, self.counter.count - before, time.perf_counter() - begun
 
-    def _compile_ending(self) -> Any:
-        graphdef, weights = nnx.split(nnx.eval_shape(lambda: Ending(self.config, self.B)))
+    def _compile_ending(self, batches: int) -> Any:
+        graphdef, weights = nnx.split(nnx.eval_shape(lambda: Ending(self.config, batches * self.B)))
         draw = make_sampler(
             graphdef,
             self._sampling(self.T),
@@ -181,20 +191,21 @@ class Bench:
 
         rows, whole = sharding.batch(self.mesh), sharding.replicated(self.mesh)
         told = {"model": self.programs.weights_sharding, "lengths": rows}
-        self.ending = Program(
+        self.ending[batches] = Program(
             "sample", self.mesh, sample, in_shardings=(told, *[rows] * 4, whole), out_shardings=rows
         )
         weights = nnx.to_pure_dict(weights)
         weights["model"] = self.programs.weights
-        shapes = (self.prompts.tokens, self.prompts.lengths, self.prompts.real, self.prompts.position)
-        return self.ending.compile(weights, *shapes, np.int32(0))
+        p = together([self.prompts] * batches)
+        return self.ending[batches].compile(weights, p.tokens, p.lengths, p.real, p.position, np.int32(0))
 
-    def draw(self, weights: Any, candidate: int) -> Samples:
-        """Dispatch the sampler."""
-        if self.ending is None:
-            return self.programs.draw(weights, self.prompts, purpose=TRAINING, step=0, candidate=candidate)
-        p, told = self.prompts, {"model": weights, "lengths": self.lengths[candidate].astype(np.int32)}
-        return self.ending(told, p.tokens, p.lengths, p.real, p.position, np.int32(candidate))
+    def draw(self, weights: Any, candidate: int, batches: int = 1) -> Samples:
+        """Dispatch the sampler, for the rows of so many steps."""
+        p, steps = together([self.prompts] * batches), np.repeat(np.arange(batches), self.B)
+        if not self.ending:
+            return self.programs.draw(weights, p, purpose=TRAINING, step=steps, candidate=candidate)
+        told = {"model": weights, "lengths": np.tile(self.lengths[candidate].astype(np.int32), batches)}
+        return self.ending[batches](told, p.tokens, p.lengths, p.real, p.position, np.int32(candidate))
 
     def _parts(self) -> dict[str, Part]:
         pr, p = self.programs, self.prompts
@@ -231,17 +242,27 @@ class Bench:
             self._part("accumulate", accumulate, drawn, flops["accumulate"]),
             self._part("apply", apply, 0, 0),
             self._part("for_sampling", lambda: pr.for_sampling(self.state.params), 0, 0),
-            Part("step", self.step, drawn, 0, 0),
+            Part("step", self.step, drawn, 0, 0, per=self.ahead),
         ]
         if self.judge is not None:
-            found.append(Part("judged", lambda: self.step(self.judge), drawn, 0, 0))
+            found.append(Part("judged", lambda: self.step(self.judge), drawn, 0, 0, per=self.ahead))
+        if self.ahead > 1:
+            group = self._part("ahead", lambda: self.draw(self.reference, 1, self.ahead), 0, 0)
+            group.per, group.tokens = self.ahead, int(self.drawn[1].sum())
+            found.insert(3, group)
         parts = {part.name: part for part in found}
         parts["decode"].passes, parts["decode"].bytes = steps, steps * (weights + cache)
         parts["sample"].flops = parts["prefill"].flops + parts["decode"].flops
         parts["sample"].bytes = parts["prefill"].bytes + parts["decode"].bytes
+        second = parts.get("ahead", parts["sample"])
+        if self.ahead > 1:
+            own = work(self.config, self.P, self.drawn[1:])
+            second.flops = own["prefill"] + own["decode"]
+            each = weights // self.ahead + cache  # one read of the weights is for the rows of all these steps
+            second.bytes = parts["prefill"].bytes + (int(self.drawn[1].max()) - 1) * each
         once = [parts[name] for name in ("score", "accumulate", "apply", "for_sampling")]
         parts["step"].flops = flops["prefill"] + flops["decode"] + sum(part.flops for part in once)
-        parts["step"].bytes = 2 * parts["sample"].bytes + sum(part.bytes for part in once)
+        parts["step"].bytes = parts["sample"].bytes + second.bytes + sum(part.bytes for part in once)
         return parts
 
     def _part(self, name: str, run: Callable[[], Any], tokens: int, flops: int) -> Part:
@@ -252,17 +273,29 @@ class Bench:
         return Part(name, run, tokens, flops, moved, 1, memory.temp_size_in_bytes, count, seconds)
 
     def step(self, judge: float | None = None) -> Any:
-        """A whole step as train.py takes it, the reference's next samples drawn ahead; `judge` in seconds."""
+        """Whole steps as train.py takes them: one, or as many as share a call for the reference's samples.
+
+        Args:
+          judge: seconds that it takes in each.
+        """
+        return [self._step(number, judge) for number in range(self.ahead)][-1]
+
+    def _step(self, number: int, judge: float | None) -> Any:
         pr, p, annotation = self.programs, self.prompts, jax.profiler.TraceAnnotation
         with annotation("sampling"):
             first = self.draw(self.policy, 0)
-            second = self.draw(self.reference, 1) if self.second is None else self.second
-            samples = (pr.fetch(first), pr.fetch(second))
+            if self.second is None:
+                self.second = self.draw(self.reference, 1, self.ahead)
+            if number == 0:
+                self.drawn_ahead = pr.fetch(self.second)
+            rows = slice(number * self.B, (number + 1) * self.B)
+            samples = (pr.fetch(first), Samples(*(each[rows] for each in self.drawn_ahead)))
             lengths = np.stack([each.lengths for each in samples])
             tokens = np.stack([each.tokens for each in samples])
         with annotation("judging"):
             ref_logps = pr.score(self.reference, p.tokens, p.lengths, tokens, lengths)
-            self.second = self.draw(self.reference, 1)
+            if number == self.ahead - 1:
+                self.second = self.draw(self.reference, 1, self.ahead)
             time.sleep(judge or 0)
             ref_logps = jax.device_get(ref_logps)
         with annotation("updating"):

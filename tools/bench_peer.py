@@ -88,7 +88,9 @@ class Peer:
     def ratios(self, parts: Bench) -> dict[str, Any]:
         """{what: (our seconds, theirs, theirs / ours)}, medians; generation is of both candidates."""
         theirs = self.medians()
-        ours = {"step": parts.parts["step"].median, "generation": 2 * parts.parts["sample"].median}
+        second = parts.parts.get("ahead", parts.parts["sample"])
+        generation = parts.parts["sample"].median + second.median
+        ours = {"step": parts.parts["step"].median, "generation": generation}
         found: dict[str, Any] = {name: (ours[name], theirs[name], theirs[name] / ours[name]) for name in ours}
         found["judge"] = (None, theirs["judge"], None)
         return found

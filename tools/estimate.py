@@ -55,6 +55,7 @@ class Setup:
       chunk_tokens, remat: as `settings.Layout` has them.
       optimizer: of optax.
       judge: None for one on the host.
+      reference_steps: steps whose samples of the reference are drawn in one call.
     """
 
     model: Qwen2Config
@@ -68,6 +69,7 @@ class Setup:
     remat: bool
     optimizer: optax.GradientTransformation
     judge: Judge | None = None
+    reference_steps: int = 1
 
     @property
     def shares(self) -> int:
@@ -196,10 +198,10 @@ def memory(s: Setup) -> dict[str, dict[str, int]]:
     """Bytes per device: {phase: {part: bytes}}, in the order of a step.
 
     All of a phase's parts are there at its fullest moment. Programs follow each other on a device, so that one
-    candidate's cache is there at a time.
+    candidate's cache is there at a time; the reference's is of the rows of several steps.
     """
     P, T, item = s.prompt_tokens, s.response_tokens, s.itemsize
-    mine, rows = local(s.model, s.mesh), s.batch_size // s.shares
+    mine, rows = local(s.model, s.mesh), s.reference_steps * s.batch_size // s.shares
     micro = s.micro_batch_rows
     masters = sharding.bytes_per_device(param_shapes(s.model), _split(s.model, s.mesh))
     copy = _sampling_copy(s.model, s.mesh, s.dtype)

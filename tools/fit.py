@@ -55,7 +55,7 @@ def setup(source: Source) -> tuple[estimate.Setup, ConfigDict]:
     top = build(settings.Experiment, config, "config")
     model = build(settings.Model, config.model, "model")
     sampling = build(Sampling, config.sampling, "sampling")
-    build(settings.Loss, config.loss, "loss")
+    loss = build(settings.Loss, config.loss, "loss")
     layout = build(settings.Layout, config.layout, "layout")
     optimizer, _ = build(make_optimizer, config.optimizer, "optimizer", steps=top.steps)
     configs.check(load_prompts, config.data, "data", given=("tokenizer", "max_new_tokens", "check"))
@@ -82,6 +82,7 @@ def setup(source: Source) -> tuple[estimate.Setup, ConfigDict]:
         remat=layout.remat,
         optimizer=optimizer,
         judge=judge,
+        reference_steps=layout.reference_steps if loss.second == "reference" and top.offline is None else 1,
     )
     return planned, config
 
@@ -150,6 +151,7 @@ def ladders(planned: estimate.Setup, config: ConfigDict) -> Iterator[list[Change
         return [(f"{name}={value >> i}",) for i in range(1, 20) if value % 2**i == 0 and value >> i >= least]
 
     yield doubled("fsdp", shape["tensor"], "mesh.data=-1")
+    yield halved("layout.reference_steps", planned.reference_steps, 1)
     yield halved("layout.micro_batch_rows", planned.micro_batch_rows, 1)
     yield [] if planned.remat else [("layout.remat=True",)]
     yield halved("layout.chunk_tokens", planned.chunk_tokens, 128)

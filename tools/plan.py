@@ -74,12 +74,14 @@ def work_table(s: estimate.Setup, peak_flops: float) -> str:
 def decode_lines(s: estimate.Setup, bandwidth: float) -> str:
     """The floor of the sampler, which reads all weights and all keys and values for each token of its rows."""
     weights, cache = estimate.decode_bytes(s)
+    k = s.reference_steps
     rows = {
         "a decoded token reads": f"{gib(weights)} GiB of weights + {gib(cache)} GiB of keys and values a device"
     }
     if bandwidth:
         seconds = (weights + cache) / bandwidth
-        both = estimate.CANDIDATES * s.response_tokens * seconds
+        # the policy's samples, and a k-th of a call that draws the reference's for k steps
+        both = s.response_tokens * ((1 + 1 / k) * weights + 2 * cache) / bandwidth
         rows["decode, at least"] = (
             f"{1e3 * weights / bandwidth:.2f} ms for the weights + {1e3 * cache / bandwidth:.2f} ms, at most"
             f" {s.batch_size / seconds:,.0f} tokens/s; both candidates of a step {both:.3g} s"
@@ -121,6 +123,8 @@ def describe(s: estimate.Setup) -> str:
             "devices": f"{s.mesh.size}; mesh {mesh}",
             "batch": f"{s.batch_size} prompts of {s.prompt_tokens} tokens, responses of {s.response_tokens};"
             f" the update on {s.micro_batch_rows} rows a device at a time, remat {'on' if s.remat else 'off'}",
+            "reference": f"its samples are drawn for {s.reference_steps} step(s) at a time, with so many times the"
+            f" keys and values of {s.batch_size} rows",
         }
     )
 

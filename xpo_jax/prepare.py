@@ -24,9 +24,9 @@ from xpo_jax.evaluate import POLICY_SAMPLES, Evaluator
 from xpo_jax.judges import JUDGES
 from xpo_jax.models import kernels
 from xpo_jax.optimizer import make_optimizer
-from xpo_jax.programs import Programs, Vocabulary, compute_dtype
+from xpo_jax.programs import Programs, compute_dtype
 from xpo_jax.replay import Memory
-from xpo_jax.sampler import Sampling
+from xpo_jax.sampler import Sampling, Vocabulary
 from xpo_jax.values import DeviceJudge, Judge, Params, Prompts, Samples
 from xpo_jax.verdicts import Budget, Patience
 
@@ -185,6 +185,7 @@ def prepare(config: ConfigDict) -> Parts:
         batch_size=top.batch_size,
         prompt_buckets=sorted({*batches.buckets_of(top.steps), *(b.tokens.shape[1] for b in held_out)}),
         micro_batch_rows=layout.micro_batch_rows,
+        draws_ahead=layout.reference_steps if loss.second == "reference" and not offline else 1,
         optimizer=optimizer,
         rate=rate,
         remat=layout.remat,

@@ -6,8 +6,8 @@ not announced is an error instead of a silent recompilation in the middle of a r
 
 from __future__ import annotations
 
-import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -25,18 +25,9 @@ from xpo_jax.logps import packed_logps
 from xpo_jax.models import qwen2
 from xpo_jax.models.layers import KEY_VALUES
 from xpo_jax.packing import Packed
-from xpo_jax.sampler import Sampling, make_sampler, row_keys
+from xpo_jax.sampler import Sampling, Vocabulary, make_sampler, row_keys
 from xpo_jax.update import SUMS, Told, init_state, make_accumulate, make_apply, told_of, zeros
 from xpo_jax.values import Array, Pairs, Params, Samples, TrainState
-
-
-@dataclasses.dataclass(frozen=True)
-class Vocabulary:
-    """What the device needs to know of a tokenizer: real tokens, ids that end a response, padding id."""
-
-    size: int
-    end_tokens: tuple[int, ...]
-    pad_token: int
 
 
 class Programs:
@@ -45,13 +36,14 @@ class Programs:
     Args:
       mesh: see `sharding.make_mesh`.
       model_config: of policy and reference, which are one architecture.
-      vocabulary: see `Vocabulary`.
+      vocabulary: see `sampler.Vocabulary`.
       sampling: how candidates are drawn.
       dtype: of all computing but the master weights, the sums and the optimizer.
       seed: of the run.
       batch_size: B, prompts per step.
       prompt_buckets: the widths P that prompts are sampled in, ascending.
       micro_batch_rows: see `settings.Layout`.
+      draws_ahead: batches that the sampler takes in one call besides single ones, see ahead.py.
       optimizer, rate: as `optimizer.make_optimizer` returns them.
       loss: keyword arguments of `update.make_accumulate` that the config gives.
       remat: recompute layers in the backward pass. kernel: of attention, see models/kernels.py.
@@ -80,8 +72,10 @@ class Programs:
         loss: dict[str, Any],
         remat: bool,
         kernel: str = "einsum",
+        draws_ahead: int = 1,
     ):
         self.mesh, self.dtype, self.batch_size = mesh, np.dtype(dtype), batch_size
+        self.draws_ahead = draws_ahead
         self.prompt_buckets, self.max_new_tokens = tuple(prompt_buckets), sampling.max_new_tokens
         abstract = lambda **how: nnx.split(  # noqa: E731
             nnx.eval_shape(lambda: qwen2.Qwen2(model_config, rngs=nnx.Rngs(0), kernel=kernel, **how))
@@ -172,7 +166,7 @@ class Programs:
             "sample",
             mesh,
             sample,
-            in_shardings=(self.weights_sharding, *[rows] * 4, *[whole] * 3),
+            in_shardings=(self.weights_sharding, *[rows] * 4, whole, rows, whole),
             out_shardings=rows,
         )
         self.score_packed = Program(
@@ -229,7 +223,8 @@ class Programs:
         B, S = self.batch_size, 2
         i32 = lambda *shape: jax.ShapeDtypeStruct(shape, np.int32)  # noqa: E731
         f32 = lambda *shape: jax.ShapeDtypeStruct(shape, np.float32)  # noqa: E731
-        boolean = jax.ShapeDtypeStruct((B,), np.bool_)
+        # of each call of the sampler: its name and its rows
+        sampled = {"sample": B} | ({"ahead": B * self.draws_ahead} if self.draws_ahead > 1 else {})
         sums = {name: f32() for name in SUMS}
 
         def each() -> Iterator[tuple[str, Program, tuple[Any, ...]]]:
@@ -239,16 +234,14 @@ class Programs:
             yield "zeros", self.zeros, (self.params,)
             yield "apply", self.apply, (self.state, self.params, f32())
             if jax.process_count() > 1:
-                samples = [((B, self.max_new_tokens), np.int32), ((B,), np.int32), ((B,), np.bool_)]
-                shapes = Samples(*(jax.ShapeDtypeStruct(*s, sharding=self._rows) for s in samples))
-                yield "gather samples", self.gather, (shapes,)
-            for P in self.prompt_buckets:
-                prompts = (i32(B, P), i32(B))
-                yield (
-                    f"sample P={P}",
-                    self.sample,
-                    (self.weights, *prompts, boolean, i32(B), i32(), i32(), i32()),
-                )
+                for name, R in sampled.items():
+                    samples = [((R, self.max_new_tokens), np.int32), ((R,), np.int32), ((R,), np.bool_)]
+                    shapes = Samples(*(jax.ShapeDtypeStruct(*s, sharding=self._rows) for s in samples))
+                    yield f"gather {name}", self.gather, (shapes,)
+            for P, (name, R) in itertools.product(self.prompt_buckets, sampled.items()):
+                real = jax.ShapeDtypeStruct((R,), np.bool_)
+                args = (i32(R, P), i32(R), real, i32(R), i32(), i32(R), i32())
+                yield f"{name} P={P}", self.sample, (self.weights, *args)
             for W in self.pack.widths:
                 slots, places = self.pack.shapes(W), (self.pack.shares, self.pack.pairs(W))
                 yield f"score W={W}", self.score_packed, (self.weights, f32(S, B), slots, i32(*places))
@@ -273,9 +266,9 @@ class Programs:
         """Weights of one model."""
         return sum(int(np.prod(p.shape)) for p in jax.tree.leaves(self.params))
 
-    def draw(self, weights: Params, prompts: Any, *, purpose: int, step: int, candidate: int) -> Samples:
-        """Dispatch the sampler for `values.Prompts`; does not wait."""
-        numbers = (np.int32(number) for number in (purpose, step, candidate))
+    def draw(self, weights: Params, prompts: Any, *, purpose: int, step: Array, candidate: int) -> Samples:
+        """Dispatch the sampler for `values.Prompts`; does not wait. `step` is one for all rows, or i32[B]."""
+        numbers = (np.int32(purpose), np.full(len(prompts.real), step, np.int32), np.int32(candidate))
         return self.sample(weights, prompts.tokens, prompts.lengths, prompts.real, prompts.position, *numbers)
 
     def fetch(self, samples: Samples) -> Samples:

@@ -63,6 +63,15 @@ class Sampling:
                 raise ValueError(text)
 
 
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    """What the device needs to know of a tokenizer: real tokens, ids that end a response, padding id."""
+
+    size: int
+    end_tokens: tuple[int, ...]
+    pad_token: int
+
+
 def truncate(logits: Array, settings: Sampling) -> Array:
     """Set what top-k, top-p and min-p rule out to -inf; logits f32[B V] already divided by temperature."""
     if settings.top_k and settings.top_k < logits.shape[-1]:
@@ -253,11 +262,14 @@ def row_keys(seed: int, purpose: Array, step: Array, position: Array, candidate:
     the token index.
 
     Args:
-      purpose, step, candidate: i32[]; purpose is a number per use (training, evaluation, ...).
+      purpose, candidate: i32[]; purpose is a number per use (training, evaluation, ...).
+      step: i32[B], or i32[] for all rows.
       position: i32[B].
     """
-    key = jax.random.key(seed)
-    for number in (purpose, step):
-        key = jax.random.fold_in(key, number)
-    keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(position)
-    return jax.vmap(lambda row_key: jax.random.fold_in(row_key, candidate))(keys)
+    of_purpose = jax.random.fold_in(jax.random.key(seed), purpose)
+
+    def one(step: Array, position: Array) -> Array:
+        key = jax.random.fold_in(of_purpose, step)
+        return jax.random.fold_in(jax.random.fold_in(key, position), candidate)
+
+    return jax.vmap(one)(jnp.broadcast_to(step, jnp.shape(position)), position)

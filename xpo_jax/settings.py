@@ -206,21 +206,24 @@ class Replay:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How the update is laid out; none of this changes what is learned.
+    """How the work of a step is laid out; none of this changes what is learned.
 
     Args:
       micro_batch_rows: rows whose gradient each group of devices that share rows takes at a time; a row holds a pair of
         full length, or several that are shorter, see packing.py. Fewer leave fewer slots empty, and need less memory.
       chunk_tokens: tokens whose logits exist at a time.
       remat: compute layers again in the backward pass instead of keeping their activations.
+      reference_steps: steps whose samples of the reference are drawn in one call, see ahead.py; it holds so many times
+        the keys and values of one batch. Without effect where the policy draws both candidates.
     """
 
     micro_batch_rows: int
     chunk_tokens: int
     remat: bool
+    reference_steps: int
 
     def __post_init__(self) -> None:
-        for name in ("micro_batch_rows", "chunk_tokens"):
+        for name in ("micro_batch_rows", "chunk_tokens", "reference_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, must be at least 1")
 

@@ -15,6 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from xpo_jax import distributed, evaluate, frame, verdicts
+from xpo_jax.ahead import Ahead
 from xpo_jax.compilation import CompilationCounter
 from xpo_jax.distributed import Together
 from xpo_jax.metrics import Timer
@@ -23,7 +24,7 @@ from xpo_jax.prepare import Parts
 from xpo_jax.resume import Ledger
 from xpo_jax.rundir import RunDir
 from xpo_jax.update import applied_metrics, summarise
-from xpo_jax.values import Pairs, Params, Prompts, Samples
+from xpo_jax.values import Pairs, Samples
 
 TRAINING = 1  # purpose of the random keys; evaluation's is evaluate.PURPOSE
 
@@ -37,11 +38,7 @@ def _train(p: Parts, run: RunDir, ledger: Ledger, compilations: CompilationCount
     state, policy, reference, started = frame.start(p, run, ledger, compilations)
     programs, counters, timer = p.programs, ledger.counters, Timer(jax.profiler.TraceAnnotation)
     done = ledger.newest or 0  # rounds of samples
-
-    def draw(weights: Params, prompts: Prompts, step: int, candidate: int) -> Samples:
-        return programs.draw(weights, prompts, purpose=TRAINING, step=step, candidate=candidate)
-
-    second: Samples | None = None
+    second = Ahead(programs, p.batches, p.top.steps, p.reference_step, purpose=TRAINING, candidate=1)
     with ledger.open(started.metrics), started.tracing, verdicts.saved_first(ledger.save):
         p.memory.refill(ledger.past, p.batches)
         while not (ended := started.between(done, policy, asks=True)):
@@ -51,10 +48,9 @@ def _train(p: Parts, run: RunDir, ledger: Ledger, compilations: CompilationCount
             # Sample both candidates. The host needs them, so it waits.
             prompts = p.batches[done]
             with timer("sample"):
-                first = draw(policy, prompts, done, 0)
-                if second is None:
-                    second = draw(reference if p.second_is_reference else policy, prompts, done, 1)
-                samples: tuple[Samples, Samples] = (programs.fetch(first), programs.fetch(second))
+                first = programs.draw(policy, prompts, purpose=TRAINING, step=done, candidate=0)
+                second.dispatch(reference if p.second_is_reference else policy, done)
+                samples: tuple[Samples, Samples] = (programs.fetch(first), second.take(done))
                 texts = (p.decode(samples[0]), p.decode(samples[1]))
                 lengths = np.stack([each.lengths for each in samples])
                 tokens = np.stack([each.tokens for each in samples])
@@ -62,9 +58,8 @@ def _train(p: Parts, run: RunDir, ledger: Ledger, compilations: CompilationCount
             # What needs no verdict is dispatched before the host turns to the judge; the reference is frozen,
             # so its next samples are known already.
             scored = programs.score(reference, prompts.tokens, prompts.lengths, tokens, lengths)
-            second = None
-            if p.second_is_reference and not renews and done + 1 < p.top.steps:
-                second = draw(reference, p.batches[done + 1], done + 1, 1)
+            if p.second_is_reference and not renews:
+                second.dispatch(reference, done + 1)
 
             # Judge: each process its share of the rows.
             mine = distributed.mine(prompts)

@@ -1,0 +1,207 @@
+"""The reference's samples, several steps in a call: the same as one step at a time, whatever shares a call."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from fakes import compiled_once, run_main, tiny_config, write_config
+
+from xpo_jax import ahead, checkpoint, hf, sharding
+from xpo_jax.ahead import Ahead, together
+from xpo_jax.prepare import prepare
+from xpo_jax.programs import Programs
+
+pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices, as conftest.py sets")
+STEPS = 5
+
+
+@pytest.fixture(scope="module", autouse=True)
+def in_haste(tmp_path_factory):
+    """Compile little, and each program once."""
+    with compiled_once(tmp_path_factory.mktemp("cache")):
+        yield
+
+
+def one_device(**_):
+    """In place of `sharding.make_mesh`."""
+    auto = (jax.sharding.AxisType.Auto,) * 3
+    return jax.make_mesh((1, 1, 1), sharding.AXES, axis_types=auto, devices=jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    tiny_config(folder)
+    return folder
+
+
+def changed(folder, changes):
+    config = tiny_config(folder)
+    config.steps = STEPS
+    for path, value in changes.items():
+        group, _, field = path.rpartition("__")
+        (config[group] if group else config)[field] = value
+    return config
+
+
+# ---- groups -------------------------------------------------------------------------------------
+
+
+class Counting:
+    """Stands in for programs and batches: what is drawn is the step and the place of each row."""
+
+    def __init__(self, k, B=2):
+        self.draws_ahead, self.batch_size, self.calls = k, B, []
+
+    def __getitem__(self, step):
+        rows = np.arange(self.batch_size, dtype=np.int32)
+        width = 3 + step % 2
+        tokens = np.full((self.batch_size, width), 10 + step, np.int32)
+        real = np.ones(self.batch_size, bool)
+        return ahead.Prompts(({},) * 2, ((),) * 2, tokens, rows + 1, rows, real)
+
+    def draw(self, weights, prompts, *, purpose, step, candidate):
+        self.calls.append((weights, prompts, (purpose, candidate), step.tolist()))
+        return ahead.Samples(prompts.tokens, step, prompts.real)
+
+    def fetch(self, samples):
+        return samples
+
+
+def groups(k, steps, every=None):
+    """Every step's group, and the weights and steps of each call of a run that renews its reference."""
+    fake = Counting(k)
+    since = lambda done: done - done % every if every else 0
+    second = Ahead(fake, fake, steps, since, purpose=1, candidate=1)
+    for step in range(steps):
+        second.dispatch(f"of {since(step)}", step)
+        found = second.take(step)
+        assert found.lengths.tolist() == [step] * 2 and (found.tokens[:, 0] == 10 + step).all()
+        assert found.finished.all()
+        if since(step + 1) == since(step):
+            second.dispatch(f"of {since(step)}", step + 1)
+    return [list(second.group(step)) for step in range(steps)], fake.calls
+
+
+def test_groups_and_their_calls_by_hand():
+    found, calls = groups(3, 5)
+    assert found == [[0, 1, 2]] * 3 + [[3, 4]] * 2
+    assert [steps for *_, steps in calls] == [[0, 0, 1, 1, 2, 2], [3, 3, 4, 4, 5, 5]]
+    assert calls[1][1].real.tolist() == [True] * 4 + [False] * 2  # past the last step
+    assert calls[0][1].tokens.shape == calls[1][1].tokens.shape == (6, 4)
+    assert calls[0][1].position.tolist() == [0, 1] * 3 and calls[0][2] == (1, 1)
+
+
+def test_no_group_spans_a_renewal():
+    found, calls = groups(2, 7, every=3)
+    assert found == [[0, 1], [0, 1], [2], [3, 4], [3, 4], [5], [6]]
+    assert [weights for weights, *_ in calls] == ["of 0", "of 0", "of 3", "of 3", "of 6"]
+
+
+def test_one_step_at_a_time_is_as_without_groups():
+    found, calls = groups(1, 3)
+    assert found == [[0], [1], [2]] and [steps for *_, steps in calls] == [[0, 0], [1, 1], [2, 2]]
+
+
+def test_together_keeps_each_batch():
+    narrow, wide = Counting(1)[0], Counting(1)[1]
+    both = together([narrow, wide])
+    np.testing.assert_array_equal(both.tokens[:2, :3], narrow.tokens)
+    np.testing.assert_array_equal(both.tokens[2:], wide.tokens)
+    assert both.lengths.tolist() == [1, 2, 1, 2] and len(both.rows) == len(both.messages) == 4
+
+
+# ---- samples ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make_mesh", [one_device, sharding.make_mesh])
+def test_samples_are_those_of_one_step_at_a_time(folder, make_mesh, monkeypatch):
+    """Batches of different buckets in one group, and one that is filled up."""
+    monkeypatch.setattr(sharding, "make_mesh", make_mesh)
+    p = prepare(changed(folder, {"layout__reference_steps": 3}))
+    for label, compile_program in p.programs.announced():
+        if label.split()[0] in ("sample", "ahead", "init", "for_sampling"):
+            compile_program()
+    weights = p.programs.for_sampling(
+        hf.load_params(p.model.folder, p.model_config, shardings=p.programs.params_sharding)
+    )
+    second = Ahead(p.programs, p.batches, STEPS, lambda done: 0, purpose=1, candidate=1)
+    widths = {p.batches[step].tokens.shape[1] for step in range(STEPS)}
+    assert len(widths) == 2
+    for step in range(STEPS):
+        second.dispatch(weights, step)
+        alone = p.programs.draw(weights, p.batches[step], purpose=1, step=step, candidate=1)
+        for ours, theirs in zip(second.take(step), p.programs.fetch(alone), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+# ---- runs ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(folder):
+    """What a run by this name leaves, but for times."""
+
+    def go(name, **changes):
+        config = changed(folder, {"evaluation__prompts": 8, "evaluation__reference_samples": 1, **changes})
+        config.run_dir = str(folder / name)
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(sharding, "make_mesh", one_device)
+            status, _, err = run_main([f"--config={write_config(folder / f'{name}.py', config)}"])
+        assert status == 0, err
+        rows = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
+        times = lambda key: key.startswith("time/") or key == "tokens_per_second"
+        result = json.loads((folder / name / "result.json").read_text())
+        assert result["compilations_during_run"] == 0
+        return {
+            "metrics": [{key: row[key] for key in row if not times(key)} for row in rows],
+            "pairs": (folder / name / "pairs.jsonl").read_text(),
+            "announced": result["compilations_announced"],
+        }
+
+    return go
+
+
+@pytest.fixture(scope="module")
+def alone(run):
+    return run("alone")
+
+
+def drawn(found):
+    return [
+        [response["tokens"] for response in json.loads(line)["responses"]]
+        for line in found["pairs"].splitlines()
+    ]
+
+
+def test_a_run_interrupted_within_a_group_goes_on_to_the_same_bits(run, alone, folder, monkeypatch):
+    whole = run("whole", layout__reference_steps=3, checkpoint__every_steps=1)
+    assert drawn(whole) == drawn(alone)
+    assert whole["announced"] == alone["announced"] + 2  # a wider sampler for each of two buckets
+    learn, calls = Programs.learn, iter(range(STEPS))
+
+    class Killed(BaseException):
+        pass
+
+    def learn_or_die(self, *args):
+        if next(calls) == 2:
+            raise Killed
+        return learn(self, *args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Programs, "learn", learn_or_die)
+        with pytest.raises(Killed):
+            run("killed", layout__reference_steps=3, checkpoint__every_steps=1)
+    assert checkpoint.latest(folder / "killed" / "checkpoints") == 2  # the group is of steps 0, 1 and 2
+    assert run("killed", layout__reference_steps=3, checkpoint__every_steps=1) == whole
+
+
+def test_a_policy_that_draws_both_candidates_draws_nothing_ahead(run):
+    changes = {"loss__second": "policy", "loss__alpha": 0.0, "steps": 2}
+    assert run("dpo", **changes) == run("dpo_ahead", layout__reference_steps=2, **changes)
+
+
+def test_less_than_one_step_is_refused(folder):
+    with pytest.raises(ValueError, match=r"layout.reference_steps is 0, must be at least 1"):
+        prepare(changed(folder, {"layout__reference_steps": 0}))
