@@ -197,6 +197,7 @@ def test_a_run_interrupted_within_a_group_goes_on_to_the_same_bits(run, alone, f
     assert run("killed", layout__reference_steps=3, checkpoint__every_steps=1) == whole
 
 
+@pytest.mark.slow
 def test_a_policy_that_draws_both_candidates_draws_nothing_ahead(run):
     changes = {"loss__second": "policy", "loss__alpha": 0.0, "steps": 2}
     assert run("dpo", **changes) == run("dpo_ahead", layout__reference_steps=2, **changes)

@@ -203,7 +203,9 @@ def alone(folder):
 
 @pytest.fixture(scope="module")
 def pair(folder):
-    return start(folder, "pair", 2, {"name": "fakes:Patchy"})
+    """Whose reference draws for two steps at a time, which alone it does not."""
+    ahead = (("layout.reference_steps=2",),) * 2
+    return start(folder, "pair", 2, {"name": "fakes:Patchy"}, ahead)
 
 
 @pytest.fixture(scope="module")

@@ -53,6 +53,7 @@ CHAIN = [
 ]
 
 
+@pytest.mark.slow
 def test_a_dozen_faults_one_after_the_other_leave_no_trace(runs):
     for name, changes in CHAIN:
         if name == "checkpoint with a flipped bit":
