@@ -209,8 +209,9 @@ class Layout:
     """How the work of a step is laid out; none of this changes what is learned.
 
     Args:
-      micro_batch_rows: rows whose gradient each group of devices that share rows takes at a time; a row holds a pair of
-        full length, or several that are shorter, see packing.py. Fewer leave fewer slots empty, and need less memory.
+      micro_batch_rows: rows whose gradient each device takes at a time (with mesh.tensor, each group of so many); a row
+        holds a pair of full length, or several that are shorter, see packing.py. Fewer leave fewer slots empty, and
+        need less memory.
       chunk_tokens: tokens whose logits exist at a time.
       remat: compute layers again in the backward pass instead of keeping their activations.
       reference_steps: steps whose samples of the reference are drawn in one call, see ahead.py; it holds so many times
