@@ -175,6 +175,7 @@ def drawn(found):
     ]
 
 
+@pytest.mark.slow
 def test_a_run_interrupted_within_a_group_goes_on_to_the_same_bits(run, alone, folder, monkeypatch):
     whole = run("whole", layout__reference_steps=3, checkpoint__every_steps=1)
     assert drawn(whole) == drawn(alone)

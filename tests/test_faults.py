@@ -64,6 +64,7 @@ def test_a_dozen_faults_one_after_the_other_leave_no_trace(runs):
     assert same_again(runs, "chain") == "bit-equal after the same command again"
 
 
+@pytest.mark.slow
 def test_random_kills_lose_nothing(runs):
     lines = list(torture.torture(runs, kills=3, seed=1))
     kills, ends = ([line for line in lines if line["event"] == event] for event in ("kill", "end"))

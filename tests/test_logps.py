@@ -6,12 +6,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fakes import Markov, split, tiny
+from fakes import Markov, hasty_compilation, split, tiny
 from flax import nnx
 
 from xpo_jax.logps import response_logps
 
 OPTIONS = {"temperature": 0.7, "vocab_size": 38, "chunk_tokens": 12}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def in_haste():
+    with hasty_compilation():
+        yield
 
 
 def score(model, prompt, prompt_lengths, tokens, lengths, **options):
@@ -62,6 +68,40 @@ def test_matches_the_full_forward_pass(layout):
             logits = np.asarray(merged.unembed(hidden)[0, n - 1 : n + m - 1, :38], np.float64) / 0.7
             logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
             assert got.logps[s, b] == pytest.approx(logp[np.arange(m), whole[0, n:]].sum(), rel=1e-4)
+
+
+def test_the_gradient_is_that_of_a_plain_log_softmax():
+    """Of log-probabilities and entropies, with a temperature and words beyond the vocabulary, in several chunks."""
+    stacked, params, _, _ = tiny()
+    prompt, prompt_lengths, tokens, lengths = batch()
+    rng = np.random.default_rng(4)
+    to_logps, to_entropy = rng.normal(size=(2, 2, 3)).astype(np.float32)
+
+    def ours(params):
+        scored = response_logps(
+            stacked, params, *map(jnp.asarray, (prompt, prompt_lengths, tokens, lengths)), **OPTIONS
+        )
+        return jnp.sum(to_logps * scored.logps + to_entropy * scored.entropy)
+
+    def plain(params):
+        model, total = nnx.merge(stacked, params), 0.0
+        for s in range(2):
+            for b in range(3):
+                n, m = prompt_lengths[b], lengths[s, b]
+                whole = np.zeros((1, 11), np.int32)  # of one width, so that it is compiled once
+                whole[0, : n + m] = np.concatenate([prompt[b, :n], tokens[s, b, :m]])
+                hidden = model.prefill(jnp.asarray(whole))[0][0, n - 1 : n + m - 1]
+                logp = jax.nn.log_softmax(model.unembed(hidden)[:, :38] / 0.7)
+                total += to_logps[s, b] * logp[np.arange(m), whole[0, n : n + m]].sum()
+                total -= to_entropy[s, b] * jnp.sum(jnp.exp(logp) * logp)
+        return total
+
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), params)
+        got, expected = jax.jit(jax.grad(ours))(params), jax.jit(jax.grad(plain))(params)
+    for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
+    assert max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(expected)) > 0.1
 
 
 def test_nothing_after_the_first_end_token_or_past_the_prompt_has_influence():

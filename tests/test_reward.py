@@ -326,7 +326,8 @@ def test_a_combination_counts_and_probes_by_part():
 # ---- whole runs ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [pytest.param("reward_model", marks=pytest.mark.slow), "combine"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["reward_model", "combine"])
 def test_the_embedded_default_with_other_judges(kind, tmp_path):
     """The example's own config but for judge and size; asked in both orders, within a budget that ends it."""
     config = configs.load(str(ROOT / "configs" / "paraphrase.py"))

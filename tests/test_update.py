@@ -31,6 +31,12 @@ STACKED, PARAMS, _, _ = tiny(scale=1.0)
 B = 8
 
 
+@pytest.fixture(scope="module", autouse=True)
+def in_haste():
+    with fakes.hasty_compilation():
+        yield
+
+
 def pairs(seed=0, real=(True,) * 7 + (False,), weight=(1, 1, 0, 1, 0.5, 1, 1, 1), reference_seed=0):
     rng = np.random.default_rng(seed)
     tokens = rng.integers(3, 40, (2, B, 6)).astype(np.int32)
