@@ -123,6 +123,7 @@ def told(error: ValueError) -> None:
     assert text.strip() and len(text.splitlines()) == 1 and len(text) < 600
 
 
+@pytest.mark.slow
 def test_ten_thousand_rows(folder, tokenizer, monkeypatch):  # noqa: F811
     seen: Counter[str] = Counter()
 

@@ -221,6 +221,7 @@ def test_two_processes_fetch_the_same_model_at_once(server, offered, tmp_path):
     assert [file for file in (tmp_path / "home").rglob("*") if file.name.endswith(".incomplete")] == []
 
 
+@pytest.mark.slow
 def test_a_whole_run_of_a_model_from_the_hub(server, tmp_path):
     config = tiny_config(tmp_path)
     config.model.path = f"{NAME}@v1"

@@ -33,7 +33,7 @@ SMALL = model(V, 16, 24, 2, 4, 2, 8, tied=True)
 QWEN_7B = model(152064, 3584, 18944, 28, 28, 4, 128, tied=False)
 
 
-def programs(sizes, config=SMALL, *, optimizer=ADAMW, dtype=jnp.float32, chunk_tokens=16, **options):
+def programs(sizes, config=SMALL, *, T=T, optimizer=ADAMW, dtype=jnp.float32, chunk_tokens=16, **options):
     transformation, rate = make_optimizer(**optimizer)
     given = {"batch_size": B, "prompt_buckets": [P], "micro_batch_rows": 1, "remat": True}
     return Programs(
@@ -97,6 +97,16 @@ def gathered(text):
 def test_no_array_of_batch_times_tokens_times_vocabulary(name):
     """Nor any as large as one device's share of it."""
     assert max(elements(small()[1][name].as_text())) < B * T * V // 8
+
+
+@pytest.mark.slow
+def test_nor_at_152k_words_512_tokens_and_a_batch_of_64():
+    """The vocabulary of Qwen2.5, and few features."""
+    B, T, V = 64, 512, 152064
+    few = model(V, 16, 24, 2, 4, 2, 8, tied=True)
+    here = programs((1, 4, 2), few, T=T, chunk_tokens=1024, batch_size=B, prompt_buckets=[64])
+    for name, program in compiled(here, "sample", "score", "accumulate").items():
+        assert max(elements(program.as_text())) < B * T * V // 8, name
 
 
 def test_such_an_array_would_be_found():
@@ -371,8 +381,8 @@ def test_7b_compiles_from_shapes_alone():
     of = sharding.bytes_per_device
     params, weights = of(here.params, here.params_sharding), of(here.weights, here.weights_sharding)
     rows, word = B // 4, 4  # of the batch on one device; bytes of an int32 or float32
-    # all rows have a position and say whether they are real; scalars: purpose, step, candidate
-    assert found["sample"] == weights + rows * (P + 1) * word + rows * (word + 1) + 3 * word
+    # all rows have a position and a step and say whether they are real; scalars: purpose, candidate
+    assert found["sample"] == weights + rows * (P + 1) * word + rows * (2 * word + 1) + 2 * word
     width = here.pack.widths[-1]
     slots, pairs = 7 * here.pack.rows // 4 * width * word, here.pack.pairs(width)
     assert found["score"] == weights + S * B * word + slots + pairs * word
