@@ -21,8 +21,8 @@ JUDGES = sorted(name for name in PACKAGE if name.startswith("xpo_jax.judges."))
 SHARED_BY_JUDGES = {f"xpo_jax.judges.{part}" for part in ("cache", "gates", "rendering", "replies", "server")}
 # runs a model on the devices, through `choices`; of the rest of the run it knows no more than any judge
 DEVICE_JUDGES = {
-    "xpo_jax.judges.llm": {"choices", "hf", "hub", "judges.rendering", "schema", "values"},
-    "xpo_jax.judges.reward": {"choices", "hf", "hub", "model_files", "schema", "values"},
+    "xpo_jax.judges.llm": {"answers", "choices", "hf", "hub", "judges.rendering", "schema", "values"},
+    "xpo_jax.judges.reward": {"answers", "choices", "hf", "hub", "model_files", "schema", "values"},
 }
 LEAVES = ("values", "files", "schema")  # each may be read without knowing anything else of ours
 

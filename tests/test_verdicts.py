@@ -9,6 +9,8 @@ import pytest
 from fakes import Always, Broken, LongerText, Miscounting, Patchy, Recording, Slow, lost, prose, silent, tied
 
 from xpo_jax.answers import JudgeError, compare, parse
+from xpo_jax.data import templates
+from xpo_jax.judges import JUDGES
 from xpo_jax.judges.paraphrase import ParaphraseJudge
 from xpo_jax.values import Comparison, Prompts, Verdict
 from xpo_jax.verdicts import Budget, Patience, ask, brief, joined, metrics
@@ -107,6 +109,23 @@ def test_whole_numbers_end_the_run(answer, told):
     np.testing.assert_array_equal(found.weight, 0)
     with pytest.raises(JudgeError, match="which is refused"):
         Patience(max_failed_share=1.0, max_failed_batches=9).check([brief(found)])
+
+
+def test_ask_judge_error_ends_the_run_and_other_errors_cost_one_call():
+    """What counts is the exception's class, not the file it is raised in: a judge may call code of ours that raises."""
+
+    def ends(comparisons):
+        raise JudgeError("judge.path: gone;\nname another")
+
+    def fails_in_our_code(comparisons):
+        return JUDGES["paraphrase"]()  # a TypeError from within the package
+
+    ended = asked(ends, ["x"], ["y"])
+    assert ended.refused == "judge.path: gone; name another"
+    failed = asked(fails_in_our_code, ["x"], ["y"])
+    assert failed.refused == "" and "TypeError" in failed.reasons[0]
+    raised = asked(lambda comparisons: templates.check("no column"), ["x"], ["y"])  # a ValueError of ours
+    assert raised.refused == "" and "ValueError" in raised.reasons[0]
 
 
 @pytest.mark.parametrize(

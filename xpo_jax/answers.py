@@ -2,9 +2,8 @@
 
 A failure costs its own pair and no other: None, NaN, a number out of range, prose, a thing of the wrong type is
 no verdict on that comparison. An exception or a wrong number of answers is none on all that were asked with it.
-The reason is kept, in the judge's own words. Two things end a run at once, for they are mistakes in a program and
-come again: a bare integer or boolean, where nobody can know which side 1 means, and a ValueError of one of our own
-judges, which says itself what is wrong.
+The reason is kept, in the judge's own words. Two things end a run at once, because asking again cannot help: a bare
+integer or boolean, where nobody can know which side 1 means, and a `JudgeError`, which a judge raises for that.
 
 Left out on purpose: deadlines and retries, which are the judge's business, and when failures are too many
 (`verdicts.Patience`). No jax here: a judge that asks others reads their answers with this, too.
@@ -27,7 +26,10 @@ REASON_LETTERS = 300  # of why there is no verdict
 
 
 class JudgeError(ValueError):
-    """A judge that a run cannot go on with; says why, and how to mend it."""
+    """Ends the run, whoever raises it: the judge cannot continue. Its message states why and how to fix it.
+
+    Any other exception of a judge costs the verdicts of one call and nothing else.
+    """
 
 
 class Judged(NamedTuple):
@@ -96,17 +98,16 @@ def asked(judge: Judge, comparisons: Sequence[Comparison]) -> list[Verdict]:
     """Ask once; one Verdict for each comparison, p None and the reason why where there is none.
 
     Raises:
-      JudgeError: a bare integer or boolean among the answers, or a ValueError of one of our own judges.
+      JudgeError: raised by the judge, or a bare integer or boolean among the answers.
     """
     if not comparisons:
         return []
     try:
         answers = judge(comparisons)
+    except JudgeError as error:
+        raise JudgeError(_short(str(error))) from error
     except Exception as error:  # a judge is anybody's code and can fail in any way
         frames = traceback.extract_tb(error.__traceback__)[1:]
-        ours = os.path.dirname(__file__) + os.sep
-        if isinstance(error, ValueError) and frames and frames[-1].filename.startswith(ours):
-            raise JudgeError(_short(str(error))) from error
         own = [frame for frame in frames if frame.filename == frames[0].filename]  # not the libraries below
         place = f" ({os.path.basename(own[-1].filename)}, line {own[-1].lineno})" if own else ""
         text = f"the judge failed: {type(error).__name__}: {_text(error)}"

@@ -8,6 +8,7 @@ Left out on purpose: pickled weights (they can run code and are never opened) an
 
 from __future__ import annotations
 
+import importlib.resources
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,7 +27,8 @@ HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE")  # go wherever the model goes
 FLOATS = ("F32", "BF16", "F16")  # safetensors' names of the dtypes that we read
 
-EMBEDDED = Path(__file__).parent / "embedded" / "model"
+# A real folder, because safetensors maps its files; the package is never installed as a zip.
+EMBEDDED = Path(str(importlib.resources.files("xpo_jax.embedded") / "model"))
 
 
 class Tensor(NamedTuple):

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from xpo_jax.answers import JudgeError
 from xpo_jax.judges.replies import Masses
 
 
@@ -57,7 +58,7 @@ class AnswerCache:
             temporary.write_text(json.dumps(_entry(name, masses)))
             os.replace(temporary, path)  # without waiting for the disk: a torn entry is known by its sum
         except OSError as error:
-            raise ValueError(
+            raise JudgeError(
                 f"judge.cache: {path} cannot be written ({error.strerror}); free space, or set it to None"
             ) from None
 

@@ -20,6 +20,7 @@ from itertools import pairwise
 
 from rapidfuzz.distance import Indel
 
+from xpo_jax.answers import JudgeError
 from xpo_jax.embedded.german import parser
 
 Gate = Callable[[str, str], str]
@@ -52,10 +53,10 @@ def embedded(source: str, answer: str) -> str:
     """The hard gate of the embedded German world.
 
     Raises:
-        ValueError: the source is not a sentence of that world, so nothing could pass.
+        JudgeError: the source is not a sentence of that world, so nothing could pass.
     """
     if parser.parse(source) is None:
-        raise ValueError(
+        raise JudgeError(
             f"the prompt's input {_shorten(source)!r} is not a sentence of the embedded German grammar;"
             " set judge.gate to 'general' for other text"
         )

@@ -21,6 +21,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from xpo_jax import hf, hub
+from xpo_jax.answers import JudgeError
 from xpo_jax.choices import Choices
 from xpo_jax.judges.rendering import Rendering
 from xpo_jax.schema import build
@@ -128,7 +129,7 @@ class LLMJudge:
           the model does not answer the question.
 
         Raises:
-          ValueError: a comparison that is too long, if that is an error.
+          JudgeError: a comparison that is too long, if that is an error.
         """
         asked = [self._tokens(self._rendered(comparison)) for comparison in comparisons]
         lengths = [len(tokens) for tokens in asked]
@@ -161,7 +162,7 @@ class LLMJudge:
         """Whether a bucket holds so many tokens; an error if none does, where the config says so."""
         fits = length <= self._buckets[-1]
         if not fits and self._on_long == "error":
-            raise ValueError(
+            raise JudgeError(
                 f"a comparison has {length} tokens, the last of judge.buckets holds {self._buckets[-1]}; raise it,"
                 " or set judge.on_long to 'no_verdict' to go on without a verdict"
             )
@@ -174,7 +175,7 @@ class LLMJudge:
         if isinstance(rendered, str):
             return list(self._tokenizer(rendered, split_special_tokens=True, verbose=False)["input_ids"])
         if self._tokenizer.chat_template is None:
-            raise ValueError(
+            raise JudgeError(
                 "judge.template: messages need a chat template and the judge's tokenizer has none; give a text"
             )
         try:
@@ -185,7 +186,7 @@ class LLMJudge:
             )
         except Exception as error:  # a chat template is a program of the model's and can refuse in any way
             text = " ".join(str(error).split())
-            raise ValueError(f"judge.template: the tokenizer's chat template refuses it: {text}") from error
+            raise JudgeError(f"judge.template: the tokenizer's chat template refuses it: {text}") from error
 
     def _label_ids(self) -> list[int]:
         ids = []

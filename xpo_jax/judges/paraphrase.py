@@ -19,6 +19,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from xpo_jax.answers import JudgeError
 from xpo_jax.judges.gates import WORD, Gate, embedded, general, letters, similarity
 from xpo_jax.values import Comparison, Message, Verdict
 
@@ -113,7 +114,7 @@ class ParaphraseJudge:
                 if user is None
                 else f"no text between <{tag}> and </{tag}> in its last user turn"
             )
-            raise ValueError(
+            raise JudgeError(
                 f"the paraphrase judge found {what}; put the text to paraphrase there with data.template,"
                 f" for example '<{tag}>{{input}}</{tag}>'"
             )

@@ -13,7 +13,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from xpo_jax.answers import JudgeError
 from xpo_jax.data import templates, validate
+from xpo_jax.data.rows import DataError
 from xpo_jax.values import Comparison, Message
 
 # an opening tag, one placeholder, the closing tag
@@ -55,7 +57,7 @@ class Rendering:
         """Fill the template. A text gives text, messages messages.
 
         Raises:
-          ValueError: a column of the template that is missing, empty or no text.
+          JudgeError: a column of the template that is missing, empty or no text.
         """
         messages, row, a, b = comparison
         users = [message["content"] for message in messages if message["role"] == "user"]
@@ -65,8 +67,11 @@ class Rendering:
             if name in given:
                 return self._neutral(given[name])
             if name in row:
-                return self._neutral(validate.text(row[name], "judge.template", f"column {name!r}"))
-            raise ValueError(
+                try:
+                    return self._neutral(validate.text(row[name], "judge.template", f"column {name!r}"))
+                except DataError as error:
+                    raise JudgeError(str(error)) from error
+            raise JudgeError(
                 f"judge.template: no column {name!r}; the row has: {', '.join(row) or 'nothing'};"
                 " {prompt}, the user's last turn, is always there"
             )

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from xpo_jax import hf, hub
+from xpo_jax.answers import JudgeError
 from xpo_jax.choices import HEAD, Scores
 from xpo_jax.model_files import read_json
 from xpo_jax.schema import resolve
@@ -127,7 +128,7 @@ class RewardModel:
     def _fits(self, length: int) -> bool:
         fits = length <= self._buckets[-1]
         if not fits and self._on_long == "error":
-            raise ValueError(
+            raise JudgeError(
                 f"a conversation with its answer has {length} tokens, the last of judge.buckets holds"
                 f" {self._buckets[-1]}; raise it, or set judge.on_long to 'no_verdict' to go on without a verdict"
             )
@@ -141,7 +142,7 @@ class RewardModel:
             )
         except Exception as error:  # a chat template is a program of the model's and can refuse in any way
             text = " ".join(str(error).split())
-            raise ValueError(f"judge.path: the reward model's chat template refuses it: {text}") from error
+            raise JudgeError(f"judge.path: the reward model's chat template refuses it: {text}") from error
 
 
 def reward_model(

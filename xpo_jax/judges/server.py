@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
+from xpo_jax.answers import JudgeError
 from xpo_jax.judges.replies import Unreadable
 
 MAX_BODY_BYTES = 1 << 20  # an answer of a few tokens with 20 alternatives each has some 10 kB
@@ -114,7 +115,7 @@ class Server:
           What `read` returned, or Failed.
 
         Raises:
-          ValueError: the server refuses the key or does not know the model or the address; nothing else could
+          JudgeError: the server refuses the key or does not know the model or the address; nothing else could
             be answered either.
         """
         if not questions:
@@ -178,7 +179,7 @@ class Server:
                 reason = f"the server answered {status}" + (f": {said}" if said else "")
                 stop = self._stop(status, reason, error.response.headers)
                 if stop:
-                    raise ValueError(stop) from None  # the client's error may hold more of the server's words
+                    raise JudgeError(stop) from None  # the client's error may hold more of the server's words
                 if status != 429 and status < 500:
                     raise _NoReply(reason) from None
                 asked_to_wait = _seconds(error.response.headers.get("retry-after"))
