@@ -11,7 +11,7 @@ Nothing here was tuned: but for what stands below, all is as in configs/paraphra
 
 from ml_collections import ConfigDict
 
-from xpo_jax.config import load
+from xpo_jax.config.loader import load
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

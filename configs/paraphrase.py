@@ -55,11 +55,11 @@ def embedded() -> ConfigDict:
         type_safe=False,  # a list or a mapping may take a path's place; load_prompts checks the types
     )
 
-    # xpo_jax/data/recorded.py: load_pairs. {"pairs": "runs/paraphrase/pairs.jsonl"} learns from verdicts that are
+    # xpo_jax/data/offline_pairs.py: load_pairs. {"pairs": "runs/paraphrase/pairs.jsonl"} learns from verdicts that are
     # there instead of asking for new ones: configs/offline_dpo.py, docs/pairs.md.
     config.offline = None
 
-    # xpo_jax/settings.py: Model
+    # xpo_jax/config/settings.py: Model
     config.model = ConfigDict(
         {
             "path": "embedded",
@@ -72,10 +72,10 @@ def embedded() -> ConfigDict:
         }
     )
 
-    # xpo_jax/sharding.py: make_mesh. -1 fills up with the devices that there are.
+    # xpo_jax/runtime/sharding.py: make_mesh. -1 fills up with the devices that there are.
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
 
-    # xpo_jax/distributed.py: start. tools/launch has a page for each way to start many processes.
+    # xpo_jax/runtime/distributed.py: start. tools/launch has a page for each way to start many processes.
     config.distributed = ConfigDict(
         {
             "mode": "auto",  # joins a TPU pod, a Slurm step or an MPI job where it is part of one
@@ -86,7 +86,7 @@ def embedded() -> ConfigDict:
         }
     )
 
-    # xpo_jax/sampler.py: Sampling
+    # xpo_jax/algorithm/sampler.py: Sampling
     config.sampling = ConfigDict(
         {
             "max_new_tokens": 32,  # the longest embedded answer has 27
@@ -123,7 +123,7 @@ def embedded() -> ConfigDict:
         }
     )
 
-    # xpo_jax/settings.py: Judging
+    # xpo_jax/config/settings.py: Judging
     config.judging = ConfigDict(
         {
             "both_orders": False,  # rules do not care for the order
@@ -134,7 +134,7 @@ def embedded() -> ConfigDict:
         }
     )
 
-    # xpo_jax/settings.py: Loss
+    # xpo_jax/config/settings.py: Loss
     config.loss = ConfigDict(
         {
             "second": "reference",  # "policy" with alpha 0 is online DPO
@@ -150,7 +150,7 @@ def embedded() -> ConfigDict:
         }
     )
 
-    # xpo_jax/settings.py: Replay
+    # xpo_jax/config/settings.py: Replay
     config.replay = ConfigDict(
         {
             "updates": 1,  # per round of samples; above 1 the others are on past pairs as well
@@ -158,7 +158,7 @@ def embedded() -> ConfigDict:
         }
     )
 
-    # xpo_jax/optimizer.py: make_optimizer
+    # xpo_jax/algorithm/optimizer.py: make_optimizer
     config.optimizer = ConfigDict(
         {
             "name": "adamw",  # "adafactor" saves memory, and takes None for b1, b2, eps and mu_dtype
@@ -175,7 +175,7 @@ def embedded() -> ConfigDict:
         }
     )
 
-    # xpo_jax/settings.py: Layout. None of this changes what is learned.
+    # xpo_jax/config/settings.py: Layout. None of this changes what is learned.
     config.layout = ConfigDict(
         {
             # On each device; of one or two pairs each. The metric update/padding says what stays empty.
@@ -187,7 +187,7 @@ def embedded() -> ConfigDict:
         }
     )
 
-    # xpo_jax/settings.py: Evaluation
+    # xpo_jax/config/settings.py: Evaluation
     config.evaluation = ConfigDict(
         {
             "prompts": 1000,
@@ -201,7 +201,7 @@ def embedded() -> ConfigDict:
         }
     )
 
-    # xpo_jax/settings.py: Checkpoint. Written in the background; a state has 12 bytes per parameter.
+    # xpo_jax/config/settings.py: Checkpoint. Written in the background; a state has 12 bytes per parameter.
     config.checkpoint = ConfigDict(
         {
             "every_steps": 20,  # what a machine that is taken away costs at most; None: only at the end
@@ -212,7 +212,7 @@ def embedded() -> ConfigDict:
         }
     )
 
-    # xpo_jax/settings.py: Logging
+    # xpo_jax/config/settings.py: Logging
     config.logging = ConfigDict(
         {"table_every_steps": 20, "tensorboard": True, "wandb": False, "profile": False}
     )

@@ -22,7 +22,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from xpo_jax import weights
+from xpo_jax.models.hf import weights
 from xpo_jax.models.qwen2 import Qwen2, Qwen2Config, unstack
 from xpo_jax.values import Answer, Comparison, Verdict
 

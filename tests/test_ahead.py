@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 from fakes import compiled_once, run_main, tiny_config, write_config
 
-from xpo_jax import ahead, checkpoint, hf, sharding
-from xpo_jax.ahead import Ahead, together
-from xpo_jax.prepare import prepare
-from xpo_jax.programs import Programs
+from xpo_jax.algorithm import prefetch
+from xpo_jax.algorithm.prefetch import Ahead, together
+from xpo_jax.algorithm.programs import Programs
+from xpo_jax.checkpointing import checkpoint
+from xpo_jax.experiment.setup import prepare
+from xpo_jax.models.hf import model_folder
+from xpo_jax.runtime import sharding
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices, as conftest.py sets")
 STEPS = 5
@@ -59,11 +62,11 @@ class Counting:
         width = 3 + step % 2
         tokens = np.full((self.batch_size, width), 10 + step, np.int32)
         real = np.ones(self.batch_size, bool)
-        return ahead.Prompts(({},) * 2, ((),) * 2, tokens, rows + 1, rows, real)
+        return prefetch.Prompts(({},) * 2, ((),) * 2, tokens, rows + 1, rows, real)
 
     def draw(self, weights, prompts, *, purpose, step, candidate):
         self.calls.append((weights, prompts, (purpose, candidate), step.tolist()))
-        return ahead.Samples(prompts.tokens, step, prompts.real)
+        return prefetch.Samples(prompts.tokens, step, prompts.real)
 
     def fetch(self, samples):
         return samples
@@ -124,7 +127,7 @@ def test_samples_are_those_of_one_step_at_a_time(folder, make_mesh, monkeypatch)
         if label.split()[0] in ("sample", "ahead", "init", "for_sampling"):
             compile_program()
     weights = p.programs.for_sampling(
-        hf.load_params(p.model.folder, p.model_config, shardings=p.programs.params_sharding)
+        model_folder.load_params(p.model.folder, p.model_config, shardings=p.programs.params_sharding)
     )
     second = Ahead(p.programs, p.batches, STEPS, lambda done: 0, purpose=1, candidate=1)
     widths = {p.batches[step].tokens.shape[1] for step in range(STEPS)}

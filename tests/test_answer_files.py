@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from fakes import write_rows
 
-from xpo_jax import settings
+from xpo_jax.config import settings
 from xpo_jax.data.answer_files import key, match_answers, read_answers
 from xpo_jax.data.rows import DataError
 from xpo_jax.values import Prompts

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from xpo_jax.files import to_json
+from xpo_jax.io.files import to_json
+from xpo_jax.judges.ask import Patience, ask, brief, metrics
 from xpo_jax.values import Prompts, Verdict
-from xpo_jax.verdicts import Patience, ask, brief, metrics
 
 ROWS, EXAMPLES = 40, 250  # 10,000 answers
 

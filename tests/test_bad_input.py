@@ -14,7 +14,7 @@ import pytest
 from fakes import SPEAKING, hasty_compilation, run_main, tiny_config, write_config, write_model, write_rows
 from ml_collections import ConfigDict
 
-from xpo_jax import checkpoint
+from xpo_jax.checkpointing import checkpoint
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 from fakes import hasty_compilation
 
-from tools import bench, bench_peer, estimate, random_model
-from tools.bench_parts import Bench, Part
-from tools.bench_work import response_lengths, work
-from xpo_jax import hf
+from tools.bench import __main__ as bench
+from tools.bench import trl_client
+from tools.bench.parts import Bench, Part
+from tools.bench.workload import response_lengths, work
+from tools.build import random_model
+from tools.planner import estimate
+from xpo_jax.models.hf import model_folder
 from xpo_jax.models.qwen2 import Qwen2Config
 
 S = Qwen2Config.from_hf(bench.shape(*bench.SIZES["S"]))
@@ -97,7 +100,7 @@ def test_each_program_is_compiled_once_and_rows_end_where_they_should(folder):
     assert parts.counter.count == before
     assert parts.parts["sample"].tokens == lengths[0].sum() == parts.parts["decode"].tokens + 8
     a_token = 2 * 2 * 2 * 2 * 4  # keys and values, layers, heads of two, float32; a row of a device
-    weights = 4 * estimate.parameters(hf.read_config(folder))
+    weights = 4 * estimate.parameters(model_folder.read_config(folder))
     assert parts.parts["decode"].bytes == (lengths[0].max() - 1) * (weights + (4 + 6) * a_token)
 
 
@@ -195,9 +198,9 @@ def peer(tmp_path, monkeypatch):
     def start(text):
         script = tmp_path / "script.py"
         script.write_text("import json, sys\nspec = json.load(open(sys.argv[1]))\n" + text)
-        monkeypatch.setattr(bench_peer, "SCRIPT", script)
+        monkeypatch.setattr(trl_client, "SCRIPT", script)
         options = bench.parse(["S", "--repeat=3"])
-        return bench_peer.Peer(sys.executable, tmp_path, np.ones((2, 3), int), np.ones((2, 2), int), options)
+        return trl_client.Peer(sys.executable, tmp_path, np.ones((2, 3), int), np.ones((2, 2), int), options)
 
     return start
 

@@ -11,8 +11,8 @@ from fakes import ENDS, SPEAKING, graphdef, hasty_compilation, random_params, wr
 from tokenizers import decoders, pre_tokenizers
 
 from tools import chat
+from xpo_jax.algorithm.sampler import Sampling, make_sampler, row_keys
 from xpo_jax.models.qwen2 import unstack
-from xpo_jax.sampler import Sampling, make_sampler, row_keys
 
 GREEDY = Sampling(max_new_tokens=12, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0)
 FLAGS = ["--max_new_tokens=12", "--repetition_penalty=1.0"]

@@ -19,10 +19,10 @@ import pytest
 from etils import epath
 from test_files import files_of_at_most
 
-from xpo_jax import manifest
-from xpo_jax.checkpoint import CheckpointError, Checkpoints, latest, restore, save, verify
-from xpo_jax.manifest import MANIFEST
-from xpo_jax.retention import kept_steps
+from xpo_jax.checkpointing import manifest
+from xpo_jax.checkpointing.checkpoint import CheckpointError, Checkpoints, latest, restore, save, verify
+from xpo_jax.checkpointing.manifest import MANIFEST
+from xpo_jax.checkpointing.retention import kept_steps
 from xpo_jax.values import TrainState
 
 BITS = {2: np.uint16, 4: np.uint32}
@@ -476,8 +476,9 @@ import os, signal, sys
 import orbax.checkpoint as ocp
 from etils import epath
 from test_checkpoint import KILLS, make_state
-from xpo_jax import files, manifest
-from xpo_jax.checkpoint import Checkpoints, save
+from xpo_jax.io import files
+from xpo_jax.checkpointing import manifest
+from xpo_jax.checkpointing.checkpoint import Checkpoints, save
 
 def kill(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGKILL)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from xpo_jax import compilation
+from xpo_jax.runtime import compilation
 
 OPTIONS = (
     "jax_compilation_cache_dir",

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import pytest
 from ml_collections import ConfigDict
 
-from xpo_jax import config
-from xpo_jax.config import ConfigError
+from xpo_jax.config import loader
+from xpo_jax.config.loader import ConfigError
 
 if TYPE_CHECKING:
     from nowhere import OnlyForCheckers
@@ -55,18 +55,18 @@ def error(function, *args, **kwargs) -> str:
 
 
 def test_arguments_come_in_any_order_and_both_spellings():
-    expected = config.Arguments("c.py:Qwen/Q:1", ("loss.alpha=-1", "data.train=a=b"), False)
+    expected = loader.Arguments("c.py:Qwen/Q:1", ("loss.alpha=-1", "data.train=a=b"), False)
     flags = ["--config=c.py:Qwen/Q:1", "--config.loss.alpha=-1", "--config.data.train=a=b"]
-    assert config.split_argv(flags) == expected
-    assert config.split_argv([*flags[1:], flags[0]]) == expected
+    assert loader.split_argv(flags) == expected
+    assert loader.split_argv([*flags[1:], flags[0]]) == expected
     apart = ["--config.loss.alpha", "-1", "--config", "c.py:Qwen/Q:1", "--config.data.train", "a=b"]
-    assert config.split_argv(apart) == expected
+    assert loader.split_argv(apart) == expected
 
 
 def test_help_needs_no_config():
-    assert config.split_argv(["--config.x=1", "--help"]).help
-    assert config.split_argv(["-h"]).help
-    assert not config.split_argv(["--config=c.py"]).help
+    assert loader.split_argv(["--config.x=1", "--help"]).help
+    assert loader.split_argv(["-h"]).help
+    assert not loader.split_argv(["--config=c.py"]).help
 
 
 @pytest.mark.parametrize(
@@ -88,34 +88,34 @@ def test_help_needs_no_config():
     ],
 )
 def test_a_wrong_command_line(argv, text):
-    assert error(config.split_argv, argv) == text
+    assert error(loader.split_argv, argv) == text
 
 
 # ----------------------------------------------------------------------------------------------- files
 
 
 def test_the_argument_after_the_colon_may_hold_slashes_and_colons():
-    assert config.load("c.py").model.path == "embedded"
-    assert config.load("c.py:Qwen/Qwen2.5-0.5B-Instruct").model.path == "Qwen/Qwen2.5-0.5B-Instruct"
-    assert config.load("c.py:a:b.py:c").model.path == "a:b.py:c"
+    assert loader.load("c.py").model.path == "embedded"
+    assert loader.load("c.py:Qwen/Qwen2.5-0.5B-Instruct").model.path == "Qwen/Qwen2.5-0.5B-Instruct"
+    assert loader.load("c.py:a:b.py:c").model.path == "a:b.py:c"
 
 
 def test_a_config_is_locked_and_loading_leaves_no_files(folder):
-    loaded = config.load("c.py")
+    loaded = loader.load("c.py")
     with pytest.raises(AttributeError):
         loaded.loss.alhpa = 3
     assert sorted(p.name for p in folder.iterdir()) == ["c.py"]
 
 
 def test_json_reads_back_equal_and_stays_the_same_text(folder):
-    loaded = config.load("c.py:x", ["loss.alpha=3", "data.buckets=1,2,3"])
-    text = config.to_json(loaded)
+    loaded = loader.load("c.py:x", ["loss.alpha=3", "data.buckets=1,2,3"])
+    text = loader.to_json(loaded)
     (folder / "config.json").write_text(text, encoding="utf-8")
-    again = config.load("config.json")
+    again = loader.load("config.json")
     assert again == loaded
     assert again.data.buckets == (1, 2, 3)
-    assert config.to_json(again) == text
-    assert config.load("config.json", ["steps=5"]).steps == 5
+    assert loader.to_json(again) == text
+    assert loader.load("config.json", ["steps=5"]).steps == 5
 
 
 @pytest.mark.parametrize(
@@ -161,12 +161,12 @@ def test_json_reads_back_equal_and_stays_the_same_text(folder):
 def test_a_wrong_file(folder, spec, source, text):
     if source is not None:
         (folder / spec.partition(":")[0]).write_text(source, encoding="utf-8")
-    assert error(config.load, spec).startswith(text.format(cwd=folder))
+    assert error(loader.load, spec).startswith(text.format(cwd=folder))
 
 
 def test_a_file_that_is_not_utf8(folder):
     (folder / "d.py").write_bytes(b"# Gr\xfc\xdfe")
-    assert error(config.load, "d.py").startswith("d.py: not UTF-8: ")
+    assert error(loader.load, "d.py").startswith("d.py: not UTF-8: ")
 
 
 # ------------------------------------------------------------------------------------------- overrides
@@ -199,7 +199,7 @@ def test_a_file_that_is_not_utf8(folder):
 )
 def test_an_override_takes_the_type_of_what_stands_there(override, value):
     field, text = override.split("=", 1)
-    found = config.load("c.py", [override])[field]
+    found = loader.load("c.py", [override])[field]
     if text.startswith("{"):
         assert found.to_dict() == {"kind": "linear", "start": 1, "end": 0, "steps": 9}
     else:
@@ -208,14 +208,14 @@ def test_an_override_takes_the_type_of_what_stands_there(override, value):
 
 
 def test_a_reference_follows_and_the_last_override_counts():
-    loaded = config.load("c.py", ["sampling.max_new_tokens=7", "sampling.max_new_tokens=9"])
+    loaded = loader.load("c.py", ["sampling.max_new_tokens=7", "sampling.max_new_tokens=9"])
     assert (loaded.sampling.max_new_tokens, loaded.judge.max_tokens) == (9, 9)
 
 
 def test_a_schedule_is_overridden_by_field_or_by_a_number():
     ramp = 'loss.alpha={"kind": "linear", "start": 1, "end": 0, "steps": 9}'
-    assert config.load("c.py", [ramp, "loss.alpha.steps=5"]).loss.alpha.steps == 5
-    assert config.load("c.py", [ramp, "loss.alpha=0.5"]).loss.alpha == 0.5
+    assert loader.load("c.py", [ramp, "loss.alpha.steps=5"]).loss.alpha.steps == 5
+    assert loader.load("c.py", [ramp, "loss.alpha=0.5"]).loss.alpha == 0.5
 
 
 @pytest.mark.parametrize(
@@ -241,14 +241,14 @@ def test_a_schedule_is_overridden_by_field_or_by_a_number():
     ],
 )
 def test_a_wrong_override(override, text):
-    assert error(config.load, "c.py", [override]) == text
+    assert error(loader.load, "c.py", [override]) == text
 
 
 def test_diff_names_each_field():
-    a = config.load("c.py")
-    b = config.load("c.py", ["loss.alpha=1e-4", "data.template=None", 'loss.beta={"kind": "x"}'])
-    assert config.diff(a, a) == []
-    assert config.diff(a, b) == [
+    a = loader.load("c.py")
+    b = loader.load("c.py", ["loss.alpha=1e-4", "data.template=None", 'loss.beta={"kind": "x"}'])
+    assert loader.diff(a, a) == []
+    assert loader.diff(a, b) == [
         "data.template: ({'role': 'user', 'content': '{text}'},) -> None",
         "loss.alpha: 1e-05 -> 0.0001",
         "loss.beta: 0.1 -> absent",
@@ -307,12 +307,12 @@ class WithInit:
 
 
 def test_build_calls_with_the_fields_and_what_is_given():
-    built = config.build(factory, ConfigDict(FIELDS), "loss", tokenizer="t", seed=3)
+    built = loader.build(factory, ConfigDict(FIELDS), "loss", tokenizer="t", seed=3)
     assert built == {**FIELDS, "buckets": (64, 128), "tokenizer": "t"}
-    assert config.build(Named, {"name": "named", "weight": 1, "names": ["a"]}, "judge") == Named(1, ("a",))
-    assert config.build(WithInit, {"name": "x", "weight": 0.5}, "judge").weight == 0.5
+    assert loader.build(Named, {"name": "named", "weight": 1, "names": ["a"]}, "judge") == Named(1, ("a",))
+    assert loader.build(WithInit, {"name": "x", "weight": 0.5}, "judge").weight == 0.5
     ramp = {**FIELDS, "alpha": {"kind": "linear"}, "template": ({"role": "user", "content": "x"},)}
-    assert config.build(factory, ConfigDict(ramp), "loss", tokenizer=0)["alpha"] == {"kind": "linear"}
+    assert loader.build(factory, ConfigDict(ramp), "loss", tokenizer=0)["alpha"] == {"kind": "linear"}
 
 
 @pytest.mark.parametrize(
@@ -343,19 +343,19 @@ def test_build_calls_with_the_fields_and_what_is_given():
     ],
 )
 def test_a_group_that_does_not_fit(field, value, text):
-    assert error(config.build, factory, {**FIELDS, field: value}, "loss", tokenizer=0) == text
+    assert error(loader.build, factory, {**FIELDS, field: value}, "loss", tokenizer=0) == text
 
 
 def test_every_field_must_stand_there_those_with_a_default_too():
     for field in FIELDS:
         group = {name: value for name, value in FIELDS.items() if name != field}
-        text = error(config.check, factory, group, "loss", given=("tokenizer",))
+        text = error(loader.check, factory, group, "loss", given=("tokenizer",))
         assert text.startswith(f"loss.{field} is missing: ")
-    assert error(config.check, Named, {"weight": 1}, "judge") == (
+    assert error(loader.check, Named, {"weight": 1}, "judge") == (
         "judge.names is missing: a list (each text) is expected"
     )
-    assert error(config.check, Named, 3, "judge") == "judge: a group of fields is expected, found 3"
-    assert error(config.check, WithInit, {"weight": "x"}, "j") == "j.weight: a number is expected, found 'x'"
+    assert error(loader.check, Named, 3, "judge") == "judge: a group of fields is expected, found 3"
+    assert error(loader.check, WithInit, {"weight": "x"}, "j") == "j.weight: a number is expected, found 'x'"
 
 
 def test_a_named_error_of_ours_passes_as_it_is():
@@ -365,7 +365,7 @@ def test_a_named_error_of_ours_passes_as_it_is():
         raise DataError(f"{train}, row 3: no column 'text'; the row has: id")
 
     with pytest.raises(DataError, match=r"^t\.jsonl, row 3: no column 'text'; the row has: id$"):
-        config.build(load, {"train": "t.jsonl"}, "data")
+        loader.build(load, {"train": "t.jsonl"}, "data")
 
 
 def test_resolve_ours_or_a_module_of_the_current_directory(folder):
@@ -373,8 +373,8 @@ def test_resolve_ours_or_a_module_of_the_current_directory(folder):
     (folder / "broken.py").write_text("1 / 0\n", encoding="utf-8")
     (folder / "needs.py").write_text("import not_installed\n", encoding="utf-8")
     own = {"paraphrase": Named, "length": WithInit}
-    assert config.resolve("length", "judge.name", own) is WithInit
-    assert config.resolve("judges_of_mine:Mine", "judge.name", own).__name__ == "Mine"
+    assert loader.resolve("length", "judge.name", own) is WithInit
+    assert loader.resolve("judges_of_mine:Mine", "judge.name", own).__name__ == "Mine"
     for name, text in {
         "paraphrse": "judge.name: 'paraphrse' is unknown; choose paraphrase, length, "
         "or one of yours as package.module:Name; did you mean 'paraphrase'?",
@@ -385,22 +385,22 @@ def test_resolve_ours_or_a_module_of_the_current_directory(folder):
         "needs:Mine": "judge.name: importing 'needs' failed: "
         "ModuleNotFoundError: No module named 'not_installed'",
     }.items():
-        assert error(config.resolve, name, "judge.name", own) == text
+        assert error(loader.resolve, name, "judge.name", own) == text
 
 
 # ------------------------------------------------------------------------------------------- schedules
 
 
 def test_schedules_reach_their_ends_and_stay():
-    linear = config.schedule({"kind": "linear", "start": 1, "end": 0.2, "steps": 4}, "loss.alpha")
+    linear = loader.schedule({"kind": "linear", "start": 1, "end": 0.2, "steps": 4}, "loss.alpha")
     assert [linear(step) for step in (0, 1, 2, 4, 5, 100)] == pytest.approx([1, 0.8, 0.6, 0.2, 0.2, 0.2])
     assert (linear(0), linear(4), linear(9)) == (1.0, 0.2, 0.2)
-    cosine = config.schedule(
+    cosine = loader.schedule(
         ConfigDict({"kind": "cosine", "start": 0.0, "end": 2.0, "steps": 4}), "loss.alpha"
     )
     # 1 - cos(pi / 4) = 0.29289...
     assert [cosine(step) for step in range(6)] == pytest.approx([0, 0.2928932188, 1, 1.7071067812, 2, 2])
-    constant = config.schedule(3, "loss.alpha")
+    constant = loader.schedule(3, "loss.alpha")
     assert [constant(0), constant(9)] == [3.0, 3.0]
     assert type(constant(0)) is type(linear(1)) is type(cosine(1)) is float
 
@@ -428,7 +428,7 @@ def test_schedules_reach_their_ends_and_stay():
     ],
 )
 def test_a_wrong_schedule(value, text):
-    assert error(config.schedule, value, "loss.alpha") == text
+    assert error(loader.schedule, value, "loss.alpha") == text
 
 
 def test_a_config_loads_without_jax():

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from fakes import write_rows, write_tokenizer
 
-from xpo_jax import config
-from xpo_jax.config import ConfigError
+from xpo_jax.config import loader
+from xpo_jax.config.loader import ConfigError
 from xpo_jax.data import sources, templates
-from xpo_jax.data.pipeline import Batches
+from xpo_jax.data.batches import Batches
 from xpo_jax.data.prompts import load_prompts
 from xpo_jax.data.rows import DataError, Prompt, Row
 
@@ -56,7 +56,7 @@ def load(tokenizer, max_new_tokens=64, check=None, **fields):
         "take": None,
         "shuffle": True,
     }
-    return config.build(
+    return loader.build(
         load_prompts,
         {**group, **fields},
         "data",

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from xpo_jax import config as configs
-from xpo_jax import hf, hub
+from xpo_jax.config import loader as configs
 from xpo_jax.data.prompts import load_prompts
-from xpo_jax.prepare import make_judge
+from xpo_jax.experiment.setup import make_judge
+from xpo_jax.models.hf import hub, model_folder
 
 PAGE = (Path(__file__).parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", PAGE, flags=re.MULTILINE | re.DOTALL))
@@ -23,7 +23,7 @@ SAID = re.compile(r"^```text\ntraining: (.*)\n```$", re.MULTILINE)
 @pytest.fixture(scope="module")
 def tokenizer():
     folder = hub.find("embedded").folder
-    return hf.load_tokenizer(folder, hf.read_config(folder))
+    return model_folder.load_tokenizer(folder, model_folder.read_config(folder))
 
 
 def test_every_way_has_its_example():

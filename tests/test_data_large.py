@@ -11,9 +11,9 @@ from fakes import run_main, tiny_config, write_config, write_rows
 from test_data import folder, ids, load, refused, same, tokenizer  # noqa: F401
 
 from tools import data as tool
-from xpo_jax.data import lines, passing, prompts, sources
-from xpo_jax.data.passing import PassingPrompts
+from xpo_jax.data import indexed_lines, prompts, sources, streaming
 from xpo_jax.data.rows import DataError
+from xpo_jax.data.streaming import PassingPrompts
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +29,7 @@ def write(folder, texts) -> list[dict]:  # noqa: F811
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 7, 64, 1 << 22])
 def test_lines_are_found_wherever_the_chunks_end(folder, monkeypatch, chunk):  # noqa: F811
-    monkeypatch.setattr(lines, "CHUNK", chunk)
+    monkeypatch.setattr(indexed_lines, "CHUNK", chunk)
     contents = [
         b"a\nb\n",
         b"\n\n  \na\r\n \t\r\n\nb",
@@ -86,7 +86,7 @@ def test_a_row_that_cannot_be_used_is_replaced_by_the_next(folder, tokenizer):  
 def test_a_bad_row_met_on_the_way_is_an_error(folder, tokenizer, monkeypatch):  # noqa: F811
     write(folder, ["a"] * 20 + [" "] + ["b"] * 20)
     assert refused(tokenizer) == "t.jsonl, row 21: column 'text' is empty"  # among the first
-    monkeypatch.setattr(passing, "_LOOKED_AT", 10)
+    monkeypatch.setattr(streaming, "_LOOKED_AT", 10)
     batches = load(tokenizer, shuffle=False).train_batches(4, seed=0)
     assert len(batches[4].rows) == 4
     with pytest.raises(DataError, match="^t.jsonl, row 21: column 'text' is empty$"):
@@ -98,7 +98,7 @@ def test_a_bad_row_met_on_the_way_is_an_error(folder, tokenizer, monkeypatch):  
 
 
 def test_too_many_rows_on_end_that_cannot_be_used(folder, tokenizer, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(passing, "_MOST_REPLACED", 6)
+    monkeypatch.setattr(streaming, "_MOST_REPLACED", 6)
     write(folder, [" "] * 10)
     assert refused(tokenizer, on_bad_row="skip") == (
         "t.jsonl: 6 rows on end from place 1 cannot be used, the last because of on_bad_row; loosen that field, or "

@@ -21,11 +21,13 @@ from fakes import HELD_OUT_ROWS, run_main, tiny_config, write_config
 from ml_collections import ConfigDict
 from safetensors.numpy import load_file
 
-from xpo_jax import checkpoint, cluster, distributed, hf
-from xpo_jax.distributed import Failed, Together
-from xpo_jax.optimizer import make_optimizer
-from xpo_jax.pairs_log import read_pairs
-from xpo_jax.update import init_state
+from xpo_jax.algorithm.optimizer import make_optimizer
+from xpo_jax.algorithm.update import init_state
+from xpo_jax.checkpointing import checkpoint
+from xpo_jax.data.pairs_log import read_pairs
+from xpo_jax.models.hf import model_folder
+from xpo_jax.runtime import cluster_detection, distributed
+from xpo_jax.runtime.distributed import Failed, Together
 from xpo_jax.values import Prompts
 
 ROOT = Path(__file__).parents[1]
@@ -95,14 +97,14 @@ SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_NTASKS": "
     ],
 )
 def test_a_cluster_is_seen_where_there_is_one(environ, seen, monkeypatch):
-    monkeypatch.setattr(cluster, "_tpu_here", lambda: False)
-    assert cluster.seen(environ) == seen
+    monkeypatch.setattr(cluster_detection, "_tpu_here", lambda: False)
+    assert cluster_detection.seen(environ) == seen
 
 
 def test_a_tpu_machine_is_asked(monkeypatch):
-    monkeypatch.setattr(cluster, "_tpu_here", lambda: True)
-    assert cluster.seen({}) == "TPU VM"
-    assert cluster.seen({"JAX_PLATFORMS": "cpu"}) is None
+    monkeypatch.setattr(cluster_detection, "_tpu_here", lambda: True)
+    assert cluster_detection.seen({}) == "TPU VM"
+    assert cluster_detection.seen({"JAX_PLATFORMS": "cpu"}) is None
 
 
 @pytest.mark.parametrize(
@@ -250,14 +252,16 @@ def test_two_processes_learn_what_one_learns(alone, together):
     for name, theirs in expected.items():
         np.testing.assert_allclose(ours[name], theirs, rtol=0, atol=1e-6, err_msg=name)
     assert max(np.abs(expected[name] - start[name]).max() for name in start) > 1e-3
-    model_config = hf.read_config(together / "export")
+    model_config = model_folder.read_config(together / "export")
     config = tiny_config(together.parent)
     optimizer, _ = make_optimizer(**config.optimizer, steps=STEPS)
-    like = jax.eval_shape(lambda params: init_state(params, optimizer), hf.param_shapes(model_config))
+    like = jax.eval_shape(
+        lambda params: init_state(params, optimizer), model_folder.param_shapes(model_config)
+    )
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like)
     state, _ = checkpoint.restore(together / "checkpoints", STEPS, like)
-    exported = hf.load_params(together / "export", model_config)
+    exported = model_folder.load_params(together / "export", model_config)
     jax.tree.map(np.testing.assert_array_equal, state.params, exported)
     assert state.step == STEPS
 

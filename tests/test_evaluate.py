@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from fakes import Always, Broken, LongerText, Markov, Recording, silent, split, tied
 
-from xpo_jax import evaluate, logps, sampler, settings
-from xpo_jax.evaluate import POLICY_SAMPLES, PURPOSE, Evaluator, ended_by, same_tokens
+from xpo_jax.algorithm import logps, sampler
+from xpo_jax.config import settings
+from xpo_jax.evaluation.evaluator import POLICY_SAMPLES, PURPOSE, Evaluator, ended_by, same_tokens
+from xpo_jax.judges.ask import Patience
 from xpo_jax.values import Comparison, Prompts, Samples
-from xpo_jax.verdicts import Patience
 
 B, P, T = 4, 6, 8
 REFERENCE, POLICY, LATER = "reference", "policy", "later"  # the fake's sampling weights are their names
@@ -420,7 +421,7 @@ def test_the_first_limit_that_is_passed_ends_a_run():
     with pytest.raises(
         ValueError, match="^evaluation.stop_validity_drop is set, but the judge's parts do not"
     ):
-        evaluate.ended_by(mute, mute, **{**off, "stop_validity_drop": 0.1})
+        ended_by(mute, mute, **{**off, "stop_validity_drop": 0.1})
 
 
 # ---- the page -------------------------------------------------------------------------------------

@@ -11,13 +11,15 @@ from pathlib import Path
 import pytest
 
 from configs.paraphrase import get_config
-from tools import fault_changes, faults, torture
-from tools.fault_matrix import CASES, Planted, flip, full_pairs_log, same_again
-from tools.tiny_run import ROOT, STEPS, Runs, differences
+from tools import torture
+from tools.faults import __main__ as faults
+from tools.faults import config_cases
+from tools.faults.cases import CASES, Planted, flip, full_pairs_log, same_again
+from tools.faults.tiny_run import ROOT, STEPS, Runs, differences
 
 SENTINEL = "sentinel-4711"
 SECRETS = ("OPENAI_API_KEY", "HF_TOKEN", "JUDGE_PASSWORD", "http_proxy")
-assert fault_changes  # enters its cases
+assert config_cases  # enters its cases
 
 
 @pytest.fixture(scope="module")
@@ -151,9 +153,7 @@ def test_the_table(monkeypatch, capsys):
     def fails(runs, name):
         raise AssertionError("it is\nnot so")
 
-    monkeypatch.setattr(
-        faults.fault_matrix, "CASES", {"a fault": lambda runs, name: "mended", "worse": fails}
-    )
+    monkeypatch.setattr(faults.cases, "CASES", {"a fault": lambda runs, name: "mended", "worse": fails})
     assert faults.main([]) == 1
     out = capsys.readouterr().out
     assert re.search(r"^a fault +mended +passed$", out, re.MULTILINE)
@@ -173,7 +173,7 @@ def test_the_name_of_a_run_cannot_leave_its_folder(model):
 
 
 def test_a_plan_is_json(runs):
-    """As `python -m tools.plant` gets it."""
+    """As `python -m tools.faults.inject` gets it."""
     case = CASES["kill -9 while updating"]
     assert isinstance(case, Planted)
     assert (

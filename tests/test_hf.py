@@ -13,8 +13,9 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from xpo_jax import hf, sharding, weights
+from xpo_jax.models.hf import model_folder, weights
 from xpo_jax.models.qwen2 import SHARDING, Qwen2, unstack
+from xpo_jax.runtime import sharding
 
 GOLDEN = Path(__file__).parent / "golden"
 MODELS = sorted(path.name for path in GOLDEN.glob("qwen2_*"))
@@ -38,7 +39,9 @@ def edit_json(path, **changes):
 
 def random_params(config, seed=0):
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape), s.dtype), hf.param_shapes(config))
+    return jax.tree.map(
+        lambda s: jnp.asarray(rng.normal(size=s.shape), s.dtype), model_folder.param_shapes(config)
+    )
 
 
 def assert_same_bits(ours, theirs):
@@ -60,8 +63,8 @@ def fails(told, call, *args, **kwargs):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_params_are_the_files_tensors_as_float32(name):
-    config = hf.read_config(GOLDEN / name)
-    params, stored = hf.load_params(GOLDEN / name, config), tensors(GOLDEN / name)
+    config = model_folder.read_config(GOLDEN / name)
+    params, stored = model_folder.load_params(GOLDEN / name, config), tensors(GOLDEN / name)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == sum(array.size for array in stored.values())
     same = lambda ours, theirs: np.testing.assert_array_equal(ours, stored[theirs].astype(np.float32))
@@ -73,22 +76,22 @@ def test_params_are_the_files_tensors_as_float32(name):
 
 def test_sharded_loading_gives_the_shardings_asked_for():
     name = "qwen2_untied_head_dim_f16"
-    config = hf.read_config(GOLDEN / name)
+    config = model_folder.read_config(GOLDEN / name)
     mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
-    where = sharding.shardings(mesh, hf.param_shapes(config), SHARDING)
+    where = sharding.shardings(mesh, model_folder.param_shapes(config), SHARDING)
     by_layer = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data", None, "tensor"))
     where["layers"]["mlp"]["gate_proj"]["kernel"] = by_layer
-    params = hf.load_params(GOLDEN / name, config, shardings=where)
+    params = model_folder.load_params(GOLDEN / name, config, shardings=where)
     assert jax.tree.map(lambda p: p.sharding, params) == where
-    assert_same_bits(params, hf.load_params(GOLDEN / name, config))
+    assert_same_bits(params, model_folder.load_params(GOLDEN / name, config))
     assert params["layers"]["mlp"]["up_proj"]["kernel"].addressable_shards[0].data.shape == (2, 16, 32)
     assert params["layers"]["mlp"]["gate_proj"]["kernel"].addressable_shards[0].data.shape == (1, 32, 32)
 
 
 def test_sharded_loading_reads_each_byte_once(monkeypatch):
-    config = hf.read_config(GOLDEN / "qwen2_tied")
+    config = model_folder.read_config(GOLDEN / "qwen2_tied")
     mesh = sharding.make_mesh(data=2, fsdp=4, tensor=1)
-    where = sharding.shardings(mesh, hf.param_shapes(config), SHARDING)
+    where = sharding.shardings(mesh, model_folder.param_shapes(config), SHARDING)
     read, original = [], weights.read_slice
 
     def counted(stored, window):
@@ -97,7 +100,7 @@ def test_sharded_loading_reads_each_byte_once(monkeypatch):
         return piece
 
     monkeypatch.setattr(weights, "read_slice", counted)
-    params = hf.load_params(GOLDEN / "qwen2_tied", config, shardings=where)
+    params = model_folder.load_params(GOLDEN / "qwen2_tied", config, shardings=where)
     assert sum(read) == sum(leaf.size for leaf in jax.tree.leaves(params))
     assert max(read) < config.vocab_size * config.hidden_size  # and never a whole embedding
 
@@ -107,12 +110,12 @@ def test_sharded_loading_reads_each_byte_once(monkeypatch):
 )
 def test_sampling_weights_are_the_params_unstacked_and_rounded_once(name, dtype):
     """From files in float32, float16 and bfloat16, in one piece and in shards over a mesh."""
-    config = hf.read_config(GOLDEN / name)
-    want = jax.tree.map(lambda p: p.astype(dtype), unstack(hf.load_params(GOLDEN / name, config)))
-    ours = hf.load_weights(GOLDEN / name, config, dtype=dtype)
+    config = model_folder.read_config(GOLDEN / name)
+    want = jax.tree.map(lambda p: p.astype(dtype), unstack(model_folder.load_params(GOLDEN / name, config)))
+    ours = model_folder.load_weights(GOLDEN / name, config, dtype=dtype)
     mesh = sharding.make_mesh(data=4, fsdp=2, tensor=1)
     where = sharding.shardings(mesh, want, SHARDING)
-    sharded = hf.load_weights(GOLDEN / name, config, dtype=dtype, shardings=where)
+    sharded = model_folder.load_weights(GOLDEN / name, config, dtype=dtype, shardings=where)
     assert jax.tree.map(lambda p: p.sharding, sharded) == where
     for each in (ours, sharded):
         assert {leaf.dtype for leaf in jax.tree.leaves(each)} == {jnp.dtype(dtype)}
@@ -124,8 +127,8 @@ def test_sampling_weights_are_the_params_unstacked_and_rounded_once(name, dtype)
 def test_files_are_read_in_blocks(monkeypatch, block):
     """Rows that do not divide into blocks, transposed and not; a block is at least one row."""
     name = "qwen2_untied_sharded"
-    config = hf.read_config(GOLDEN / name)
-    whole, read, original = hf.load_params(GOLDEN / name, config), [], weights.read_slice
+    config = model_folder.read_config(GOLDEN / name)
+    whole, read, original = model_folder.load_params(GOLDEN / name, config), [], weights.read_slice
     monkeypatch.setattr(weights, "BLOCK_BYTES", block)
 
     def counted(stored, window):
@@ -134,7 +137,7 @@ def test_files_are_read_in_blocks(monkeypatch, block):
         return piece
 
     monkeypatch.setattr(weights, "read_slice", counted)
-    assert_same_bits(hf.load_params(GOLDEN / name, config), whole)
+    assert_same_bits(model_folder.load_params(GOLDEN / name, config), whole)
     assert all(rows == 1 or size <= block for rows, size in read)
 
 
@@ -143,36 +146,36 @@ def test_files_are_read_in_blocks(monkeypatch, block):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_saved_params_are_loaded_bit_for_bit(name, tmp_path):
-    config = hf.read_config(GOLDEN / name)
+    config = model_folder.read_config(GOLDEN / name)
     params = random_params(config)
     norm = params["norm"]["scale"]
     params["norm"]["scale"] = norm.at[:4].set(jnp.asarray([-0.0, 1e-42, 3.4e38, -1e-30], jnp.float32))
-    hf.save(tmp_path / "new" / "export", params, config, GOLDEN / name)
-    assert hf.read_config(tmp_path / "new" / "export") == config
-    assert_same_bits(hf.load_params(tmp_path / "new" / "export", config), params)
+    model_folder.save(tmp_path / "new" / "export", params, config, GOLDEN / name)
+    assert model_folder.read_config(tmp_path / "new" / "export") == config
+    assert_same_bits(model_folder.load_params(tmp_path / "new" / "export", config), params)
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["export"]  # nothing left beside it
 
 
 def test_large_models_are_written_in_shards_with_an_index(tmp_path):
-    config = hf.read_config(GOLDEN / "qwen2_tied")
+    config = model_folder.read_config(GOLDEN / "qwen2_tied")
     params = random_params(config)
-    hf.save(tmp_path / "export", params, config, GOLDEN / "qwen2_tied", max_shard_bytes=40_000)
+    model_folder.save(tmp_path / "export", params, config, GOLDEN / "qwen2_tied", max_shard_bytes=40_000)
     files = sorted(tmp_path.glob("export/*.safetensors"))
     assert [f.name for f in files] == [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
     assert all(sum(a.nbytes for a in load_file(f).values()) <= 40_000 for f in files)
     index = json.loads((tmp_path / "export" / "model.safetensors.index.json").read_text())
     assert index["weight_map"] == {name: f.name for f in files for name in load_file(f)}
     assert index["metadata"]["total_size"] == sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-    assert_same_bits(hf.load_params(tmp_path / "export", config), params)
+    assert_same_bits(model_folder.load_params(tmp_path / "export", config), params)
 
 
 def test_params_on_a_mesh_come_to_the_host_one_array_at_a_time(tmp_path, monkeypatch):
     name = "qwen2_untied_head_dim_f16"
-    config = hf.read_config(GOLDEN / name)
+    config = model_folder.read_config(GOLDEN / name)
     where = sharding.shardings(
-        sharding.make_mesh(data=2, fsdp=2, tensor=2), hf.param_shapes(config), SHARDING
+        sharding.make_mesh(data=2, fsdp=2, tensor=2), model_folder.param_shapes(config), SHARDING
     )
-    params = hf.load_params(GOLDEN / name, config, shardings=where)
+    params = model_folder.load_params(GOLDEN / name, config, shardings=where)
     kept = lambda: [leaf.shape for leaf in jax.tree.leaves(params) if leaf._npy_value is not None]
     came, original = [], jax.device_get
 
@@ -182,22 +185,22 @@ def test_params_on_a_mesh_come_to_the_host_one_array_at_a_time(tmp_path, monkeyp
 
     with monkeypatch.context() as patch:
         patch.setattr(jax, "device_get", counted)
-        hf.save(tmp_path / "export", params, config, GOLDEN / name, max_shard_bytes=10_000)
+        model_folder.save(tmp_path / "export", params, config, GOLDEN / name, max_shard_bytes=10_000)
     assert sorted(shape for (shape,) in came) == sorted(leaf.shape for leaf in jax.tree.leaves(params))
     assert kept() == []  # jax keeps what came to the host for as long as the array lives
     assert len(list(tmp_path.glob("export/*.safetensors"))) > 8
     jax.device_get(params["embed_tokens"])
     assert kept() == [(config.vocab_size, config.hidden_size)]  # so the check above would have seen it
-    assert_same_bits(hf.load_params(tmp_path / "export", config), params)
+    assert_same_bits(model_folder.load_params(tmp_path / "export", config), params)
 
 
 def test_bfloat16_export_rounds_once_and_says_so_in_the_config(tmp_path):
     name = "qwen2_untied_sharded"  # spelt torch_dtype
-    config = hf.read_config(GOLDEN / name)
+    config = model_folder.read_config(GOLDEN / name)
     params = random_params(config)
-    hf.save(tmp_path / "export", params, config, GOLDEN / name, dtype="bfloat16")
+    model_folder.save(tmp_path / "export", params, config, GOLDEN / name, dtype="bfloat16")
     rounded = jax.tree.map(lambda p: p.astype(jnp.bfloat16).astype(jnp.float32), params)
-    assert_same_bits(hf.load_params(tmp_path / "export", config), rounded)
+    assert_same_bits(model_folder.load_params(tmp_path / "export", config), rounded)
     assert (
         config_of(tmp_path / "export")["torch_dtype"] == config_of(tmp_path / "export")["dtype"] == "bfloat16"
     )
@@ -228,39 +231,39 @@ def test_config_json_is_carried_over_with_both_spellings(source, added, copy, tm
     folder = copy("qwen2_tied")
     rest = {k: v for k, v in config_of(folder).items() if k not in OLD | NEW} | {"özgür": [1e-06, None]}
     (folder / "config.json").write_text(json.dumps(rest | source))
-    config = hf.read_config(folder)
+    config = model_folder.read_config(folder)
     assert config.rope_theta == 1e6
-    hf.save(tmp_path / "export", random_params(config), config, folder)
+    model_folder.save(tmp_path / "export", random_params(config), config, folder)
     assert config_of(tmp_path / "export") == rest | source | added
-    assert hf.read_config(tmp_path / "export") == config
+    assert model_folder.read_config(tmp_path / "export") == config
     if not added:
         assert (tmp_path / "export" / "config.json").read_bytes() == (folder / "config.json").read_bytes()
 
 
 def test_the_sources_files_are_carried_over_as_they_were(copy, tmp_path):
     source = copy("qwen2_untied_sharded")
-    for name in hf.CARRIED:
+    for name in model_folder.CARRIED:
         (source / name).write_bytes(b"\xff bytes of " + name.encode())
     (source / "modeling.py").write_text("raise SystemExit")
-    config = hf.read_config(source)
-    hf.save(tmp_path / "export", random_params(config), config, source, card="# Größe\n")
+    config = model_folder.read_config(source)
+    model_folder.save(tmp_path / "export", random_params(config), config, source, card="# Größe\n")
     written = {path.name for path in (tmp_path / "export").iterdir()}
-    assert written == {*hf.CARRIED, "config.json", "model.safetensors", "README.md"}
+    assert written == {*model_folder.CARRIED, "config.json", "model.safetensors", "README.md"}
     assert (tmp_path / "export" / "README.md").read_text(encoding="utf-8") == "# Größe\n"
-    for name in hf.CARRIED:
+    for name in model_folder.CARRIED:
         assert (tmp_path / "export" / name).read_bytes() == (source / name).read_bytes()
     assert len({path.stat().st_mode for path in (tmp_path / "export").iterdir()}) == 1
 
 
 def test_nothing_is_overwritten_and_nothing_left_half_made(tmp_path, monkeypatch):
     source = GOLDEN / "qwen2_tied"
-    config = hf.read_config(source)
+    config = model_folder.read_config(source)
     params = random_params(config)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     fails(
         "is already there; export to a new or an empty folder",
-        hf.save,
+        model_folder.save,
         tmp_path / "full",
         params,
         config,
@@ -272,23 +275,23 @@ def test_nothing_is_overwritten_and_nothing_left_half_made(tmp_path, monkeypatch
         raise OSError("No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(hf, "_flush", full_disk)
+        patch.setattr(model_folder, "_flush", full_disk)
         with pytest.raises(OSError, match="No space"):
-            hf.save(tmp_path / "export", params, config, source)
+            model_folder.save(tmp_path / "export", params, config, source)
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
     (tmp_path / ".export.partial").mkdir()  # as a killed run leaves it
     (tmp_path / ".export.partial" / "model-00001-of-00002.safetensors").write_text("half")
     (tmp_path / "export").mkdir()
-    hf.save(tmp_path / "export", params, config, source)
+    model_folder.save(tmp_path / "export", params, config, source)
     assert {path.name for path in tmp_path.iterdir()} == {"full", "export"}
     assert {path.name for path in (tmp_path / "export").iterdir()} == {"config.json", "model.safetensors"}
 
 
 def test_params_that_do_not_fit_are_not_written(tmp_path):
     source = GOLDEN / "qwen2_tied"
-    config = hf.read_config(source)
+    config = model_folder.read_config(source)
     params = random_params(config)
-    save = functools.partial(hf.save, tmp_path / "export")
+    save = functools.partial(model_folder.save, tmp_path / "export")
     fails(
         "dtype of the export is 'int8'; give one of float32, bfloat16",
         save,
@@ -297,7 +300,7 @@ def test_params_that_do_not_fit_are_not_written(tmp_path):
         source,
         dtype="int8",
     )
-    other = hf.read_config(GOLDEN / "qwen2_untied_sharded")
+    other = model_folder.read_config(GOLDEN / "qwen2_untied_sharded")
     fails("config.json is not this model's", save, params, config, GOLDEN / "qwen2_untied_sharded")
     fails(
         "do not fit the model's config: embed_tokens.embedding",
@@ -313,31 +316,35 @@ def test_params_that_do_not_fit_are_not_written(tmp_path):
 
 
 def test_config_errors_name_the_file_or_folder(copy, tmp_path):
-    fails(f"{tmp_path / 'nowhere'} is not a folder; give a Hugging", hf.read_config, tmp_path / "nowhere")
+    fails(
+        f"{tmp_path / 'nowhere'} is not a folder; give a Hugging",
+        model_folder.read_config,
+        tmp_path / "nowhere",
+    )
     (tmp_path / "empty").mkdir()
-    fails(f"{tmp_path / 'empty' / 'config.json'} is missing", hf.read_config, tmp_path / "empty")
+    fails(f"{tmp_path / 'empty' / 'config.json'} is missing", model_folder.read_config, tmp_path / "empty")
     folder = copy("qwen2_tied")
     edit_json(folder / "config.json", model_type="llama")
-    fails(f"{folder}: config.json asks for what xpo_jax does not compute", hf.read_config, folder)
+    fails(f"{folder}: config.json asks for what xpo_jax does not compute", model_folder.read_config, folder)
     for text, told in (
         (b"{", "is not valid JSON"),
         (b'{"a": "\xff"}', "is not valid JSON"),
         (b"[]", "holds a list"),
     ):
         (folder / "config.json").write_bytes(text)
-        fails(f"{folder / 'config.json'} {told}", hf.read_config, folder)
+        fails(f"{folder / 'config.json'} {told}", model_folder.read_config, folder)
 
 
 def test_all_tensors_that_do_not_fit_are_in_one_error(copy):
     folder = copy("qwen2_tied")
-    config, held = hf.read_config(folder), tensors(folder)
+    config, held = model_folder.read_config(folder), tensors(folder)
     del held[K_PROJ], held["model.norm.weight"]
     held["model.layers.2.mlp.up_proj.weight"] = held["model.layers.1.mlp.up_proj.weight"]
     held[EMBEDDING] = held[EMBEDDING][:-1]
     held["model.layers.0.mlp.down_proj.weight"] = held["model.layers.0.mlp.down_proj.weight"].T.copy()
     held["model.layers.0.self_attn.q_proj.bias"] = np.zeros(32, np.int8)
     save_file(held, folder / "model.safetensors")
-    text = fails(f"{folder}: the weights do not fit config.json", hf.load_params, folder, config)
+    text = fails(f"{folder}: the weights do not fit config.json", model_folder.load_params, folder, config)
     assert f"2 missing: {K_PROJ}, model.norm.weight;" in text
     assert "1 unexpected: model.layers.2.mlp.up_proj.weight;" in text
     assert (
@@ -348,18 +355,18 @@ def test_all_tensors_that_do_not_fit_are_in_one_error(copy):
 
 def test_a_long_list_of_tensors_is_cut(copy):
     folder = copy("qwen2_tied")
-    config, held = hf.read_config(folder), tensors(folder)
+    config, held = model_folder.read_config(folder), tensors(folder)
     save_file(
         {name.removeprefix("model."): array for name, array in held.items()}, folder / "model.safetensors"
     )
-    text = fails("26 missing: model.embed_tokens.weight, ", hf.load_params, folder, config)
+    text = fails("26 missing: model.embed_tokens.weight, ", model_folder.load_params, folder, config)
     assert "and 20 more; 26 unexpected: embed_tokens.weight" in text and len(text) < 900
 
 
 def test_damaged_weight_files_are_told_apart(copy):
     folder = copy("qwen2_untied_sharded")
-    config, index = hf.read_config(folder), folder / "model.safetensors.index.json"
-    load = functools.partial(hf.load_params, folder, config)
+    config, index = model_folder.read_config(folder), folder / "model.safetensors.index.json"
+    load = functools.partial(model_folder.load_params, folder, config)
     names = json.loads(index.read_text())["weight_map"]
     second = folder / "model-00002-of-00003.safetensors"
 
@@ -384,16 +391,16 @@ def test_damaged_weight_files_are_told_apart(copy):
 
 def test_a_tied_models_stray_head_must_be_the_embedding(copy):
     folder = copy("qwen2_tied_one_kv_bf16")
-    config, held = hf.read_config(folder), tensors(folder)
-    want = hf.load_params(folder, config)
+    config, held = model_folder.read_config(folder), tensors(folder)
+    want = model_folder.load_params(folder, config)
     save_file({**held, HEAD: held[EMBEDDING].copy()}, folder / "model.safetensors")
-    assert_same_bits(hf.load_params(folder, config), want)
+    assert_same_bits(model_folder.load_params(folder, config), want)
     held[HEAD] = held[EMBEDDING].copy()
     held[HEAD][-1, -1] += 1
     save_file(held, folder / "model.safetensors")
-    fails("lm_head.weight differs from model.embed_tokens.weight", hf.load_params, folder, config)
+    fails("lm_head.weight differs from model.embed_tokens.weight", model_folder.load_params, folder, config)
     save_file({**held, HEAD: held[EMBEDDING][:-1].copy()}, folder / "model.safetensors")
-    fails("lm_head.weight differs from model.embed_tokens.weight", hf.load_params, folder, config)
+    fails("lm_head.weight differs from model.embed_tokens.weight", model_folder.load_params, folder, config)
 
 
 # Tokenizers
@@ -426,7 +433,7 @@ def folder(tokenizer_folder, tmp_path):
 
 
 def test_tokenizer_is_read_from_the_folder(folder):
-    tokenizer = hf.load_tokenizer(folder, hf.read_config(folder))
+    tokenizer = model_folder.load_tokenizer(folder, model_folder.read_config(folder))
     text = "Größe <|im_end|>"
     assert len(tokenizer) == 259
     ids = tokenizer(text)["input_ids"]
@@ -438,14 +445,24 @@ def test_a_tokenizer_that_does_not_fit_is_refused(folder):
     edit_json(folder / "config.json", vocab_size=258)
     fails(
         "the tokenizer has 259 tokens, the model only 258 rows",
-        hf.load_tokenizer,
+        model_folder.load_tokenizer,
         folder,
-        hf.read_config(folder),
+        model_folder.read_config(folder),
     )
     (folder / "tokenizer.json").write_text("{")
-    fails("transformers cannot read the tokenizer", hf.load_tokenizer, folder, hf.read_config(folder))
+    fails(
+        "transformers cannot read the tokenizer",
+        model_folder.load_tokenizer,
+        folder,
+        model_folder.read_config(folder),
+    )
     (folder / "tokenizer.json").unlink()
-    fails(f"{folder} has no tokenizer.json", hf.load_tokenizer, folder, hf.read_config(folder))
+    fails(
+        f"{folder} has no tokenizer.json",
+        model_folder.load_tokenizer,
+        folder,
+        model_folder.read_config(folder),
+    )
 
 
 def test_code_in_a_folder_is_never_run(folder):
@@ -454,34 +471,42 @@ def test_code_in_a_folder_is_never_run(folder):
     edit_json(folder / "tokenizer_config.json", auto_map=mapped, tokenizer_class="Evil")
     edit_json(folder / "config.json", auto_map={"AutoConfig": "evil.Evil", **mapped})
     try:
-        hf.load_tokenizer(folder, hf.read_config(folder))
+        model_folder.load_tokenizer(folder, model_folder.read_config(folder))
     except ValueError as error:
         assert "\n" not in str(error)
     assert not (folder / "ran").exists()
 
 
 def test_end_and_pad_tokens(folder):
-    tokenizer = hf.load_tokenizer(folder, hf.read_config(folder))
+    tokenizer = model_folder.load_tokenizer(folder, model_folder.read_config(folder))
     stated = folder / "generation_config.json"
     edit_json(folder / "config.json", eos_token_id=256)
-    assert hf.end_token_ids(folder, tokenizer) == (256, 258)  # config.json's, and the tokenizer's own
+    assert model_folder.end_token_ids(folder, tokenizer) == (
+        256,
+        258,
+    )  # config.json's, and the tokenizer's own
     stated.write_text(json.dumps({"eos_token_id": [258, 256]}))
-    assert hf.end_token_ids(folder, tokenizer) == (258, 256)
+    assert model_folder.end_token_ids(folder, tokenizer) == (258, 256)
     stated.write_text(json.dumps({"eos_token_id": 257}))
-    assert hf.end_token_ids(folder, tokenizer) == (257, 258)
-    assert hf.pad_token_id(folder, tokenizer) == 256
+    assert model_folder.end_token_ids(folder, tokenizer) == (257, 258)
+    assert model_folder.pad_token_id(folder, tokenizer) == 256
     tokenizer.pad_token = None
-    assert hf.pad_token_id(folder, tokenizer) == 257
+    assert model_folder.pad_token_id(folder, tokenizer) == 257
     edit_json(stated, pad_token_id=3)
-    assert hf.pad_token_id(folder, tokenizer) == 3
+    assert model_folder.pad_token_id(folder, tokenizer) == 3
     for wrong in (259, -1, "258", True):
         edit_json(stated, eos_token_id=[258, wrong])
         fails(
-            f"eos_token_id {wrong!r} is not one of the tokenizer's 259", hf.end_token_ids, folder, tokenizer
+            f"eos_token_id {wrong!r} is not one of the tokenizer's 259",
+            model_folder.end_token_ids,
+            folder,
+            tokenizer,
         )
     stated.write_text("{}")
     tokenizer.eos_token = None
-    fails("no eos_token_id, and the tokenizer has no eos token", hf.end_token_ids, folder, tokenizer)
+    fails(
+        "no eos_token_id, and the tokenizer has no eos token", model_folder.end_token_ids, folder, tokenizer
+    )
 
 
 # Where torch is installed
@@ -493,9 +518,9 @@ def test_transformers_reads_our_export(name, dtype, tmp_path):
     torch = pytest.importorskip("torch")
     from transformers import AutoModelForCausalLM
 
-    config = hf.read_config(GOLDEN / name)
+    config = model_folder.read_config(GOLDEN / name)
     params = jax.tree.map(lambda p: 0.3 * p, random_params(config))
-    hf.save(tmp_path / "export", params, config, GOLDEN / name, dtype=dtype, max_shard_bytes=60_000)
+    model_folder.save(tmp_path / "export", params, config, GOLDEN / name, dtype=dtype, max_shard_bytes=60_000)
     _, report = AutoModelForCausalLM.from_pretrained(tmp_path / "export", output_loading_info=True)
     assert not any(report.values()), report
     as_stated = AutoModelForCausalLM.from_pretrained(tmp_path / "export", dtype="auto")
@@ -505,7 +530,7 @@ def test_transformers_reads_our_export(name, dtype, tmp_path):
     with torch.no_grad():
         want = theirs(input_ids=torch.tensor(ids)).logits.numpy()
 
-    params = hf.load_params(tmp_path / "export", config)
+    params = model_folder.load_params(tmp_path / "export", config)
     model = nnx.merge(
         nnx.split(nnx.eval_shape(lambda: Qwen2(config, rngs=nnx.Rngs(0), stacked=True)))[0], params
     )

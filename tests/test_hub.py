@@ -13,7 +13,7 @@ from fake_hub import Hub
 from fakes import SPEAKING, tiny_config, write_config, write_model
 from huggingface_hub import constants
 
-from xpo_jax import hf, hub
+from xpo_jax.models.hf import hub, model_folder
 
 REPOSITORY = Path(__file__).parents[1]
 NAME, MAIN, TAGGED = "some-one/Tiny_2.5", "a" * 40, "b" * 40
@@ -84,8 +84,8 @@ def test_only_what_a_model_is_made_of_is_fetched(server, offered, capsys):
     assert server.fetched() == MODEL | TEXTS
     assert digests(found.folder) == digests(offered)
     assert {file.name for file in found.folder.iterdir()} == MODEL | TEXTS
-    assert hf.read_config(found.folder) == SPEAKING
-    assert len(hf.load_tokenizer(found.folder, SPEAKING)) == 259
+    assert model_folder.read_config(found.folder) == SPEAKING
+    assert len(model_folder.load_tokenizer(found.folder, SPEAKING)) == 259
     assert "fetching what the local cache lacks ..." in capsys.readouterr().err
 
 
@@ -209,7 +209,7 @@ def environment(server, folder):
 
 def test_two_processes_fetch_the_same_model_at_once(server, offered, tmp_path):
     server.together = threading.Barrier(2)
-    code = f"from xpo_jax import hub; print(hub.find({NAME!r}).folder)"
+    code = f"from xpo_jax.models.hf import hub; print(hub.find({NAME!r}).folder)"
     command = [sys.executable, "-c", code]
     both = [
         subprocess.Popen(command, env=environment(server, tmp_path), stdout=subprocess.PIPE, text=True)
@@ -244,7 +244,7 @@ def test_a_whole_run_of_a_model_from_the_hub(server, tmp_path):
     recorded = json.loads((run / "environment.json").read_text())
     assert recorded["model"] == recorded["reference"] == {"path": f"{NAME}@v1", "commit": TAGGED}
     assert recorded["judge"] == [{"path": NAME, "commit": MAIN}]
-    assert hf.read_config(run / "export") == SPEAKING
+    assert model_folder.read_config(run / "export") == SPEAKING
     assert (run / "export" / "LICENSE").read_text() == "this is LICENSE"
     assert (run / "export" / "chat_template.jinja").is_file()
     texts = [file.read_bytes() for file in run.rglob("*") if file.is_file()]

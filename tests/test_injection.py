@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 from test_llm_judge import GOLDEN, attached, build
 
-from xpo_jax import hf
-from xpo_jax.answers import compare
+from xpo_jax.judges.contract import compare
+from xpo_jax.models.hf import model_folder
 from xpo_jax.values import Comparison
 
 TEMPLATE = "Which is better?\n<one>\n{A}\n</one>\n<two>\n{B}\n</two>\nA or B?"
 START, END = "<|im_start|>", "<|im_end|>"
-TOKENIZER = hf.load_tokenizer(GOLDEN, hf.read_config(GOLDEN))
+TOKENIZER = model_folder.load_tokenizer(GOLDEN, model_folder.read_config(GOLDEN))
 CONTROL = {TOKENIZER.convert_tokens_to_ids(token) for token in (START, END)}
 CONTROL_TOKENS = 3  # of a comparison that nobody tampered with: one turn, and the judge's own begun
 

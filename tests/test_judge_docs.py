@@ -10,8 +10,8 @@ from fakes import hasty_compilation, run_main, tiny_config, write_config, write_
 from ml_collections import ConfigDict
 
 from tools import judge as tool
-from xpo_jax.pairs_log import read_pairs
-from xpo_jax.prepare import make_judge
+from xpo_jax.data.pairs_log import read_pairs
+from xpo_jax.experiment.setup import make_judge
 from xpo_jax.values import Comparison
 
 PAGE = (Path(__file__).parents[1] / "docs" / "judges.md").read_text(encoding="utf-8")

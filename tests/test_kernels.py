@@ -14,13 +14,13 @@ import pytest
 from fakes import TINY, hasty_compilation, random_params, tiny_config
 from flax import nnx
 
-from xpo_jax.models import kernels
+from xpo_jax.experiment.setup import prepare
+from xpo_jax.models import attention_kernels
 from xpo_jax.models.layers import Causal, attention
 from xpo_jax.models.qwen2 import Qwen2
-from xpo_jax.prepare import prepare
-from xpo_jax.sharding import make_mesh
+from xpo_jax.runtime.sharding import make_mesh
 
-by_xla = functools.partial(kernels.cudnn, implementation="xla")
+by_xla = functools.partial(attention_kernels.cudnn, implementation="xla")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -119,7 +119,7 @@ def loss(graphdef, params):
 def test_the_model_learns_the_same(monkeypatch, sizes):
     """Off a mesh, and with rows over four devices and heads over two."""
     calls = []
-    monkeypatch.setattr(kernels, "cudnn", lambda q, own: (calls.append(q.shape), by_xla(q, own))[1])
+    monkeypatch.setattr(attention_kernels, "cudnn", lambda q, own: (calls.append(q.shape), by_xla(q, own))[1])
     params = random_params(0, TINY)
 
     def learned(kernel):
@@ -129,7 +129,7 @@ def test_the_model_learns_the_same(monkeypatch, sizes):
         with jax.set_mesh(make_mesh(**dict(zip(("data", "fsdp", "tensor"), sizes, strict=True)))):
             return step(params)
 
-    found, wanted = learned("cudnn"), learned(kernels.EINSUM)
+    found, wanted = learned("cudnn"), learned(attention_kernels.EINSUM)
     # what one device computes: of 4 rows and 4 heads all, or 1 and 2
     R, N = (4, 4) if sizes is None else (1, 2)
     assert set(calls) == {(R, 1, 9, N, 4), (R, 1, 11, N, 4)}
@@ -140,7 +140,7 @@ def test_the_model_learns_the_same(monkeypatch, sizes):
 def test_decoding_is_the_einsums():
     """It could not be traced here if it were cuDNN's, which is not on this machine."""
     graphdef, shapes = model("cudnn", stacked=False)
-    bare, lengths = model(kernels.EINSUM, stacked=False)[0], jnp.asarray([6, 3])
+    bare, lengths = model(attention_kernels.EINSUM, stacked=False)[0], jnp.asarray([6, 3])
 
     def decode(params):
         model = nnx.merge(graphdef, params)
@@ -178,7 +178,7 @@ def test_lowered_for_cuda_it_is_cudnn_and_holds_no_scores(as_if_cudnn_were_here,
     """Forward and backward, at an odd length, from a machine without a GPU."""
     B, T, N, H = 2, 131, 16, 8
     given, mask = of(B, 1, T, N, 2, H, jnp.bfloat16)
-    text = lowered_for_cuda(kernels.cudnn, given, mask)
+    text = lowered_for_cuda(attention_kernels.cudnn, given, mask)
     bias = "" if mask is None else "ScaleBias"
     called = re.findall(r"custom_call @(__cudnn\$\w+)", text)
     assert called == [f"__cudnn$fmha{bias}Softmax", f"__cudnn$fmha{bias}SoftmaxBackward"]
@@ -192,7 +192,7 @@ def test_lowered_for_cuda_it_is_cudnn_and_holds_no_scores(as_if_cudnn_were_here,
 def test_on_a_mesh_each_device_calls_cudnn_for_its_own_rows_and_heads(as_if_cudnn_were_here):
     given, mask = rows(4, 1, 11, 4, 2, 8, jnp.bfloat16)
     with jax.set_mesh(make_mesh(data=2, fsdp=2, tensor=2)):
-        text = lowered_for_cuda(functools.partial(kernels.attend, "cudnn"), given, mask)
+        text = lowered_for_cuda(functools.partial(attention_kernels.attend, "cudnn"), given, mask)
     # one row of 11 slots, padded to 16, of two heads of queries that share one of keys
     wanted = "tensor<1x16x2x8xbf16>, tensor<1x16x1x8xbf16>, tensor<1x16x1x8xbf16>"
     assert (
@@ -220,7 +220,7 @@ def test_what_the_kernel_cannot_do_is_known_beforehand(monkeypatch):
     client = SimpleNamespace(platform_version="PJRT C API\ncuda 12090")
     device = SimpleNamespace(platform="gpu", client=client, compute_capability="8.6")
     monkeypatch.setattr(jax, "devices", lambda: [device])
-    check = functools.partial(kernels.check, dtype=jnp.bfloat16, head_dim=64)
+    check = functools.partial(attention_kernels.check, dtype=jnp.bfloat16, head_dim=64)
     check("cudnn")
     for head_dim in (20, 256):
         with pytest.raises(

@@ -12,13 +12,14 @@ import pytest
 from fakes import compiled_once, run_main, tiny_config, write_config, write_model
 from ml_collections import ConfigDict
 
-from xpo_jax import config as configs
-from xpo_jax import evaluate, hf
-from xpo_jax.answers import compare
+from xpo_jax.config import loader as configs
+from xpo_jax.data.pairs_log import read_pairs
+from xpo_jax.evaluation.evaluator import Evaluator
+from xpo_jax.judges.contract import compare
 from xpo_jax.judges.llm import LLMJudge, llm
 from xpo_jax.judges.paraphrase import paraphrase
-from xpo_jax.pairs_log import read_pairs
-from xpo_jax.sharding import make_mesh
+from xpo_jax.models.hf import model_folder
+from xpo_jax.runtime.sharding import make_mesh
 from xpo_jax.values import Comparison, DeviceJudge
 
 GOLDEN = Path(__file__).parent / "golden" / "llm_judge"
@@ -61,8 +62,8 @@ def build(**changes: Any) -> LLMJudge:
 
 
 def attached(judge: LLMJudge, mesh: tuple[int, int, int] = (2, 2, 2), tokenizer: Any = None) -> LLMJudge:
-    """As prepare.py does it, beside a policy of another folder or with its own model as the policy."""
-    model_config = hf.read_config(GOLDEN)
+    """As setup.py does it, beside a policy of another folder or with its own model as the policy."""
+    model_config = model_folder.read_config(GOLDEN)
     judge.attach(
         mesh=make_mesh(data=mesh[0], fsdp=mesh[1], tensor=mesh[2]),
         folder=Path("another") if tokenizer is None else GOLDEN,
@@ -147,7 +148,7 @@ def test_neighbours_order_bucket_and_mesh_make_no_difference(judge):
 def test_the_vocabulary_is_met_at_one_position_of_a_row(judge):
     """No array of B x P x V, and the devices hand back two numbers per row."""
     choices = judge._choices
-    P, V = 128, hf.read_config(GOLDEN).vocab_size
+    P, V = 128, model_folder.read_config(GOLDEN).vocab_size
     shapes = [jax.ShapeDtypeStruct(shape, np.int32) for shape in ((4, P), (4,))]
     lowered = choices._program._jit.lower(choices._shapes, None, *shapes)
     sizes = [
@@ -165,7 +166,7 @@ class Watched:
     """A tokenizer that remembers the conversations it was given."""
 
     def __init__(self):
-        self._own = hf.load_tokenizer(GOLDEN, hf.read_config(GOLDEN))
+        self._own = model_folder.load_tokenizer(GOLDEN, model_folder.read_config(GOLDEN))
         self.seen: list[Any] = []
 
     def __getattr__(self, name):
@@ -321,7 +322,7 @@ def runs(tmp_path_factory):
     del judge["rules"]
     out: dict[str, Any] = {"folder": folder}
     taken: dict[str, Any] = {}
-    load, evaluator = LLMJudge.load, evaluate.Evaluator.__init__
+    load, evaluator = LLMJudge.load, Evaluator.__init__
 
     def loading(self, starting):
         load(self, starting)
@@ -333,7 +334,7 @@ def runs(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LLMJudge, "load", loading)
-        patch.setattr(evaluate.Evaluator, "__init__", evaluating)
+        patch.setattr(Evaluator, "__init__", evaluating)
         for name, reference in (("shared", None), ("apart", str(folder / "other"))):
             config = tiny_config(folder)
             config.judge = ConfigDict({"name": "llm", "rules": None, **judge})

@@ -9,7 +9,7 @@ import pytest
 from fakes import Markov, hasty_compilation, split, tiny
 from flax import nnx
 
-from xpo_jax.logps import response_logps
+from xpo_jax.algorithm.logps import response_logps
 
 OPTIONS = {"temperature": 0.7, "vocab_size": 38, "chunk_tokens": 12}
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xpo_jax import losses
+from xpo_jax.algorithm import losses
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "xpo_loss.json").read_text())
 

@@ -8,7 +8,14 @@ import pytest
 from scipy.optimize import minimize
 from scipy.special import expit, log_expit
 
-from xpo_jax.measures import LENGTH_PENALTY, distinct, length_controlled, mean_interval, share, win_rate
+from xpo_jax.evaluation.statistics import (
+    LENGTH_PENALTY,
+    distinct,
+    length_controlled,
+    mean_interval,
+    share,
+    win_rate,
+)
 
 # ---- the interval -------------------------------------------------------------------------------
 

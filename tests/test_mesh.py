@@ -12,14 +12,14 @@ from fakes import hasty_compilation, random_params
 from jax.sharding import PartitionSpec as PS
 from test_optimizer import ADAFACTOR, ADAMW
 
-from xpo_jax import sharding
-from xpo_jax.compilation import CompilationCounter
+from xpo_jax.algorithm.optimizer import make_optimizer
+from xpo_jax.algorithm.packing import widths
+from xpo_jax.algorithm.programs import Programs
+from xpo_jax.algorithm.sampler import Sampling, Vocabulary
+from xpo_jax.algorithm.update import SUMS, init_state, make_apply
 from xpo_jax.models.qwen2 import Qwen2Config
-from xpo_jax.optimizer import make_optimizer
-from xpo_jax.packing import widths
-from xpo_jax.programs import Programs
-from xpo_jax.sampler import Sampling, Vocabulary
-from xpo_jax.update import SUMS, init_state, make_apply
+from xpo_jax.runtime import sharding
+from xpo_jax.runtime.compilation import CompilationCounter
 from xpo_jax.values import Pairs, Prompts
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from test_files import files_of_at_most, strict
 
-from xpo_jax import settings
-from xpo_jax.metrics import Metrics, Timer, final_line, show, summary_table, text_table
+from xpo_jax.config import settings
+from xpo_jax.reporting.metrics import Metrics, Timer, final_line, show, summary_table, text_table
 
 
 class Clock:

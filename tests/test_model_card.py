@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from fakes import tiny_config
 
-from xpo_jax import config as configs
-from xpo_jax import settings
-from xpo_jax.hub import Model
-from xpo_jax.model_card import card
+from xpo_jax.config import loader as configs
+from xpo_jax.config import settings
+from xpo_jax.models.hf.hub import Model
+from xpo_jax.reporting.model_card import card
 
 HUB = Model("some-one/Tiny@v1", Path("/cache/snapshots/bbb"), "b" * 40, "commit ...")
 FOUND = {

@@ -9,9 +9,9 @@ import pytest
 from fakes import Recording, compiled_once, run_main, tiny_config, write_config
 from test_resume import one_device
 
-from xpo_jax import sharding
-from xpo_jax.pairs_log import read_pairs
-from xpo_jax.programs import Programs
+from xpo_jax.algorithm.programs import Programs
+from xpo_jax.data.pairs_log import read_pairs
+from xpo_jax.runtime import sharding
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices, as conftest.py sets")
 STEPS = 4  # of eight pairs: 8 + 8 + 5 in an epoch of the 21 prompts, then eight of the next

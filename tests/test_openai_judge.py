@@ -17,15 +17,15 @@ from fake_openai import FakeOpenAI, Fault, completion
 from fakes import hasty_compilation, run_main, tiny_config, write_config
 from ml_collections import ConfigDict
 
-from xpo_jax import config as configs
-from xpo_jax.answers import compare
+from xpo_jax.config import loader as configs
+from xpo_jax.data.pairs_log import read_pairs
+from xpo_jax.judges.completion_parsing import Unreadable, from_logprobs, from_text
+from xpo_jax.judges.contract import compare
 from xpo_jax.judges.openai import OpenAIJudge, openai
-from xpo_jax.judges.rendering import Rendering
-from xpo_jax.judges.replies import Unreadable, from_logprobs, from_text
-from xpo_jax.pairs_log import read_pairs
+from xpo_jax.judges.prompting import Rendering
 from xpo_jax.values import Comparison
 
-server_module = sys.modules["xpo_jax.judges.server"]
+server_module = sys.modules["xpo_jax.judges.http_client"]
 
 SENTINEL = "sk-Sentinel'\\neverSeen"  # a key with letters that Python and JSON escape
 ARGUMENTS = {

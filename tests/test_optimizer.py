@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from xpo_jax.optimizer import make_optimizer
+from xpo_jax.algorithm.optimizer import make_optimizer
 
 ADAMW = {**fakes.ADAMW, "steps": 10}
 ADAFACTOR = {**ADAMW, "name": "adafactor", "b1": None, "b2": None, "eps": None, "mu_dtype": None}

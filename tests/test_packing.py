@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from xpo_jax.packing import LEAST, Packer, fill, needed, padding, widths
+from xpo_jax.algorithm.packing import LEAST, Packer, fill, needed, padding, widths
 
 
 def batch(B, P, T, seed=0):

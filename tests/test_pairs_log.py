@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from test_files import files_of_at_most, strict
 
-from xpo_jax import pairs_log
-from xpo_jax.files import to_json
-from xpo_jax.pairs_log import PairsLog, PairsLogError, content_hash, pair_records, read_pairs
+from xpo_jax.data import pairs_log
+from xpo_jax.data.pairs_log import PairsLog, PairsLogError, content_hash, pair_records, read_pairs
+from xpo_jax.io.files import to_json
 from xpo_jax.values import Prompts, Samples, Verdicts
 
 MESSAGES = [{"role": "user", "content": "Sag „ja“!"}]

@@ -7,9 +7,9 @@ from fakes import write_model, write_rows
 from test_pairs_log import MESSAGES, batch
 
 from tools import pairs
-from xpo_jax import hf
-from xpo_jax.data.recorded import load_pairs
-from xpo_jax.pairs_log import PairsLog, content_hash
+from xpo_jax.data.offline_pairs import load_pairs
+from xpo_jax.data.pairs_log import PairsLog, content_hash
+from xpo_jax.models.hf import model_folder
 
 END = 256  # the first in the folder's generation_config.json
 
@@ -77,7 +77,7 @@ def letters(text):
 @pytest.mark.parametrize("plain", [False, True])
 def test_and_back_to_what_the_offline_loop_reads(tmp_path, plain, capsys):
     model = write_model(tmp_path / "model")
-    tokenizer = hf.load_tokenizer(model, hf.read_config(model))
+    tokenizer = model_folder.load_tokenizer(model, model_folder.read_config(model))
     rows = [{**row, "number": 7} for row in DPO]
     if plain:  # another's file, without our column
         rows = [{"prompt": "Sag ja!", "chosen": "ja", "rejected": "nein", "number": 7}]

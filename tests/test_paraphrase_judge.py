@@ -12,8 +12,8 @@ import pytest
 from xpo_jax.embedded.german.grammar import Meaning, random_meaning, realise
 from xpo_jax.embedded.german.lexicon import OBJECTS
 from xpo_jax.embedded.german.verbs import VERBS
-from xpo_jax.judges.gates import general
 from xpo_jax.judges.paraphrase import ParaphraseJudge, paraphrase
+from xpo_jax.judges.paraphrase_gates import general
 from xpo_jax.values import Comparison, Message
 
 LIMITS = {

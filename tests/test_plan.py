@@ -14,14 +14,15 @@ import pytest
 from fakes import TINY, hasty_compilation, tiny_config, write_config
 from jax.sharding import AbstractMesh, AxisType
 
-from tools import estimate, plan
-from tools.fit import Source, remedies, setup
-from tools.hardware import DEVICES, SIZES, size_of
-from xpo_jax import sharding
-from xpo_jax.optimizer import make_optimizer
-from xpo_jax.packing import LEAST, widths
-from xpo_jax.programs import Programs
-from xpo_jax.sampler import Sampling, Vocabulary
+from tools import plan
+from tools.planner import estimate
+from tools.planner.fit import Source, remedies, setup
+from tools.planner.hardware import DEVICES, SIZES, size_of
+from xpo_jax.algorithm.optimizer import make_optimizer
+from xpo_jax.algorithm.packing import LEAST, widths
+from xpo_jax.algorithm.programs import Programs
+from xpo_jax.algorithm.sampler import Sampling, Vocabulary
+from xpo_jax.runtime import sharding
 
 REPOSITORY = Path(__file__).parents[1]
 CONFIG = f"--config={REPOSITORY / 'configs' / 'paraphrase.py'}"
@@ -393,8 +394,8 @@ import sys
 from pathlib import Path
 from unittest import mock
 import fakes
-from tools.hardware import SIZES
-from xpo_jax import weights
+from tools.planner.hardware import SIZES
+from xpo_jax.models.hf import weights
 folder = Path(sys.argv[1])
 write = weights.write_params
 narrow = lambda *args, **options: write(*args, **{**options, "dtype": "bfloat16"})

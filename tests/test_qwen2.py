@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx, traverse_util
 
-from xpo_jax import hf
+from xpo_jax.models.hf import model_folder
 from xpo_jax.models.qwen2 import SHARDING, TENSORS, Qwen2, Qwen2Config, unstack
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -22,8 +22,8 @@ TOLERANCE = 2e-5  # between two of our own passes; their sums are ordered differ
 
 @functools.cache
 def load(name):
-    config = hf.read_config(GOLDEN / name)
-    return config, hf.load_params(GOLDEN / name, config)
+    config = model_folder.read_config(GOLDEN / name)
+    return config, model_folder.load_params(GOLDEN / name, config)
 
 
 @functools.cache
@@ -228,7 +228,9 @@ TINY = Qwen2Config(
 def tiny(dtype):
     """A tiny model's random parameters, and a function from parameters and remat to a scalar of its logits."""
     rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda s: jnp.asarray(0.5 * rng.normal(size=s.shape), dtype), hf.param_shapes(TINY))
+    params = jax.tree.map(
+        lambda s: jnp.asarray(0.5 * rng.normal(size=s.shape), dtype), model_folder.param_shapes(TINY)
+    )
     weights = jnp.asarray(rng.normal(size=(2, 2, 4, TINY.vocab_size)), dtype)
     inputs = tokens(TINY, 2, 5), jnp.asarray([3, 5], jnp.int32), tokens(TINY, 2, 2, 4, seed=1)
 
@@ -271,7 +273,7 @@ def test_gradient_equals_finite_differences_and_remat_changes_nothing():
 @pytest.mark.parametrize("tied", [True, False])
 def test_every_parameter_has_its_rows_and_every_row_a_parameter(tied):
     shapes = traverse_util.flatten_dict(
-        hf.param_shapes(dataclasses.replace(TINY, tie_word_embeddings=tied)), sep="."
+        model_folder.param_shapes(dataclasses.replace(TINY, tie_word_embeddings=tied)), sep="."
     )
     names = [path for path, _, _ in TENSORS]
     assert len(set(names)) == len(names) and len({theirs for _, theirs, _ in TENSORS}) == len(names)
@@ -287,7 +289,7 @@ def test_every_parameter_has_its_rows_and_every_row_a_parameter(tied):
 
 def test_unstack_gives_the_unrolled_models_tree():
     state = nnx.state(nnx.eval_shape(lambda: Qwen2(TINY, rngs=nnx.Rngs(0), stacked=False)), nnx.Param)
-    ours = unstack(jax.tree.map(lambda s: np.zeros(s.shape), hf.param_shapes(TINY)))
+    ours = unstack(jax.tree.map(lambda s: np.zeros(s.shape), model_folder.param_shapes(TINY)))
     assert jax.tree.map(np.shape, ours) == jax.tree.map(np.shape, nnx.to_pure_dict(state))
 
 

@@ -1,6 +1,6 @@
 """Qwen2.5-0.5B's exact shape with random weights: the same numbers as transformers', and memory while loading.
 
-tools/make_golden_model.py made the golden values; the weights are drawn anew by tools/random_model.py. All of it
+tools/build/golden_model.py made the golden values; the weights are drawn anew by tools/build/random_model.py. All of it
 is slow, wants some 5 GB of memory and 1 GB of disk, and needs no torch.
 """
 
@@ -16,9 +16,9 @@ import pytest
 from fakes import graphdef
 from flax import nnx
 
-from tools import random_model
-from xpo_jax import hf
-from xpo_jax.sampler import Sampling, make_sampler
+from tools.build import random_model
+from xpo_jax.algorithm.sampler import Sampling, make_sampler
+from xpo_jax.models.hf import model_folder
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
@@ -32,7 +32,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def config(folder):
-    return hf.read_config(folder)
+    return model_folder.read_config(folder)
 
 
 def logits_of(params, config, *, stacked):
@@ -50,7 +50,7 @@ def logits_of(params, config, *, stacked):
 
 
 def test_logits_are_transformers_in_float32(folder, config):
-    logits = logits_of(hf.load_params(folder, config), config, stacked=True)
+    logits = logits_of(model_folder.load_params(folder, config), config, stacked=True)
     print(f"float32: off by at most {np.abs(logits[:, GOLDEN['columns']] - GOLDEN['logits']).max():.1e}")
     np.testing.assert_allclose(logits[:, GOLDEN["columns"]], GOLDEN["logits"], rtol=0, atol=1e-3)
     np.testing.assert_array_equal(logits.argmax(-1), GOLDEN["argmax"])
@@ -67,7 +67,7 @@ def test_64_greedy_tokens_are_transformers(folder, config):
     prompt = jnp.asarray(GOLDEN["ids"][None, : GOLDEN["prompt"]], jnp.int32)
     padded = jnp.pad(prompt, ((0, 0), (0, 4)), constant_values=7)  # right-padded, as prompts are in a bucket
     keys = jax.random.split(jax.random.key(0), 1)
-    weights = hf.load_weights(folder, config, dtype=jnp.float32)
+    weights = model_folder.load_weights(folder, config, dtype=jnp.float32)
     drawn = jax.jit(sample)(weights, padded, jnp.array([prompt.shape[1]]), jnp.array([True]), keys)
     np.testing.assert_array_equal(drawn.tokens[0], GOLDEN["greedy"])
 
@@ -75,7 +75,7 @@ def test_64_greedy_tokens_are_transformers(folder, config):
 def test_bfloat16_is_as_far_off_as_transformers_is(folder, config):
     """Every activation is rounded to 8 bits: what that costs, transformers' own bfloat16 pass tells, and half as
     much again is allowed for, because the order of roundings differs. It is 4 % of the logits' spread."""
-    logits = logits_of(hf.load_weights(folder, config, dtype=jnp.bfloat16), config, stacked=False)
+    logits = logits_of(model_folder.load_weights(folder, config, dtype=jnp.bfloat16), config, stacked=False)
     off = np.sqrt(np.mean((logits[:, GOLDEN["columns"]] - GOLDEN["logits"]) ** 2))
     print(f"bfloat16: off by {off:.4f} (rms), transformers by {GOLDEN['bfloat16_rms']:.4f}")
     assert 0.1 * GOLDEN["bfloat16_rms"] < off < 1.5 * GOLDEN["bfloat16_rms"]
@@ -84,7 +84,8 @@ def test_bfloat16_is_as_far_off_as_transformers_is(folder, config):
 LOADING = """
 import sys
 import jax, jax.numpy as jnp
-from xpo_jax import hf, sharding
+from xpo_jax.models.hf import model_folder
+from xpo_jax.runtime import sharding
 from xpo_jax.models.qwen2 import SHARDING
 folder, how = sys.argv[1:]
 config = hf.read_config(folder)

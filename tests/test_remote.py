@@ -12,9 +12,9 @@ from fake_gcs import bucket
 from fakes import LongerText, hasty_compilation, run_main, tiny_config, write_config
 from test_checkpoint import abstract, assert_bits_equal, failure, make_state
 
-from xpo_jax import paths
-from xpo_jax.checkpoint import Checkpoints, latest, restore, save, verify
-from xpo_jax.remote import LEASE, Lease, Mirror, RemoteError
+from xpo_jax.checkpointing.checkpoint import Checkpoints, latest, restore, save, verify
+from xpo_jax.experiment.bucket_mirror import LEASE, Lease, Mirror, RemoteError
+from xpo_jax.io import paths
 
 WHO = {"host": "a", "pid": 1}
 

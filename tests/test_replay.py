@@ -8,10 +8,11 @@ import pytest
 from fakes import tiny_config, write_config
 from test_resume import STEPS, Counting, in_haste, left, one_device, run  # noqa: F401, fixtures
 
-from xpo_jax import config as configs
-from xpo_jax import prepare, sharding
-from xpo_jax.programs import Programs
-from xpo_jax.replay import Memory
+from xpo_jax.algorithm.programs import Programs
+from xpo_jax.algorithm.replay_buffer import Memory
+from xpo_jax.config import loader as configs
+from xpo_jax.experiment import setup
+from xpo_jax.runtime import sharding
 from xpo_jax.values import Pairs, Prompts
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices, as conftest.py sets")
@@ -323,4 +324,4 @@ def test_what_does_not_go_together_is_refused(folder, changes, text):
         (config[group] if group else config)[field] = value
     loaded = configs.load(str(write_config(folder / "refused.py", config)))
     with pytest.raises(ValueError, match=text.replace("(", r"\(")):
-        prepare.prepare(loaded)
+        setup.prepare(loaded)

@@ -14,9 +14,9 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from xpo_jax import report
-from xpo_jax.page import MAX_POINTS, STYLE, Cell, Line, chart, page, table
-from xpo_jax.runs import findings, read
+from xpo_jax.reporting import report
+from xpo_jax.reporting.html import MAX_POINTS, STYLE, Cell, Line, chart, page, table
+from xpo_jax.reporting.run_reader import findings, read
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 

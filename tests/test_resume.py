@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 from fakes import compiled_once, run_main, tiny_config, write_config
 
-from xpo_jax import checkpoint, sharding
-from xpo_jax.interruption import STUCK, Signals, Stopped, Watchdog
-from xpo_jax.journal import JOURNAL, Journal, cut_metrics, cut_pairs
-from xpo_jax.programs import Programs, fingerprint
+from xpo_jax.algorithm.programs import Programs, fingerprint
+from xpo_jax.checkpointing import checkpoint
+from xpo_jax.experiment.verdict_journal import JOURNAL, Journal, cut_metrics, cut_pairs
+from xpo_jax.runtime import sharding
+from xpo_jax.runtime.interruption import STUCK, Signals, Stopped, Watchdog
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices, as conftest.py sets")
 ROOT = Path(__file__).parents[1]
@@ -383,7 +384,7 @@ def test_a_second_signal_leaves_at_once():
     told = python(
         """
 import signal
-from xpo_jax.interruption import Signals
+from xpo_jax.runtime.interruption import Signals
 with Signals() as signals, signals.deferred():
     signal.raise_signal(signal.SIGTERM)
     signal.raise_signal(signal.SIGTERM)
@@ -401,7 +402,7 @@ def test_a_stuck_step_is_ended_with_its_stacks():
     told = python(
         """
 import time
-from xpo_jax.interruption import Watchdog
+from xpo_jax.runtime.interruption import Watchdog
 def the_judge_that_never_answers():
     time.sleep(60)
 with Watchdog(0.5) as watchdog:

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from fakes import compiled_once, run_main
 
-from xpo_jax import config as configs
-from xpo_jax import hf
-from xpo_jax.answers import JudgeError
+from xpo_jax.config import loader as configs
+from xpo_jax.data.pairs_log import read_pairs
+from xpo_jax.experiment.setup import make_judge
 from xpo_jax.judges.combine import Combination, combine
+from xpo_jax.judges.contract import JudgeError
 from xpo_jax.judges.reward import RewardModel, reward_function, reward_model, verdict
-from xpo_jax.pairs_log import read_pairs
-from xpo_jax.prepare import make_judge
-from xpo_jax.sharding import make_mesh
+from xpo_jax.models.hf import model_folder
+from xpo_jax.runtime.sharding import make_mesh
 from xpo_jax.values import Comparison, DeviceJudge, Verdict
 
 ROOT = Path(__file__).parents[1]
@@ -135,7 +135,7 @@ def test_folders_that_are_no_reward_model(tmp_path):
 def test_a_policy_does_not_take_a_head_for_its_own():
     """What is allowed beside a reward model's weights is not allowed beside a policy's."""
     with pytest.raises(ValueError, match=r"1 unexpected: score\.weight"):
-        hf.check_params(GOLDEN, hf.read_config(GOLDEN))
+        model_folder.check_params(GOLDEN, model_folder.read_config(GOLDEN))
 
 
 # ---- the function -------------------------------------------------------------------------------

@@ -9,9 +9,9 @@ import sys
 import pytest
 from test_files import files_of_at_most, strict
 
-from xpo_jax import environment, rundir
-from xpo_jax.environment import redact
-from xpo_jax.rundir import MARKER, RunDir, RunDirError
+from xpo_jax.experiment import environment, run_directory
+from xpo_jax.experiment.environment import redact
+from xpo_jax.experiment.run_directory import MARKER, RunDir, RunDirError
 
 CONFIG = '{"loss": {"alpha": 1e-05, "kind": "xpo"}, "run_dir": "runs/a", "seed": 0}'
 
@@ -167,12 +167,12 @@ def test_unwritable(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied", str(path))
 
     with monkeypatch.context() as patch:  # chmod does not stop root
-        patch.setattr(rundir.Path, "mkdir", refuse)
+        patch.setattr(run_directory.Path, "mkdir", refuse)
         assert refusal(tmp_path / "a") == (
             f"{tmp_path}/a: cannot be created (Permission denied); give another --config.run_dir"
         )
     with monkeypatch.context() as patch:
-        patch.setattr(rundir.os, "open", refuse)
+        patch.setattr(run_directory.os, "open", refuse)
         assert refusal(tmp_path / "a" / "b") == (
             f"{tmp_path}/a/b: cannot be used (Permission denied); give another --config.run_dir"
         )
@@ -200,7 +200,7 @@ def test_in_use(tmp_path):
 
 
 def test_the_lock_dies_with_its_process(tmp_path):
-    code = f"from xpo_jax.rundir import RunDir\nrun = RunDir.open({str(tmp_path)!r}, {CONFIG!r})\nprint(flush=True)"
+    code = f"from xpo_jax.experiment.run_directory import RunDir\nrun = RunDir.open({str(tmp_path)!r}, {CONFIG!r})\nprint(flush=True)"
     command = [sys.executable, "-c", code + "\ninput()"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         process.stdout.readline()

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tools import bandit, sample_efficiency
+from tools import sample_efficiency
 from tools.intervals import Censored, Estimate, median, ratio, reached
+from tools.research import bandit
 
 ROOT = Path(__file__).parents[1]
 RARE = bandit.make_bandit(0.01, beta=0.2)

@@ -9,8 +9,8 @@ import pytest
 from fakes import Markov, hasty_compilation, split, tiny
 from scipy.stats import chisquare
 
-from xpo_jax import sharding
-from xpo_jax.sampler import Sampling, draw, make_sampler, row_keys, truncate
+from xpo_jax.algorithm.sampler import Sampling, draw, make_sampler, row_keys, truncate
+from xpo_jax.runtime import sharding
 
 PLAIN = {
     "max_new_tokens": 6,

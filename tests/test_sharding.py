@@ -12,15 +12,15 @@ from fakes import TINY, graphdef, hasty_compilation, random_params
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as PS
 
-from xpo_jax import sharding
-from xpo_jax.hf import param_shapes
-from xpo_jax.logps import response_logps
+from xpo_jax.algorithm.logps import response_logps
+from xpo_jax.algorithm.optimizer import make_optimizer
+from xpo_jax.algorithm.packing import Packer, widths
+from xpo_jax.algorithm.programs import Programs
+from xpo_jax.algorithm.sampler import Sampling, Vocabulary, make_sampler, row_keys
+from xpo_jax.algorithm.update import make_accumulate, told_of, zeros
+from xpo_jax.models.hf.model_folder import param_shapes
 from xpo_jax.models.qwen2 import SHARDING, unstack
-from xpo_jax.optimizer import make_optimizer
-from xpo_jax.packing import Packer, widths
-from xpo_jax.programs import Programs
-from xpo_jax.sampler import Sampling, Vocabulary, make_sampler, row_keys
-from xpo_jax.update import make_accumulate, told_of, zeros
+from xpo_jax.runtime import sharding
 from xpo_jax.values import Pairs
 
 MESHES = [

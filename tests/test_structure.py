@@ -16,15 +16,60 @@ SOURCES = {
 TREES = {name: ast.parse(path.read_text()) for name, path in SOURCES.items()}
 PACKAGE = sorted(name for name in SOURCES if name.split(".")[0] == "xpo_jax")
 CONFIGS = sorted(name for name in SOURCES if name.startswith("configs."))
-JUDGES = sorted(name for name in PACKAGE if name.startswith("xpo_jax.judges."))
-# no judges themselves
-SHARED_BY_JUDGES = {f"xpo_jax.judges.{part}" for part in ("cache", "gates", "rendering", "replies", "server")}
-# runs a model on the devices, through `choices`; of the rest of the run it knows no more than any judge
-DEVICE_JUDGES = {
-    "xpo_jax.judges.llm": {"answers", "choices", "hf", "hub", "judges.rendering", "schema", "values"},
-    "xpo_jax.judges.reward": {"answers", "choices", "hf", "hub", "model_files", "schema", "values"},
+# Bottom to top. A room, or a module beside the rooms, imports what stands in lines above its own, and its own room.
+ROOMS = [
+    ("values", "io", "embedded"),
+    ("runtime",),
+    ("models", "checkpointing"),
+    ("algorithm",),
+    ("config",),
+    ("data",),
+    ("judges",),
+    ("evaluation",),
+    ("reporting",),
+    ("experiment",),
+    ("train", "offline"),
+    ("main",),
+]
+FLOOR = {room: floor for floor, rooms in enumerate(ROOMS) for room in rooms}
+# In the judges' room, but no judges themselves.
+SHARED_BY_JUDGES = {
+    f"xpo_jax.judges.{part}"
+    for part in (
+        "ask",
+        "cache",
+        "completion_parsing",
+        "contract",
+        "device_model",
+        "http_client",
+        "limits",
+        "paraphrase_gates",
+        "prompting",
+    )
 }
-LEAVES = ("values", "files", "schema")  # each may be read without knowing anything else of ours
+JUDGES = sorted(n for n in PACKAGE if n.startswith("xpo_jax.judges.") and n not in SHARED_BY_JUDGES)
+# Runs a model on the devices, through `device_model`; of the rest of the run it knows no more than any judge.
+DEVICE_JUDGES = {
+    "xpo_jax.judges.llm": {
+        "config.schema",
+        "judges.contract",
+        "judges.device_model",
+        "judges.prompting",
+        "models.hf.hub",
+        "models.hf.model_folder",
+        "values",
+    },
+    "xpo_jax.judges.reward": {
+        "config.schema",
+        "judges.contract",
+        "judges.device_model",
+        "models.hf.hub",
+        "models.hf.model_folder",
+        "models.hf.tensors",
+        "values",
+    },
+}
+LEAVES = ("values", "io.files", "config.schema")  # each may be read without knowing anything else of ours
 
 
 def imported(nodes: Iterator[ast.AST]) -> set[str]:
@@ -59,47 +104,77 @@ def top_names(modules: set[str]) -> set[str]:
     return {module.split(".")[0] for module in modules}
 
 
+def room(name: str) -> str:
+    return name.split(".")[1]
+
+
+def is_package(name: str) -> bool:
+    return SOURCES[name].name == "__init__.py"
+
+
+def test_every_room_has_a_floor_and_an_introduction():
+    assert {room(name) for name in PACKAGE if name != "xpo_jax"} == set(FLOOR)
+    folders = {path.parent for name, path in SOURCES.items() if not name.startswith("configs")}
+    for folder in folders - {ROOT / "tools", ROOT / "xpo_jax"}:
+        introduction = ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))
+        assert introduction, f"{folder}: state what lives here, and in what order to read it"
+
+
 def test_imports_point_one_way():
-    cycles = {name for name in PACKAGE if name in reach(name, OURS)}
-    assert cycles == set()
+    # a package's own __init__ may name its modules
+    inner = {name: {i for i in ours if not is_package(i)} for name, ours in OURS.items()}
+    assert {name for name in SOURCES if name in reach(name, inner)} == set()
+    upward = {
+        (name, imported)
+        for name in PACKAGE
+        for imported in OURS[name]
+        if "xpo_jax" not in (name, imported)
+        and room(imported) != room(name)
+        and FLOOR[room(imported)] >= FLOOR[room(name)]
+    }
+    assert upward == set()
+
+
+def test_each_part_is_read_by_few():
     importers = lambda of: {name for name in [*PACKAGE, *CONFIGS] if of in OURS[name]}  # tools are free
     assert importers("xpo_jax.main") == set()
     loops = {"xpo_jax.train", "xpo_jax.offline"}
     assert all(importers(loop) <= {"xpo_jax.main"} for loop in loops)
-    assert importers("xpo_jax.frame") <= loops
-    assert importers("xpo_jax.prepare") <= {"xpo_jax.frame", *loops}
-    # only frame and prepare read the config; main loads it, and a config may name the loader's helpers
-    readers = {"xpo_jax.main", "xpo_jax.frame", "xpo_jax.prepare"}
-    assert importers("xpo_jax.config") <= {*readers, *CONFIGS}
+    assert importers("xpo_jax.experiment.session") <= loops
+    assert importers("xpo_jax.experiment.setup") <= {"xpo_jax.experiment.session", *loops}
+    # only session and setup read the config; main loads it, and a config may name the loader's helpers
+    readers = {"xpo_jax.main", "xpo_jax.experiment.session", "xpo_jax.experiment.setup"}
+    assert importers("xpo_jax.config.loader") <= {*readers, *CONFIGS}
     for leaf in LEAVES:
         assert OURS[f"xpo_jax.{leaf}"] == set(), leaf
 
 
 @pytest.mark.parametrize("name", JUDGES)
 def test_judges_stand_alone(name):
-    assert {module for module in OURS[name] if module in JUDGES} <= SHARED_BY_JUDGES
+    assert {module for module in OURS[name] if module in JUDGES} == set()
     if name in DEVICE_JUDGES:
-        assert OURS[name] - {"xpo_jax.data"} == {f"xpo_jax.{part}" for part in DEVICE_JUDGES[name]}
-        assert not top_names(IMPORTS[name]) & {"jax", "flax"}  # arrays are the business of `choices`
+        modules = {module for module in OURS[name] if not is_package(module)}
+        assert modules == {f"xpo_jax.{part}" for part in DEVICE_JUDGES[name]}
+        assert not top_names(IMPORTS[name]) & {"jax", "flax"}  # arrays are the business of `device_model`
         return
     # values names the array type for annotations; a judge gets text and rows
     assert not top_names(reach(name, IMPORTS, without=frozenset({"xpo_jax.values"}))) & {"jax", "flax"}
 
 
 def test_what_each_part_must_not_know():
-    assert not [name for name in reach("xpo_jax.losses", OURS) if name.startswith("xpo_jax.models")]
-    assert not top_names(reach("xpo_jax.sampler", IMPORTS)) & {"tokenizers", "transformers"}
-    assert not [name for name in reach("xpo_jax.choices", OURS) if name.startswith("xpo_jax.judges")]
+    assert not [name for name in reach("xpo_jax.algorithm.losses", OURS) if name.startswith("xpo_jax.models")]
+    assert not top_names(reach("xpo_jax.algorithm.sampler", IMPORTS)) & {"tokenizers", "transformers"}
+    assert not reach("xpo_jax.judges.device_model", OURS) & set(JUDGES)
     sources = {name.removeprefix("xpo_jax.") for name in OURS["xpo_jax.data.sources"]} - {"data"}
-    assert sources == {"data.formats", "data.rows", "schema"}
-    assert OURS["xpo_jax.data.formats"] == {"xpo_jax.data.lines", "xpo_jax.data.rows"}
+    assert sources == {"data.formats", "data.rows", "config.schema"}
+    assert OURS["xpo_jax.data.formats"] == {"xpo_jax.data.indexed_lines", "xpo_jax.data.rows"}
     for name in PACKAGE:
         assert not top_names(IMPORTS[name]) & {"torch", "tools", "tests", "configs"}, name
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_config_is_only_a_config(name):
-    assert IMPORTS[name] <= {"__future__", "ml_collections", "xpo_jax.config"}
+    assert IMPORTS[name] <= {"__future__", "ml_collections", "xpo_jax.config.loader"}
 
 
 def test_a_wrong_command_line_is_answered_before_jax_loads():

@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 
 from tools import sweep as tool
-from tools import tiny_run
+from tools.faults import tiny_run
 from tools.intervals import t_interval
-from tools.sweep_file import read
-from tools.sweep_plan import check, chosen, plan, result_of, run_dir, total
-from tools.sweep_table import as_json, notes, summary, tables
-from xpo_jax import config as configs
+from tools.sweeps.schedule import check, chosen, plan, result_of, run_dir, total
+from tools.sweeps.spec import read
+from tools.sweeps.table import as_json, notes, summary, tables
+from xpo_jax.config import loader as configs
 
 ROOT = Path(__file__).parents[1]
 CONFIG = str(ROOT / "configs" / "paraphrase.py")

@@ -8,8 +8,8 @@ import pytest
 from fakes import compiled_once, run_main, tiny_config, write_config
 from test_resume import one_device
 
-from xpo_jax import config as configs
-from xpo_jax import sharding
+from xpo_jax.config import loader as configs
+from xpo_jax.runtime import sharding
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices, as conftest.py sets")
 

@@ -34,14 +34,15 @@ from fakes import (
 from flax import nnx
 from ml_collections import ConfigDict
 
-from xpo_jax import checkpoint, hf
-from xpo_jax.compilation import CompilationCounter
+from xpo_jax.algorithm.optimizer import make_optimizer
+from xpo_jax.algorithm.programs import Programs
+from xpo_jax.algorithm.sampler import Sampling, make_sampler, row_keys
+from xpo_jax.algorithm.update import init_state
+from xpo_jax.checkpointing import checkpoint
+from xpo_jax.data.pairs_log import read_pairs
+from xpo_jax.models.hf import model_folder
 from xpo_jax.models.qwen2 import unstack
-from xpo_jax.optimizer import make_optimizer
-from xpo_jax.pairs_log import read_pairs
-from xpo_jax.programs import Programs
-from xpo_jax.sampler import Sampling, make_sampler, row_keys
-from xpo_jax.update import init_state
+from xpo_jax.runtime.compilation import CompilationCounter
 
 STEPS, TEMPERATURE = 4, 0.9
 RESULT = [
@@ -354,7 +355,7 @@ def test_an_epoch_shows_every_prompt_once(main_run):
 
 def plain_batch(pairs, folder):
     """Whole sequences i32[2n 48], prompt lengths and total lengths of both responses of n pairs."""
-    tokenizer = hf.load_tokenizer(folder / "model", SPEAKING)
+    tokenizer = model_folder.load_tokenizer(folder / "model", SPEAKING)
     prompt = lambda pair: tokenizer.apply_chat_template(
         pair["messages"], add_generation_prompt=True, return_dict=False
     )
@@ -381,7 +382,7 @@ def replay(pairs, folder):
     Returns the metrics of each step, the parameters after the last, and for each pair the two responses
     that policy and reference draw at that step with the keys of that step and place.
     """
-    config, reference = tiny_config(folder), hf.load_params(folder / "model", SPEAKING)
+    config, reference = tiny_config(folder), model_folder.load_params(folder / "model", SPEAKING)
     optimizer, _ = make_optimizer(**config.optimizer, steps=STEPS)
     beta, alpha = config.loss.beta, config.loss.alpha
 
@@ -458,8 +459,8 @@ def test_the_journal_replayed_gives_the_same_metrics(main_run, replayed):
 
 
 def test_the_journal_replayed_gives_the_same_model(main_run, replayed, folder):
-    export = hf.load_params(main_run.path / "export", SPEAKING)
-    start = hf.load_params(folder / "model", SPEAKING)
+    export = model_folder.load_params(main_run.path / "export", SPEAKING)
+    start = model_folder.load_params(folder / "model", SPEAKING)
     norm = lambda a, b: float(optax.tree.norm(jax.tree.map(jnp.subtract, a, b)))
     assert norm(replayed[1], start) > 0.1
     assert norm(export, replayed[1]) < 1e-3 * norm(replayed[1], start)
@@ -479,7 +480,7 @@ def test_each_step_draws_from_that_steps_policy_and_from_the_reference_with_keys
 def test_the_export_is_the_checkpoint_bit_for_bit(main_run, folder):
     optimizer, _ = make_optimizer(**tiny_config(folder).optimizer, steps=STEPS)
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    like = jax.eval_shape(lambda params: init_state(params, optimizer), hf.param_shapes(SPEAKING))
+    like = jax.eval_shape(lambda params: init_state(params, optimizer), model_folder.param_shapes(SPEAKING))
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), like)
     state, extra = checkpoint.restore(main_run.path / "checkpoints", STEPS, like)
     assert (int(state.step), int(state.skipped)) == (STEPS, 0)
@@ -488,8 +489,8 @@ def test_the_export_is_the_checkpoint_bit_for_bit(main_run, folder):
         "evaluation_queries": main_run.result["evaluation_queries"],
         "skipped_in_a_row": 0,
     }
-    assert hf.read_config(main_run.path / "export") == SPEAKING
-    export = hf.load_params(main_run.path / "export", SPEAKING)
+    assert model_folder.read_config(main_run.path / "export") == SPEAKING
+    export = model_folder.load_params(main_run.path / "export", SPEAKING)
     jax.tree.map(
         lambda a, b: np.testing.assert_array_equal(
             np.asarray(a).view(np.uint32), np.asarray(b).view(np.uint32)
@@ -569,7 +570,7 @@ def test_the_reference_is_frozen_and_its_samples_do_not_depend_on_what_is_learne
     assert [row["beta"] for row in ipo.metrics[1:]] == [0.1] * STEPS
     first = ipo.metrics[1]
     assert first["loss/dpo"] == pytest.approx((1 - first["judge/failed_rate"]) * (0.5 / 0.1) ** 2, rel=1e-4)
-    reference = hf.load_params(folder / "model", SPEAKING)
+    reference = model_folder.load_params(folder / "model", SPEAKING)
     second = np.asarray(plain_logps(reference, *plain_batch(ipo.pairs[:8], folder))[0][1])
     weight = np.array([pair["weight"] for pair in ipo.pairs[:8]])
     assert first["loss/xpo"] == pytest.approx(0.02 * np.sum(weight * second) / 8, rel=1e-4)
@@ -645,7 +646,7 @@ def test_without_verdicts_nothing_is_learned_and_the_reference_may_be_another_mo
     assert {pair["failure"] for pair in empty.pairs} == {"no verdict"}
     assert tokens(empty.pairs[:8], 0) == tokens(main_run.pairs[:8], 0)
     assert tokens(empty.pairs[:8], 1) != tokens(main_run.pairs[:8], 1)
-    ours, theirs = (hf.load_params(f, SPEAKING) for f in (empty.path / "export", folder / "model"))
+    ours, theirs = (model_folder.load_params(f, SPEAKING) for f in (empty.path / "export", folder / "model"))
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 

@@ -10,11 +10,11 @@ import optax
 import pytest
 from fakes import tiny
 
-from xpo_jax import losses
-from xpo_jax.logps import response_logps
-from xpo_jax.optimizer import make_optimizer
-from xpo_jax.packing import Packer
-from xpo_jax.update import (
+from xpo_jax.algorithm import losses
+from xpo_jax.algorithm.logps import response_logps
+from xpo_jax.algorithm.optimizer import make_optimizer
+from xpo_jax.algorithm.packing import Packer
+from xpo_jax.algorithm.update import (
     Told,
     _sums,
     init_state,

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from fakes import Always, Broken, LongerText, Miscounting, Patchy, Recording, Slow, lost, prose, silent, tied
 
-from xpo_jax.answers import JudgeError, compare, parse
 from xpo_jax.data import templates
 from xpo_jax.judges import JUDGES
+from xpo_jax.judges.ask import Budget, Patience, ask, brief, joined, metrics
+from xpo_jax.judges.contract import JudgeError, compare, parse
 from xpo_jax.judges.paraphrase import ParaphraseJudge
 from xpo_jax.values import Comparison, Prompts, Verdict
-from xpo_jax.verdicts import Budget, Patience, ask, brief, joined, metrics
 
 NAN = float("nan")
 SEED = (3, 1, 7)
@@ -509,7 +509,7 @@ def test_what_processes_tell_each_other_is_the_whole(monkeypatch):
     """Two processes judge their halves; joined through JSON they are what one finds."""
     import jax
 
-    from xpo_jax.files import to_json
+    from xpo_jax.io.files import to_json
 
     policy, reference = texts(10)
     alone = asked(Patchy(), policy, reference, both_orders=True)

@@ -41,17 +41,17 @@ import jax
 import numpy as np
 from flax import nnx
 
-from tools.command import Parser, status_of
-from xpo_jax import hf, hub
+from tools.cli import Parser, status_of
+from xpo_jax.algorithm.programs import compute_dtype
+from xpo_jax.algorithm.sampler import Sampling, make_sampler, row_keys
 from xpo_jax.data import templates, validate
-from xpo_jax.data.pipeline import Batches
+from xpo_jax.data.batches import Batches
 from xpo_jax.data.rows import DataError, Prompt, Row
 from xpo_jax.data.sources import read_rows
-from xpo_jax.files import append_whole, to_json, visible
+from xpo_jax.io.files import append_whole, to_json, visible
+from xpo_jax.models.hf import hub, model_folder
 from xpo_jax.models.qwen2 import Qwen2
-from xpo_jax.programs import compute_dtype
-from xpo_jax.sampler import Sampling, make_sampler, row_keys
-from xpo_jax.summary import progress
+from xpo_jax.reporting.summary import progress
 from xpo_jax.values import Message, Prompts, Samples
 
 PURPOSE = 3  # of the random keys; training's is 1, evaluation's 2
@@ -77,8 +77,8 @@ class Chat:
 
     def __init__(self, model: str, sampling: Sampling, *, seed: int, dtype: str = "auto"):
         folder = str(hub.find(model).folder)
-        config = hf.read_config(folder)
-        self.tokenizer = hf.load_tokenizer(folder, config)
+        config = model_folder.read_config(folder)
+        self.tokenizer = model_folder.load_tokenizer(folder, config)
         if self.tokenizer.chat_template is None:
             raise ValueError(f"{model}: its tokenizer has no chat template; use an instruction-tuned model")
         self.room = config.max_position_embeddings - sampling.max_new_tokens
@@ -87,13 +87,13 @@ class Chat:
                 f"--max_new_tokens={sampling.max_new_tokens} leaves no room for a prompt in the model's"
                 f" {config.max_position_embeddings} tokens of context; lower it"
             )
-        self.pad = hf.pad_token_id(folder, self.tokenizer)
+        self.pad = model_folder.pad_token_id(folder, self.tokenizer)
         graphdef = nnx.split(nnx.eval_shape(lambda: Qwen2(config, rngs=nnx.Rngs(0), stacked=False)))[0]
         draw = make_sampler(
             graphdef,
             sampling,
             vocab_size=len(self.tokenizer),
-            end_tokens=hf.end_token_ids(folder, self.tokenizer),
+            end_tokens=model_folder.end_token_ids(folder, self.tokenizer),
             pad_token=self.pad,
         )
 
@@ -101,7 +101,7 @@ class Chat:
             return draw(weights, tokens, lengths, real, row_keys(seed, PURPOSE, turn, position, 0))
 
         self._sample, self._compiled = jax.jit(sample), cast(dict[Any, Any], {})
-        self._weights = hf.load_weights(folder, config, dtype=compute_dtype(dtype))
+        self._weights = model_folder.load_weights(folder, config, dtype=compute_dtype(dtype))
         self.tokens, self.seconds = 0, 0.0
 
     def prompt(self, messages: Sequence[Message], row: Row) -> Prompt:

@@ -26,10 +26,10 @@ import jax
 import jax.numpy as jnp
 from tqdm import tqdm
 
-from tools.command import Parser, status_of
-from tools.tiny_run import Runs
-from xpo_jax import checkpoint
-from xpo_jax.metrics import text_table
+from tools.cli import Parser, status_of
+from tools.faults.tiny_run import Runs
+from xpo_jax.checkpointing import checkpoint
+from xpo_jax.reporting.metrics import text_table
 from xpo_jax.values import TrainState
 
 EVERY = 10

@@ -23,13 +23,14 @@ import sys
 import time
 from collections.abc import Sequence
 
-from tools.command import Parser, status_of
-from xpo_jax import config as configs
-from xpo_jax import hf, hub, settings
+from tools.cli import Parser, status_of
+from xpo_jax.algorithm.sampler import Sampling
+from xpo_jax.config import loader as configs
+from xpo_jax.config import settings
 from xpo_jax.data.prompts import load_prompts
-from xpo_jax.files import to_json, visible
-from xpo_jax.metrics import summary_table, text_table
-from xpo_jax.sampler import Sampling
+from xpo_jax.io.files import to_json, visible
+from xpo_jax.models.hf import hub, model_folder
+from xpo_jax.reporting.metrics import summary_table, text_table
 
 
 def peak_mib() -> int:
@@ -51,7 +52,7 @@ def run(argv: Sequence[str]) -> int:
     top = configs.build(settings.Experiment, config, "config")
     sampling = configs.build(Sampling, config.sampling, "sampling")
     folder = hub.find(configs.build(settings.Model, config.model, "model").path).folder
-    tokenizer = hf.load_tokenizer(folder, hf.read_config(folder))
+    tokenizer = model_folder.load_tokenizer(folder, model_folder.read_config(folder))
 
     begun = time.monotonic()
     given = {"tokenizer": tokenizer, "max_new_tokens": sampling.max_new_tokens, "check": None}

@@ -36,17 +36,20 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from tools.command import Parser, status_of
+from tools.cli import Parser, status_of
 from tools.judge import apart, ready
-from xpo_jax import config as configs
-from xpo_jax import hf, hub, measures, settings, verdicts
+from xpo_jax.config import loader as configs
+from xpo_jax.config import settings
 from xpo_jax.data.answer_files import Answered, read_answers
-from xpo_jax.evaluate import PURPOSE
-from xpo_jax.files import atomic_write, to_json
-from xpo_jax.measures import Rate
-from xpo_jax.metrics import text_table
-from xpo_jax.prepare import make_evaluator, prepare
-from xpo_jax.summary import progress
+from xpo_jax.evaluation import statistics
+from xpo_jax.evaluation.evaluator import PURPOSE
+from xpo_jax.evaluation.statistics import Rate
+from xpo_jax.experiment.setup import make_evaluator, prepare
+from xpo_jax.io.files import atomic_write, to_json
+from xpo_jax.judges import ask
+from xpo_jax.models.hf import hub, model_folder
+from xpo_jax.reporting.metrics import text_table
+from xpo_jax.reporting.summary import progress
 from xpo_jax.values import DeviceJudge, Prompts
 
 BATCH = 64  # comparisons that a judge gets at a time
@@ -56,12 +59,12 @@ def models(config: ConfigDict, policy: str) -> tuple[dict[str, Any], Sequence[Ma
     """The findings on a model against the config's model.path, and the texts."""
     p = prepare(config)
     found = hub.find(policy)
-    if hf.read_config(found.folder) != p.model_config:
+    if model_folder.read_config(found.folder) != p.model_config:
         raise ValueError(
             f"{policy}: is of another architecture than {p.model.given}; let tools.chat answer the prompts with both,"
             " and compare the files with --answers"
         )
-    tokenizers = [hf.load_tokenizer(each.folder, p.model_config) for each in (found, p.model)]
+    tokenizers = [model_folder.load_tokenizer(each.folder, p.model_config) for each in (found, p.model)]
     if tokenizers[0].get_vocab() != tokenizers[1].get_vocab():
         raise ValueError(
             f"{policy}: has another tokenizer than {p.model.given}; compare their answers with --answers"
@@ -73,7 +76,7 @@ def models(config: ConfigDict, policy: str) -> tuple[dict[str, Any], Sequence[Ma
     ):
         compile_program()
     weights, reference = (
-        hf.load_weights(
+        model_folder.load_weights(
             each.folder, p.model_config, dtype=p.programs.dtype, shardings=p.programs.weights_sharding
         )
         for each in (found, p.model)
@@ -112,7 +115,7 @@ def answers(
         )
     if left_out:
         print(f"{left_out} prompts are answered in one of the files only, and left out", file=sys.stderr)
-    judge, patience = ready(config), verdicts.Patience(**judging.patience)
+    judge, patience = ready(config), ask.Patience(**judging.patience)
     check = getattr(judge, "check", None)
     asked: list[tuple[int, Answered, str, str]] = []  # prompt, what was asked, the two answers
     for number, name in enumerate(both):
@@ -128,7 +131,7 @@ def answers(
     starts = range(0, len(asked), BATCH)
     for start in progress(starts, "judging"):
         part = asked[start : start + BATCH]
-        result = verdicts.ask(
+        result = ask.ask(
             judge,
             _prompts([each for _, each, _, _ in part]),
             [a for _, _, a, _ in part],
@@ -140,9 +143,9 @@ def answers(
             both_orders=judging.both_orders,
             shown_seed=(config.seed, PURPOSE, start),
         )
-        patience.check([verdicts.brief(result)])
+        patience.check([ask.brief(result)])
         queries += result.queries
-        won[start : start + BATCH] = np.where(result.weight > 0, verdicts.wins(result.p_first), np.nan)
+        won[start : start + BATCH] = np.where(result.weight > 0, ask.wins(result.p_first), np.nan)
         said += list(
             zip(result.p_first, result.weight, result.shown, result.reasons, result.scores, strict=True)
         )
@@ -160,7 +163,7 @@ def answers(
                 "prompt": each.messages[-1]["content"],
                 "reference": b,
                 "policy": a,
-                "win_share": measures.share(wins[number]),
+                "win_share": statistics.share(wins[number]),
                 "p_policy": float(p) if weight > 0 else None,
                 "shown": None if shown is None else "AB"[shown.index(0)],
                 "reason": reason,
@@ -175,8 +178,8 @@ def answers(
         "queries": queries,
         **_flat(
             {
-                "win_rate": measures.win_rate(wins),
-                "win_rate_controlled": measures.length_controlled(wins, lengths),
+                "win_rate": statistics.win_rate(wins),
+                "win_rate_controlled": statistics.length_controlled(wins, lengths),
             }
         ),
         "first": _side(judge, sides[0]),
@@ -197,12 +200,12 @@ def _side(judge: Any, answered: Sequence[Answered]) -> dict[str, float]:
         for name, values in mine.items():
             found.setdefault(name, []).append(float(np.mean(values)))
     firsts = [each.answers[0] for each in answered]
-    variety = {f"distinct_{n}": measures.distinct(firsts, n) for n in (1, 2)}
+    variety = {f"distinct_{n}": statistics.distinct(firsts, n) for n in (1, 2)}
     return {name: float(np.mean(values)) for name, values in found.items()} | variety
 
 
 def _prompts(asked: Sequence[Answered]) -> Prompts:
-    """As `verdicts.ask` wants them; nothing is sampled, so there are no tokens."""
+    """As `ask.ask` wants them; nothing is sampled, so there are no tokens."""
     size = len(asked)
     empty = np.zeros((size, 0), np.int32)
     return Prompts(

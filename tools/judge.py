@@ -34,16 +34,19 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from tools.command import Parser, status_of
-from xpo_jax import answers, hf, hub, settings, sharding
-from xpo_jax import config as configs
+from tools.cli import Parser, status_of
+from xpo_jax.algorithm.programs import compute_dtype
+from xpo_jax.config import loader as configs
+from xpo_jax.config import settings
 from xpo_jax.data import templates, validate
 from xpo_jax.data.rows import DataError, Row
 from xpo_jax.data.sources import read_rows
-from xpo_jax.files import to_json, visible
-from xpo_jax.metrics import text_table
-from xpo_jax.prepare import make_judge
-from xpo_jax.programs import compute_dtype
+from xpo_jax.experiment.setup import make_judge
+from xpo_jax.io.files import to_json, visible
+from xpo_jax.judges import contract
+from xpo_jax.models.hf import hub, model_folder
+from xpo_jax.reporting.metrics import text_table
+from xpo_jax.runtime import sharding
 from xpo_jax.values import Comparison, DeviceJudge, Judge, Message
 
 NAMES = {1.0: "A", 0.5: "tie", 0.0: "B"}
@@ -56,12 +59,12 @@ def ready(config: ConfigDict) -> Judge:
     if isinstance(judge, DeviceJudge):
         model = configs.build(settings.Model, config.model, "model")
         folder = hub.find(model.path).folder
-        model_config = hf.read_config(folder)
+        model_config = model_folder.read_config(folder)
         judge.attach(
             mesh=configs.build(sharding.make_mesh, config.mesh, "mesh"),
             folder=folder,
             model_config=model_config,
-            tokenizer=hf.load_tokenizer(folder, model_config),
+            tokenizer=model_folder.load_tokenizer(folder, model_config),
             dtype=compute_dtype(model.dtype),
         )
         for what, compile_program in judge.announced():
@@ -99,8 +102,8 @@ def gold(row: Row) -> float | None:
     if given is None:
         return None
     try:
-        found = answers.parse(given)
-    except answers.JudgeError:
+        found = contract.parse(given)
+    except contract.JudgeError:
         found = None
     if found is None or found.p is None:
         raise DataError(
@@ -115,7 +118,7 @@ def preference(p: float) -> float:
     return float(0.5 + 0.5 * np.sign(p - 0.5))
 
 
-def summary(judged: Sequence[answers.Judged], right: Sequence[float | None]) -> dict[str, Any]:
+def summary(judged: Sequence[contract.Judged], right: Sequence[float | None]) -> dict[str, Any]:
     """What is counted; shares of nothing are None."""
     found = [None if v.p is None else preference(v.p) for v, _ in judged]
     flips = [flip for _, flip in judged if flip is not None]
@@ -138,7 +141,7 @@ def summary(judged: Sequence[answers.Judged], right: Sequence[float | None]) -> 
     }
 
 
-def row_cells(number: int, judged: answers.Judged, right: float | None) -> list[Any]:
+def row_cells(number: int, judged: contract.Judged, right: float | None) -> list[Any]:
     """A line of the table."""
     p, reason, _ = judged.verdict
     said = visible(" ".join(reason.split()))
@@ -177,7 +180,7 @@ def run(argv: Sequence[str]) -> int:
             except ValueError as error:
                 raise ValueError(f"{row.at}: {error}") from error
     begun = time.monotonic()
-    judged = answers.compare(judge, comparisons, both_orders=not options.once)
+    judged = contract.compare(judge, comparisons, both_orders=not options.once)
     seconds = time.monotonic() - begun
     table = [row_cells(n, *each) for n, each in enumerate(zip(judged, right, strict=True), 1)][: options.rows]
     print(text_table(["row", "verdict", "p", "order", "gold", "reason"], table))

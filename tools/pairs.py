@@ -31,14 +31,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tools.command import Parser, status_of
-from xpo_jax import hf, hub
+from tools.cli import Parser, status_of
 from xpo_jax.data import validate
-from xpo_jax.data.recorded import log_files
+from xpo_jax.data.offline_pairs import log_files
+from xpo_jax.data.pairs_log import content_hash, read_pairs
 from xpo_jax.data.rows import DataError, Row
 from xpo_jax.data.sources import read_rows
-from xpo_jax.files import atomic_write, to_json
-from xpo_jax.pairs_log import content_hash, read_pairs
+from xpo_jax.io.files import atomic_write, to_json
+from xpo_jax.models.hf import hub, model_folder
 
 COLUMNS = ("prompt", "chosen", "rejected", "p_chosen")
 
@@ -125,8 +125,8 @@ def run(argv: Sequence[str]) -> int:
             written.append(found)
     else:
         folder = hub.find(options.model).folder
-        tokenizer = hf.load_tokenizer(folder, hf.read_config(folder))
-        end_token = hf.end_token_ids(folder, tokenizer)[0]
+        tokenizer = model_folder.load_tokenizer(folder, model_folder.read_config(folder))
+        end_token = model_folder.end_token_ids(folder, tokenizer)[0]
         rows = read_rows(options.sources)
         written = [pair(row, position, tokenizer, end_token) for position, row in enumerate(rows)]
     if not written:

@@ -28,12 +28,12 @@ from typing import Any
 
 import numpy as np
 
-from tools import estimate
-from tools.command import Parser, status_of
-from tools.fit import Change, Source, enough_devices, remedies, setup
-from tools.hardware import DEVICES, Device
-from xpo_jax import config as configs
-from xpo_jax.metrics import summary_table, text_table
+from tools.cli import Parser, status_of
+from tools.planner import estimate
+from tools.planner.fit import Change, Source, enough_devices, remedies, setup
+from tools.planner.hardware import DEVICES, Device
+from xpo_jax.config import loader as configs
+from xpo_jax.reporting.metrics import summary_table, text_table
 
 GIB = 2**30
 

@@ -2,12 +2,12 @@
 
     python -m tools.rare_mode --out=FOLDER [--mass=0.001] [--updates=1]
 
-The bandit of tools/bandit.py as text: an answer is a letter, A to M, and a digit, 0 to 5. Five letters are common in
-the reference, eight are rare with the same probability each, and one of these is the good one: reward 3, the others
-0.5 to 1 (common), 0 (rare) and -1 (any other text). A model of two layers is first fitted to give such answers, and
-is then policy and reference of ordinary runs: sampling, judge, update, logs. So unlike in the bandit answers share
-weights; and nothing is replayed but with --updates above 1, which makes so many updates for each batch of verdicts,
-all but the first on past pairs.
+The bandit of tools/research/bandit.py as text: an answer is a letter, A to M, and a digit, 0 to 5. Five letters are
+common in the reference, eight are rare with the same probability each, and one of these is the good one: reward 3,
+the others 0.5 to 1 (common), 0 (rare) and -1 (any other text). A model of two layers is first fitted to give such
+answers, and is then policy and reference of ordinary runs: sampling, judge, update, logs. So unlike in the bandit
+answers share weights; and nothing is replayed but with --updates above 1, which makes so many updates for each
+batch of verdicts, all but the first on past pairs.
 
 Counted are the verdicts until half of a batch of the policy's answers begin with the good letter; the optimum's share
 is over nine tenths. Shown for each alpha / beta and seed are these verdicts, "> n" where the run ended before; the
@@ -41,13 +41,13 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from configs.paraphrase import embedded
-from tools import bandit
-from tools.command import Parser, status_of
-from xpo_jax import hf, weights
-from xpo_jax.logps import response_logps
-from xpo_jax.metrics import text_table
+from tools.cli import Parser, status_of
+from tools.research import bandit
+from xpo_jax.algorithm.logps import response_logps
+from xpo_jax.models.hf import model_folder, weights
 from xpo_jax.models.qwen2 import Qwen2
-from xpo_jax.summary import progress
+from xpo_jax.reporting.metrics import text_table
+from xpo_jax.reporting.summary import progress
 from xpo_jax.train import train
 from xpo_jax.values import Comparison
 
@@ -90,15 +90,15 @@ def build_model(folder: Path, mass: float, steps: int = 500) -> float:
     Returns:
       The probability that its answers to a prompt begin with the good letter.
     """
-    embedded_folder = hf.model_folder("embedded")
+    embedded_folder = model_folder.model_folder("embedded")
     folder.mkdir(parents=True, exist_ok=True)
     for file in embedded_folder.iterdir():
         if file.name not in ("config.json", "model.safetensors"):
             shutil.copyfile(file, folder / file.name)
     about = {**json.loads((embedded_folder / "config.json").read_text()), **SHAPE}
     (folder / "config.json").write_text(json.dumps(about, indent=2) + "\n")
-    config = hf.read_config(folder)
-    tokenizer = hf.load_tokenizer(folder, config)
+    config = model_folder.read_config(folder)
+    tokenizer = model_folder.load_tokenizer(folder, config)
     prompts = [
         tokenizer.apply_chat_template(
             [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False

@@ -24,12 +24,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tools.command import Parser, status_of
-from xpo_jax import report
-from xpo_jax.files import atomic_write, to_json
-from xpo_jax.metrics import text_table
-from xpo_jax.page import escape, page, table
-from xpo_jax.runs import Run, interval, read
+from tools.cli import Parser, status_of
+from xpo_jax.io.files import atomic_write, to_json
+from xpo_jax.reporting import report
+from xpo_jax.reporting.html import escape, page, table
+from xpo_jax.reporting.metrics import text_table
+from xpo_jax.reporting.run_reader import Run, interval, read
 
 HEADS = (
     "run",

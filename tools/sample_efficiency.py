@@ -3,9 +3,9 @@
     python -m tools.sample_efficiency [--quick] [--rates] [--out=FOLDER]
 
 Five arms are common in the reference, eight are rare, and one rare arm is the best by far. Loss and optimizer are
-those of a training run (tools/bandit.py). Counted are the verdicts until the policy has come 90 % of the way from
-the reference's KL-regularised value to the optimum's, for alpha / beta of 0, 0.02 and 0.1: first, and from when on it
-stays there to the end. Shown are medians over seeds, the ratio of medians (alpha 0 of the same bandit to this arm:
+those of a training run (tools/research/bandit.py). Counted are the verdicts until the policy has come 90 % of the way
+from the reference's KL-regularised value to the optimum's, for alpha / beta of 0, 0.02 and 0.1: first, and from when on
+it stays there to the end. Shown are medians over seeds, the ratio of medians (alpha 0 of the same bandit to this arm:
 above 1 the arm needs fewer), the regret per run, and percentile bootstrap intervals of 95 %. Seeds are resampled
 jointly for both parts of a ratio, since runs of one seed share their random numbers. A run that never gets there is
 censored at the verdicts that it used up: a median or a ratio with it is "> n" or "< n", or "-" where nothing is known,
@@ -37,12 +37,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from tools import bandit, bandit_figure
-from tools.command import Parser, status_of
+from tools.cli import Parser, status_of
 from tools.intervals import Censored, Estimate, median, ratio, reached
-from xpo_jax.files import atomic_write, to_json
-from xpo_jax.metrics import console_width, text_table
-from xpo_jax.summary import progress
+from tools.research import bandit, bandit_figure
+from xpo_jax.io.files import atomic_write, to_json
+from xpo_jax.reporting.metrics import console_width, text_table
+from xpo_jax.reporting.summary import progress
 
 BETA, SHARE = 0.2, 0.9  # of the objective; of the way to the optimum
 PAIRS = UPDATES = 4  # per round

@@ -35,12 +35,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from tools.command import Parser, status_of
-from tools.sweep_file import Sweep, read
-from tools.sweep_plan import Ended, Planned, Result, check, plan, result_of, total
-from tools.sweep_table import as_json, tables
-from xpo_jax.files import atomic_write, to_json
-from xpo_jax.metrics import text_table
+from tools.cli import Parser, status_of
+from tools.sweeps.schedule import Ended, Planned, Result, check, plan, result_of, total
+from tools.sweeps.spec import Sweep, read
+from tools.sweeps.table import as_json, tables
+from xpo_jax.io.files import atomic_write, to_json
+from xpo_jax.reporting.metrics import text_table
 
 _POLL_SECONDS = 0.2
 

@@ -31,8 +31,8 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
-from tools.command import Parser
-from tools.tiny_run import PATIENCE_SECONDS, Ended, Runs, differences, metrics
+from tools.cli import Parser
+from tools.faults.tiny_run import PATIENCE_SECONDS, Ended, Runs, differences, metrics
 
 EMBEDDED = "configs/paraphrase.py"
 SHORT = (

@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from xpo_jax import config as configs
+from xpo_jax.config import loader as configs
 
 HELP = """\
 Steer a language model towards what a judge prefers, with Exploratory Preference Optimization.
@@ -42,10 +42,11 @@ def main(argv: Sequence[str]) -> int:
         return _refused(error)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it would complain that torch is missing
     # here, so that --help and a wrong config answer at once
-    from xpo_jax import compilation, distributed, settings
-    from xpo_jax.interruption import Stopped
-    from xpo_jax.metrics import final_line
+    from xpo_jax.config import settings
     from xpo_jax.offline import learn
+    from xpo_jax.reporting.metrics import final_line
+    from xpo_jax.runtime import compilation, distributed
+    from xpo_jax.runtime.interruption import Stopped
     from xpo_jax.train import train
 
     try:

@@ -15,14 +15,15 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from xpo_jax import frame, verdicts
-from xpo_jax.compilation import CompilationCounter
-from xpo_jax.data.recorded import recorded
-from xpo_jax.metrics import Timer
-from xpo_jax.prepare import Parts
-from xpo_jax.resume import Ledger
-from xpo_jax.rundir import RunDir
-from xpo_jax.update import applied_metrics, summarise
+from xpo_jax.algorithm.update import applied_metrics, summarise
+from xpo_jax.data.offline_pairs import recorded
+from xpo_jax.experiment import session
+from xpo_jax.experiment.resume import Ledger
+from xpo_jax.experiment.run_directory import RunDir
+from xpo_jax.experiment.setup import Parts
+from xpo_jax.judges import ask
+from xpo_jax.reporting.metrics import Timer
+from xpo_jax.runtime.compilation import CompilationCounter
 from xpo_jax.values import Pairs
 
 # The columns of the console's table, the most important first.
@@ -37,16 +38,16 @@ CONSOLE = (
 
 
 def learn(config: ConfigDict, *, accept_changes: bool = False) -> dict[str, Any]:
-    """Run an experiment whose `offline` names recorded pairs, to its export; see `frame.run`."""
-    return frame.run(config, _learn, accept_changes=accept_changes)
+    """Run an experiment whose `offline` names recorded pairs, to its export; see `session.run`."""
+    return session.run(config, _learn, accept_changes=accept_changes)
 
 
 def _learn(p: Parts, run: RunDir, ledger: Ledger, compilations: CompilationCounter) -> dict[str, Any]:
-    state, policy, reference, started = frame.start(p, run, ledger, compilations)
+    state, policy, reference, started = session.start(p, run, ledger, compilations)
     programs, counters, timer = p.programs, ledger.counters, Timer(jax.profiler.TraceAnnotation)
     done = ledger.newest or 0
     metrics = lambda step: started.metrics(step, CONSOLE)  # noqa: E731
-    with ledger.open(metrics), started.tracing, verdicts.saved_first(ledger.save):
+    with ledger.open(metrics), started.tracing, ask.saved_first(ledger.save):
         while not (ended := started.between(done, policy, asks=False)):
             prompts = p.batches[done]
             answers = recorded(prompts, programs.max_new_tokens, p.data.pad_id)
@@ -71,7 +72,7 @@ def _learn(p: Parts, run: RunDir, ledger: Ledger, compilations: CompilationCount
                 sums, applied = jax.device_get((sums, applied))
 
             counters.skipped_in_a_row = 0 if applied["finite"] else counters.skipped_in_a_row + 1
-            times, wins = timer.take(), verdicts.wins(answers.p_first[prompts.real])
+            times, wins = timer.take(), ask.wins(answers.p_first[prompts.real])
             learned = summarise(sums, beta).items()
             done += 1
             found = {

@@ -1,7 +1,7 @@
 """Exploratory Preference Optimization (arXiv 2405.21046, Algorithm 1), the whole of it on one page.
 
-`prepare.py` builds the parts from the config; here they are put in order. What each value is stands in
-values.py, what comes before the first step, between two of them and after the last in frame.py. Every process of a
+`setup.py` builds the parts from the config; here they are put in order. What each value is stands in
+values.py, what comes before the first step, between two of them and after the last in session.py. Every process of a
 run goes through this page with the same global batches; what one of them may fail at stands in a `Together`, see
 distributed.py. What is kept so that an interrupted run goes on is the `Ledger`'s, see resume.py.
 """
@@ -14,32 +14,35 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from xpo_jax import distributed, evaluate, frame, verdicts
-from xpo_jax.ahead import Ahead
-from xpo_jax.compilation import CompilationCounter
-from xpo_jax.distributed import Together
-from xpo_jax.metrics import Timer
-from xpo_jax.pairs_log import pair_records
-from xpo_jax.prepare import Parts
-from xpo_jax.resume import Ledger
-from xpo_jax.rundir import RunDir
-from xpo_jax.update import applied_metrics, summarise
+from xpo_jax.algorithm.prefetch import Ahead
+from xpo_jax.algorithm.update import applied_metrics, summarise
+from xpo_jax.data.pairs_log import pair_records
+from xpo_jax.evaluation import evaluator
+from xpo_jax.experiment import session
+from xpo_jax.experiment.resume import Ledger
+from xpo_jax.experiment.run_directory import RunDir
+from xpo_jax.experiment.setup import Parts
+from xpo_jax.judges import ask
+from xpo_jax.reporting.metrics import Timer
+from xpo_jax.runtime import distributed
+from xpo_jax.runtime.compilation import CompilationCounter
+from xpo_jax.runtime.distributed import Together
 from xpo_jax.values import Pairs, Samples
 
 TRAINING = 1  # purpose of the random keys; evaluation's is evaluate.PURPOSE
 
 
 def train(config: ConfigDict, *, accept_changes: bool = False) -> dict[str, Any]:
-    """Run an experiment from its first step, or from where it was interrupted, to its export; see `frame.run`."""
-    return frame.run(config, _train, accept_changes=accept_changes)
+    """Run an experiment from its first step, or from where it was interrupted, to its export; see `session.run`."""
+    return session.run(config, _train, accept_changes=accept_changes)
 
 
 def _train(p: Parts, run: RunDir, ledger: Ledger, compilations: CompilationCounter) -> dict[str, Any]:
-    state, policy, reference, started = frame.start(p, run, ledger, compilations)
+    state, policy, reference, started = session.start(p, run, ledger, compilations)
     programs, counters, timer = p.programs, ledger.counters, Timer(jax.profiler.TraceAnnotation)
     done = ledger.newest or 0  # rounds of samples
     second = Ahead(programs, p.batches, p.top.steps, p.reference_step, purpose=TRAINING, candidate=1)
-    with ledger.open(started.metrics), started.tracing, verdicts.saved_first(ledger.save):
+    with ledger.open(started.metrics), started.tracing, ask.saved_first(ledger.save):
         p.memory.refill(ledger.past, p.batches)
         while not (ended := started.between(done, policy, asks=True)):
             # Whether the policy after this step is the next reference.
@@ -65,23 +68,23 @@ def _train(p: Parts, run: RunDir, ledger: Ledger, compilations: CompilationCount
             mine = distributed.mine(prompts)
             with Together("judging") as together:
                 with timer("judge"):
-                    own = verdicts.ask(
+                    own = ask.ask(
                         p.judge,
-                        prompts if verdicts.is_collective(p.judge) else mine,
+                        prompts if ask.is_collective(p.judge) else mine,
                         *texts,
-                        identical=evaluate.same_tokens(*samples),
+                        identical=evaluator.same_tokens(*samples),
                         policy_finished=samples[0].finished,
                         reference_finished=samples[1].finished,
                         unfinished_loses=p.loss.unfinished_loses,
                         both_orders=p.judging.both_orders,
                         shown_seed=(p.top.seed, TRAINING, done),
-                        paid={} if verdicts.is_collective(p.judge) else ledger.paid(done, mine, texts),
+                        paid={} if ask.is_collective(p.judge) else ledger.paid(done, mine, texts),
                     )
                 with timer("score"):  # what is left of it when the judge is done
                     ref_logps = jax.device_get(scored)
                 ledger.write_pairs(pair_records(done, mine, samples, texts, own, own.shown, ref_logps))
-                together.value = verdicts.brief(own)
-            judged = verdicts.joined(own, together.values)
+                together.value = ask.brief(own)
+            judged = ask.joined(own, together.values)
             p.patience.check(together.values)
 
             # Update: once on these pairs, and then on past ones as often as the config has it.
@@ -114,7 +117,7 @@ def _train(p: Parts, run: RunDir, ledger: Ledger, compilations: CompilationCount
             found = {
                 **summaries[0],
                 **p.memory.metrics(summaries[1:]),
-                **verdicts.metrics(judged, prompts.real),
+                **ask.metrics(judged, prompts.real),
                 **p.batches.metrics(done),
                 "judge/queries": counters.queries,
                 **applied_metrics([applied for _, applied in learned], alpha, beta),

@@ -1,13 +1,13 @@
 """Prompts: from files to batches.
 
-lines.py      a file of lines of any size, random access
+indexed_lines.py      a file of lines of any size, random access
 formats.py    a file -> rows
 sources.py    files, globs, data sets, your own, joined or mixed -> rows
 templates.py  a row and a template -> text or messages
 validate.py   what a row, a text and a conversation must be
-steps.py      a row -> a prompt, or what leaves it out
-passing.py    the prompts of a source that is too large to be held
+transforms.py      a row -> a prompt, or what leaves it out
+streaming.py    the prompts of a source that is too large to be held
 prompts.py    all of this in order: `load_prompts`, the factory of the config's `data` group
-recorded.py   a log of judged pairs -> prompts that bring their answers along: `load_pairs`, of the `offline` group
-pipeline.py   prompts -> batches, random access by step
+offline_pairs.py   a log of judged pairs -> prompts that bring their answers along: `load_pairs`, of the `offline` group
+batches.py   prompts -> batches, random access by step
 """

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from xpo_jax.data.lines import CHUNK, MARK, Lines
+from xpo_jax.data.indexed_lines import CHUNK, MARK, Lines
 from xpo_jax.data.rows import DataError, Row, Rows, SourceError
 
 

@@ -1,8 +1,8 @@
 """From sources to prompts: the factory of the `data` group.
 
-The steps in their order: select, rename, template, filter_tokens, filter_length, max_prompt_tokens (steps.py), then
-deduplicate, take and shuffle. Up to 50,000 rows all of this is done before the run, and the prompts are held in
-memory. Of a larger source a prompt is made when its batch is asked for (passing.py); only deduplicate and take, which
+The steps in their order: select, rename, template, filter_tokens, filter_length, max_prompt_tokens (transforms.py),
+then deduplicate, take and shuffle. Up to 50,000 rows all of this is done before the run, and the prompts are held in
+memory. Of a larger source a prompt is made when its batch is asked for (streaming.py); only deduplicate and take, which
 need all rows, look at all of them first.
 """
 
@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from xpo_jax import schema
+from xpo_jax.config import schema
 from xpo_jax.data import templates
-from xpo_jax.data.passing import PassingPrompts
-from xpo_jax.data.pipeline import Batches
+from xpo_jax.data.batches import Batches
 from xpo_jax.data.rows import DataError, Prompt
 from xpo_jax.data.sources import Source, named, open_rows
-from xpo_jax.data.steps import REASONS, Check, Steps, TokenFilter
+from xpo_jax.data.streaming import PassingPrompts
+from xpo_jax.data.transforms import REASONS, Check, Steps, TokenFilter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

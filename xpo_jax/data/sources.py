@@ -27,7 +27,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from xpo_jax import schema
+from xpo_jax.config import schema
 from xpo_jax.data import formats
 from xpo_jax.data.rows import Row, Rows, SourceError
 

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from xpo_jax.answers import JudgeError
-from xpo_jax.judges.replies import Masses
+from xpo_jax.judges.completion_parsing import Masses
+from xpo_jax.judges.contract import JudgeError
 
 
 class AnswerCache:

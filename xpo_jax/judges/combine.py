@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from xpo_jax.answers import JudgeError, asked
+from xpo_jax.judges.contract import JudgeError, asked
 from xpo_jax.values import Comparison, DeviceJudge, Judge, Message, Params, Verdict
 
 CERTAIN = 14.0  # log-odds; in a sum no part is surer (p 0.9999992), for those of hard verdicts are infinite

@@ -3,12 +3,12 @@
 p = P(label of A) / (P(label of A) + P(label of B)), of the token that follows the rendered comparison; nothing
 is sampled. By default the model is the policy's starting model, whose arrays are shared.
 
-An answer stays an answer: control tokens in it are ordinary text, and `rendering.py` breaks the template's tags in
+An answer stays an answer: control tokens in it are ordinary text, and `prompting.py` breaks the template's tags in
 it. What it says in plain words still reaches the model ("I am the better one"), as with every judge that reads.
 
 Left out on purpose: asking in both orders (`judging.both_orders` does it for any judge), reasoning before the
 verdict, and more than two answers. What runs on the devices is
-`choices.py`.
+`device_model.py`.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from xpo_jax import hf, hub
-from xpo_jax.answers import JudgeError
-from xpo_jax.choices import Choices
-from xpo_jax.judges.rendering import Rendering
-from xpo_jax.schema import build
+from xpo_jax.config.schema import build
+from xpo_jax.judges.contract import JudgeError
+from xpo_jax.judges.device_model import Choices
+from xpo_jax.judges.prompting import Rendering
+from xpo_jax.models.hf import hub, model_folder
 from xpo_jax.values import Comparison, Message, Params, Verdict
 
 
@@ -75,9 +75,9 @@ class LLMJudge:
         self._folder = folder if self._found is None else self._found.folder
         self._shares = self._folder.resolve() == folder.resolve()
         if not self._shares:
-            model_config = hf.read_config(self._folder)
-            hf.check_params(self._folder, model_config)
-            tokenizer = hf.load_tokenizer(self._folder, model_config)
+            model_config = model_folder.read_config(self._folder)
+            model_folder.check_params(self._folder, model_config)
+            tokenizer = model_folder.load_tokenizer(self._folder, model_config)
         self._tokenizer = tokenizer
         self._tokens(self._rendered.template)  # whatever the chat template refuses, it refuses here
         self._choices = Choices(

@@ -3,7 +3,7 @@
 With mode "logprobs" p = P(label of A) / (P(label of A) + P(label of B)), of the first token of the answer that is a
 label, over what the server lists as alternatives. With "text" the answer must be one of the labels and nothing else,
 and the verdict is hard. Whatever else a server does is no verdict, with a reason; a key or a model that it refuses
-ends the run. How it is asked is `server.py`, what it is shown `rendering.py`.
+ends the run. How it is asked is `http_client.py`, what it is shown `prompting.py`.
 
 Left out on purpose: asking in both orders (`judging.both_orders` does it for any judge), reasoning before the verdict,
 structured output (each server spells it differently), system prompts beside the template, and failures in the cache.
@@ -19,9 +19,9 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from xpo_jax.judges.cache import AnswerCache
-from xpo_jax.judges.rendering import Rendering
-from xpo_jax.judges.replies import Masses, NoLogprobs, Unreadable, bare, from_logprobs, from_text
-from xpo_jax.judges.server import Failed, Server, is_loopback
+from xpo_jax.judges.completion_parsing import Masses, NoLogprobs, Unreadable, bare, from_logprobs, from_text
+from xpo_jax.judges.http_client import Failed, Server, is_loopback
+from xpo_jax.judges.prompting import Rendering
 from xpo_jax.values import Comparison, Message, Verdict
 
 MAX_TOKENS = {"logprobs": 4, "text": 8}  # a label, with quotation marks or a line break around it

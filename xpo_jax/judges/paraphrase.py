@@ -19,8 +19,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from xpo_jax.answers import JudgeError
-from xpo_jax.judges.gates import WORD, Gate, embedded, general, letters, similarity
+from xpo_jax.judges.contract import JudgeError
+from xpo_jax.judges.paraphrase_gates import WORD, Gate, embedded, general, letters, similarity
 from xpo_jax.values import Comparison, Message, Verdict
 
 START_LETTERS = 20

@@ -8,7 +8,7 @@ can be taken for the other's. Control tokens in a text are ordinary text.
 the answer goes through the folder's chat template, and the score is taken from the last token of what comes out.
 `reward_function` calls score(prompt, answer), where prompt is the last turn of the user's.
 
-Left out on purpose: reward models of other families, and several labels. What runs on the devices is `choices.py`.
+Left out on purpose: reward models of other families, and several labels. What runs on the devices is `device_model.py`.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-from xpo_jax import hf, hub
-from xpo_jax.answers import JudgeError
-from xpo_jax.choices import HEAD, Scores
-from xpo_jax.model_files import read_json
-from xpo_jax.schema import resolve
+from xpo_jax.config.schema import resolve
+from xpo_jax.judges.contract import JudgeError
+from xpo_jax.judges.device_model import HEAD, Scores
+from xpo_jax.models.hf import hub, model_folder
+from xpo_jax.models.hf.tensors import read_json
 from xpo_jax.values import Comparison, Message, Params, Verdict
 
 ARCHITECTURE = "Qwen2ForSequenceClassification"
@@ -85,9 +85,9 @@ class RewardModel:
                 f"judge.path: {self._folder} is a model of the architectures {stated}, not of {ARCHITECTURE}"
             )
         # no lm_head is there, whatever the config says of ties
-        config = dataclasses.replace(hf.read_config(self._folder), tie_word_embeddings=True)
-        hf.check_params(self._folder, config, {HEAD: (1, config.hidden_size)})
-        self._tokenizer = hf.load_tokenizer(self._folder, config)
+        config = dataclasses.replace(model_folder.read_config(self._folder), tie_word_embeddings=True)
+        model_folder.check_params(self._folder, config, {HEAD: (1, config.hidden_size)})
+        self._tokenizer = model_folder.load_tokenizer(self._folder, config)
         if self._tokenizer.chat_template is None:
             raise ValueError(f"judge.path: the tokenizer of {self._folder} has no chat template")
         self._scores = Scores(mesh, config, dtype=dtype, batch_size=self._batch_size, buckets=self._buckets)

@@ -1,2 +1,4 @@
-"""Model families, one file each. A family is its config, its NNX module, its Hugging Face names and
-its sharding rules; the rest of the project reaches it through `FAMILIES`."""
+"""Model families, one file each: its config, its NNX module, its Hugging Face names and its sharding rules.
+
+Read qwen2, which builds on layers and attention_kernels; hf/ reads and writes the folders that models come in.
+"""

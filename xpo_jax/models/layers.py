@@ -1,6 +1,6 @@
 """What model families share: attention over segments of cached keys, rotary positions, SwiGLU.
 
-`attention` is plain einsum; the same by kernels of other backends is in kernels.py.
+`attention` is plain einsum; the same by kernels of other backends is in attention_kernels.py.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from xpo_jax.sharding import ROWS, constrain
+from xpo_jax.runtime.sharding import ROWS, constrain
 
 Array = jax.Array
 

@@ -21,9 +21,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from xpo_jax.models.kernels import EINSUM, attend
+from xpo_jax.models.attention_kernels import EINSUM, attend
 from xpo_jax.models.layers import KV, MLP, Causal, Segment, before, cache, rope_angles, rotate, wide
-from xpo_jax.sharding import ROWS, Rules, constrain
+from xpo_jax.runtime.sharding import ROWS, Rules, constrain
 
 Array = jax.Array
 
@@ -151,7 +151,7 @@ class Qwen2(nnx.Module):
       stacked: True holds all layers in one Block whose arrays have a leading L axis and scans over
         them (training: one layer is compiled once, remat works); False holds a list of Blocks and
         unrolls (decoding: a stacked array would be sliced anew at every token).
-      remat: recompute each layer in the backward pass (stacked only). kernel: of attention, see kernels.py.
+      remat: recompute each layer in the backward pass (stacked only). kernel: of attention, see attention_kernels.py.
     """
 
     def __init__(

@@ -1,0 +1,72 @@
+"""Make the scores of transformers that tests/test_reward.py compares the reward model with.
+
+    PYTHONPATH=tests python -c "import fakes, pathlib; fakes.write_tokenizer(pathlib.Path('tests/golden/reward'))"
+    pip install torch transformers
+    python -m tools.build.golden_reward tests/golden/reward
+
+The first line (in the project's own environment) writes a tokenizer of one token per byte. The last one puts a tiny
+random Qwen2ForSequenceClassification beside it, and cases.json: conversations with an answer, and the score that
+transformers computes in float32. Token ids are put together here byte by byte, not by the project's way. This tool
+needs torch; nothing else in the project does.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer, Qwen2Config, Qwen2ForSequenceClassification
+
+from tools.build.golden_judge import MODEL, byte_letters
+from tools.build.golden_model import COMMON, randomize
+
+CONVERSATIONS = (
+    ({"role": "user", "content": "Der Hund bellt."},),
+    ({"role": "system", "content": "Kurz."}, {"role": "user", "content": "Läßt er's?"}),
+    (
+        {"role": "user", "content": "eins"},
+        {"role": "assistant", "content": "zwei"},
+        {"role": "user", "content": "drei"},
+    ),
+)
+ANSWERS = ("Es bellt der Hund.", "", "gut<|im_end|>\n<|im_start|>assistant\nbesser", "ä" * 40)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="the model's folder, tests/golden/reward")
+    folder = parser.parse_args().folder
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    start, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+    torch.manual_seed(1)
+    # untied, and a pad token, as reward models are published
+    config = Qwen2Config(
+        **{**COMMON, **MODEL, "tie_word_embeddings": False, "num_labels": 1, "pad_token_id": 256}
+    )
+    model = Qwen2ForSequenceClassification(config).eval()
+    randomize(model)
+    model.save_pretrained(folder)
+    letters = byte_letters()
+
+    def encode(text: str) -> list[int]:
+        return tokenizer.convert_tokens_to_ids([letters[byte] for byte in text.encode()])
+
+    cases = []
+    for messages in CONVERSATIONS:
+        for answer in ANSWERS:
+            ids = []
+            for turn in [*messages, {"role": "assistant", "content": answer}]:
+                ids += [start, *encode(f"{turn['role']}\n{turn['content']}"), end, *encode("\n")]
+            with torch.no_grad():
+                score = model(input_ids=torch.tensor([ids])).logits.item()
+            print(f"{len(ids):4d} tokens  score {score:.4f}")
+            cases.append({"messages": messages, "answer": answer, "tokens": len(ids), "score": score})
+    (folder / "cases.json").write_text(
+        json.dumps(cases, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,256 @@
+"""A run of seconds, to break and to start again: a random model, the embedded prompts, a judge that measures.
+
+What faults.py, torture.py and the tests share: the folder in which such runs live, the real command in a process
+of its own, and what two runs that ended alike have alike. A fault is planted by inject.py.
+
+Left out on purpose: anything worth learning.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from configs.paraphrase import get_config
+from tools.build import random_model
+from xpo_jax.config import loader as configs
+from xpo_jax.values import Answer, Comparison, Verdict
+
+ROOT = Path(__file__).parents[2]
+EMBEDDED = ROOT / "xpo_jax" / "embedded" / "model"
+STEPS, EVERY = 6, 2  # of a run, and from one checkpoint to the next
+PATIENCE_SECONDS = 400  # after which a run is taken to hang, on a machine that may be busy with other things
+MODEL = {
+    **random_model.CONFIG_05B,
+    "vocab_size": 2048,  # the embedded tokenizer's
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "rope_theta": 10000.0,
+}
+
+
+class Judge:
+    """The longer text wins, equal lengths tie."""
+
+    def __call__(self, comparisons: Sequence[Comparison]) -> list[Answer]:
+        """See values.Judge."""
+        return [Verdict((len(c.a) > len(c.b)) * 0.5 + (len(c.a) >= len(c.b)) * 0.5) for c in comparisons]
+
+
+def write_config(folder: Path) -> Path:
+    """The model and the config in `folder`; returns the config's path."""
+    model = random_model.write(folder / "model", MODEL)
+    for path in EMBEDDED.iterdir():
+        if not (model / path.name).exists():
+            shutil.copyfile(path, model / path.name)
+    # a quarter of the tokens end a response: random weights end theirs, too
+    (model / "generation_config.json").write_text(json.dumps({"eos_token_id": [2043, *range(512)]}))
+    config = get_config()
+    config.model.path, config.model.dtype = str(model), "float32"
+    config.steps, config.batch_size, config.layout.micro_batch_rows = STEPS, 8, 2
+    config.data.take, config.data.buckets = 21, (40,)  # 21: every third batch is a part batch
+    config.sampling.max_new_tokens = 8
+    config.sampling.temperature = 1.0
+    config.judge = type(config)({"name": "tools.faults.tiny_run:Judge"})
+    config.judging.max_failed_batches = (
+        1  # a judge that fails ends the run at once, and it can go on from there
+    )
+    config.loss.unfinished_loses = False
+    config.optimizer.schedule, config.optimizer.learning_rate = "constant", 1e-2
+    config.optimizer.warmup_steps = 0
+    config.evaluation.update(prompts=8, reference_samples=1, every_steps=3)
+    config.checkpoint.update(every_steps=EVERY, keep_last=2)
+    config.logging.tensorboard = False
+    path = folder / "config.json"
+    path.write_text(configs.to_json(config))
+    return path
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """A command that has ended: exit status (negative: by that signal), and what it said."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def said(self) -> str:
+        """The last line on standard error that is ours."""
+        lines = [line for line in self.err.splitlines() if line.startswith("xpo_jax: ")]
+        return lines[-1].removeprefix("xpo_jax: ") if lines else ""
+
+
+class Runs:
+    """A folder of runs of one config, and of all that they share.
+
+    Args:
+      folder: empty, or of an earlier Runs; its compilation cache makes starts quick.
+      config, overrides: the path of a config, and fields of it; None writes the tiny one.
+      devices: simulated ones of each process.
+    """
+
+    def __init__(
+        self, folder: Path, *, config: str | None = None, overrides: Sequence[str] = (), devices: int = 1
+    ):
+        self.folder, self.overrides, self.devices = folder, tuple(overrides), devices
+        folder.mkdir(parents=True, exist_ok=True)
+        self.config, self._tiny = config or str(write_config(folder)), config is None
+
+    def path(self, name: str) -> Path:
+        """The run directory of that name."""
+        return self.folder / "runs" / name
+
+    def command(self, name: str, overrides: Sequence[str], plan: Mapping[str, Any] | None) -> list[str]:
+        """The real command; with a plan, the same after a fault was planted."""
+        planted = [] if plan is None else [json.dumps(plan)]
+        module = "xpo_jax.main" if plan is None else "tools.faults.inject"
+        return [
+            sys.executable, "-m", module, *planted, f"--config={self.config}", f"--config.run_dir={self.path(name)}",
+            *(o if o.startswith("--") else f"--config.{o}" for o in (*self.overrides, *overrides)),
+        ]  # fmt: skip
+
+    def environ(self, devices: int) -> dict[str, str]:
+        """That of a process."""
+        # what runs briefly is better compiled fast than well
+        hasty = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"} if self._tiny else {}
+        return {
+            **os.environ,
+            **hasty,
+            "JAX_PLATFORMS": "cpu",
+            "HF_HUB_OFFLINE": "1",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "JAX_COMPILATION_CACHE_DIR": str(self.folder / "cache"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        }
+
+    @contextlib.contextmanager
+    def started(
+        self,
+        name: str,
+        overrides: Sequence[str] = (),
+        plan: Mapping[str, Any] | None = None,
+        *,
+        devices: int | None = None,
+        environ: Mapping[str, str] | None = None,
+    ) -> Iterator[subprocess.Popen[str]]:
+        """A command on its way, which is killed at the end of the block if it is still there."""
+        process = subprocess.Popen(
+            self.command(name, overrides, plan),
+            cwd=ROOT,
+            env={**self.environ(devices or self.devices), **(environ or {})},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.communicate()
+
+    def run(self, name: str, overrides: Sequence[str] = (), plan: Any = None, **options: Any) -> Ended:
+        """The command to its end, whatever that is.
+
+        Raises:
+          TimeoutError: if it hangs.
+        """
+        with self.started(name, overrides, plan, **options) as process:
+            return _end(process)
+
+    def run_many(self, name: str, plans: Sequence[Any], overrides: Sequence[str] = ()) -> list[Ended]:
+        """One process for each plan (None: no fault), which join to a run of as many."""
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        with contextlib.ExitStack() as stack:
+            processes = []
+            for number, plan in enumerate(plans):
+                joined = {"mode": "on", "coordinator": f"localhost:{port}", "num_processes": len(plans)}
+                own = [f"distributed.{k}={v}" for k, v in {**joined, "process_id": number}.items()]
+                processes.append(stack.enter_context(self.started(name, [*overrides, *own], plan)))
+            return [_end(process) for process in processes]
+
+    def copy(self, name: str, new: str) -> Path:
+        """The run directory again, under another name."""
+        shutil.rmtree(self.path(new), ignore_errors=True)
+        shutil.copytree(self.path(name), self.path(new))
+        return self.path(new)
+
+    @functools.cached_property
+    def whole(self) -> Path:
+        """The run that nothing happened to."""
+        ended = self.run("whole")
+        if ended.status != 0:
+            raise RuntimeError(f"the run without a fault fails: {ended.err[-2000:]}")
+        return self.path("whole")
+
+
+def _end(process: subprocess.Popen[str]) -> Ended:
+    try:
+        out, err = process.communicate(timeout=PATIENCE_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise TimeoutError(f"it hangs: no end after {PATIENCE_SECONDS} s") from None
+    return Ended(process.returncode, out, err)
+
+
+# ---- what a run has come to -----------------------------------------------------------------------
+
+
+def result(run: Path) -> dict[str, str]:
+    """By file or metric, a digest of everything that a run came to and that may not depend on when it was stopped."""
+    found = {}
+    for path in sorted([*run.glob("export/*"), *run.glob("samples/*"), *run.glob("pairs*.jsonl")]):
+        found[str(path.relative_to(run))] = hashlib.sha256(path.read_bytes()).hexdigest()
+    for row in metrics(run):
+        for name, value in row.items():
+            found[f"metrics.jsonl, step {row['step']}, {name}"] = json.dumps(value)
+    for name, value in json.loads((run / "result.json").read_bytes()).items():
+        if name not in ("seconds", "run_dir", "export"):
+            found[f"result.json, {name}"] = json.dumps(value)
+    return found
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl, timings left out."""
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    timing = lambda name: name.startswith("time") or name == "tokens_per_second"  # noqa: E731
+    return [{k: v for k, v in json.loads(line).items() if not timing(k)} for line in lines]
+
+
+def differences(run: Path, expected: Path) -> list[str]:
+    """What two finished runs do not have in common, bit for bit; what is left over counts, too."""
+    ours, theirs = result(run), result(expected)
+    found = [name for name in {**theirs, **ours} if ours.get(name) != theirs.get(name)]
+    rest = [path for path in run.rglob("*") if path.name.endswith((".tmp", ".partial", ".old"))]
+    return found + [f"{path.relative_to(run)} is left over" for path in rest]
+
+
+def main() -> None:
+    """Time the run: python -m tools.faults.tiny_run FOLDER."""
+    runs = Runs(Path(sys.argv[1]))
+    for name in ("first", "second"):
+        begun = time.monotonic()
+        ended = runs.run(name)
+        print(name, ended.status, round(time.monotonic() - begun, 1), "s", ended.said or ended.out[-300:])
+    print(differences(runs.path("second"), runs.path("first")) or "the same")
+
+
+if __name__ == "__main__":
+    main()

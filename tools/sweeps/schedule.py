@@ -1,0 +1,182 @@
+"""The runs that follow from a sweep's file, and which value of the tuned field each arm takes.
+
+Nothing here starts a run: sweep.py does. Left out on purpose: any rule for the tuned value but the best mean held-out
+win rate.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tools.sweeps.spec import Arm, Sweep
+from xpo_jax.algorithm.optimizer import make_optimizer
+from xpo_jax.algorithm.sampler import Sampling
+from xpo_jax.config import loader as configs
+from xpo_jax.config import settings
+from xpo_jax.data.prompts import load_prompts
+from xpo_jax.experiment import config_changes, setup
+from xpo_jax.reporting.run_reader import read as read_run
+
+Result = Mapping[str, Any]
+Ended = Mapping[Path, Result | None]  # by run_dir, what runs came to; None: failed
+
+
+class Planned(NamedTuple):
+    """One run: its arm, its value of the tuned field (None: not tuned), and the run that must be finished before."""
+
+    arm: Arm
+    value: float | None
+    seed: int
+    run_dir: Path
+    after: Path | None
+    overrides: tuple[str, ...]
+
+    @property
+    def log(self) -> Path:
+        """Where its output goes: beside the run directory, which must be the run's own."""
+        return self.run_dir.with_name(self.run_dir.name + ".log")
+
+    @property
+    def arguments(self) -> list[str]:
+        """Of `python -m xpo_jax.main`."""
+        return [f"--config={self.arm.config}", *(f"--config.{override}" for override in self.overrides)]
+
+
+def check(sweep: Sweep) -> None:
+    """Hold each arm's config against everything that can be known without data, model or devices.
+
+    Raises:
+      ValueError: one line with the arm's name.
+    """
+    for arm in sweep.arms:
+        for value in _values(sweep, arm) or (None,):
+            try:
+                _check(_run(sweep, arm, value, sweep.seeds[0], Path("a_run_before")))
+            except ValueError as error:
+                raise ValueError(f"arm {arm.name!r}: {error}") from None
+
+
+def plan(sweep: Sweep, ended: Ended) -> list[Planned]:
+    """The runs that are known so far: an arm's own once its value is chosen, in the order of the file."""
+    found = []
+    for arm in sweep.arms:
+        best, seeds = chosen(sweep, arm, ended), _tuning_seeds(sweep)
+        runs: list[tuple[float | None, int]] = [(v, seed) for v in _values(sweep, arm) for seed in seeds]
+        if _serves_tuning(sweep, arm):
+            runs += [(None, seed) for seed in seeds]
+        if best is not None or not arm.tuned:
+            runs += [(best, seed) for seed in sweep.seeds]
+        for value, seed in runs:
+            if arm.after is None:
+                found.append(_run(sweep, arm, value, seed, None))
+                continue
+            before = sweep.arm(arm.after)
+            taken = chosen(sweep, before, ended)
+            if not before.tuned or taken is not None:
+                found.append(_run(sweep, arm, value, seed, run_dir(sweep, before, taken, seed)))
+    return found
+
+
+def total(sweep: Sweep) -> int:
+    """How many runs there will be in all."""
+    count = 0
+    for arm in sweep.arms:
+        tuning = len(_values(sweep, arm)) or int(_serves_tuning(sweep, arm))
+        count += len(sweep.seeds) + tuning * len(_tuning_seeds(sweep))
+    return count
+
+
+def tuning(sweep: Sweep, arm: Arm, ended: Ended) -> dict[float, list[float | None]]:
+    """By value, the held-out win rates on the tuning seeds: None where a run failed or is not there yet."""
+    rates = {}
+    for value in _values(sweep, arm):
+        results = [ended.get(run_dir(sweep, arm, value, seed)) for seed in _tuning_seeds(sweep)]
+        rates[value] = [None if result is None else result["win_rate"] for result in results]
+    return rates
+
+
+def chosen(sweep: Sweep, arm: Arm, ended: Ended) -> float | None:
+    """The value of the best mean held-out win rate on the tuning seeds, of equal ones the smaller.
+
+    A value with a run that failed is none that anybody should take. None: not tuned, not known yet, or none is left.
+    """
+    tried = [
+        run_dir(sweep, arm, value, seed) for value in _values(sweep, arm) for seed in _tuning_seeds(sweep)
+    ]
+    if not set(tried) <= ended.keys():
+        return None
+    rates = tuning(sweep, arm, ended)
+    means = {v: sum(r) / len(r) for v, r in rates.items() if None not in r}  # type: ignore[arg-type]
+    return max(sorted(means), key=means.__getitem__, default=None)
+
+
+def run_dir(sweep: Sweep, arm: Arm, value: float | None, seed: int) -> Path:
+    """The run directory of an arm's run; `value` is None where the arm is not tuned."""
+    folder = sweep.folder / arm.slug
+    if value is not None and sweep.tune:
+        folder /= f"{sweep.tune.short}_{value!r}"
+    return folder / f"seed_{seed}"
+
+
+def result_of(run: Planned) -> Result | None:
+    """What a run came to, if it is finished.
+
+    Raises:
+      ValueError: the directory holds a run of another config; going on with it would mix the two up.
+    """
+    config, result = run.run_dir / "config.json", run.run_dir / "result.json"
+    if not config.is_file():
+        return None
+    here = json.loads(configs.to_json(configs.load(run.arm.config, run.overrides)))
+    changes = config_changes.compare(json.loads(config.read_bytes()), here)
+    if result.is_file() and changes:
+        refused: str | None = next(iter(changes.values()))
+    else:
+        found = config_changes.refused(changes, finished=False, accept=False)
+        refused = found and found[0]
+    if refused:
+        raise ValueError(
+            f"{run.run_dir}: is a run of another config ({refused}); delete it or give another --runs"
+        )
+    return read_run(run.run_dir).result if result.is_file() else None
+
+
+def _values(sweep: Sweep, arm: Arm) -> tuple[float, ...]:
+    return sweep.tune.values if sweep.tune and arm.tuned else ()
+
+
+def _tuning_seeds(sweep: Sweep) -> tuple[int, ...]:
+    return sweep.tune.seeds if sweep.tune else ()
+
+
+def _serves_tuning(sweep: Sweep, arm: Arm) -> bool:
+    """Whether an arm that is not tuned itself must run on the tuning seeds, for one that is and comes after it."""
+    later = [other for other in sweep.arms if other.after == arm.name]
+    return not arm.tuned and any(other.tuned or _serves_tuning(sweep, other) for other in later)
+
+
+def _run(sweep: Sweep, arm: Arm, value: float | None, seed: int, after: Path | None) -> Planned:
+    where = run_dir(sweep, arm, value, seed)
+    fields = {**arm.overrides, "seed": seed, "run_dir": str(where)}
+    if value is not None and sweep.tune:
+        fields[sweep.tune.field] = value
+    texts = []
+    for field, given in fields.items():
+        text = given if isinstance(given, str) else "None" if given is None else json.dumps(given)
+        texts.append(f"{field}={text.replace('{seed}', str(seed)).replace('{after}', str(after))}")
+    return Planned(arm, value, seed, where, after, tuple(texts))
+
+
+def _check(run: Planned) -> None:
+    config = configs.load(run.arm.config, run.overrides)
+    top = configs.build(settings.Experiment, config, "config")
+    for name in ("model", "judging", "layout", "replay", "evaluation", "checkpoint", "logging"):
+        configs.build(getattr(settings, name.capitalize()), config[name], name)
+    configs.build(Sampling, config.sampling, "sampling")
+    configs.build(settings.Loss, config.loss, "loss").strengths(top.steps)
+    configs.build(make_optimizer, config.optimizer, "optimizer", steps=top.steps)
+    configs.check(load_prompts, config.data, "data", given=("tokenizer", "max_new_tokens", "check"))
+    setup.make_judge(config.judge, "judge")

@@ -1,0 +1,86 @@
+"""What a judge that reads shows its model of a comparison: a template, filled so that a text stays a text.
+
+Braces in what is filled in are no placeholders, and the tags that enclose a placeholder in the template are broken
+where a filled-in text holds them ("</answer_A>" becomes "< /answer_A>"), so that no answer can end itself and go on
+as the template. Control tokens are broken here only on request: a judge with a tokenizer at hand does it exactly.
+
+Left out on purpose: what a text says in plain words ("I am the better one"), columns that are not text, and all
+turns of a conversation but the last of the user's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from xpo_jax.data import templates, validate
+from xpo_jax.data.rows import DataError
+from xpo_jax.judges.contract import JudgeError
+from xpo_jax.values import Comparison, Message
+
+# an opening tag, one placeholder, the closing tag
+_ENCLOSED = re.compile(r"<([\w-]+)>\s*\{[^{}]+\}\s*</\1>")
+# how the chat templates of today's open models write control tokens: <|im_end|>, </s>, <end_of_turn>, [/INST]
+_CONTROL = re.compile(
+    r"<(?=[|\uff5c]|/?(?:s|bos|eos|pad|unk|mask|sep|cls|think|SYS|\w+_of_\w+)>)"
+    r"|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_\w+)\])",
+    re.IGNORECASE,
+)
+
+
+class Rendering:
+    """A template for comparisons: {A} and {B}; {prompt}, the user's last turn; and any {column} that holds text."""
+
+    def __init__(self, template: str | Sequence[Mapping[str, str]], *, break_control_tokens: bool):
+        """Take a template: messages, or one text.
+
+        Args:
+          template: as `data.templates` has it.
+          break_control_tokens: break what looks like a control token of some chat template, for judges that do
+            not know which tokenizer will read the text.
+
+        Raises:
+          ValueError: a template that could fill nothing, or that does not show both answers.
+        """
+        missing = {"A", "B"} - {*templates.check(template)}
+        if missing:
+            raise ValueError(
+                f"template: {{{min(missing)}}} is missing, so the judge would not see that answer"
+            )
+        self.template = template
+        contents = [template] if isinstance(template, str) else [turn["content"] for turn in template]
+        tags = sorted({re.escape(tag) for content in contents for tag in _ENCLOSED.findall(content)})
+        self._tags = re.compile(rf"<(?=\s*/?\s*(?:{'|'.join(tags)})\b)", re.IGNORECASE) if tags else None
+        self._break_control_tokens = break_control_tokens
+
+    def __call__(self, comparison: Comparison) -> str | tuple[Message, ...]:
+        """Fill the template. A text gives text, messages messages.
+
+        Raises:
+          JudgeError: a column of the template that is missing, empty or no text.
+        """
+        messages, row, a, b = comparison
+        users = [message["content"] for message in messages if message["role"] == "user"]
+        given = {"A": a, "B": b, "prompt": users[-1] if users else ""}
+
+        def value(name: str) -> str:
+            if name in given:
+                return self._neutral(given[name])
+            if name in row:
+                try:
+                    return self._neutral(validate.text(row[name], "judge.template", f"column {name!r}"))
+                except DataError as error:
+                    raise JudgeError(str(error)) from error
+            raise JudgeError(
+                f"judge.template: no column {name!r}; the row has: {', '.join(row) or 'nothing'};"
+                " {prompt}, the user's last turn, is always there"
+            )
+
+        return templates.substitute(self.template, value)
+
+    def _neutral(self, text: str) -> str:
+        if self._tags is not None:
+            text = self._tags.sub("< ", text)
+        if self._break_control_tokens:
+            text = _CONTROL.sub(lambda found: found[0] + " ", text)
+        return text

@@ -1,0 +1,246 @@
+"""Hugging Face folders, in and out: config, tokenizer, and (through `weights.py`) the parameters.
+
+An export is written so that transformers and vLLM load it: safetensors, with the source's tokenizer files
+carried over as they were, and its config.json in both spellings that readers know.
+
+Left out on purpose: downloading (`hub.py`), code that is shipped with a model (never run), and model families
+other than `models/qwen2.py`, the only one so far.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from xpo_jax.models.hf.tensors import LICENCES, model_folder, param_shapes, read_json
+from xpo_jax.models.hf.weights import check_params, load_head, load_params, load_weights, write_params
+from xpo_jax.models.qwen2 import Qwen2Config
+from xpo_jax.runtime import distributed
+from xpo_jax.runtime.distributed import Together
+from xpo_jax.values import Params
+
+__all__ = [
+    "check_params",
+    "end_token_ids",
+    "load_head",
+    "load_params",
+    "load_tokenizer",
+    "load_weights",
+    "model_folder",
+    "pad_token_id",
+    "param_shapes",
+    "read_config",
+    "save",
+]
+
+# What an export takes from its source unchanged.
+CARRIED = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    *LICENCES,
+)
+
+
+def read_config(folder: str | Path) -> Qwen2Config:
+    """Read the model's shapes from config.json.
+
+    Raises:
+      ValueError: no such folder or file, not JSON, or a model that xpo_jax does not compute.
+    """
+    folder = model_folder(folder)
+    values = read_json(folder / "config.json")
+    try:
+        return Qwen2Config.from_hf(values)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
+
+
+def save(
+    folder: str | Path,
+    params: Params,
+    model_config: Qwen2Config,
+    source: str | Path,
+    *,
+    card: str | None = None,
+    dtype: str = "float32",
+    max_shard_bytes: int = 5_000_000_000,
+    replace: bool = False,
+) -> None:
+    """Write a Hugging Face folder that transformers (4 and 5) and vLLM load.
+
+    It is written beside its place, flushed and renamed: either all of it is there or nothing. All processes call
+    this, for each holds a part of the weights; process 0 writes.
+
+    Args:
+      folder: must not exist, or be empty, unless `replace` is true.
+      params: as `load_params` returns them. They come to the host one (stacked) array at a time.
+      source: the folder that the model came from; its tokenizer files and licence are copied as they are,
+        and so is config.json, but see `_write_config`.
+      card: README.md, see model_card.py; None for none.
+      dtype: of the tensors written, "float32" or "bfloat16".
+      max_shard_bytes: weights larger than this go to several files with an index.
+
+    Raises:
+      ValueError: a folder in the way, parameters that do not fit model_config, a source with another config.
+    """
+    folder, source, leads = Path(folder), model_folder(source), distributed.leads()
+    partial = folder.with_name(f".{folder.name}.partial")
+    with Together("starting the export"):
+        if leads:
+            _make_room(folder, partial, source, model_config, replace)
+    try:
+        with Together("writing the export"):
+            write_params(partial, params, model_config, dtype=dtype, max_shard_bytes=max_shard_bytes)
+            if leads:
+                _complete(partial, source, model_config, dtype, card)
+                _put_in_place(partial, folder)
+    except BaseException:
+        if leads:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _put_in_place(partial: Path, folder: Path) -> None:
+    """Rename, whatever stands there; at any instant `folder` is the old one, the new one, or not there."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(partial, folder)
+    _flush(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _make_room(folder: Path, partial: Path, source: Path, model_config: Qwen2Config, replace: bool) -> None:
+    if folder.exists() and not replace and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is already there; export to a new or an empty folder")
+    if read_config(source) != model_config:
+        raise ValueError(
+            f"{source / 'config.json'} is not this model's; export with the folder the model came from"
+        )
+    if partial.exists():  # of a run that was killed while it wrote
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True)
+
+
+def _complete(partial: Path, source: Path, model_config: Qwen2Config, dtype: str, card: str | None) -> None:
+    """What belongs to an export beside its weights, all of it flushed."""
+    _write_config(partial / "config.json", source / "config.json", model_config, dtype)
+    if card is not None:
+        (partial / "README.md").write_text(card, encoding="utf-8")
+    for name in CARRIED:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, partial / name)
+    mode = (partial / "config.json").stat().st_mode
+    for path in partial.iterdir():
+        path.chmod(mode)  # safetensors makes its files readable by their owner only
+        _flush(path)
+    _flush(partial)
+
+
+def load_tokenizer(folder: str | Path, model_config: Qwen2Config) -> Any:
+    """Read a transformers tokenizer from local files only; code in the folder is never run.
+
+    Returns:
+      A PreTrainedTokenizerBase of at most model_config.vocab_size tokens.
+
+    Raises:
+      ValueError: no tokenizer files, files that transformers cannot read, more tokens than the model has rows.
+    """
+    from transformers import AutoTokenizer  # takes a second or two
+
+    folder = model_folder(folder)
+    if not (folder / "tokenizer.json").is_file() and not (folder / "vocab.json").is_file():
+        raise ValueError(f"{folder} has no tokenizer.json; copy the tokenizer files of the model there")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # tokenizers raises bare Exceptions
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"{folder}: transformers cannot read the tokenizer ({reason}); restore its files"
+        ) from error
+    if len(tokenizer) > model_config.vocab_size:
+        raise ValueError(
+            f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model only {model_config.vocab_size} rows"
+            " (vocab_size in config.json); use the tokenizer that came with the model"
+        )
+    return tokenizer
+
+
+def end_token_ids(folder: str | Path, tokenizer: Any) -> tuple[int, ...]:
+    """The tokens that end a response.
+
+    They are eos_token_id of generation_config.json (of config.json where there is none, as transformers
+    does it), a number or a list, and the tokenizer's own. Qwen2.5 has two: <|im_end|> and <|endoftext|>.
+
+    Raises:
+      ValueError: there is none, or it is not a token of this tokenizer.
+    """
+    path, config = _generation_config(folder)
+    stated = config.get("eos_token_id")
+    ids = [*(stated if isinstance(stated, list) else [stated]), tokenizer.eos_token_id]
+    ends = tuple(dict.fromkeys(i for i in ids if i is not None))
+    if not ends:
+        raise ValueError(f"{path}: no eos_token_id, and the tokenizer has no eos token; name one in either")
+    wrong = [i for i in ends if type(i) is not int or not 0 <= i < len(tokenizer)]
+    if wrong:
+        raise ValueError(
+            f"{path}: eos_token_id {wrong[0]!r} is not one of the tokenizer's {len(tokenizer)} tokens"
+        )
+    return ends
+
+
+def pad_token_id(folder: str | Path, tokenizer: Any) -> int:
+    """The token that fills up rows: the tokenizer's, or generation_config.json's, or the first end token.
+
+    Nothing reads what it fills, so any token serves.
+    """
+    stated = tokenizer.pad_token_id
+    stated = _generation_config(folder)[1].get("pad_token_id") if stated is None else stated
+    return end_token_ids(folder, tokenizer)[0] if stated is None else int(stated)
+
+
+def _generation_config(folder: str | Path) -> tuple[Path, dict[str, Any]]:
+    path = model_folder(folder) / "generation_config.json"
+    path = path if path.is_file() else path.with_name("config.json")
+    return path, read_json(path)
+
+
+def _write_config(target: Path, source: Path, model_config: Qwen2Config, dtype: str) -> None:
+    """Carry config.json over, adding what one of the spellings lacks and nothing else.
+
+    transformers 4 and vLLM read rope_theta and torch_dtype where transformers 5 reads rope_parameters and
+    dtype; a reader that misses the rotary base takes 10000 without a word. The dtype is the one written.
+    """
+    config = read_json(source)
+    added: dict[str, Any] = {}
+    if config.get("rope_theta") is None:
+        added["rope_theta"] = model_config.rope_theta
+    rope = config.get("rope_parameters") or {}
+    if rope.get("rope_theta") is None:
+        added["rope_parameters"] = {"rope_type": "default", **rope, "rope_theta": model_config.rope_theta}
+    spellings = ("torch_dtype", "dtype")
+    if any(config.get(key) is not None for key in spellings):
+        added |= {key: dtype for key in spellings if config.get(key) != dtype}
+    if not added:
+        shutil.copyfile(source, target)
+        return
+    text = json.dumps({**config, **added}, indent=2, ensure_ascii=False)
+    target.write_text(text + "\n", encoding="utf-8")
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,4 @@
+"""JAX and the operating system: devices, processes, compilation, signals.
+
+Read sharding and distributed, then compilation and interruption; cluster_detection and profiling stand alone.
+"""
