@@ -129,7 +129,7 @@ def embedded() -> ConfigDict:
             "both_orders": False,  # rules do not care for the order
             "max_queries": None,  # or what you will pay for: a run ends within it
             # A pair without a verdict has no say. More than half of them in three batches in a row end the run.
-            "max_failed_share": 0.5,
+            "max_failed_fraction": 0.5,
             "max_failed_batches": 3,
         }
     )
@@ -137,7 +137,7 @@ def embedded() -> ConfigDict:
     # xpo_jax/config/settings.py: Loss
     config.loss = ConfigDict(
         {
-            "second": "reference",  # "policy" with alpha 0 is online DPO
+            "second_candidate": "reference",  # "policy" with alpha 0 is online DPO
             "kind": "sigmoid",
             # With 0.3 the policy stays nearer to the reference and wins less; with 0.1 it wins no more and makes
             # more mistakes.

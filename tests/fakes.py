@@ -413,11 +413,11 @@ def tiny_config(folder: Path) -> ConfigDict:
             "judging": {
                 "both_orders": False,
                 "max_queries": None,
-                "max_failed_share": 0.5,
+                "max_failed_fraction": 0.5,
                 "max_failed_batches": 2,
             },
             "loss": {
-                "second": "reference",
+                "second_candidate": "reference",
                 "kind": "sigmoid",
                 "beta": 0.1,
                 "alpha": 1e-3,

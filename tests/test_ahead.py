@@ -8,7 +8,7 @@ import pytest
 from fakes import compiled_once, run_main, tiny_config, write_config
 
 from xpo_jax.algorithm import prefetch
-from xpo_jax.algorithm.prefetch import Ahead, together
+from xpo_jax.algorithm.prefetch import ReferencePrefetcher, together
 from xpo_jax.algorithm.programs import Programs
 from xpo_jax.checkpointing import checkpoint
 from xpo_jax.experiment.setup import prepare
@@ -55,18 +55,18 @@ class Counting:
     """Stands in for programs and batches: what is drawn is the step and the place of each row."""
 
     def __init__(self, k, B=2):
-        self.draws_ahead, self.batch_size, self.calls = k, B, []
+        self.prefetch_depth, self.batch_size, self.calls = k, B, []
 
     def __getitem__(self, step):
         rows = np.arange(self.batch_size, dtype=np.int32)
         width = 3 + step % 2
         tokens = np.full((self.batch_size, width), 10 + step, np.int32)
-        real = np.ones(self.batch_size, bool)
-        return prefetch.Prompts(({},) * 2, ((),) * 2, tokens, rows + 1, rows, real)
+        valid = np.ones(self.batch_size, bool)
+        return prefetch.Prompts(({},) * 2, ((),) * 2, tokens, rows + 1, rows, valid)
 
     def draw(self, weights, prompts, *, purpose, step, candidate):
         self.calls.append((weights, prompts, (purpose, candidate), step.tolist()))
-        return prefetch.Samples(prompts.tokens, step, prompts.real)
+        return prefetch.Samples(prompts.tokens, step, prompts.valid)
 
     def fetch(self, samples):
         return samples
@@ -76,7 +76,7 @@ def groups(k, steps, every=None):
     """Every step's group, and the weights and steps of each call of a run that renews its reference."""
     fake = Counting(k)
     since = lambda done: done - done % every if every else 0
-    second = Ahead(fake, fake, steps, since, purpose=1, candidate=1)
+    second = ReferencePrefetcher(fake, fake, steps, since, purpose=1, candidate=1)
     for step in range(steps):
         second.dispatch(f"of {since(step)}", step)
         found = second.take(step)
@@ -91,7 +91,7 @@ def test_groups_and_their_calls_by_hand():
     found, calls = groups(3, 5)
     assert found == [[0, 1, 2]] * 3 + [[3, 4]] * 2
     assert [steps for *_, steps in calls] == [[0, 0, 1, 1, 2, 2], [3, 3, 4, 4, 5, 5]]
-    assert calls[1][1].real.tolist() == [True] * 4 + [False] * 2  # past the last step
+    assert calls[1][1].valid.tolist() == [True] * 4 + [False] * 2  # past the last step
     assert calls[0][1].tokens.shape == calls[1][1].tokens.shape == (6, 4)
     assert calls[0][1].position.tolist() == [0, 1] * 3 and calls[0][2] == (1, 1)
 
@@ -123,13 +123,13 @@ def test_samples_are_those_of_one_step_at_a_time(folder, make_mesh, monkeypatch)
     """Batches of different buckets in one group, and one that is filled up."""
     monkeypatch.setattr(sharding, "make_mesh", make_mesh)
     p = prepare(changed(folder, {"layout__reference_steps": 3}))
-    for label, compile_program in p.programs.announced():
+    for label, compile_program in p.programs.declared_programs():
         if label.split()[0] in ("sample", "ahead", "init", "for_sampling"):
             compile_program()
     weights = p.programs.for_sampling(
         model_folder.load_params(p.model.folder, p.model_config, shardings=p.programs.params_sharding)
     )
-    second = Ahead(p.programs, p.batches, STEPS, lambda done: 0, purpose=1, candidate=1)
+    second = ReferencePrefetcher(p.programs, p.batches, STEPS, lambda done: 0, purpose=1, candidate=1)
     widths = {p.batches[step].tokens.shape[1] for step in range(STEPS)}
     assert len(widths) == 2
     for step in range(STEPS):
@@ -160,7 +160,7 @@ def run(folder):
         return {
             "metrics": [{key: row[key] for key in row if not times(key)} for row in rows],
             "pairs": (folder / name / "pairs.jsonl").read_text(),
-            "announced": result["compilations_announced"],
+            "announced": result["compilations_declared"],
         }
 
     return go

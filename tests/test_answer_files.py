@@ -21,10 +21,10 @@ def user(text):
     return ({"role": "user", "content": text},)
 
 
-def batch(*messages, real=None):
+def batch(*messages, valid=None):
     size = len(messages)
-    real = np.ones(size, bool) if real is None else np.array(real)
-    return Prompts(({},) * size, messages, None, None, None, real)
+    valid = np.ones(size, bool) if valid is None else np.array(valid)
+    return Prompts(({},) * size, messages, None, None, None, valid)
 
 
 def test_three_ways_to_say_what_was_asked(tmp_path):
@@ -53,7 +53,7 @@ def test_rename_and_column_are_the_configs(tmp_path):
 def test_answers_stand_beside_their_prompts(tmp_path):
     rows = [{"text": text, "answer": f"to {text}"} for text in "dcba"]
     path = write_rows(tmp_path / "answers.jsonl", rows)
-    batches = [batch(asked("a"), asked("c")), batch(asked("d"), asked("a"), (), real=[True, True, False])]
+    batches = [batch(asked("a"), asked("c")), batch(asked("d"), asked("a"), (), valid=[True, True, False])]
     assert match_answers(batches, path, **USED) == [["to a", "to c"], ["to d", "to a", ""]]
 
 

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from xpo_jax.io.files import to_json
-from xpo_jax.judges.ask import Patience, ask, brief, metrics
+from xpo_jax.judges.ask import FailureTolerance, ask, brief, metrics
 from xpo_jax.values import Prompts, Verdict
 
 ROWS, EXAMPLES = 40, 250  # 10,000 answers
@@ -99,7 +99,7 @@ def judged(returned, *, rows=ROWS, both_orders=False):
         tokens=np.zeros((rows, 1), np.int32),
         lengths=np.ones(rows, np.int32),
         position=np.arange(rows, dtype=np.int32),
-        real=np.ones(rows, bool),
+        valid=np.ones(rows, bool),
     )
     settled = {
         "identical": np.zeros(rows, bool),
@@ -121,7 +121,7 @@ def judged(returned, *, rows=ROWS, both_orders=False):
     assert set(found.weight) <= {0.0, 1.0} and np.isfinite(found.p_first).all()
     assert all(reason for reason, weight in zip(found.reasons, found.weight, strict=True) if weight == 0)
     assert all("\n" not in reason for reason, w in zip(found.reasons, found.weight, strict=True) if w == 0)
-    metrics(found, prompts.real)
+    metrics(found, prompts.valid)
     return found
 
 
@@ -170,7 +170,7 @@ def test_an_integer_among_the_answers_ends_the_run(returned, integer, at):
     found = judged([*returned[:at], integer, *returned[at:]], rows=4)
     assert "which is refused" in found.refused and not found.weight.any()
     with pytest.raises(ValueError, match="which is refused"):
-        Patience(max_failed_share=1.0, max_failed_batches=1).check([brief(found)])
+        FailureTolerance(max_failed_fraction=1.0, max_failed_batches=1).check([brief(found)])
 
 
 @settings(generously, max_examples=100)

@@ -85,7 +85,10 @@ def test_command_line(folder, argv, expected):
         ("data.shuffle=maybe", "data.shuffle: true or false is expected, found 'maybe'"),
         ("loss=1", "loss is a group; override one of its fields"),
         ("loss.kind=hinge", "loss.kind: 'sigmoid' or 'ipo' is expected, found 'hinge'"),
-        ("loss.second=None", "loss.second: 'reference' or 'policy' is expected, found None"),
+        (
+            "loss.second_candidate=None",
+            "loss.second_candidate: 'reference' or 'policy' is expected, found None",
+        ),
         (
             "model.dtype=float16",
             "model.dtype: 'auto' or 'float32' or 'bfloat16' is expected, found 'float16'",
@@ -166,7 +169,7 @@ def test_config_files_that_are_broken(folder, tmp_path, text, expected):
             ['loss.alpha={"kind": "steep", "start": 0.0, "end": 0.0, "steps": 4}'],
             "loss.alpha.kind: 'linear' or 'cosine' is expected, found 'steep'",
         ),
-        (["loss.second=policy"], "loss.alpha must be 0 with loss.second='policy'"),
+        (["loss.second_candidate=policy"], "loss.alpha must be 0 with loss.second_candidate='policy'"),
         (["loss.bonus_clip=0"], "loss.bonus_clip is 0.0, must be positive"),
         (["loss.entropy_weight=-1"], "loss.entropy_weight is -1.0, must be 0 (off) or more"),
         (

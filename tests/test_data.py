@@ -385,7 +385,7 @@ def prompts(*lengths: int) -> list[Prompt]:
 
 
 def ids(batch) -> list[int]:
-    return [row["id"] for row, real in zip(batch.rows, batch.real, strict=True) if real]
+    return [row["id"] for row, valid in zip(batch.rows, batch.valid, strict=True) if valid]
 
 
 def same(a, b) -> bool:
@@ -400,7 +400,7 @@ def test_a_batch_is_padded_to_its_bucket_and_a_part_batch_filled_up():
     part = batches[2]
     assert part.tokens.tolist() == [[5, 0], [0, 0]]
     assert part.lengths.tolist() == [1, 1]
-    assert part.real.tolist() == [True, False]
+    assert part.valid.tolist() == [True, False]
     assert part.position.tolist() == [0, 1]
     assert part.rows == ({"id": 4}, {})
     assert part.messages == (({"role": "user", "content": "4"},), ())
@@ -417,7 +417,7 @@ def test_every_epoch_holds_every_row_once_in_an_order_of_its_own():
     epochs = [[i for step in range(6) for i in ids(batches[6 * epoch + step])] for epoch in range(4)]
     assert all(sorted(epoch) == list(range(23)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in [*epochs, range(23)]}) == 5
-    assert [batches[6 * epoch + 5].real.sum() for epoch in range(4)] == [3, 3, 3, 3]
+    assert [batches[6 * epoch + 5].valid.sum() for epoch in range(4)] == [3, 3, 3, 3]
 
 
 def test_the_same_step_gives_the_same_batch_however_it_is_reached():

@@ -71,7 +71,7 @@ def test_a_row_that_cannot_be_used_is_replaced_by_the_next(folder, tokenizer):  
     assert [batches.metrics(step) for step in (0, 1, 0, 7)] == [
         {"data/replaced_rows": n} for n in (2, 1, 2, 1)
     ]
-    assert batches[0].real.all()
+    assert batches[0].valid.all()
     shuffled = load(tokenizer, **fields).train_batches(4, seed=3)
     again = load(tokenizer, **fields).train_batches(4, seed=3)
     assert same(shuffled[9], again[9])

@@ -57,15 +57,15 @@ def test_a_single_process_does_and_sees_everything(monkeypatch):
 def test_each_row_is_of_one_process(size, processes, monkeypatch):
     """In order, and as evenly as can be."""
     prompts = Prompts((), (), None, None, None, np.arange(size) < size - 1)
-    rows, real = [], np.zeros(size, int)
+    rows, valid = [], np.zeros(size, int)
     monkeypatch.setattr(jax, "process_count", lambda: processes)
     for number in range(processes):
         monkeypatch.setattr(jax, "process_index", lambda number=number: number)
         rows.append(range(size)[distributed.share(size)])
-        real += distributed.mine(prompts).real
+        valid += distributed.mine(prompts).valid
     assert list(itertools.chain(*rows)) == list(range(size))
     assert max(map(len, rows)) - min(map(len, rows)) <= 1
-    assert real.tolist() == prompts.real.astype(int).tolist()
+    assert valid.tolist() == prompts.valid.astype(int).tolist()
 
 
 def test_processes_that_differ_are_told_apart():
@@ -297,7 +297,7 @@ def test_a_judge_that_raises_on_one_process_costs_its_rows_and_ends_both_past_th
 
     python -m pytest tests/test_distributed.py -k raises -s
     """
-    limit = ["judging.max_failed_share=0.4"]
+    limit = ["judging.max_failed_fraction=0.4"]
     ended = start(
         folder, "broken", 2, {"name": "fakes:BrokenOn", "process": 1, "at": 4}, (limit, limit)
     )  # from its first step on

@@ -13,7 +13,7 @@ from fakes import Always, Broken, LongerText, Markov, Recording, silent, split, 
 from xpo_jax.algorithm import logps, sampler
 from xpo_jax.config import settings
 from xpo_jax.evaluation.evaluator import POLICY_SAMPLES, PURPOSE, Evaluator, ended_by, same_tokens
-from xpo_jax.judges.ask import Patience
+from xpo_jax.judges.ask import FailureTolerance
 from xpo_jax.values import Comparison, Prompts, Samples
 
 B, P, T = 4, 6, 8
@@ -35,7 +35,7 @@ def batches(*sizes):
                 tokens=np.array([[0 if n is None else n] * P for n in names], np.int32),
                 lengths=np.full(B, P, np.int32),
                 position=np.arange(B, dtype=np.int32),
-                real=np.array([n is not None for n in names]),
+                valid=np.array([n is not None for n in names]),
             )
         )
     return out
@@ -56,8 +56,8 @@ class Programs:
         self.draws.append((weights, purpose, step, candidate))
         self.keys += [(purpose, step, int(at), candidate) for at in prompts.position]
         wanted = [
-            self._lengths(weights, candidate, int(row[0])) if real else 1
-            for row, real in zip(prompts.tokens, prompts.real, strict=True)
+            self._lengths(weights, candidate, int(row[0])) if valid else 1
+            for row, valid in zip(prompts.tokens, prompts.valid, strict=True)
         ]
         lengths = np.array([n or T for n in wanted], np.int32)
         # one and the same letter everywhere: texts differ in length alone
@@ -91,7 +91,7 @@ def evaluator(
         reference_samples=reference_samples,
         unfinished_loses=unfinished_loses,
         both_orders=False,
-        patience=Patience(max_failed_share=1.0, max_failed_batches=1),
+        failure_tolerance=FailureTolerance(max_failed_fraction=1.0, max_failed_batches=1),
         seed=seed,
     )
 
@@ -236,7 +236,7 @@ class MarkovPrograms(Programs):
 
     def draw(self, weights, prompts, *, purpose, step, candidate):
         keys = sampler.row_keys(0, purpose, step, prompts.position, candidate)
-        drawn = self._sample(weights, prompts.tokens, prompts.lengths, prompts.real, keys)
+        drawn = self._sample(weights, prompts.tokens, prompts.lengths, prompts.valid, keys)
         return Samples(*map(np.asarray, drawn))
 
     def score(self, weights, tokens, lengths, drawn, drawn_lengths):

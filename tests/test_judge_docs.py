@@ -203,7 +203,7 @@ def test_the_tool_explains_itself(capsys):
         ),
         (["max_queries=191", "both_orders=true"], "each and a step 16: give at least 192, or lower"),
         (["max_queries=0"], "judging.max_queries is 0, must be at least 1, or None for no limit"),
-        (["max_failed_share=1.5"], "judging.max_failed_share is 1.5, must be from 0 to 1 (any share)"),
+        (["max_failed_fraction=1.5"], "judging.max_failed_fraction is 1.5, must be from 0 to 1 (any share)"),
         (["max_failed_batches=0"], "judging.max_failed_batches is 0, must be at least 1"),
     ],
 )

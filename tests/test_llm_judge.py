@@ -77,7 +77,7 @@ def attached(judge: LLMJudge, mesh: tuple[int, int, int] = (2, 2, 2), tokenizer:
 def ready(mesh: tuple[int, int, int] = (2, 2, 2), **changes: Any) -> LLMJudge:
     """As train.py does it; the judge reads its own weights."""
     judge = attached(build(**changes), mesh)
-    for _, compile_program in judge.announced():
+    for _, compile_program in judge.declared_programs():
         compile_program()
     judge.load({"not": "its own"})
     return judge
@@ -354,7 +354,7 @@ def test_a_run_compiles_what_it_announced(runs):
         assert result["compilations_during_run"] == 0
         assert result["judge_queries"] > 0 and result["evaluation_queries"] > 0
         # as in test_train.py, with one prompt bucket; and one per bucket of the judge
-        assert result["compilations_announced"] == 5 + 1 + 2 * 3 + 2
+        assert result["compilations_declared"] == 5 + 1 + 2 * 3 + 2
 
 
 def test_the_policys_start_is_not_held_twice(runs):

@@ -57,7 +57,7 @@ def programs(sizes, config=SMALL, *, T=T, optimizer=ADAMW, dtype=jnp.float32, ch
 
 def compiled(programs, *names):
     """The compiled programs of these names, of several widths the widest."""
-    calls = {label.split()[0]: compile for label, compile in programs.announced()}
+    calls = {label.split()[0]: compile for label, compile in programs.declared_programs()}
     return {name: calls[name]() for name in names}
 
 
@@ -259,8 +259,8 @@ def test_an_adafactor_update_on_a_mesh_is_that_of_one_device():
 def test_bfloat16_on_a_mesh_keeps_float32_masters_and_compiles_what_it_announced():
     """Two whole steps: draw, score, learn, and the new weights."""
     here, counter = programs((2, 2, 2), dtype=jnp.bfloat16), CompilationCounter()
-    announced = here.announced()
-    for _, compile_program in announced:
+    declared_programs = here.declared_programs()
+    for _, compile_program in declared_programs:
         compile_program()
     rng = np.random.default_rng(0)
     prompts = Prompts(
@@ -288,12 +288,12 @@ def test_bfloat16_on_a_mesh_keeps_float32_masters_and_compiles_what_it_announced
             lengths,
             jax.device_get(logps),
             *verdicts,
-            prompts.real,
+            prompts.valid,
         )
         state, sums, told = here.learn(state, pairs, alpha=1e-3, beta=0.1)
     grads, _ = here.zeros(state.params)
     assert told["finite"] and float(told["grad_norm"]) > 0 and logps.dtype == jnp.float32
-    assert counter.count == len(announced)
+    assert counter.count == len(declared_programs)
 
     dtypes = lambda tree: {x.dtype for x in jax.tree.leaves(tree)}
     mu, nu = (optax.tree.get(state.opt_state, name) for name in ("mu", "nu"))

@@ -38,7 +38,7 @@ def run(folder):
         config.run_dir, config.judge.name = str(folder / name), "fakes:Patchy"
         if pairs is not None:
             config.offline = {"pairs": pairs}
-        config.judging.max_failed_share = 1.0
+        config.judging.max_failed_fraction = 1.0
         for path, value in changes.items():
             group, _, field = path.rpartition("__")
             (config[group] if group else config)[field] = value
@@ -94,7 +94,7 @@ def test_an_epoch_holds_every_judged_pair_once(run, folder, monkeypatch):
     seen, learn = [], Programs.learn
 
     def spy(self, state, pairs, alpha, beta):
-        for i in np.flatnonzero(pairs.real):
+        for i in np.flatnonzero(pairs.valid):
             tokens = [pairs.tokens[c, i, : pairs.lengths[c, i]].tolist() for c in (0, 1)]
             prompt = pairs.prompt_tokens[i, : pairs.prompt_lengths[i]].tolist()
             seen.append((prompt, tokens, float(pairs.p_first[i]), float(pairs.weight[i])))

@@ -24,7 +24,7 @@ def batch():
         tokens=np.zeros((3, 2), np.int32),
         lengths=np.array([2, 1, 1], np.int32),
         position=np.array([4, 5, 6], np.int32),
-        real=np.array([True, True, False]),
+        valid=np.array([True, True, False]),
     )
     first = Samples(
         np.array([[5, 9, 0], [6, 7, 8], [1, 1, 1]], np.int32),

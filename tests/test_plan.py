@@ -98,7 +98,7 @@ def compiled(s, which, fields=ADAMW):
         },
         remat=s.remat,
     )
-    *_, widest = (call for label, call in programs.announced() if label.split()[0] == which)
+    *_, widest = (call for label, call in programs.declared_programs() if label.split()[0] == which)
     return widest().memory_analysis()
 
 

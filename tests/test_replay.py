@@ -9,7 +9,7 @@ from fakes import tiny_config, write_config
 from test_resume import STEPS, Counting, in_haste, left, one_device, run  # noqa: F401, fixtures
 
 from xpo_jax.algorithm.programs import Programs
-from xpo_jax.algorithm.replay_buffer import Memory
+from xpo_jax.algorithm.replay_buffer import ReplayBuffer
 from xpo_jax.config import loader as configs
 from xpo_jax.experiment import setup
 from xpo_jax.runtime import sharding
@@ -37,10 +37,10 @@ def folder(tmp_path_factory):
 
 
 def memory(updates=3, capacity=100, seed=5):
-    return Memory(updates=updates, capacity=capacity, batch_size=B, seed=seed, pad_token=0)
+    return ReplayBuffer(updates=updates, capacity=capacity, batch_size=B, seed=seed, pad_token=0)
 
 
-def pairs_of(step, weight=(1, 1, 1, 1), real=(True,) * 4, width=8):
+def pairs_of(step, weight=(1, 1, 1, 1), valid=(True,) * 4, width=8):
     """Four pairs that tell where they come from: all tokens of row i of a step are 10 * step + i + 1."""
     mark = 10 * step + np.arange(B, dtype=np.int32) + 1
     return Pairs(
@@ -51,14 +51,14 @@ def pairs_of(step, weight=(1, 1, 1, 1), real=(True,) * 4, width=8):
         ref_logps=np.stack([-mark / 8, -mark / 16]).astype(np.float32),
         p_first=mark.astype(np.float32) / 64,
         weight=np.array(weight, np.float32),
-        real=np.array(real),
+        valid=np.array(valid),
     )
 
 
 def rows(pairs):
-    """The real rows without padding, by mark; what stands in the padding must be the pad token."""
+    """The valid rows without padding, by mark; what stands in the padding must be the pad token."""
     found = {}
-    for i in np.flatnonzero(pairs.real):
+    for i in np.flatnonzero(pairs.valid):
         prompt = pairs.prompt_tokens[i]
         length = pairs.prompt_lengths[i]
         answers = [pairs.tokens[s, i, : pairs.lengths[s, i]].tolist() for s in (0, 1)]
@@ -103,7 +103,7 @@ def test_a_batch_is_as_wide_as_what_is_in_it():
     only_short = pairs_of(0, weight=(1, 1, 1, 0))
     _, drawn = kept.round(0, only_short)
     assert (width_of(drawn), drawn.tokens.shape) == (4, (2, B, 3))
-    assert drawn.real.tolist() == [True, True, True, False]
+    assert drawn.valid.tolist() == [True, True, True, False]
     kept = memory(updates=2)
     _, drawn = kept.round(0, pairs_of(0))
     assert (width_of(drawn), drawn.tokens.shape) == (8, (2, B, 6))
@@ -111,7 +111,7 @@ def test_a_batch_is_as_wide_as_what_is_in_it():
 
 def test_what_is_not_remembered():
     kept = memory(updates=2)
-    list(kept.round(0, pairs_of(0, weight=(1, 0, 1, 1), real=(True, True, True, False))))
+    list(kept.round(0, pairs_of(0, weight=(1, 0, 1, 1), valid=(True, True, True, False))))
     assert len(kept) == 2
     nothing = memory()
     assert len(list(nothing.round(0, pairs_of(0, weight=(0, 0, 0, 0))))) == 1  # no update on nothing
@@ -156,7 +156,7 @@ def test_a_memory_that_is_filled_again_draws_the_same():
         weight = (1, 0, 1, 1) if step == 2 else (1, 1, 1, 1)
         fresh = pairs_of(step, weight)
         batches[step] = Prompts(
-            ({},) * B, ((),) * B, fresh.prompt_tokens, fresh.prompt_lengths, np.arange(B), fresh.real
+            ({},) * B, ((),) * B, fresh.prompt_tokens, fresh.prompt_lengths, np.arange(B), fresh.valid
         )
         for i in range(B):
             answers = [fresh.tokens[s, i, : fresh.lengths[s, i]].tolist() for s in (0, 1)]
@@ -214,7 +214,7 @@ def test_each_step_learns_from_its_own_pairs_and_twice_from_all(replaying):
                 *np.asarray(pairs.ref_logps)[:, i].tolist(),
                 float(pairs.p_first[i]),
             )
-            for i in np.flatnonzero(pairs.real & (pairs.weight > 0))
+            for i in np.flatnonzero(pairs.valid & (pairs.weight > 0))
         }
         if number % 3 == 0:
             known |= now

@@ -55,7 +55,7 @@ def write_run(path, rows, *, hostile="a <b> & c", result=True, reference=None):
         "steps": 2,
         "judge": {"name": "some:Judge"},
         "model": {"path": "some/model", "reference": reference},
-        "loss": {"second": "reference", "beta": 0.1},
+        "loss": {"second_candidate": "reference", "beta": 0.1},
     }
     (path / "config.json").write_text(json.dumps(config))
     lines = lambda rows: "".join(json.dumps(row) + "\n" for row in rows)

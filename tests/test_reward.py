@@ -48,7 +48,7 @@ def ready(mesh: tuple[int, int, int] = (2, 2, 2), **changes: Any) -> RewardModel
         tokenizer=None,
         dtype=np.float32,
     )
-    for _, compile_program in judge.announced():
+    for _, compile_program in judge.declared_programs():
         compile_program()
     judge.load({"not": "its own"})
     return judge
@@ -285,7 +285,7 @@ def test_a_combination_speaks_for_its_parts():
     alone = make_judge(
         {"name": "combine", "kind": "mean", "judges": ({"weight": 1, **FUNCTION},) * 2}, "judge"
     )
-    assert not alone.collective and alone.announced() == []
+    assert not alone.collective and alone.declared_programs() == []
     assert alone.models() == [] and alone.stats() == {}
     alone.probe()
     turn = [{"role": "user", "content": "ab"}]

@@ -200,7 +200,8 @@ def test_in_use(tmp_path):
 
 
 def test_the_lock_dies_with_its_process(tmp_path):
-    code = f"from xpo_jax.experiment.run_directory import RunDir\nrun = RunDir.open({str(tmp_path)!r}, {CONFIG!r})\nprint(flush=True)"
+    imports = "from xpo_jax.experiment.run_directory import RunDir"
+    code = f"{imports}\nrun = RunDir.open({str(tmp_path)!r}, {CONFIG!r})\nprint(flush=True)"
     command = [sys.executable, "-c", code + "\ninput()"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         process.stdout.readline()

@@ -27,7 +27,7 @@ def settings(**changes):
 
 
 def sample(
-    model, tokens, lengths, *, vocab_size, end_tokens=(1, 2), seed=0, position=None, real=None, **changes
+    model, tokens, lengths, *, vocab_size, end_tokens=(1, 2), seed=0, position=None, valid=None, **changes
 ):
     graphdef, params = model
     B = len(lengths)
@@ -35,8 +35,8 @@ def sample(
         make_sampler(graphdef, settings(**changes), vocab_size=vocab_size, end_tokens=end_tokens, pad_token=0)
     )
     keys = row_keys(seed, 0, 0, jnp.arange(B) if position is None else jnp.asarray(position), 0)
-    real = jnp.ones(B, bool) if real is None else jnp.asarray(real)
-    return jax.device_get(sampler(params, jnp.asarray(tokens), jnp.asarray(lengths), real, keys))
+    valid = jnp.ones(B, bool) if valid is None else jnp.asarray(valid)
+    return jax.device_get(sampler(params, jnp.asarray(tokens), jnp.asarray(lengths), valid, keys))
 
 
 def markov(seed=0, V=10):
@@ -148,7 +148,7 @@ def test_lengths_count_the_first_end_token_and_padding_follows():
         vocab_size=10,
         end_tokens=(6, 8),
         max_new_tokens=4,
-        real=[True, True, True, False],
+        valid=[True, True, True, False],
     )
     assert got.tokens.tolist() == [[4, 5, 6, 0], [7, 8, 0, 0], [9, 3, 4, 5], [0, 0, 0, 0]]
     assert got.lengths.tolist() == [3, 2, 4, 0]
@@ -196,14 +196,14 @@ def in_batches_that_shrink(B, model, vocab_size, end_tokens, changes, mesh=None)
         rng.integers(3, vocab_size, (B, 5)).astype(np.int32),
         rng.integers(1, 6, B).astype(np.int32),
     )
-    real = rng.random(B) < 0.9
+    valid = rng.random(B) < 0.9
     keys = row_keys(7, 0, 0, jnp.arange(B), 0)
     given = {"max_new_tokens": 24, **changes}
     function = make_sampler(
         model[0], settings(**given), vocab_size=vocab_size, end_tokens=end_tokens, pad_token=0
     )
     alone = jax.jit(function)
-    arrays = (tokens, lengths, real, keys)
+    arrays = (tokens, lengths, valid, keys)
     rows = [jax.device_get(alone(model[1], *(x[i : i + 1] for x in arrays))) for i in range(B)]
     expected = [np.concatenate(field) for field in zip(*rows, strict=True)]
     if mesh is None:

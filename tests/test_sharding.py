@@ -17,7 +17,7 @@ from xpo_jax.algorithm.optimizer import make_optimizer
 from xpo_jax.algorithm.packing import Packer, widths
 from xpo_jax.algorithm.programs import Programs
 from xpo_jax.algorithm.sampler import Sampling, Vocabulary, make_sampler, row_keys
-from xpo_jax.algorithm.update import make_accumulate, told_of, zeros
+from xpo_jax.algorithm.update import gather_pair_targets, make_accumulate, zeros
 from xpo_jax.models.hf.model_folder import param_shapes
 from xpo_jax.models.qwen2 import SHARDING, unstack
 from xpo_jax.runtime import sharding
@@ -189,14 +189,14 @@ def batch():
     lengths = rng.integers(1, T + 1, (2, B)).astype(np.int32)
     ref_logps = rng.normal(-20, 3, (2, B)).astype(np.float32)
     p_first = np.array([1, 0, 1, 0.5, 0.7, 0, 1, 1] * 2, np.float32)
-    weight, real = np.array([1, 1, 0, 1, 1, 1, 1, 1] * 2, np.float32), np.arange(B) < 14
-    return Pairs(tokens, prompt_lengths, drawn, lengths, ref_logps, p_first, weight, real)
+    weight, valid = np.array([1, 1, 0, 1, 1, 1, 1, 1] * 2, np.float32), np.arange(B) < 14
+    return Pairs(tokens, prompt_lengths, drawn, lengths, ref_logps, p_first, weight, valid)
 
 
 def numbers():
     pairs = batch()
-    policy_tokens = pairs.lengths[0][pairs.real].sum()
-    return [np.float32(x) for x in (pairs.real.sum(), policy_tokens, 0.01, 0.1)]
+    policy_tokens = pairs.lengths[0][pairs.valid].sum()
+    return [np.float32(x) for x in (pairs.valid.sum(), policy_tokens, 0.01, 0.1)]
 
 
 @functools.cache
@@ -218,7 +218,7 @@ def on(sizes):
         loss=LOSS,
         remat=False,
     )
-    for _, compile_program in programs.announced():
+    for _, compile_program in programs.declared_programs():
         compile_program()
     return programs
 
@@ -235,12 +235,12 @@ def results(sizes):
     params = jax.device_put(master(), programs.params_sharding)
     weights = programs.for_sampling(params)
     prompts = (pairs.prompt_tokens, pairs.prompt_lengths)
-    sample = programs.sample(weights, *prompts, pairs.real, np.arange(B, dtype=np.int32), *step_5())
+    sample = programs.sample(weights, *prompts, pairs.valid, np.arange(B, dtype=np.int32), *step_5())
     logps = programs.score(weights, *prompts, pairs.tokens, pairs.lengths)
     state = programs.init(jax.device_put(master(), programs.params_sharding))  # it is given away
     grads, sums = programs.zeros(state.params)
-    for packed, index in programs.pack(*pairs[:4], pairs.real):
-        told = told_of(pairs, index)
+    for packed, index in programs.pack(*pairs[:4], pairs.valid):
+        told = gather_pair_targets(pairs, index)
         grads, sums = programs.accumulate(state.params, grads, sums, packed, told, *numbers())
     kept = jax.device_get(grads)
     new, applied = programs.apply(state, grads, sums["loss"])
@@ -265,7 +265,7 @@ def on_one_device():
     prompts = (pairs.prompt_tokens, pairs.prompt_lengths)
     draw = make_sampler(unstacked, SAMPLING, vocab_size=38, end_tokens=ENDS, pad_token=37)
     keys = row_keys(SEED, 1, 5, np.arange(B), 0)
-    sample = jax.jit(draw)(unstack(params), *prompts, pairs.real, keys)
+    sample = jax.jit(draw)(unstack(params), *prompts, pairs.valid, keys)
     logps = jax.jit(functools.partial(response_logps, stacked, **SCORING))(
         params, *prompts, pairs.tokens, pairs.lengths
     ).logps
@@ -273,11 +273,13 @@ def on_one_device():
     accumulate = make_accumulate(stacked, dtype=jnp.float32, **SCORING, **options)
 
     # a row for every pair: one micro-batch
-    ((packed, index),) = Packer(B, widths(P, T)[-1:], shares=1)(*pairs[:4], pairs.real)
+    ((packed, index),) = Packer(B, widths(P, T)[-1:], shares=1)(*pairs[:4], pairs.valid)
 
     @jax.jit
     def step(params):
-        grads, sums = accumulate(params, *zeros(params), packed, told_of(pairs, index), *numbers())
+        grads, sums = accumulate(
+            params, *zeros(params), packed, gather_pair_targets(pairs, index), *numbers()
+        )
         updates, _ = transformation.update(grads, transformation.init(params), params)
         return grads, sums, optax.apply_updates(params, updates)
 
@@ -372,12 +374,12 @@ def test_a_shape_that_was_not_announced_is_refused():
     weights = results((8, 1, 1))["weights"]
     with pytest.raises(RuntimeError, match="program 'sample' was not announced for shapes"):
         programs.sample(
-            weights, pairs.prompt_tokens[:, :4], pairs.prompt_lengths, pairs.real, np.arange(B), *step_5()
+            weights, pairs.prompt_tokens[:, :4], pairs.prompt_lengths, pairs.valid, np.arange(B), *step_5()
         )
 
 
 def test_each_announced_program_is_one_compilation():
-    labels = [label for label, _ in on((8, 1, 1)).announced()]
+    labels = [label for label, _ in on((8, 1, 1)).declared_programs()]
     assert labels == [
         "init",
         "for_sampling",

@@ -406,7 +406,7 @@ def test_a_real_sweep_is_stopped_and_goes_on(tmp_path):
     content = {
         "config": str(config),
         "common": {"steps": 4},
-        "arms": {"DPO": {"loss.alpha": 0.0, "loss.second": "policy"}, "XPO": {"loss.alpha": 1e-3}},
+        "arms": {"DPO": {"loss.alpha": 0.0, "loss.second_candidate": "policy"}, "XPO": {"loss.alpha": 1e-3}},
         "seeds": [1, 2],
     }
     (tmp_path / "mine.json").write_text(json.dumps(content))

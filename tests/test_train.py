@@ -200,7 +200,7 @@ def test_only_announced_compilations_happen(main_run):
     """Whole run: evaluation, steps, checkpoint, export."""
     assert main_run.result["compilations_during_run"] == 0
     # init, for_sampling, fingerprint, zeros, apply; sample per prompt bucket; score, accumulate per width of rows
-    assert main_run.result["compilations_announced"] == 5 + 2 + 2 * 3
+    assert main_run.result["compilations_declared"] == 5 + 2 + 2 * 3
 
 
 def test_compilations_are_counted():
@@ -546,7 +546,7 @@ def test_the_layout_of_mesh_buckets_and_update_changes_nothing_that_is_learned(m
                 expected = None if value is None else pytest.approx(value, rel=1e-3, abs=2e-4)
                 assert ours[name] == expected, (theirs["step"], name)
     assert other.result["compilations_during_run"] == 0
-    assert other.result["compilations_announced"] == 5 + 1 + 2 * 3
+    assert other.result["compilations_declared"] == 5 + 1 + 2 * 3
 
 
 def test_the_reference_is_frozen_and_its_samples_do_not_depend_on_what_is_learned(main_run, run, folder):
@@ -634,7 +634,7 @@ def test_without_verdicts_nothing_is_learned_and_the_reference_may_be_another_mo
         "silent",
         judge__name="fakes:silent",
         model__reference=str(folder / "other"),
-        judging__max_failed_share=1.0,
+        judging__max_failed_fraction=1.0,
     )
     assert empty.status == 0, empty.err
     for row in empty.metrics[1:]:

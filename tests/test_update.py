@@ -15,13 +15,13 @@ from xpo_jax.algorithm.logps import response_logps
 from xpo_jax.algorithm.optimizer import make_optimizer
 from xpo_jax.algorithm.packing import Packer
 from xpo_jax.algorithm.update import (
-    Told,
+    PairTargets,
     _sums,
+    gather_pair_targets,
     init_state,
     make_accumulate,
     make_apply,
     summarise,
-    told_of,
     zeros,
 )
 from xpo_jax.values import Pairs
@@ -37,7 +37,7 @@ def in_haste():
         yield
 
 
-def pairs(seed=0, real=(True,) * 7 + (False,), weight=(1, 1, 0, 1, 0.5, 1, 1, 1), reference_seed=0):
+def pairs(seed=0, valid=(True,) * 7 + (False,), weight=(1, 1, 0, 1, 0.5, 1, 1, 1), reference_seed=0):
     rng = np.random.default_rng(seed)
     tokens = rng.integers(3, 40, (2, B, 6)).astype(np.int32)
     lengths = rng.integers(1, 7, (2, B)).astype(np.int32)
@@ -55,7 +55,7 @@ def pairs(seed=0, real=(True,) * 7 + (False,), weight=(1, 1, 0, 1, 0.5, 1, 1, 1)
         np.asarray(ref_logps),
         p_first,
         np.array(weight, np.float32),
-        np.array(real),
+        np.array(valid),
     )
 
 
@@ -87,11 +87,11 @@ def gradient(
     dtype=jnp.float32,
 ):
     accumulate = accumulate_of(kind=kind, entropy_weight=entropy_weight, dtype=dtype)
-    real = np.asarray(batch.real)
-    numbers = [np.float32(x) for x in (real.sum(), batch.lengths[0][real].sum(), alpha, beta)]
+    valid = np.asarray(batch.valid)
+    numbers = [np.float32(x) for x in (valid.sum(), batch.lengths[0][valid].sum(), alpha, beta)]
     grads, sums = zeros(params)
-    for packed, index in Packer(rows, at, shares=1)(*batch[:4], real):
-        grads, sums = accumulate(params, grads, sums, packed, told_of(batch, index), *numbers)
+    for packed, index in Packer(rows, at, shares=1)(*batch[:4], valid):
+        grads, sums = accumulate(params, grads, sums, packed, gather_pair_targets(batch, index), *numbers)
     return grads, jax.device_get(sums)
 
 
@@ -104,7 +104,7 @@ def distance(a, b):
 def unpacked():
     """Gradient and sums of a batch whose pairs each have a row of their own, none of it packed."""
     batch = pairs(reference_seed=1)
-    told = Told(*batch[3:])
+    told = PairTargets(*batch[3:])
     scored_by = {"temperature": 0.8, "vocab_size": 40, "chunk_tokens": 64}
 
     def loss_of(params):
@@ -112,9 +112,9 @@ def unpacked():
         terms = losses.xpo(
             scored.logps, batch.ref_logps, batch.p_first, beta=0.1, alpha=0.01, kind="sigmoid", clip=500.0
         )
-        weight, real = np.where(batch.real, batch.weight, 0), batch.real
-        entropy = jnp.sum(jnp.where(real, scored.entropy[0], 0))
-        loss = losses.total(terms, weight, real.sum()) - 0.1 * entropy / batch.lengths[0][real].sum()
+        weight, valid = np.where(batch.valid, batch.weight, 0), batch.valid
+        entropy = jnp.sum(jnp.where(valid, scored.entropy[0], 0))
+        loss = losses.total(terms, weight, valid.sum()) - 0.1 * entropy / batch.lengths[0][valid].sum()
         return loss, _sums(terms, scored.logps, told, weight, loss, entropy)
 
     return jax.device_get(jax.jit(jax.grad(loss_of, has_aux=True))(PARAMS))
@@ -149,7 +149,7 @@ def test_z_kl_and_margins_are_zero_before_the_first_update():
 def test_unreal_rows_and_failed_verdicts_do_not_matter():
     batch = pairs(reference_seed=1)
     noise = pairs(seed=5, reference_seed=1)
-    without_say = ~batch.real | (batch.weight == 0)
+    without_say = ~batch.valid | (batch.weight == 0)
 
     def mixed(a, b):
         axis = 1 if a.shape[0] == 2 else 0
@@ -157,7 +157,7 @@ def test_unreal_rows_and_failed_verdicts_do_not_matter():
         return np.where(mask, b, a)
 
     other = Pairs(*(mixed(a, b) for a, b in zip(batch, noise, strict=True)))._replace(
-        real=batch.real, weight=batch.weight
+        valid=batch.valid, weight=batch.weight
     )
     assert not np.array_equal(other.tokens, batch.tokens)
     a, b = gradient(batch)[0], gradient(other)[0]

@@ -10,7 +10,7 @@ from fakes import Always, Broken, LongerText, Miscounting, Patchy, Recording, Sl
 
 from xpo_jax.data import templates
 from xpo_jax.judges import JUDGES
-from xpo_jax.judges.ask import Budget, Patience, ask, brief, joined, metrics
+from xpo_jax.judges.ask import Budget, FailureTolerance, ask, brief, joined, metrics
 from xpo_jax.judges.contract import JudgeError, compare, parse
 from xpo_jax.judges.paraphrase import ParaphraseJudge
 from xpo_jax.values import Comparison, Prompts, Verdict
@@ -19,14 +19,14 @@ NAN = float("nan")
 SEED = (3, 1, 7)
 
 
-def prompts(B, real=None, position=None):
+def prompts(B, valid=None, position=None):
     return Prompts(
         rows=tuple({"number": i} for i in range(B)),
         messages=tuple([{"role": "user", "content": f"prompt {i}"}] for i in range(B)),
         tokens=np.zeros((B, 4), np.int32),
         lengths=np.ones(B, np.int32),
         position=np.arange(B, dtype=np.int32) if position is None else np.asarray(position, np.int32),
-        real=np.ones(B, bool) if real is None else np.asarray(real),
+        valid=np.ones(B, bool) if valid is None else np.asarray(valid),
     )
 
 
@@ -108,7 +108,7 @@ def test_whole_numbers_end_the_run(answer, told):
     assert told in found.refused and "\n" not in found.refused
     np.testing.assert_array_equal(found.weight, 0)
     with pytest.raises(JudgeError, match="which is refused"):
-        Patience(max_failed_share=1.0, max_failed_batches=9).check([brief(found)])
+        FailureTolerance(max_failed_fraction=1.0, max_failed_batches=9).check([brief(found)])
 
 
 def test_ask_judge_error_ends_the_run_and_other_errors_cost_one_call():
@@ -360,9 +360,9 @@ def test_a_judge_with_nothing_to_do_is_not_called():
 def test_rows_that_are_not_real_are_neither_asked_nor_counted():
     Recording.calls.clear()
     policy, reference = texts(6)
-    real = np.array([True, True, False, True, False, False])
+    valid = np.array([True, True, False, True, False, False])
     options = {"identical": np.array([False, True, True, False, False, True])}
-    found = asked(Recording(), policy, reference, batch=prompts(6, real), **options)
+    found = asked(Recording(), policy, reference, batch=prompts(6, valid), **options)
     assert [c.row["number"] for c in Recording.calls[0]] == [0, 3]
     np.testing.assert_array_equal(found.weight, [1, 1, 0, 1, 0, 0])
     assert found.shown[2] is found.shown[4] is None
@@ -398,11 +398,11 @@ def test_metrics_by_hand():
         flipped=np.array([1, 0, 0, np.nan, np.nan, np.nan, np.nan, np.nan], np.float32),
         counts={"requests": 5.0},
     )
-    real = np.array([True] * 6 + [False] * 2)
-    assert metrics(answers, real) == {
+    valid = np.array([True] * 6 + [False] * 2)
+    assert metrics(answers, valid) == {
         "judge/requests": 5.0,
         "judge/win_rate": (1 + 0.5 + 0 + 1) / 4,  # of those with a verdict: a narrow win is a win, ties half
-        "judge/tie_rate": 1 / 6,  # of the real rows; the failed ones' 0.5 is no tie
+        "judge/tie_rate": 1 / 6,  # of the valid rows; the failed ones' 0.5 is no tie
         "judge/failed_rate": 2 / 6,
         "judge/position_flip_rate": pytest.approx(1 / 3),  # of those with a verdict in both orders
     }
@@ -542,25 +542,25 @@ def told(asked, failed, words="its words", refused=""):
 
 
 def test_patience_ends_where_too_much_fails_too_often():
-    patience = Patience(max_failed_share=0.5, max_failed_batches=2)
+    failure_tolerance = FailureTolerance(max_failed_fraction=0.5, max_failed_batches=2)
     # half is not past half; a batch that is all right, and only that, starts anew; nothing asked says nothing
     for batch in ([told(8, 4)], [told(8, 5)], [told(8, 4)], [told(8, 5)], [told(0, 0)]):
-        patience.check(batch)
+        failure_tolerance.check(batch)
     with pytest.raises(JudgeError, match="more than 50% of the pairs in 2 batches in a row; .*: its words$"):
-        patience.check([told(6, 3, "its words"), told(2, 2, "and others")])  # of two processes
+        failure_tolerance.check([told(6, 3, "its words"), told(2, 2, "and others")])  # of two processes
     for _ in range(5):
-        Patience(max_failed_share=1.0, max_failed_batches=1).check([told(4, 4)])
+        FailureTolerance(max_failed_fraction=1.0, max_failed_batches=1).check([told(4, 4)])
 
 
 def test_a_first_batch_without_any_verdict_ends_the_run():
-    patience = Patience(max_failed_share=0.5, max_failed_batches=2)
-    patience.check([told(0, 0)])
+    failure_tolerance = FailureTolerance(max_failed_fraction=0.5, max_failed_batches=2)
+    failure_tolerance.check([told(0, 0)])
     with pytest.raises(JudgeError, match="^the judge has no verdict on any of the first 8 pairs: its words$"):
-        patience.check([told(4, 4), told(4, 4)])
-    patience = Patience(max_failed_share=0.5, max_failed_batches=2)
-    patience.check([told(4, 3)])
-    patience.check([told(4, 0)])
-    patience.check([told(4, 4)])  # not the first
+        failure_tolerance.check([told(4, 4), told(4, 4)])
+    failure_tolerance = FailureTolerance(max_failed_fraction=0.5, max_failed_batches=2)
+    failure_tolerance.check([told(4, 3)])
+    failure_tolerance.check([told(4, 0)])
+    failure_tolerance.check([told(4, 4)])  # not the first
 
 
 def test_a_budget_keeps_the_last_evaluation_back():

@@ -97,8 +97,8 @@ class Chat:
             pad_token=self.pad,
         )
 
-        def sample(weights: Any, tokens: Any, lengths: Any, real: Any, position: Any, turn: Any) -> Samples:
-            return draw(weights, tokens, lengths, real, row_keys(seed, PURPOSE, turn, position, 0))
+        def sample(weights: Any, tokens: Any, lengths: Any, valid: Any, position: Any, turn: Any) -> Samples:
+            return draw(weights, tokens, lengths, valid, row_keys(seed, PURPOSE, turn, position, 0))
 
         self._sample, self._compiled = jax.jit(sample), cast(dict[Any, Any], {})
         self._weights = model_folder.load_weights(folder, config, dtype=compute_dtype(dtype))
@@ -133,12 +133,12 @@ class Chat:
             yield batch._replace(position=batch.position + np.int32(number * batch_size))
 
     def answer(self, batch: Prompts, turn: int = 0) -> tuple[list[str], np.ndarray]:
-        """The texts of a batch's real rows, and which of them are finished, bool[rows].
+        """The texts of a batch's valid rows, and which of them are finished, bool[rows].
 
         Args:
           turn: of a conversation; another one draws other tokens.
         """
-        args = (self._weights, batch.tokens, batch.lengths, batch.real, batch.position, np.int32(turn))
+        args = (self._weights, batch.tokens, batch.lengths, batch.valid, batch.position, np.int32(turn))
         if batch.tokens.shape not in self._compiled:
             self._compiled[batch.tokens.shape] = self._sample.lower(*args).compile()
         begun = time.monotonic()
@@ -147,9 +147,9 @@ class Chat:
         self.tokens += int(samples.lengths.sum())
         rows = [
             tokens[:n].tolist()
-            for tokens, n in zip(samples.tokens[batch.real], samples.lengths[batch.real], strict=True)
+            for tokens, n in zip(samples.tokens[batch.valid], samples.lengths[batch.valid], strict=True)
         ]
-        return self.tokenizer.batch_decode(rows, skip_special_tokens=True), samples.finished[batch.real]
+        return self.tokenizer.batch_decode(rows, skip_special_tokens=True), samples.finished[batch.valid]
 
     def reply(self, messages: Sequence[Message], turn: int = 0) -> tuple[str, bool]:
         """The answer to one conversation, and whether it is finished."""

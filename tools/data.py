@@ -64,8 +64,8 @@ def run(argv: Sequence[str]) -> int:
     print(summary_table({"training": data.train.summary(), "held out": data.held_out.summary()}))
     shown = [
         [int(length), visible(tokenizer.decode(tokens[:length]))]
-        for tokens, length, real in zip(first.tokens, first.lengths, first.real, strict=True)
-        if real
+        for tokens, length, valid in zip(first.tokens, first.lengths, first.valid, strict=True)
+        if valid
     ][: options.show]
     print(f"\n{text_table(['tokens', 'of the first batch'], shown)}\n" if shown else "")
 

@@ -69,10 +69,12 @@ def models(config: ConfigDict, policy: str) -> tuple[dict[str, Any], Sequence[Ma
         raise ValueError(
             f"{policy}: has another tokenizer than {p.model.given}; compare their answers with --answers"
         )
-    announced = [each for each in p.programs.announced() if each[0].startswith(("sample", "score"))]
+    declared_programs = [
+        each for each in p.programs.declared_programs() if each[0].startswith(("sample", "score"))
+    ]
     device_judge = p.judge if isinstance(p.judge, DeviceJudge) else None
     for _, compile_program in progress(
-        [*announced, *(device_judge.announced() if device_judge else ())], "compiling"
+        [*declared_programs, *(device_judge.declared_programs() if device_judge else ())], "compiling"
     ):
         compile_program()
     weights, reference = (
@@ -115,7 +117,7 @@ def answers(
         )
     if left_out:
         print(f"{left_out} prompts are answered in one of the files only, and left out", file=sys.stderr)
-    judge, patience = ready(config), ask.Patience(**judging.patience)
+    judge, failure_tolerance = ready(config), ask.FailureTolerance(**judging.failure_tolerance)
     check = getattr(judge, "check", None)
     asked: list[tuple[int, Answered, str, str]] = []  # prompt, what was asked, the two answers
     for number, name in enumerate(both):
@@ -143,7 +145,7 @@ def answers(
             both_orders=judging.both_orders,
             shown_seed=(config.seed, PURPOSE, start),
         )
-        patience.check([ask.brief(result)])
+        failure_tolerance.check([ask.brief(result)])
         queries += result.queries
         won[start : start + BATCH] = np.where(result.weight > 0, ask.wins(result.p_first), np.nan)
         said += list(

@@ -67,7 +67,7 @@ def ready(config: ConfigDict) -> Judge:
             tokenizer=model_folder.load_tokenizer(folder, model_config),
             dtype=compute_dtype(model.dtype),
         )
-        for what, compile_program in judge.announced():
+        for what, compile_program in judge.declared_programs():
             print(f"compiling {what} ...", file=sys.stderr, flush=True)
             compile_program()
         judge.load(None)

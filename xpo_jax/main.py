@@ -17,7 +17,7 @@ Steer a language model towards what a judge prefers, with Exploratory Preference
 Examples:
   python -m xpo_jax.main --config=configs/paraphrase.py
   python -m xpo_jax.main --config=configs/paraphrase.py --config.seed=1 --config.run_dir=runs/seed_1
-  python -m xpo_jax.main --config=configs/paraphrase.py --config.loss.alpha=0.0 --config.loss.second=policy
+  python -m xpo_jax.main --config=configs/paraphrase.py --config.loss.alpha=0.0 --config.loss.second_candidate=policy
   python -m xpo_jax.main --config=runs/paraphrase/config.json --config.run_dir=runs/again
 
 The same command again goes on with a run that was interrupted, from its last checkpoint. Its config may differ

@@ -47,7 +47,7 @@ def _learn(p: Parts, run: RunDir, ledger: Ledger, compilations: CompilationCount
     programs, counters, timer = p.programs, ledger.counters, Timer(jax.profiler.TraceAnnotation)
     done = ledger.newest or 0
     metrics = lambda step: started.metrics(step, CONSOLE)  # noqa: E731
-    with ledger.open(metrics), started.tracing, ask.saved_first(ledger.save):
+    with ledger.open(metrics), started.tracing, ask.save_on_judge_error(ledger.save):
         while not (ended := started.between(done, policy, asks=False)):
             prompts = p.batches[done]
             answers = recorded(prompts, programs.max_new_tokens, p.data.pad_id)
@@ -63,7 +63,7 @@ def _learn(p: Parts, run: RunDir, ledger: Ledger, compilations: CompilationCount
                     jax.device_get(scored),
                     answers.p_first,
                     answers.weight,
-                    prompts.real,
+                    prompts.valid,
                 )
                 alpha, beta = p.alpha_at(done), p.beta_at(done)
                 del policy  # its memory is the update's, until there are new weights
@@ -72,7 +72,7 @@ def _learn(p: Parts, run: RunDir, ledger: Ledger, compilations: CompilationCount
                 sums, applied = jax.device_get((sums, applied))
 
             counters.skipped_in_a_row = 0 if applied["finite"] else counters.skipped_in_a_row + 1
-            times, wins = timer.take(), ask.wins(answers.p_first[prompts.real])
+            times, wins = timer.take(), ask.wins(answers.p_first[prompts.valid])
             learned = summarise(sums, beta).items()
             done += 1
             found = {
@@ -83,7 +83,7 @@ def _learn(p: Parts, run: RunDir, ledger: Ledger, compilations: CompilationCount
                 "judge/queries": counters.queries,
                 **applied_metrics([applied], alpha, beta),
                 **times,
-                "tokens_per_second": float(answers.lengths[:, prompts.real].sum() / sum(times.values())),
+                "tokens_per_second": float(answers.lengths[:, prompts.valid].sum() / sum(times.values())),
             }
             ledger.arrive(done, state, found)
     del policy

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from xpo_jax.algorithm.prefetch import Ahead
+from xpo_jax.algorithm.prefetch import ReferencePrefetcher
 from xpo_jax.algorithm.update import applied_metrics, summarise
 from xpo_jax.data.pairs_log import pair_records
 from xpo_jax.evaluation import evaluator
@@ -41,8 +41,10 @@ def _train(p: Parts, run: RunDir, ledger: Ledger, compilations: CompilationCount
     state, policy, reference, started = session.start(p, run, ledger, compilations)
     programs, counters, timer = p.programs, ledger.counters, Timer(jax.profiler.TraceAnnotation)
     done = ledger.newest or 0  # rounds of samples
-    second = Ahead(programs, p.batches, p.top.steps, p.reference_step, purpose=TRAINING, candidate=1)
-    with ledger.open(started.metrics), started.tracing, ask.saved_first(ledger.save):
+    second = ReferencePrefetcher(
+        programs, p.batches, p.top.steps, p.reference_step, purpose=TRAINING, candidate=1
+    )
+    with ledger.open(started.metrics), started.tracing, ask.save_on_judge_error(ledger.save):
         p.memory.refill(ledger.past, p.batches)
         while not (ended := started.between(done, policy, asks=True)):
             # Whether the policy after this step is the next reference.
@@ -85,7 +87,7 @@ def _train(p: Parts, run: RunDir, ledger: Ledger, compilations: CompilationCount
                 ledger.write_pairs(pair_records(done, mine, samples, texts, own, own.shown, ref_logps))
                 together.value = ask.brief(own)
             judged = ask.joined(own, together.values)
-            p.patience.check(together.values)
+            p.failure_tolerance.check(together.values)
 
             # Update: once on these pairs, and then on past ones as often as the config has it.
             with timer("update"):
@@ -97,7 +99,7 @@ def _train(p: Parts, run: RunDir, ledger: Ledger, compilations: CompilationCount
                     ref_logps,
                     judged.p_first,
                     judged.weight,
-                    prompts.real,
+                    prompts.valid,
                 )
                 alpha, beta = p.alpha_at(done), p.beta_at(done)
                 del policy  # its memory is the update's, until there are new weights
@@ -117,12 +119,12 @@ def _train(p: Parts, run: RunDir, ledger: Ledger, compilations: CompilationCount
             found = {
                 **summaries[0],
                 **p.memory.metrics(summaries[1:]),
-                **ask.metrics(judged, prompts.real),
+                **ask.metrics(judged, prompts.valid),
                 **p.batches.metrics(done),
                 "judge/queries": counters.queries,
                 **applied_metrics([applied for _, applied in learned], alpha, beta),
                 **times,
-                "tokens_per_second": float(lengths[:, prompts.real].sum() / sum(times.values())),
+                "tokens_per_second": float(lengths[:, prompts.valid].sum() / sum(times.values())),
             }
             done += 1
             ledger.arrive(done, state, found)

@@ -45,7 +45,7 @@ class Prompts(NamedTuple):
     tokens: Array
     lengths: Array
     position: Array
-    real: Array
+    valid: Array
 
 
 class Samples(NamedTuple):
@@ -104,8 +104,8 @@ class DeviceJudge(Protocol):
         """Called first: the mesh, the policy's starting model, and what to compute in. Nothing is loaded yet."""
         ...
 
-    def announced(self) -> Sequence[tuple[str, Callable[[], object]]]:
-        """Its compilations, as `programs.Programs.announced` gives the run's."""
+    def declared_programs(self) -> Sequence[tuple[str, Callable[[], object]]]:
+        """Its compilations, as `programs.Programs.declared_programs` gives the run's."""
         ...
 
     def load(self, starting: Params | None) -> None:
@@ -141,7 +141,7 @@ class Verdicts(NamedTuple):
     counts: Mapping[str, float] = {}
 
 
-class Paid(NamedTuple):
+class RecordedVerdict(NamedTuple):
     """A verdict that a run was given before it was interrupted, as its pairs log holds it.
 
     verdict: p is that the policy's sample wins; scores name policy and reference.
@@ -170,7 +170,7 @@ class Pairs(NamedTuple):
     ref_logps: Array
     p_first: Array
     weight: Array
-    real: Array
+    valid: Array
 
 
 class TrainState(NamedTuple):

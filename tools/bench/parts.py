@@ -24,7 +24,7 @@ from xpo_jax.algorithm.optimizer import make_optimizer
 from xpo_jax.algorithm.prefetch import together
 from xpo_jax.algorithm.programs import Programs, compute_dtype
 from xpo_jax.algorithm.sampler import Sampling, Vocabulary, make_sampler, row_keys
-from xpo_jax.algorithm.update import told_of
+from xpo_jax.algorithm.update import gather_pair_targets
 from xpo_jax.models.hf import model_folder
 from xpo_jax.runtime import sharding
 from xpo_jax.runtime.compilation import CompilationCounter, Program
@@ -132,7 +132,7 @@ class Bench:
                 rate=rate,
                 remat=remat,
                 loss={**loss, "chunk_tokens": chunk_tokens},
-                draws_ahead=ahead,
+                prefetch_depth=ahead,
             )
 
         self.programs, first = programs(T, ahead), programs(1, 1)
@@ -143,7 +143,7 @@ class Bench:
             tokens=rng.integers(1, self.config.vocab_size, (B, P), dtype=np.int32),
             lengths=np.full(B, P, np.int32),
             position=np.arange(B, dtype=np.int32),
-            real=np.ones(B, bool),
+            valid=np.ones(B, bool),
         )
         self.p_first = (np.arange(B) % 2).astype(np.float32)
         self._compile(first)
@@ -163,9 +163,9 @@ class Bench:
     def _compile(self, first: Programs) -> None:
         """Compile all; `self.compiled` is {name: (compiled program, compilations, seconds)}."""
         self.compiled: dict[str, tuple[Any, int, float]] = {}
-        sample_of_one = next(call for label, call in first.announced() if label.startswith("sample"))
+        sample_of_one = next(call for label, call in first.declared_programs() if label.startswith("sample"))
         calls = {"prefill": [sample_of_one]}
-        for label, call in self.programs.announced():
+        for label, call in self.programs.declared_programs():
             calls.setdefault(label.split()[0], []).append(call)
         del calls["fingerprint"]  # of a run's start, not of its steps
         self.ending: dict[int, Program] = {}
@@ -188,8 +188,8 @@ class Bench:
             pad_token=END,
         )
 
-        def sample(weights: Any, tokens: Any, lengths: Any, real: Any, position: Any, candidate: Any) -> Any:
-            return draw(weights, tokens, lengths, real, row_keys(SEED, TRAINING, 0, position, candidate))
+        def sample(weights: Any, tokens: Any, lengths: Any, valid: Any, position: Any, candidate: Any) -> Any:
+            return draw(weights, tokens, lengths, valid, row_keys(SEED, TRAINING, 0, position, candidate))
 
         rows, whole = sharding.batch(self.mesh), sharding.replicated(self.mesh)
         told = {"model": self.programs.weights_sharding, "lengths": rows}
@@ -199,7 +199,7 @@ class Bench:
         weights = nnx.to_pure_dict(weights)
         weights["model"] = self.programs.weights
         p = together([self.prompts] * batches)
-        return self.ending[batches].compile(weights, p.tokens, p.lengths, p.real, p.position, np.int32(0))
+        return self.ending[batches].compile(weights, p.tokens, p.lengths, p.valid, p.position, np.int32(0))
 
     def draw(self, weights: Any, candidate: int, batches: int = 1) -> Samples:
         """Dispatch the sampler, for the rows of so many steps."""
@@ -207,7 +207,7 @@ class Bench:
         if not self.ending:
             return self.programs.draw(weights, p, purpose=TRAINING, step=steps, candidate=candidate)
         told = {"model": weights, "lengths": np.tile(self.lengths[candidate].astype(np.int32), batches)}
-        return self.ending[batches](told, p.tokens, p.lengths, p.real, p.position, np.int32(candidate))
+        return self.ending[batches](told, p.tokens, p.lengths, p.valid, p.position, np.int32(candidate))
 
     def _parts(self) -> dict[str, Part]:
         pr, p = self.programs, self.prompts
@@ -216,15 +216,15 @@ class Bench:
         tokens = np.stack([each.tokens for each in samples])
         args = (p.tokens, p.lengths, tokens, self.drawn.astype(np.int32))
         ref_logps = jax.block_until_ready(pr.score(self.reference, *args))
-        pairs = Pairs(*args, ref_logps, self.p_first, np.ones(self.B, np.float32), p.real)
+        pairs = Pairs(*args, ref_logps, self.p_first, np.ones(self.B, np.float32), p.valid)
         pairs = pairs._replace(ref_logps=np.asarray(ref_logps))
         numbers = [np.float32(x) for x in (self.B, self.drawn[0].sum(), 1e-5, 0.1)]
         self.sums = pr.zeros(self.state.params)
-        self.padding = packing.padding(pr.pack(*pairs[:4], p.real))
+        self.padding = packing.padding(pr.pack(*pairs[:4], p.valid))
 
         def accumulate() -> Any:
-            for packed, index in pr.pack(*pairs[:4], p.real):
-                told = told_of(pairs, index)
+            for packed, index in pr.pack(*pairs[:4], p.valid):
+                told = gather_pair_targets(pairs, index)
                 self.sums = pr.accumulate(self.state.params, *self.sums, packed, told, *numbers)
             return self.sums
 
@@ -302,7 +302,7 @@ class Bench:
             ref_logps = jax.device_get(ref_logps)
         with annotation("updating"):
             weight = np.ones(self.B, np.float32)
-            pairs = Pairs(p.tokens, p.lengths, tokens, lengths, ref_logps, self.p_first, weight, p.real)
+            pairs = Pairs(p.tokens, p.lengths, tokens, lengths, ref_logps, self.p_first, weight, p.valid)
             self.state, sums, told = pr.learn(self.state, pairs, 1e-5, 0.1)
             self.policy = pr.for_sampling(self.state.params)
             return jax.block_until_ready((self.policy, sums, told))

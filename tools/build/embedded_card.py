@@ -57,7 +57,7 @@ def measure(folder: Path, temperature: float, samples: int) -> dict[str, float]:
         drawn = []
         for candidate in range(samples):
             keys = row_keys(0, 0, 0, position, candidate)
-            out = jax.device_get(sampler(weights, prompts.tokens, prompts.lengths, prompts.real, keys))
+            out = jax.device_get(sampler(weights, prompts.tokens, prompts.lengths, prompts.valid, keys))
             rows = [row[:n].tolist() for row, n in zip(out.tokens, out.lengths, strict=True)]
             drawn.append((out.lengths, tokenizer.batch_decode(rows, skip_special_tokens=True)))
         for i, messages in enumerate(prompts.messages):

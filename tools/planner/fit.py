@@ -84,7 +84,9 @@ def setup(source: Source) -> tuple[estimate.Setup, ConfigDict]:
         remat=layout.remat,
         optimizer=optimizer,
         judge=judge,
-        reference_steps=layout.reference_steps if loss.second == "reference" and top.offline is None else 1,
+        reference_steps=layout.reference_steps
+        if loss.second_candidate == "reference" and top.offline is None
+        else 1,
     )
     return planned, config
 

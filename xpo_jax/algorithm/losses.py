@@ -65,7 +65,7 @@ def total(terms: LossTerms, weight: Array, rows: Array | float) -> Array:
 
     Args:
       weight: f32[B], 0 where there is no verdict.
-      rows: real rows of the global batch, not the sum of weights: one survivor of 64 must not get 64
+      rows: valid rows of the global batch, not the sum of weights: one survivor of 64 must not get 64
         times its say.
     """
     # where, so that a pair without verdict cannot bring in a nan

@@ -6,7 +6,7 @@ became what it is: a group is a function of its step alone, so that a run which 
 in the same shapes. The keys are of a row's own step and place: which steps share a call changes no draw, but for
 rounding.
 
-Left out on purpose: a group across a renewal of the reference, or past the last step (rows that are not real fill it).
+Left out on purpose: a group across a renewal of the reference, or past the last step (padding rows fill it).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from xpo_jax.algorithm.replay_buffer import Batches
 from xpo_jax.values import Params, Prompts, Samples
 
 
-class Ahead:
-    """The samples of one group of `programs.draws_ahead` steps.
+class ReferencePrefetcher:
+    """The samples of one group of `programs.prefetch_depth` steps.
 
     Args:
       programs, batches: of the run.
@@ -48,7 +48,7 @@ class Ahead:
 
     def group(self, step: int) -> range:
         """The steps that are drawn together with this one."""
-        k, since = self._programs.draws_ahead, self._reference_step(step)
+        k, since = self._programs.prefetch_depth, self._reference_step(step)
         first = since + (step - since) // k * k
         alike = [s for s in range(first, first + k) if s < self._steps and self._reference_step(s) == since]
         return range(first, first + len(alike))
@@ -63,9 +63,9 @@ class Ahead:
             return
         self._group = self.group(step)
         prompts = [self._batches[s] for s in self._group]
-        unreal = prompts[-1]._replace(real=np.zeros_like(prompts[-1].real))
-        prompts += [unreal] * (self._programs.draws_ahead - len(prompts))
-        steps = np.repeat(self._group.start + np.arange(len(prompts)), len(unreal.real))
+        unreal = prompts[-1]._replace(valid=np.zeros_like(prompts[-1].valid))
+        prompts += [unreal] * (self._programs.prefetch_depth - len(prompts))
+        steps = np.repeat(self._group.start + np.arange(len(prompts)), len(unreal.valid))
         self._drawn = self._programs.draw(weights, together(prompts), step=steps, **self._numbers)
         self._fetched = None
 
@@ -90,5 +90,5 @@ def together(prompts: list[Prompts]) -> Prompts:
         tokens=np.concatenate(tokens),
         lengths=np.concatenate([each.lengths for each in prompts]),
         position=np.concatenate([each.position for each in prompts]),
-        real=np.concatenate([each.real for each in prompts]),
+        valid=np.concatenate([each.valid for each in prompts]),
     )

@@ -22,7 +22,15 @@ from xpo_jax.algorithm import packing
 from xpo_jax.algorithm.logps import packed_logps
 from xpo_jax.algorithm.packing import Packed
 from xpo_jax.algorithm.sampler import Sampling, Vocabulary, make_sampler, row_keys
-from xpo_jax.algorithm.update import SUMS, Told, init_state, make_accumulate, make_apply, told_of, zeros
+from xpo_jax.algorithm.update import (
+    SUMS,
+    PairTargets,
+    gather_pair_targets,
+    init_state,
+    make_accumulate,
+    make_apply,
+    zeros,
+)
 from xpo_jax.checkpointing.weights_checksum import fingerprint
 from xpo_jax.models import qwen2
 from xpo_jax.models.layers import KEY_VALUES
@@ -73,10 +81,10 @@ class Programs:
         loss: dict[str, Any],
         remat: bool,
         kernel: str = "einsum",
-        draws_ahead: int = 1,
+        prefetch_depth: int = 1,
     ):
         self.mesh, self.dtype, self.batch_size = mesh, np.dtype(dtype), batch_size
-        self.draws_ahead = draws_ahead
+        self.prefetch_depth = prefetch_depth
         self.prompt_buckets, self.max_new_tokens = tuple(prompt_buckets), sampling.max_new_tokens
         abstract = lambda **how: nnx.split(  # noqa: E731
             nnx.eval_shape(lambda: qwen2.Qwen2(model_config, rngs=nnx.Rngs(0), kernel=kernel, **how))
@@ -109,7 +117,7 @@ class Programs:
             shares=shares,
         )
         packed_sharding = Packed(*[rows] * 7)
-        told_sharding = Told(rows_of_two, rows_of_two, *[rows] * 3)
+        told_sharding = PairTargets(rows_of_two, rows_of_two, *[rows] * 3)
         sums_sharding = dict.fromkeys(SUMS, whole)
 
         draw = make_sampler(
@@ -124,13 +132,13 @@ class Programs:
             weights: Params,
             tokens: Array,
             lengths: Array,
-            real: Array,
+            valid: Array,
             position: Array,
             purpose: Array,
             step: Array,
             candidate: Array,
         ) -> Samples:
-            return draw(weights, tokens, lengths, real, row_keys(seed, purpose, step, position, candidate))
+            return draw(weights, tokens, lengths, valid, row_keys(seed, purpose, step, position, candidate))
 
         scoring = {
             "temperature": sampling.temperature,
@@ -219,13 +227,13 @@ class Programs:
         self._rows = rows
         self.gather = Program("gather", mesh, lambda tree: tree, out_shardings=whole)
 
-    def announced(self) -> list[tuple[str, Callable[[], object]]]:
+    def declared_programs(self) -> list[tuple[str, Callable[[], object]]]:
         """All compilations of a run: what to show of each, and the call that compiles it."""
         B, S = self.batch_size, 2
         i32 = lambda *shape: jax.ShapeDtypeStruct(shape, np.int32)  # noqa: E731
         f32 = lambda *shape: jax.ShapeDtypeStruct(shape, np.float32)  # noqa: E731
         # of each call of the sampler: its name and its rows
-        sampled = {"sample": B} | ({"ahead": B * self.draws_ahead} if self.draws_ahead > 1 else {})
+        sampled = {"sample": B} | ({"ahead": B * self.prefetch_depth} if self.prefetch_depth > 1 else {})
         sums = {name: f32() for name in SUMS}
 
         def each() -> Iterator[tuple[str, Program, tuple[Any, ...]]]:
@@ -240,14 +248,14 @@ class Programs:
                     shapes = Samples(*(jax.ShapeDtypeStruct(*s, sharding=self._rows) for s in samples))
                     yield f"gather {name}", self.gather, (shapes,)
             for P, (name, R) in itertools.product(self.prompt_buckets, sampled.items()):
-                real = jax.ShapeDtypeStruct((R,), np.bool_)
-                args = (i32(R, P), i32(R), real, i32(R), i32(), i32(R), i32())
+                valid = jax.ShapeDtypeStruct((R,), np.bool_)
+                args = (i32(R, P), i32(R), valid, i32(R), i32(), i32(R), i32())
                 yield f"{name} P={P}", self.sample, (self.weights, *args)
             for W in self.pack.widths:
                 slots, places = self.pack.shapes(W), (self.pack.shares, self.pack.pairs(W))
                 yield f"score W={W}", self.score_packed, (self.weights, f32(S, B), slots, i32(*places))
-                real = jax.ShapeDtypeStruct(places, np.bool_)
-                told = Told(i32(S, *places), f32(S, *places), f32(*places), f32(*places), real)
+                valid = jax.ShapeDtypeStruct(places, np.bool_)
+                told = PairTargets(i32(S, *places), f32(S, *places), f32(*places), f32(*places), valid)
                 update = (self.params, self.params, sums, slots, told, *[f32()] * 4)
                 yield f"accumulate W={W}", self.accumulate, update
 
@@ -269,8 +277,10 @@ class Programs:
 
     def draw(self, weights: Params, prompts: Any, *, purpose: int, step: Array, candidate: int) -> Samples:
         """Dispatch the sampler for `values.Prompts`; does not wait. `step` is one for all rows, or i32[B]."""
-        numbers = (np.int32(purpose), np.full(len(prompts.real), step, np.int32), np.int32(candidate))
-        return self.sample(weights, prompts.tokens, prompts.lengths, prompts.real, prompts.position, *numbers)
+        numbers = (np.int32(purpose), np.full(len(prompts.valid), step, np.int32), np.int32(candidate))
+        return self.sample(
+            weights, prompts.tokens, prompts.lengths, prompts.valid, prompts.position, *numbers
+        )
 
     def fetch(self, samples: Samples) -> Samples:
         """What `draw` returns, on the host: all rows, on every process. Waits for them."""
@@ -306,12 +316,14 @@ class Programs:
         Returns:
           The new state, the sums that `update.summarise` reads, and what `update.applied_metrics` does.
         """
-        rows, policy_tokens = pairs.real.sum(), pairs.lengths[0][pairs.real].sum()
+        rows, policy_tokens = pairs.valid.sum(), pairs.lengths[0][pairs.valid].sum()
         numbers = [np.float32(x) for x in (rows, policy_tokens, alpha, beta)]
         grads, sums = self.zeros(state.params)
-        micro_batches = self.pack(*pairs[:4], pairs.real)
+        micro_batches = self.pack(*pairs[:4], pairs.valid)
         for packed, index in micro_batches:
-            grads, sums = self.accumulate(state.params, grads, sums, packed, told_of(pairs, index), *numbers)
+            grads, sums = self.accumulate(
+                state.params, grads, sums, packed, gather_pair_targets(pairs, index), *numbers
+            )
         state, told = self.apply(state, grads, sums["loss"])
         return state, sums, {**told, "padding": packing.padding(micro_batches)}
 

@@ -36,7 +36,7 @@ class _Pair(NamedTuple):
     weight: float
 
 
-class Memory:
+class ReplayBuffer:
     """The newest judged pairs of a run, and what each round learns from.
 
     Args:
@@ -71,7 +71,7 @@ class Memory:
         yield fresh
         if self._updates == 1:
             return
-        for i in map(int, np.flatnonzero(fresh.real & (fresh.weight > 0))):
+        for i in map(int, np.flatnonzero(fresh.valid & (fresh.weight > 0))):
             self._pairs.append(_row(fresh, i))
         for update in range(1, self._updates if self._pairs else 1):
             generator = np.random.default_rng((self._seed, REPLAY, step, update))
@@ -139,7 +139,7 @@ class Memory:
             ref_logps,
             p_first,
             weight,
-            real=np.arange(B) < len(rows),
+            valid=np.arange(B) < len(rows),
         )
 
 

@@ -164,7 +164,7 @@ def make_sampler(
     T = settings.max_new_tokens
     penalised = settings.repetition_penalty != 1
 
-    def sample(params: Params, tokens: Array, lengths: Array, real: Array, keys: Array) -> Samples:
+    def sample(params: Params, tokens: Array, lengths: Array, valid: Array, keys: Array) -> Samples:
         model = nnx.merge(graphdef, params)
         B, P = tokens.shape
         shards = row_shards()
@@ -227,11 +227,11 @@ def make_sampler(
         zeros, empty = jnp.zeros(B, jnp.int32), jnp.full((B, T), pad_token, jnp.int32)
         prompt, state = (
             Prompt(keys, lengths, caches),
-            Drawn(zeros, empty, zeros, ~real, seen, model.empty_caches(B, T)),
+            Drawn(zeros, empty, zeros, ~valid, seen, model.empty_caches(B, T)),
         )
         with jax.named_scope("decode"):
             drawn = decode(prompt, record(prompt, state, last, jnp.int32(0)), jnp.int32(0), STAGES)
-        return Samples(drawn.tokens, drawn.lengths, drawn.done & real)
+        return Samples(drawn.tokens, drawn.lengths, drawn.done & valid)
 
     return sample
 

@@ -20,7 +20,7 @@ from xpo_jax.algorithm.packing import Packed
 from xpo_jax.values import Array, Pairs, Params, TrainState
 
 
-class Told(NamedTuple):
+class PairTargets(NamedTuple):
     """What is known of the pairs of one packed micro-batch, in the order of its places; see `values.Pairs`.
 
     lengths: i32[S N Q/S]. ref_logps: f32[S N Q/S]. p_first, weight: f32[N Q/S]. real: bool[N Q/S], False where there
@@ -31,14 +31,16 @@ class Told(NamedTuple):
     ref_logps: Array
     p_first: Array
     weight: Array
-    real: Array
+    valid: Array
 
 
-def told_of(pairs: Pairs, index: np.ndarray) -> Told:
+def gather_pair_targets(pairs: Pairs, index: np.ndarray) -> PairTargets:
     """What is known of these pairs, all of them on the host; `index` as `packing.pack` returns it."""
     none = index < 0
     some = lambda x: np.where(none, np.zeros((), x.dtype), x[..., index])  # noqa: E731
-    return Told(some(pairs.lengths), some(pairs.ref_logps), some(pairs.p_first), some(pairs.weight), ~none)
+    return PairTargets(
+        some(pairs.lengths), some(pairs.ref_logps), some(pairs.p_first), some(pairs.weight), ~none
+    )
 
 
 def make_accumulate(
@@ -60,14 +62,14 @@ def make_accumulate(
 
     Returns:
       accumulate(params, grads, sums, packed, told, rows, policy_tokens, alpha, beta) -> (grads, sums): packed and
-      told are one micro-batch, rows f32[] the real rows of the whole batch, policy_tokens f32[] the tokens of the
+      told are one micro-batch, rows f32[] the valid rows of the whole batch, policy_tokens f32[] the tokens of the
       policy's responses in them. `sums` are those `summarise` reads.
     """
 
     def loss_of(
         params: Params,
         packed: Packed,
-        told: Told,
+        told: PairTargets,
         rows: Array,
         policy_tokens: Array,
         alpha: Array,
@@ -84,13 +86,13 @@ def make_accumulate(
             chunk_tokens=chunk_tokens,
             entropy_gradient=entropy_weight > 0,
         )
-        by_candidate = lambda x: jnp.moveaxis(x.reshape(*told.real.shape, -1), -1, 0)  # noqa: E731
+        by_candidate = lambda x: jnp.moveaxis(x.reshape(*told.valid.shape, -1), -1, 0)  # noqa: E731
         logps, entropies = by_candidate(scored.logps), by_candidate(scored.entropy)
         terms = losses.xpo(
             logps, told.ref_logps, told.p_first, beta=beta, alpha=alpha, kind=kind, clip=bonus_clip
         )
-        weight = jnp.where(told.real, told.weight, 0.0)
-        entropy = jnp.sum(jnp.where(told.real, entropies[0], 0.0))
+        weight = jnp.where(told.valid, told.weight, 0.0)
+        entropy = jnp.sum(jnp.where(told.valid, entropies[0], 0.0))
         loss = losses.total(terms, weight, rows) - entropy_weight * entropy / policy_tokens
         return loss, _sums(terms, logps, told, weight, loss, entropy)
 
@@ -99,7 +101,7 @@ def make_accumulate(
         grads: Params,
         sums: dict[str, Array],
         packed: Packed,
-        told: Told,
+        told: PairTargets,
         rows: Array,
         policy_tokens: Array,
         alpha: Array,
@@ -135,11 +137,11 @@ def zeros(params: Params) -> tuple[Params, dict[str, Array]]:
 
 
 def _sums(
-    terms: losses.LossTerms, logps: Array, told: Told, weight: Array, loss: Array, entropy: Array
+    terms: losses.LossTerms, logps: Array, told: PairTargets, weight: Array, loss: Array, entropy: Array
 ) -> dict[str, Array]:
     """Sums over rows, which micro-batches and processes can add up; `summarise` divides them."""
     add = lambda mask, x: jnp.sum(jnp.where(mask, x, 0.0))  # noqa: E731
-    judged, real = weight > 0, told.real
+    judged, valid = weight > 0, told.valid
     decisive = judged & (told.p_first != 0.5)  # a tie has no chosen and no rejected response
     won = told.p_first > 0.5
     chosen = lambda x: add(decisive, jnp.where(won, x[0], x[1]))  # noqa: E731
@@ -150,9 +152,9 @@ def _sums(
         "bonus": add(judged, weight * terms.bonus),
         "clipped": add(judged, terms.clipped),
         "entropy": entropy,
-        "kl": add(real, logps[0] - told.ref_logps[0]),
-        "policy_tokens": add(real, told.lengths[0]),
-        "rows": add(real, jnp.ones_like(logps[0])),
+        "kl": add(valid, logps[0] - told.ref_logps[0]),
+        "policy_tokens": add(valid, told.lengths[0]),
+        "rows": add(valid, jnp.ones_like(logps[0])),
         "decisive": add(decisive, jnp.ones_like(logps[0])),
         "correct": add(decisive, jnp.where(won, terms.z > 0, terms.z < 0)),
         "policy_chosen": chosen(logps),

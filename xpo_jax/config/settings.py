@@ -103,26 +103,28 @@ class Judging:
         differ tie. Twice the queries; judge/position_flip_rate says whether it is worth them.
       max_queries: comparisons that a run may ask in all, those of its evaluations too, or None. A run ends, with
         its last evaluation and its export, before a step after which it could not pay for that evaluation.
-      max_failed_share: share of a batch's pairs that may be without a verdict; 1 is any.
+      max_failed_fraction: share of a batch's pairs that may be without a verdict; 1 is any.
       max_failed_batches: so many batches in a row with more than that end the run, its last state saved. A first
         batch without any verdict ends it at once.
     """
 
     both_orders: bool
     max_queries: int | None
-    max_failed_share: float
+    max_failed_fraction: float
     max_failed_batches: int
 
     @property
-    def patience(self) -> dict[str, Any]:
-        """The arguments of `ask.Patience`."""
-        return {name: getattr(self, name) for name in ("max_failed_share", "max_failed_batches")}
+    def failure_tolerance(self) -> dict[str, Any]:
+        """The arguments of `ask.FailureTolerance`."""
+        return {name: getattr(self, name) for name in ("max_failed_fraction", "max_failed_batches")}
 
     def __post_init__(self) -> None:
         if self.max_queries is not None and self.max_queries < 1:
             raise ValueError(f"max_queries is {self.max_queries}, must be at least 1, or None for no limit")
-        if not 0 <= self.max_failed_share <= 1:
-            raise ValueError(f"max_failed_share is {self.max_failed_share}, must be from 0 to 1 (any share)")
+        if not 0 <= self.max_failed_fraction <= 1:
+            raise ValueError(
+                f"max_failed_fraction is {self.max_failed_fraction}, must be from 0 to 1 (any share)"
+            )
         if self.max_failed_batches < 1:
             raise ValueError(f"max_failed_batches is {self.max_failed_batches}, must be at least 1")
 
@@ -132,7 +134,7 @@ class Loss:
     """What is learned from a verdict, see losses.py.
 
     Args:
-      second: who draws the second candidate: the reference (XPO), or the policy (online DPO, alpha 0).
+      second_candidate: who draws the second candidate: the reference (XPO), or the policy (online DPO, alpha 0).
       kind: "sigmoid" (DPO's) or "ipo".
       beta, alpha: numbers, or schedules over steps: {"kind": "linear", "start": 1e-3, "end": 0.0, "steps": 100}.
       bonus_clip: nats of log pi - log ref beyond which the bonus has no gradient.
@@ -140,7 +142,7 @@ class Loss:
       unfinished_loses: a response cut off at max_new_tokens loses to a finished one, unseen by the judge.
     """
 
-    second: Literal["reference", "policy"]
+    second_candidate: Literal["reference", "policy"]
     kind: losses.Kind
     beta: float | Mapping[str, Any]
     alpha: float | Mapping[str, Any]
@@ -159,9 +161,9 @@ class Loss:
         alpha, beta = schedule(self.alpha, "loss.alpha"), schedule(self.beta, "loss.beta")
         for step in range(steps):
             losses.check_strengths(alpha(step), beta(step), self.kind, f"loss at step {step}")
-            if self.second == "policy" and alpha(step) > 0:
+            if self.second_candidate == "policy" and alpha(step) > 0:
                 raise ValueError(
-                    "loss.alpha must be 0 with loss.second='policy': the bonus is of the reference's sample"
+                    "loss.alpha must be 0 with loss.second_candidate='policy': the bonus is of the reference's sample"
                 )
         return alpha, beta
 

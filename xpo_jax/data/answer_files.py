@@ -56,7 +56,7 @@ def read_answers(
 
 
 def match_answers(batches: Sequence[Prompts], path: str, **columns: Any) -> list[list[str]]:
-    """Per batch the B answers to its prompts, "" in rows that are not real.
+    """Per batch the B answers to its prompts, "" in padding rows.
 
     Args:
       path, columns: as for `read_answers`.
@@ -78,7 +78,7 @@ def match_answers(batches: Sequence[Prompts], path: str, **columns: Any) -> list
         return answered.answers[0]
 
     return [
-        [answer(m) if real else "" for m, real in zip(batch.messages, batch.real, strict=True)]
+        [answer(m) if valid else "" for m, valid in zip(batch.messages, batch.valid, strict=True)]
         for batch in batches
     ]
 

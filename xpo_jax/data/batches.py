@@ -23,7 +23,7 @@ class Batches:
     """Batches over epochs without end; iterating over it gives the first epoch.
 
     An epoch holds each prompt once, in an order of its own where there is a seed, else in the given order.
-    Its last batch is filled up with rows that are not real.
+    Its last batch is filled up with padding rows.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Batches:
         """The batch of a step from 0; the epoch is step // steps_per_epoch.
 
         Returns:
-          Prompts with NumPy arrays. A row that is not real has no values, no messages and one pad token.
+          Prompts with NumPy arrays. A padding row has no values, no messages and one pad token.
 
         Raises:
           IndexError: a negative step.
@@ -101,7 +101,7 @@ class Batches:
             tokens=tokens,
             lengths=lengths,
             position=np.arange(size, dtype=np.int32),
-            real=np.arange(size) < len(prompts),
+            valid=np.arange(size) < len(prompts),
         )
 
     def __iter__(self) -> Iterator[Prompts]:

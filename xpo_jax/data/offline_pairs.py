@@ -182,7 +182,7 @@ def recorded(prompts: Prompts, width: int, pad_token: int) -> Recorded:
     tokens = np.full((2, size, width), pad_token, np.int32)
     lengths = np.ones((2, size), np.int32)
     p_first, weight = np.full(size, 0.5, np.float32), np.zeros(size, np.float32)
-    for i in map(int, np.flatnonzero(prompts.real)):
+    for i in map(int, np.flatnonzero(prompts.valid)):
         row = prompts.rows[i]
         p_first[i], weight[i] = row["p_first"], row["weight"]
         for candidate, response in enumerate(row["responses"]):

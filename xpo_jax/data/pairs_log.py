@@ -62,7 +62,7 @@ def pair_records(
     shown: Sequence[Sequence[int] | None],
     ref_logps: np.ndarray,
 ) -> list[dict[str, Any]]:
-    """The records of one batch, real rows only, with values on the host.
+    """The records of one batch, valid rows only, with values on the host.
 
     Args:
       step: updates done before this one.
@@ -72,7 +72,7 @@ def pair_records(
       ref_logps: f32[S B].
     """
     records = []
-    for i in map(int, np.flatnonzero(prompts.real)):
+    for i in map(int, np.flatnonzero(prompts.valid)):
         responses = [
             {"tokens": np.asarray(s.tokens[i][: s.lengths[i]]), "text": t[i], "finished": bool(s.finished[i])}
             for s, t in zip(samples, texts, strict=True)

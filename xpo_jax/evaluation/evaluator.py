@@ -139,12 +139,12 @@ class Evaluator:
         reference_samples: int,
         unfinished_loses: bool,
         both_orders: bool,
-        patience: ask.Patience,
+        failure_tolerance: ask.FailureTolerance,
         seed: int,
     ):
         self.programs, self.batches, self.reference = programs, batches, reference
         self.judge, self.decode, self.answers = judge, decode, answers
-        self.reference_samples, self.patience, self.seed = reference_samples, patience, seed
+        self.reference_samples, self.failure_tolerance, self.seed = reference_samples, failure_tolerance, seed
         self._rules: dict[str, Any] = {"unfinished_loses": unfinished_loses, "both_orders": both_orders}
         self._drawn: list[list[tuple[Samples, list[str]]]] = []
 
@@ -164,7 +164,7 @@ class Evaluator:
           progress: wraps the iteration over batches, to show how far it is.
 
         Raises:
-          JudgeError: see `ask.Patience`.
+          JudgeError: see `ask.FailureTolerance`.
         """
         wins: list[np.ndarray] = []  # per prompt f64[policy's samples, reference's]
         differences: list[np.ndarray] = []  # in length, of the same shape
@@ -176,7 +176,7 @@ class Evaluator:
         parts: dict[str, dict[str, list[float]]] = {"policy": {}, "reference": {}}
         table: list[dict[str, Any]] = []
         for number, prompts in enumerate(progress(self.batches)):
-            real = [int(i) for i in np.flatnonzero(prompts.real)]
+            valid = [int(i) for i in np.flatnonzero(prompts.valid)]
             # the place among all held-out prompts: with the place in its batch, two batches would share keys
             prompts = prompts._replace(position=prompts.position + np.int32(number * len(prompts.rows)))
             # candidates 0 and 1 are the policy's, from 2 on the reference's: no key is used twice
@@ -192,19 +192,19 @@ class Evaluator:
             args = (prompts.tokens, prompts.lengths, drawn, lengths)
             scores = [self.programs.score(weights, *args) for weights in (policy, self.reference)]
             logps, ref_logps = map(np.asarray, scores)
-            kl.extend((logps - ref_logps).mean(0)[real])
-            surprise.extend(-logps.mean(0)[real])
-            tokens.extend(lengths.mean(0)[real])
+            kl.extend((logps - ref_logps).mean(0)[valid])
+            surprise.extend(-logps.mean(0)[valid])
+            tokens.extend(lengths.mean(0)[valid])
 
             with Together("judging held-out answers") as together:
                 seed = (self.seed, PURPOSE, step, number)
                 together.value = self._judge(prompts, mine, theirs, answers, seed)
             briefs = [each for found in together.values for each in found["briefs"]]
-            self.patience.check(briefs)
+            self.failure_tolerance.check(briefs)
             queries += sum(each["queries"] for each in briefs)
             counts = ask.summed([{"counts": counts}, *briefs])
             judged = [row for found in together.values for row in found["rows"]]
-            for row, found in zip(real, judged, strict=True):
+            for row, found in zip(valid, judged, strict=True):
                 wins.append(np.array(found["wins"], np.float64))  # what is None becomes nan
                 against_answers.append(np.array(found["against_answers"], np.float64))
                 letters = [np.array([len(texts[row]) for _, texts in side]) for side in (mine, theirs)]
@@ -253,7 +253,7 @@ class Evaluator:
         answers: Sequence[str] | None,
         seed: tuple[int, ...],
     ) -> Any:
-        """What is found on this process's share of the rows: a brief of each call, and per real row its figures."""
+        """What is found on this process's share of the rows: a brief of each call, and per valid row its figures."""
         asked = prompts if ask.is_collective(self.judge) else distributed.mine(prompts)
         briefs = []
 
@@ -289,7 +289,7 @@ class Evaluator:
                 same = np.array([a == b for a, b in zip(own_texts, answers, strict=True)])
                 _, against[:, i] = wins(i, len(theirs), answers, same, np.ones(len(same), bool))
         rows = []
-        for row in map(int, np.flatnonzero(distributed.mine(prompts).real)):
+        for row in map(int, np.flatnonzero(distributed.mine(prompts).valid)):
             shown = first.shown[row]
             rows.append(
                 {

@@ -231,7 +231,7 @@ class Lease:
             self._generation, renewed = generation, time.monotonic()
 
 
-class Workplace:
+class BucketWorkdir:
     """Where a process works on a run directory that is in a bucket; every process of the run makes one.
 
     local: its folder on this machine, with the files of the run but for its checkpoints.

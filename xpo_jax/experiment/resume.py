@@ -34,12 +34,12 @@ from xpo_jax.experiment.config_changes import MAY_CHANGE
 from xpo_jax.experiment.run_directory import RunDir
 from xpo_jax.experiment.verdict_journal import JOURNAL, Journal, cut_metrics, cut_pairs
 from xpo_jax.io.files import atomic_write, to_json
-from xpo_jax.judges.ask import Patience
+from xpo_jax.judges.ask import FailureTolerance
 from xpo_jax.reporting.metrics import Metrics
 from xpo_jax.runtime import distributed
 from xpo_jax.runtime.distributed import Together
 from xpo_jax.runtime.interruption import Signals, Stopped, Watchdog
-from xpo_jax.values import Paid, Prompts, TrainState
+from xpo_jax.values import Prompts, RecordedVerdict, TrainState
 
 
 @dataclasses.dataclass
@@ -81,14 +81,14 @@ class Ledger:
         evaluations: str,
         devices: str,
         accept_changes: bool,
-        patience: Patience,
+        failure_tolerance: FailureTolerance,
         signals: Signals,
         watchdog: Watchdog,
     ):
         self.counters = Counters()
         self._run, self._keep, self._steps = run, keep, steps
         self._of, self._devices, self._reference_step = evaluations, devices, reference_step
-        self._signals, self._watchdog, self._patience = signals, watchdog, patience
+        self._signals, self._watchdog, self._patience = signals, watchdog, failure_tolerance
         self._accept = accept_changes
         self._about: dict[str, Any] = {"config": run.fixed}
         self._there: dict[str, Any] = {}
@@ -189,7 +189,7 @@ class Ledger:
 
     def paid(
         self, step: int, prompts: Prompts, texts: tuple[Sequence[str], Sequence[str]]
-    ) -> dict[int, Paid]:
+    ) -> dict[int, RecordedVerdict]:
         """By row, the verdicts that the run was given on these very pairs before it was interrupted."""
         return self._journal.paid(step, prompts, *texts)
 

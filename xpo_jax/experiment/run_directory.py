@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from xpo_jax.experiment import config_changes
-from xpo_jax.experiment.bucket_mirror import Workplace
+from xpo_jax.experiment.bucket_mirror import BucketWorkdir
 from xpo_jax.io import paths
 from xpo_jax.io.files import atomic_write, markdown_table, to_json
 from xpo_jax.runtime import distributed
@@ -68,7 +68,7 @@ class RunDir:
         changes: Sequence[str] = (),
     ):
         self.path, self.fixed, self.changes = path, fixed, tuple(changes)
-        self._workplace: Workplace | None = None
+        self._workplace: BucketWorkdir | None = None
         self.address, self.checkpoints = str(path), paths.find(path) / "checkpoints"
         self._lock, self._writes = lock, lock is not None
         self.result = result
@@ -153,7 +153,7 @@ class RunDir:
     def _join_in_bucket(cls, address: str, config_json: str, accept_changes: bool) -> RunDir:
         if not address.startswith("gs://"):
             raise RunDirError(f"{address}: a run directory is a folder or a gs:// path; {_ELSEWHERE}")
-        workplace = Workplace(address)
+        workplace = BucketWorkdir(address)
         try:
             with Together("opening the run directory"):
                 run = cls.open(workplace.local, config_json, accept_changes=accept_changes)

@@ -81,7 +81,7 @@ def run(config: ConfigDict, loop: Loop, *, accept_changes: bool) -> dict[str, An
                 evaluations=of_evaluations(config),
                 devices=f"{dict(p.programs.mesh.shape)} of {jax.process_count()}",
                 accept_changes=accept_changes,
-                patience=p.patience,
+                failure_tolerance=p.failure_tolerance,
                 signals=signals,
                 watchdog=watchdog,
             )
@@ -106,13 +106,16 @@ def start(
     """
     programs = p.programs
     device_judge = p.judge if isinstance(p.judge, DeviceJudge) else None
-    announced = [*programs.announced(), *(device_judge.announced() if device_judge else ())]
+    declared_programs = [
+        *programs.declared_programs(),
+        *(device_judge.declared_programs() if device_judge else ()),
+    ]
     with Together("writing the environment"):
         run.write_environment(origins(p))
     described = {**ledger.described(), **p.described}
-    print(summary.opening(programs, described, compilations=len(announced)), flush=True)
+    print(summary.opening(programs, described, compilations=len(declared_programs)), flush=True)
     with Together("compiling"):
-        for name, compile_program in summary.progress(announced, "compiling"):
+        for name, compile_program in summary.progress(declared_programs, "compiling"):
             ledger.beat(f"compiling {name}")
             compile_program()
     compiled = compilations.count
@@ -134,7 +137,7 @@ def start(
     ledger.arrive(done, state, {})
     first = _first_policy(p, reference) if done else policy
     during = lambda: compilations.count - compiled  # noqa: E731
-    started = Started(p, run, ledger, reference, first, len(announced), during)
+    started = Started(p, run, ledger, reference, first, len(declared_programs), during)
     return state, policy, reference if renewed is None else renewed, started
 
 
@@ -152,12 +155,12 @@ class Started:
         ledger: Ledger,
         reference: Params,
         first: Params,
-        announced: int,
+        declared_programs: int,
         compiled_during: Callable[[], int],
     ):
         """Evaluates `first`, the policy of step 0; the last two arguments count compilations, for the result."""
         self._p, self._run, self._ledger = p, run, ledger
-        self._announced, self._compiled_during = announced, compiled_during
+        self._announced, self._compiled_during = declared_programs, compiled_during
         self.tracing = Tracing(run.path / "profile" if p.logging.profile else None, ledger.newest or 0)
         self._evaluator = make_evaluator(p, reference)
         self.before = self.after = self._evaluated(first, 0)
@@ -223,7 +226,7 @@ class Started:
     def _ended(self, done: int, asks: bool) -> str | None:
         if done >= self._p.top.steps:
             return "steps"
-        rows = int(self._p.batches[done].real.sum()) if asks else 0
+        rows = int(self._p.batches[done].valid.sum()) if asks else 0
         counters = self._ledger.counters
         spent = counters.queries + counters.evaluation_queries
         return None if self._p.budget.allows(spent, done, rows) else "judging.max_queries"
@@ -265,7 +268,7 @@ class Started:
             **measured,
             "updates": int(state.step),
             "skipped": int(state.skipped),
-            "compilations_announced": self._announced,
+            "compilations_declared": self._announced,
             "compilations_during_run": compiled_during,
             "run_dir": run.address,
             "export": f"{run.address}/export",

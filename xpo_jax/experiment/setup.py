@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from xpo_jax.algorithm.optimizer import make_optimizer
 from xpo_jax.algorithm.programs import Programs, compute_dtype
-from xpo_jax.algorithm.replay_buffer import Memory
+from xpo_jax.algorithm.replay_buffer import ReplayBuffer
 from xpo_jax.algorithm.sampler import Sampling, Vocabulary
 from xpo_jax.config import loader as configs
 from xpo_jax.config import settings
@@ -26,7 +26,7 @@ from xpo_jax.data.offline_pairs import load_pairs
 from xpo_jax.data.prompts import PromptData, load_prompts
 from xpo_jax.evaluation.evaluator import POLICY_SAMPLES, Evaluator
 from xpo_jax.judges import JUDGES
-from xpo_jax.judges.ask import Budget, Patience
+from xpo_jax.judges.ask import Budget, FailureTolerance
 from xpo_jax.models import attention_kernels
 from xpo_jax.models.hf import hub, model_folder
 from xpo_jax.runtime import sharding
@@ -47,14 +47,14 @@ class Parts(NamedTuple):
     second_is_reference: bool
     judge: Judge
     budget: Budget
-    patience: Patience
+    failure_tolerance: FailureTolerance
     model: hub.Model
     reference: hub.Model
     reference_step: Callable[[int], int]
     model_config: Any
     data: PromptData
     batches: Batches
-    memory: Memory
+    memory: ReplayBuffer
     held_out: list[Prompts]
     answers: list[list[str]] | None
     programs: Programs
@@ -173,10 +173,10 @@ def prepare(config: ConfigDict) -> Parts:
     budget = Budget(
         judging.max_queries,
         orders=1 + judging.both_orders,
-        evaluation=sum(int(b.real.sum()) for b in held_out) * POLICY_SAMPLES * opponents,
+        evaluation=sum(int(b.valid.sum()) for b in held_out) * POLICY_SAMPLES * opponents,
         every_steps=evaluation.every_steps,
     )
-    budget.check(0 if offline else int(batches[0].real.sum()))
+    budget.check(0 if offline else int(batches[0].valid.sum()))
     programs = Programs(
         mesh,
         model_config,
@@ -187,7 +187,7 @@ def prepare(config: ConfigDict) -> Parts:
         batch_size=top.batch_size,
         prompt_buckets=sorted({*batches.buckets_of(top.steps), *(b.tokens.shape[1] for b in held_out)}),
         micro_batch_rows=layout.micro_batch_rows,
-        draws_ahead=layout.reference_steps if loss.second == "reference" and not offline else 1,
+        prefetch_depth=layout.reference_steps if loss.second_candidate == "reference" and not offline else 1,
         optimizer=optimizer,
         rate=rate,
         remat=layout.remat,
@@ -200,7 +200,7 @@ def prepare(config: ConfigDict) -> Parts:
         },
     )
 
-    memory = Memory(
+    memory = ReplayBuffer(
         **dataclasses.asdict(replay),
         batch_size=top.batch_size,
         seed=top.seed,
@@ -237,10 +237,10 @@ def prepare(config: ConfigDict) -> Parts:
         logging=logging,
         alpha_at=alpha_at,
         beta_at=beta_at,
-        second_is_reference=loss.second == "reference",
+        second_is_reference=loss.second_candidate == "reference",
         judge=judge,
         budget=budget,
-        patience=Patience(**judging.patience),
+        failure_tolerance=FailureTolerance(**judging.failure_tolerance),
         model=found,
         reference=found_reference,
         reference_step=model.reference_step,
@@ -268,7 +268,7 @@ def make_evaluator(p: Parts, reference: Params) -> Evaluator:
         reference_samples=p.evaluation.reference_samples,
         unfinished_loses=p.loss.unfinished_loses,
         both_orders=p.judging.both_orders,
-        patience=p.patience,
+        failure_tolerance=p.failure_tolerance,
         seed=p.top.seed,
     )
 

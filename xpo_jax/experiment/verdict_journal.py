@@ -17,7 +17,7 @@ import numpy as np
 
 from xpo_jax.data.pairs_log import content_hash, read_pairs
 from xpo_jax.io.files import atomic_write, to_json
-from xpo_jax.values import Paid, Prompts, Verdict
+from xpo_jax.values import Prompts, RecordedVerdict, Verdict
 
 JOURNAL = "verdicts-journal.jsonl"
 
@@ -74,15 +74,15 @@ class Journal:
 
     def paid(
         self, step: int, prompts: Prompts, policy: Sequence[str], reference: Sequence[str]
-    ) -> dict[int, Paid]:
+    ) -> dict[int, RecordedVerdict]:
         """By row, what is known of the pairs of a step: those with the same prompt, row and texts."""
         if not self._records:
             return {}
         found = {}
-        for i in map(int, np.flatnonzero(prompts.real)):
+        for i in map(int, np.flatnonzero(prompts.valid)):
             key = content_hash(prompts.messages[i], prompts.rows[i], policy[i], reference[i])
             record = self._records.get((step, int(prompts.position[i]), key))
             if record is not None:
                 verdict = Verdict(record["p_first"], record["reason"], record["scores"])
-                found[i] = Paid(verdict, tuple(record["shown"]), record["flipped"])
+                found[i] = RecordedVerdict(verdict, tuple(record["shown"]), record["flipped"])
         return found

@@ -17,7 +17,7 @@ import numpy as np
 from xpo_jax.judges.contract import Judged, JudgeError, compare, exchanged, renamed
 from xpo_jax.runtime import distributed
 from xpo_jax.runtime.distributed import Together
-from xpo_jax.values import Comparison, Judge, Paid, Prompts, Verdict, Verdicts
+from xpo_jax.values import Comparison, Judge, Prompts, RecordedVerdict, Verdict, Verdicts
 
 
 def ask(
@@ -32,9 +32,9 @@ def ask(
     unfinished_loses: bool,
     both_orders: bool,
     shown_seed: Sequence[int],
-    paid: Mapping[int, Paid] = MappingProxyType({}),
+    paid: Mapping[int, RecordedVerdict] = MappingProxyType({}),
 ) -> Verdicts:
-    """Verdicts for one batch. Whatever a judge does, it raises nothing: see `Verdicts.refused` and `Patience`.
+    """Verdicts for one batch. Whatever a judge does, it raises nothing: see `Verdicts.refused` and `FailureTolerance`.
 
     Args:
       policy, reference: B texts each.
@@ -53,7 +53,7 @@ def ask(
     settled: dict[int, tuple[float, str]] = {}
     asked: list[int] = []
     for i in range(B):
-        if not prompts.real[i]:
+        if not prompts.valid[i]:
             continue
         if identical[i]:
             settled[i] = (0.5, "identical responses")
@@ -185,15 +185,15 @@ def summed(briefs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 # ---- failures and costs ---------------------------------------------------------------------------
 
 
-class Patience:
+class FailureTolerance:
     """How long a run puts up with a judge that fails; one for all of a run, alike on every process.
 
     Args:
-      max_failed_share, max_failed_batches: see settings.Judging.
+      max_failed_fraction, max_failed_batches: see settings.Judging.
     """
 
-    def __init__(self, *, max_failed_share: float, max_failed_batches: int):
-        self._share, self._batches = max_failed_share, max_failed_batches
+    def __init__(self, *, max_failed_fraction: float, max_failed_batches: int):
+        self._share, self._batches = max_failed_fraction, max_failed_batches
         self._in_a_row, self._asked_before = 0, False
 
     @property
@@ -231,7 +231,7 @@ class Patience:
 
 
 @contextlib.contextmanager
-def saved_first(save: Callable[[], object]) -> Iterator[None]:
+def save_on_judge_error(save: Callable[[], object]) -> Iterator[None]:
     """Where a judge ends the run in here, `save` is called before the error is told, with what it returns."""
     try:
         yield
@@ -256,7 +256,7 @@ class Budget:
         self._orders, self._evaluation = orders, evaluation * orders
 
     def check(self, first_batch: int) -> None:
-        """Raises ValueError where a run could not make a single step; `first_batch` is that step's real rows."""
+        """Raises ValueError where a run could not make a single step; `first_batch` is that step's valid rows."""
         least = 2 * self._evaluation + self._orders * first_batch
         if self.max_queries is not None and self.max_queries < least:
             raise ValueError(
@@ -266,7 +266,7 @@ class Budget:
             )
 
     def allows(self, spent: int, step: int, rows: int) -> bool:
-        """Whether step number `step` (from 0) with so many real rows can be paid, and the last evaluation after it."""
+        """Whether step number `step` (from 0) with so many valid rows can be paid, and the last evaluation after it."""
         periodic = self._evaluation if self._every and (step + 1) % self._every == 0 else 0
         needed = self._orders * rows + periodic + self._evaluation
         return self.max_queries is None or spent + needed <= self.max_queries
@@ -280,19 +280,19 @@ def wins(p_first: np.ndarray) -> np.ndarray:
     return np.where(p_first == 0.5, 0.5, (p_first > 0.5).astype(np.float64))
 
 
-def metrics(verdicts: Verdicts, real: np.ndarray) -> dict[str, float]:
-    """The win rate counts ties as half and is of the rows with a verdict; the shares are of all real rows.
+def metrics(verdicts: Verdicts, valid: np.ndarray) -> dict[str, float]:
+    """The win rate counts ties as half and is of the rows with a verdict; the shares are of all valid rows.
 
     The position flip rate is of the rows with a verdict in both orders; nan where there is none. What the judge
     itself counted is of this batch alone.
     """
     judged = verdicts.weight > 0
     twice = verdicts.flipped[~np.isnan(verdicts.flipped)]
-    rows = max(1, int(real.sum()))
+    rows = max(1, int(valid.sum()))
     return {
         **{f"judge/{name}": number for name, number in verdicts.counts.items()},
         "judge/win_rate": float(wins(verdicts.p_first[judged]).mean()) if judged.any() else math.nan,
         "judge/tie_rate": float((judged & (verdicts.p_first == 0.5)).sum() / rows),
-        "judge/failed_rate": float((real & ~judged).sum() / rows),
+        "judge/failed_rate": float((valid & ~judged).sum() / rows),
         "judge/position_flip_rate": float(twice.mean()) if twice.size else math.nan,
     }

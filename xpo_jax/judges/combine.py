@@ -41,9 +41,9 @@ class Combination:
                 mesh=mesh, folder=folder, model_config=model_config, tokenizer=tokenizer, dtype=dtype
             )
 
-    def announced(self) -> list[tuple[str, Callable[[], object]]]:
+    def declared_programs(self) -> list[tuple[str, Callable[[], object]]]:
         """The compilations of all parts."""
-        return list(itertools.chain.from_iterable(judge.announced() for judge in self._devices))
+        return list(itertools.chain.from_iterable(judge.declared_programs() for judge in self._devices))
 
     def load(self, starting: Params | None) -> None:
         """Let the parts that run on devices take their weights."""

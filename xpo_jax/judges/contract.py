@@ -6,7 +6,7 @@ The reason is kept, in the judge's own words. Two things end a run at once, beca
 integer or boolean, where nobody can know which side 1 means, and a `JudgeError`, which a judge raises for that.
 
 Left out on purpose: deadlines and retries, which are the judge's business, and when failures are too many
-(`ask.Patience`). No jax here: a judge that asks others reads their answers with this, too.
+(`ask.FailureTolerance`). No jax here: a judge that asks others reads their answers with this, too.
 """
 
 from __future__ import annotations

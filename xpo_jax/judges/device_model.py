@@ -1,7 +1,7 @@
-"""What a model on the devices says of given token sequences: a few numbers from where each one ends.
+"""A model on the devices scores token sequences: a few numbers from the last position of each.
 
-`Choices` are the log-probabilities of a few tokens that may come next, `Scores` the number that a reward model
-(a sequence-classification head) gives. One prefill per batch; the vocabulary is met at one position of each row, or
+`TokenChoiceScorer` gives the log-probabilities of a few tokens that may come next, `RewardScorer` the number that a
+reward model (a sequence-classification head) gives. One prefill per batch; the vocabulary is met at one position of each row, or
 not at all. Nothing is sampled and nothing is decoded. Text and tokenizers are the business of who asks
 (`judges/llm.py`, `judges/reward.py`).
 """
@@ -28,13 +28,13 @@ from xpo_jax.values import Array, Params
 HEAD = "score.weight"  # Hugging Face's name of the head of a Qwen2ForSequenceClassification, [1 D]
 
 
-class _Reading:
+class _DeviceModel:
     """A model, its compiled programs, and once they are loaded its weights.
 
     Args:
       read: (model, head, hidden [B D] of each row's last token) -> f32[B C].
       head: shape of a tensor beside the model's own, or None.
-      others: see `Choices`.
+      others: see `TokenChoiceScorer`.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class _Reading:
             name, mesh, last, in_shardings=(self._sharding, whole, whole, whole), out_shardings=whole
         )
 
-    def announced(self) -> list[tuple[str, Callable[[], object]]]:
+    def declared_programs(self) -> list[tuple[str, Callable[[], object]]]:
         """The compilations: what to show of each, and the call that compiles it."""
         B = self.batch_size
         out: list[tuple[str, Callable[[], object]]] = []
@@ -100,7 +100,7 @@ class _Reading:
             for start in range(0, len(fitting), self.batch_size):
                 chosen = fitting[start : start + self.batch_size]
                 tokens = np.zeros((self.batch_size, P), np.int32)
-                lengths = np.ones(self.batch_size, np.int32)  # a row that is not real is one token
+                lengths = np.ones(self.batch_size, np.int32)  # a padding row is one token
                 for i, row in enumerate(chosen):
                     lengths[i] = len(asked[row])
                     tokens[i, : lengths[i]] = asked[row]
@@ -111,7 +111,7 @@ class _Reading:
         return out
 
 
-class Choices(_Reading):
+class TokenChoiceScorer(_DeviceModel):
     """Log-probabilities, nats, of a few tokens that a language model may write next.
 
     Args:
@@ -149,10 +149,10 @@ class Choices(_Reading):
         )
 
 
-class Scores(_Reading):
+class RewardScorer(_DeviceModel):
     """One score per sequence: a Qwen2ForSequenceClassification with a single label.
 
-    Args: as `Choices` has them; model_config is of the backbone (no lm_head).
+    Args: as `TokenChoiceScorer` has them; model_config is of the backbone (no lm_head).
     """
 
     def __init__(self, mesh: Mesh, model_config: qwen2.Qwen2Config, **shape: Any):

@@ -22,7 +22,7 @@ import numpy as np
 
 from xpo_jax.config.schema import build
 from xpo_jax.judges.contract import JudgeError
-from xpo_jax.judges.device_model import Choices
+from xpo_jax.judges.device_model import TokenChoiceScorer
 from xpo_jax.judges.prompting import Rendering
 from xpo_jax.models.hf import hub, model_folder
 from xpo_jax.values import Comparison, Message, Params, Verdict
@@ -80,7 +80,7 @@ class LLMJudge:
             tokenizer = model_folder.load_tokenizer(self._folder, model_config)
         self._tokenizer = tokenizer
         self._tokens(self._rendered.template)  # whatever the chat template refuses, it refuses here
-        self._choices = Choices(
+        self._choices = TokenChoiceScorer(
             mesh,
             model_config,
             tokens=self._label_ids(),
@@ -107,9 +107,9 @@ class LLMJudge:
         if self._on_long == "error":
             self._fits(len(self._tokens(rendered)))
 
-    def announced(self) -> list[tuple[str, Callable[[], object]]]:
+    def declared_programs(self) -> list[tuple[str, Callable[[], object]]]:
         """The compilations: what to show of each, and the call that compiles it."""
-        return self._choices.announced()
+        return self._choices.declared_programs()
 
     def load(self, starting: Params | None) -> None:
         """Take the policy's starting weights where they are this judge's and given, else read its own."""

@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 from xpo_jax.config.schema import resolve
 from xpo_jax.judges.contract import JudgeError
-from xpo_jax.judges.device_model import HEAD, Scores
+from xpo_jax.judges.device_model import HEAD, RewardScorer
 from xpo_jax.models.hf import hub, model_folder
 from xpo_jax.models.hf.tensors import read_json
 from xpo_jax.values import Comparison, Message, Params, Verdict
@@ -90,7 +90,9 @@ class RewardModel:
         self._tokenizer = model_folder.load_tokenizer(self._folder, config)
         if self._tokenizer.chat_template is None:
             raise ValueError(f"judge.path: the tokenizer of {self._folder} has no chat template")
-        self._scores = Scores(mesh, config, dtype=dtype, batch_size=self._batch_size, buckets=self._buckets)
+        self._scores = RewardScorer(
+            mesh, config, dtype=dtype, batch_size=self._batch_size, buckets=self._buckets
+        )
 
     def models(self) -> list[dict[str, str | None]]:
         """The model, for environment.json; called after `attach`."""
@@ -104,9 +106,9 @@ class RewardModel:
         """
         self._fits(len(self._tokens(messages, "")))
 
-    def announced(self) -> list[tuple[str, Callable[[], object]]]:
+    def declared_programs(self) -> list[tuple[str, Callable[[], object]]]:
         """The compilations: what to show of each, and the call that compiles it."""
-        return self._scores.announced()
+        return self._scores.declared_programs()
 
     def load(self, starting: Params | None) -> None:
         """Read the model's weights."""

@@ -49,7 +49,7 @@ def html(run: Run) -> str:
         parts += ["<h2>Held-out prompts, before and after</h2>", samples_table(run.samples)]
     if run.pairs:
         last = f"The last {len(run.pairs)} training pairs"
-        parts += [f"<h2>{last}</h2>", pairs_table(run.pairs, run.config["loss"]["second"])]
+        parts += [f"<h2>{last}</h2>", pairs_table(run.pairs, run.config["loss"]["second_candidate"])]
     parts += [
         f"<details><summary>Result</summary>{pairs(run.result)}</details>" if run.result else "",
         f"<details><summary>Config</summary><pre>{escape(json.dumps(run.config, indent=2, ensure_ascii=False))}"

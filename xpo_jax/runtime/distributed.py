@@ -154,9 +154,9 @@ def share(size: int) -> slice:
 
 def mine(prompts: Prompts) -> Prompts:
     """The same batch, in which only the rows of this process's share are real."""
-    own = np.zeros(len(prompts.real), bool)
+    own = np.zeros(len(prompts.valid), bool)
     own[share(len(own))] = True
-    return prompts._replace(real=prompts.real & own)
+    return prompts._replace(valid=prompts.valid & own)
 
 
 def file_name(name: str) -> str:
