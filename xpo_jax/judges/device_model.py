@@ -1,9 +1,9 @@
 """A model on the devices scores token sequences: a few numbers from the last position of each.
 
 `TokenChoiceScorer` gives the log-probabilities of a few tokens that may come next, `RewardScorer` the number that a
-reward model (a sequence-classification head) gives. One prefill per batch; the vocabulary is met at one position of each row, or
-not at all. Nothing is sampled and nothing is decoded. Text and tokenizers are the business of who asks
-(`judges/llm.py`, `judges/reward.py`).
+reward model (a sequence-classification head) gives. One prefill per batch; logits are computed at one position of
+each row, or not at all. Nothing is sampled or decoded. Text and tokenizers belong to the judges (`judges/llm.py`,
+`judges/reward.py`).
 """
 
 from __future__ import annotations
