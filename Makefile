@@ -1,11 +1,11 @@
-# `make help` says what there is. PYTHON names an interpreter, ARGS are added to the command.
-# Without PYTHON the one that made .venv is kept, else the first that fits is taken.
+# `make help` lists the targets. PYTHON selects an interpreter; ARGS are passed on to the command.
+# Without PYTHON, the interpreter of an existing .venv is used again, otherwise the first candidate that works.
 
 FITS := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 WHICH := import sys; print(sys.version, sys.base_prefix)
-NONE = no Python from 3.11 to 3.13 with venv and ensurepip (on Debian the package python3-venv) \
-  works as any of: $(CANDIDATES); name one: make PYTHON=/path/to/python3
-# Tried by running each: a command of that name may be there and fail.
+NONE = none of these is a Python 3.11 to 3.13 with venv and ensurepip (Debian: install python3-venv): \
+  $(CANDIDATES); select one with make PYTHON=/path/to/python3
+# Each candidate is run, because a command of that name may exist and still fail.
 CANDIDATES := $(or $(PYTHON),$(if $(wildcard .venv/made),.venv/bin/python) python3.13 python3.12 python3.11 python3)
 FOUND := $(shell for p in $(CANDIDATES); do "$$p" -c '$(FITS)' 2>/dev/null && echo "$$p" && break; done)
 VERSION := $(if $(FOUND),$(shell "$(FOUND)" -c 'import sys; print("%d.%d" % sys.version_info[:2])'))
@@ -18,10 +18,10 @@ SAME := $(if $(FOUND),$(shell test "$$(.venv/bin/python -c '$(WHICH)' 2>/dev/nul
 
 help:
 	@echo 'make run          install into .venv and run configs/paraphrase.py (ARGS="--config.seed=1")'
-	@echo 'make test         install with the dev extra; lint, types, tests (ARGS="-k sampler")'
-	@echo 'make slow         only the tests that take long'
-	@echo 'make faults       break a run in every way it must survive; a table (ARGS="--only=checkpoint")'
-	@echo 'make constraints  write constraints-X.Y.txt anew, for one Python (PYTHON=python3.13)'
+	@echo 'make test         install with the dev extra, then run lint, type checks and tests (ARGS="-k sampler")'
+	@echo 'make slow         run only the slow tests'
+	@echo 'make faults       inject every fault that a run must survive and print a table (ARGS="--only=checkpoint")'
+	@echo 'make constraints  update constraints-X.Y.txt for one Python version (PYTHON=python3.13)'
 
 run: .venv/installed
 	.venv/bin/python -m xpo_jax.main --config=configs/paraphrase.py $(ARGS)
@@ -38,7 +38,7 @@ slow: .venv/installed-dev
 faults: .venv/installed
 	.venv/bin/python -m tools.faults $(ARGS)
 
-# The stamps are written last, so that an install that was interrupted is done again.
+# The stamps are written last, so that an interrupted installation is repeated.
 .venv/installed: .venv/made pyproject.toml $(CONSTRAINTS)
 	.venv/bin/python -m pip install --quiet --editable . --constraint $(CONSTRAINTS)
 	@touch $@
@@ -53,14 +53,14 @@ faults: .venv/installed
 	"$(FOUND)" -m venv .venv
 	@touch $@
 
-# In a fresh environment, so that nothing that was tried out by hand gets in.
+# In a fresh environment, so that no package installed by hand is recorded.
 constraints:
 	@test -n "$(FOUND)" || { echo "$(NONE)" >&2; exit 1; }
 	rm -rf build/constraints
 	"$(FOUND)" -m venv build/constraints
 	build/constraints/bin/python -m pip install --quiet --editable '.[dev]'
-	{ echo '# The versions that are tested with Python $(VERSION): the package and its dev extra, with all they need.'; \
-	  echo '# Made by `make constraints PYTHON=python$(VERSION)`; the ranges stand in pyproject.toml.'; \
+	{ echo '# The versions tested with Python $(VERSION): the package, its dev extra and all their dependencies.'; \
+	  echo '# Written by `make constraints PYTHON=python$(VERSION)`; pyproject.toml has the supported ranges.'; \
 	  build/constraints/bin/python -m pip freeze --exclude-editable | grep -viE '^(pip|setuptools|wheel)=='; \
 	} > build/constraints.txt
 	mv build/constraints.txt $(CONSTRAINTS)

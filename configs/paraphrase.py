@@ -4,59 +4,60 @@ tone and length).
     python -m xpo_jax.main --config=configs/paraphrase.py
     python -m xpo_jax.main --config=configs/paraphrase.py:Qwen/Qwen2.5-0.5B-Instruct
 
-Without an argument the embedded model learns from a judge by rules, on any machine, without network. With one,
-a folder or owner/name[@revision] on the model hub, that model learns from itself as a judge: any Qwen2.5 or
-Qwen2. Every field is the keyword argument of the same name of the factory that its group names; a comment
-says why its value.
+Without an argument, the embedded model learns from a rule-based judge, on any machine and without network access.
+The argument is a model folder, or owner/name[@revision] on the Hugging Face hub: that model, any Qwen2.5 or Qwen2,
+then learns from its own judgements. Every field is the keyword argument of the same name of the factory that the
+comment above its group names; comments explain why a value was chosen.
 """
 
 from ml_collections import ConfigDict
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """arg: None for the embedded model, else a folder or owner/name[@revision] of a Qwen2.5 model."""
+    """Return the embedded example if `arg` is None, else one for the model that it names (see above)."""
     return embedded() if arg is None else pretrained(arg)
 
 
 def embedded() -> ConfigDict:
-    """The model, prompts and rules that come with the package; minutes on two cores."""
+    """Return the config for the model, prompts and rules in the package: a few minutes on two cores."""
+    # long: a table of settings
     config = ConfigDict()
     config.run_dir = "runs/paraphrase"
     config.seed = 0
     config.steps = 240  # four epochs
     config.batch_size = 64
-    # Updates in a row that may be skipped because a number was not finite, before the run gives up.
+    # An update whose loss or gradient is not finite is skipped; the run ends after this many in a row.
     config.max_skipped = 5
-    # A step that takes longer than this is taken for stuck: the run ends with the stacks of all threads and status
-    # 124, for whatever started it to start it again. None waits for ever.
+    # If a step takes longer, the run prints the stacks of all threads and exits with status 124, so that a supervisor
+    # can restart the job. None disables this watchdog.
     config.max_step_seconds = 1800.0
 
-    # xpo_jax/data/prompts.py: load_prompts. In the order in which it is done; docs/data.md has an example of each.
+    # xpo_jax/data/prompts.py: load_prompts. In the order in which they apply; docs/data.md has an example of each.
     config.data = ConfigDict(
         {
-            "train": "embedded:train",  # or a path, a glob, a list, a mapping, your own: docs/data.md
+            "train": "embedded:train",  # or a path, a glob, a list, a mapping, your own source: docs/data.md
             "held_out": "embedded:held_out",
             "select": None,  # only these columns
             "rename": None,  # {"old": "new"}
             "template": ({"role": "user", "content": "<pphr_input>{input}</pphr_input>"},),
-            "column": None,  # instead of a template: the column that holds a text or a conversation
+            "column": None,  # instead of a template: the column that holds the text or conversation
             "filter_tokens": None,  # {"columns": ("input",), "combine": "max" or "sum", "max_tokens": 100}
-            # Drops rows whose last user content is longer than 0.9 x max_new_tokens: their paraphrase would
-            # be cut off. Not needed here, where no sentence is that long.
+            # True drops rows whose last user content is longer than 0.9 x max_new_tokens, because their paraphrase
+            # would be cut off. No sentence here is that long.
             "filter_length": False,
             "max_prompt_tokens": 40,
             "buckets": (32, 40),  # the longest embedded prompt has 34 tokens, nearly all are below 32
             "on_long": "error",  # or "drop", with a count
             "on_bad_row": "error",  # or "skip", with a count
             "deduplicate": False,
-            "take": None,  # only the first so many training prompts
+            "take": None,  # use only the first N training prompts
             "shuffle": True,
         },
-        type_safe=False,  # a list or a mapping may take a path's place; load_prompts checks the types
+        type_safe=False,  # a list or mapping may replace a path; load_prompts checks the types
     )
 
-    # xpo_jax/data/offline_pairs.py: load_pairs. {"pairs": "runs/paraphrase/pairs.jsonl"} learns from verdicts that are
-    # there instead of asking for new ones: configs/offline_dpo.py, docs/pairs.md.
+    # xpo_jax/data/offline_pairs.py: load_pairs. {"pairs": "runs/paraphrase/pairs.jsonl"} learns from recorded verdicts
+    # instead of requesting new ones: configs/offline_dpo.py, docs/pairs.md.
     config.offline = None
 
     # xpo_jax/config/settings.py: Model
@@ -64,25 +65,27 @@ def embedded() -> ConfigDict:
         {
             "path": "embedded",
             "reference": None,  # a frozen copy of path
-            "reference_every_steps": None,  # or the policy takes its place every so often: docs/choosing.md
+            "reference_every_steps": None,  # or N: copy the policy into it every N steps, docs/choosing.md
             "dtype": "auto",
-            # Or "cudnn", where prompts are long and GPUs are NVIDIA's: no scores of rows x heads x tokens x tokens x
-            # 4 bytes a layer. It has run on no GPU yet, and nothing is known of its speed: docs/performance.md.
+            # Or "cudnn" for long prompts on NVIDIA GPUs: it avoids the attention scores, rows x heads x tokens x
+            # tokens x 4 bytes per layer. It has not been run on a GPU yet, so its speed is unknown:
+            # docs/performance.md.
             "attention": "einsum",
         }
     )
 
-    # xpo_jax/runtime/sharding.py: make_mesh. -1 fills up with the devices that there are.
+    # xpo_jax/runtime/sharding.py: make_mesh. -1 takes all remaining devices.
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
 
-    # xpo_jax/runtime/distributed.py: start. tools/launch has a page for each way to start many processes.
+    # xpo_jax/runtime/distributed.py: start. tools/launch has a page for each way to start several processes.
     config.distributed = ConfigDict(
         {
-            "mode": "auto",  # joins a TPU pod, a Slurm step or an MPI job where it is part of one
-            "coordinator": None,  # or "host:port" of process 0, where no scheduler tells,
-            "num_processes": None,  # with these two
+            "mode": "auto",  # joins the TPU pod, Slurm step or MPI job that it was started in, if any
+            # "host:port" of process 0, together with the next two, if no scheduler provides them.
+            "coordinator": None,
+            "num_processes": None,
             "process_id": None,
-            "timeout_seconds": 300,  # for all processes to appear
+            "timeout_seconds": 300,  # until all processes have joined
         }
     )
 
@@ -90,9 +93,9 @@ def embedded() -> ConfigDict:
     config.sampling = ConfigDict(
         {
             "max_new_tokens": 32,  # the longest embedded answer has 27
-            # Mistakes are rarer than at 1.0 (2 % of answers are invalid instead of 9 %), variety nearly the same.
+            # At 1.0, 9 % of the answers are invalid; here 2 % are, and they are nearly as diverse.
             "temperature": 0.7,
-            # Truncation limits what can be explored; log-probabilities are of the full distribution.
+            # Truncation limits what can be explored, and log-probabilities are those of the full distribution anyway.
             "top_k": 0,
             "top_p": 1.0,
             "min_p": 0.0,
@@ -104,17 +107,17 @@ def embedded() -> ConfigDict:
     config.judge = ConfigDict(
         {
             "name": "paraphrase",
-            # "embedded" knows the grammar and is exact; "general" is for any other text.
+            # "embedded" parses the embedded grammar and is exact; "general" is for any other text.
             "gate": "embedded",
             "distance_weight": 0.6,
-            "start_weight": 0.3,  # the beginning is what a reader sees first, and what models copy first
+            "start_weight": 0.3,  # readers see the beginning first, and models tend to copy it
             "length_weight": 0.1,
-            # A narrow win says little about what to do elsewhere, and most wins are narrow: verdicts that are
-            # soft at this scale carry less noise. Win rates count a narrow win as a win all the same.
+            # Most wins are narrow, and a narrow win is weak evidence: verdicts softened at this scale carry less noise.
+            # Win rates still count a narrow win as a win.
             "softness": 0.1,
             "input_tag": "pphr_input",
             "output_tag": "pphr_output",
-            # Limits of the general gate, without effect on the embedded one.
+            # Limits of the general gate; the embedded gate ignores them.
             "min_kept": 0.3,
             "min_similarity": 0.3,
             "max_similarity": 1.0,
@@ -126,9 +129,10 @@ def embedded() -> ConfigDict:
     # xpo_jax/config/settings.py: Judging
     config.judging = ConfigDict(
         {
-            "both_orders": False,  # rules do not care for the order
-            "max_queries": None,  # or what you will pay for: a run ends within it
-            # A pair without a verdict has no say. More than half of them in three batches in a row end the run.
+            "both_orders": False,  # the rules do not depend on the order
+            "max_queries": None,  # or your budget: the run ends before it would exceed it
+            # A pair without a verdict is left out of the update. The run ends after three batches in a row in which
+            # more than half of the verdicts are missing.
             "max_failed_fraction": 0.5,
             "max_failed_batches": 3,
         }
@@ -153,19 +157,21 @@ def embedded() -> ConfigDict:
     # xpo_jax/config/settings.py: Replay
     config.replay = ConfigDict(
         {
-            "updates": 1,  # per round of samples; above 1 the others are on past pairs as well
-            "capacity": 100_000,  # pairs that are remembered; the oldest go
+            # Gradient updates per sampled batch. The first uses only the fresh pairs; each further one is drawn from
+            # the replay buffer, fresh pairs included.
+            "updates": 1,
+            "capacity": 100_000,  # pairs in the buffer; the oldest are dropped
         }
     )
 
     # xpo_jax/algorithm/optimizer.py: make_optimizer
     config.optimizer = ConfigDict(
         {
-            "name": "adamw",  # "adafactor" saves memory, and takes None for b1, b2, eps and mu_dtype
-            # For 1.6 M parameters; a 0.5 B model wants 5e-7. 5e-4 wins some more and makes twice the mistakes.
+            "name": "adamw",  # "adafactor" saves memory and requires None for b1, b2, eps and mu_dtype
+            # For 1.6 M parameters; use 5e-7 for a 0.5 B model. 5e-4 wins slightly more and makes twice the mistakes.
             "learning_rate": 3e-4,
             "schedule": "linear",
-            "warmup_steps": 0.04,  # below 1 a share of the steps: here 10
+            "warmup_steps": 0.04,  # below 1: a fraction of the steps, here 10 steps
             "b1": 0.9,
             "b2": 0.99,
             "eps": 1e-8,
@@ -175,14 +181,16 @@ def embedded() -> ConfigDict:
         }
     )
 
-    # xpo_jax/config/settings.py: Layout. None of this changes what is learned.
+    # xpo_jax/config/settings.py: Layout. These change speed and memory, not what is learned.
     config.layout = ConfigDict(
         {
-            # On each device; of one or two pairs each. The metric update/padding says what stays empty.
+            # Rows per device whose gradient is computed at once; a row holds one or two pairs. The metric
+            # update/padding is the fraction of them that is empty.
             "micro_batch_rows": 4,
             "chunk_tokens": 4096,
             "remat": False,
-            # A batch of 64 gains little from another beside it on a CPU, and each bucket is compiled once more.
+            # More than 1 draws the reference's samples for several steps in one call. On a CPU a batch of 64 gains
+            # little from that, and each bucket is compiled once more.
             "reference_steps": 1,
         }
     )
@@ -193,22 +201,23 @@ def embedded() -> ConfigDict:
             "prompts": 1000,
             "reference_samples": 4,
             "every_steps": 0,
-            "answers": None,  # or a jsonl file with an "answer" to each: docs/evaluation.md
-            # Ends of a run before its last step; they need every_steps. KL in nats per answer.
+            "answers": None,  # or a jsonl file with an "answer" to each prompt: docs/evaluation.md
+            # Early-stopping criteria; they require every_steps. KL in nats per sequence.
             "stop_kl": None,
-            "stop_win_rate": None,  # of the lower end of the interval
+            "stop_win_rate": None,  # compared with the lower end of the interval
             "stop_validity_drop": None,
         }
     )
 
-    # xpo_jax/config/settings.py: Checkpoint. Written in the background; a state has 12 bytes per parameter.
+    # xpo_jax/config/settings.py: Checkpoint. Written in the background; a state takes 12 bytes per parameter.
     config.checkpoint = ConfigDict(
         {
-            "every_steps": 20,  # what a machine that is taken away costs at most; None: only at the end
-            # A damaged one is passed over, so one more than the newest. The best by held-out win rate stays, too.
+            "every_steps": 20,  # the most that a preempted machine costs; None: save only at the end
+            # One more than the newest, because a damaged checkpoint is skipped on resume. The best by held-out win
+            # rate is kept as well.
             "keep_last": 2,
-            "keep_every": None,  # or a multiple of every_steps, to look at later
-            "export": "last",  # or "best": the one of the best held-out win rate, with evaluation.every_steps
+            "keep_every": None,  # or a multiple of every_steps: also keep those, for later study
+            "export": "last",  # or "best", by held-out win rate; requires evaluation.every_steps
         }
     )
 
@@ -220,77 +229,75 @@ def embedded() -> ConfigDict:
 
 
 def pretrained(model: str) -> ConfigDict:
-    """A pretrained model on accelerators, with the hyperparameters of the method's authors' kind of runs.
+    """Return the config for a pretrained model on accelerators, with hyperparameters like those of the XPO paper.
 
-    Nothing here was tuned on such a model yet; `python -m tools.plan` says whether it fits on your devices.
+    Nothing here has been tuned on such a model yet. `python -m tools.plan` reports whether it fits on your devices.
     """
     config = embedded()
     config.run_dir = "runs/paraphrase_" + model.rstrip("/").split("/")[-1].partition("@")[0]
     config.steps = 64  # four epochs of 1000 prompts, 16 steps each
     config.batch_size = 64
     config.model.path = model
-    # Masters, optimizer and update are split over all devices; raise tensor where one layer's weights or
-    # the sampling copy are too large for a device.
+    # Master weights, optimizer state and update are sharded over all devices. Raise tensor if one layer's weights or
+    # the copy for sampling are too large for a device.
     config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})
 
     config.data.template = (
         {"role": "system", "content": SYSTEM},
         {"role": "user", "content": "<pphr_input>{input}</pphr_input>"},
     )
-    config.data.take = 1000  # XPO is sample-efficient: more prompts before more epochs, if you have them
+    config.data.take = 1000  # XPO is sample-efficient: rather add prompts than epochs, if you have them
     config.data.max_prompt_tokens = 1024
-    config.data.buckets = (128, 256, 512, 1024)  # only those that occur are compiled
-    config.data.filter_length = True  # a paraphrase is as long as its source: it must fit into 128 tokens
+    config.data.buckets = (128, 256, 512, 1024)  # compiled only if they occur
+    config.data.filter_length = True  # a paraphrase, as long as its source, must fit into 128 tokens
     config.data.on_long = "drop"
 
     config.sampling.max_new_tokens = 128
-    # The two candidates must differ for a verdict to say something. Lower it (0.7) if many answers are broken;
-    # it is then the temperature to use the trained model at, too.
+    # The two candidates must differ for a verdict to carry information. Lower it, to 0.7 say, if many answers are
+    # broken, and then use the trained model at that temperature.
     config.sampling.temperature = 0.9
 
     config.judge = ConfigDict(
         {
             "name": "llm",
-            "path": None,  # the policy's starting model, whose arrays are shared; a larger one judges better
+            "path": None,  # the policy's starting model, whose arrays are shared; a larger model judges better
             "template": JUDGE_TEMPLATE,
-            "labels": ("A", "B"),  # each must be one token
-            "batch_size": 16,  # attention scores of a call are batch x heads x width x width
-            "buckets": (
-                512,
-                768,
-                1792,
-            ),  # the template, 1024 tokens of prompt and two answers fit into the last
-            "on_long": "no_verdict",  # counted in judge/failed_rate, never cut; or "error"
-            # or {"weight": 0.3, "gate": "general", ...the judge's by rules}: guards against long or empty answers
+            "labels": ("A", "B"),  # each must be a single token
+            "batch_size": 16,  # attention scores of one call: batch x heads x length x length
+            # The template, a prompt of 1024 tokens and two answers fit into the last.
+            "buckets": (512, 768, 1792),
+            "on_long": "no_verdict",  # counted in judge/failed_rate, never truncated; or "error"
+            # Or {"weight": 0.3, "gate": "general", ...}, the fields of the rule-based judge, which then guards against
+            # long or empty answers.
             "rules": None,
         }
     )
 
-    # Small models prefer one of the two places: asked both ways round the preference cancels out.
+    # Small models prefer one of the two positions; querying both orders cancels that preference.
     config.judging.both_orders = True
 
-    # Raise beta to 0.3 or 0.4 if answers degenerate or objective/kl passes some 20 nats while the win rate
-    # stands still: it is the strength of the pull towards the reference.
+    # The strength of the pull towards the reference. Raise it to 0.3 or 0.4 if answers degenerate, or if objective/kl
+    # exceeds about 20 nats while the win rate no longer rises.
     config.loss.beta = 0.1
-    config.loss.alpha = 1e-5  # the paper's bonus, kept small against beta
-    # Turn on (1e-4) if objective/entropy falls towards 0: then both candidates become alike and teach nothing.
+    config.loss.alpha = 1e-5  # the paper's bonus, kept small relative to beta
+    # Set it to 1e-4 if objective/entropy falls towards 0: the two candidates then become alike and teach nothing.
     config.loss.entropy_weight = 0.0
 
-    config.optimizer.learning_rate = 5e-7  # full fine-tuning of a model that is good already
+    config.optimizer.learning_rate = 5e-7  # full fine-tuning of a model that is already good
     config.optimizer.b2 = 0.999
-    # A share of the steps. 100 steps of warm-up, as is often seen, belong to runs of over a thousand.
+    # A fraction of the steps. The common 100 warm-up steps suit runs of more than a thousand.
     config.optimizer.warmup_steps = 0.1
 
     config.layout.micro_batch_rows = 2
     config.layout.chunk_tokens = 1024  # times a vocabulary of 152,000 in float32: 0.6 GB of logits at a time
     config.layout.remat = True
-    # One read of the weights for the rows of two steps. The judge runs here too, so nothing hides the reference.
+    # Reads the weights once for the rows of two steps. The judge runs on the same devices, so the reference's samples
+    # cannot be drawn while it runs.
     config.layout.reference_steps = 2
     config.evaluation.prompts = 256
     config.checkpoint.every_steps = 8
-    config.max_step_seconds = (
-        3 * 3600.0
-    )  # to load and to export a large model from and to a slow disk counts as one
+    # Loading or exporting a large model on a slow disk counts as a step.
+    config.max_step_seconds = 3 * 3600.0
     config.logging.table_every_steps = 4
     return config
 
