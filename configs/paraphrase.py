@@ -10,6 +10,7 @@ then learns from its own judgements. Every field is the keyword argument of the 
 comment above its group names; comments explain why a value was chosen.
 """
 
+# long: a table of settings
 from ml_collections import ConfigDict
 
 

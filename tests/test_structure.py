@@ -182,10 +182,116 @@ def test_a_wrong_command_line_is_answered_before_jax_loads():
     assert not top_names(reach("xpo_jax.main", at_once)) & {"jax", "flax", "transformers", "datasets"}
 
 
+FUNCTION_LINES, CONSTRUCTOR_ARGUMENTS, MODULE_LINES = 80, 8, 300
+# Modules that are still to be split.
+PENDING_SIZES = {
+    "tools.bench.__main__",
+    "tools.bench.parts",
+    "tools.build.embedded_tokenizer",
+    "tools.chat",
+    "tools.evaluate",
+    "tools.planner.estimate",
+    "xpo_jax.algorithm.programs",
+    "xpo_jax.algorithm.sampler",
+    "xpo_jax.checkpointing.checkpoint",
+    "xpo_jax.config.loader",
+    "xpo_jax.config.schema",
+    "xpo_jax.config.settings",
+    "xpo_jax.data.prompts",
+    "xpo_jax.data.transforms",
+    "xpo_jax.embedded.german.meaning",
+    "xpo_jax.embedded.german.valency",
+    "xpo_jax.evaluation.evaluator",
+    "xpo_jax.experiment.resume",
+    "xpo_jax.experiment.run_directory",
+    "xpo_jax.experiment.session",
+    "xpo_jax.experiment.setup",
+    "xpo_jax.judges.ask",
+    "xpo_jax.judges.device_model",
+    "xpo_jax.judges.http_client",
+    "xpo_jax.models.qwen2",
+    "xpo_jax.reporting.metrics",
+    "xpo_jax.runtime.distributed",
+    "xpo_jax.train",
+    "xpo_jax.values",
+}
+
+
+def fields(node: ast.ClassDef) -> int:
+    """Count the arguments that a class takes: of its __init__, or the fields of a dataclass or NamedTuple."""
+    for method in node.body:
+        if isinstance(method, ast.FunctionDef) and method.name == "__init__":
+            arguments = method.args
+            return len(arguments.posonlyargs + arguments.args + arguments.kwonlyargs) - 1
+    heads = " ".join(ast.unparse(part) for part in [*node.decorator_list, *node.bases])
+    if not re.search(r"\bdataclass\b|\bNamedTuple\b", heads):
+        return 0
+    return sum(isinstance(statement, ast.AnnAssign) for statement in node.body)
+
+
+def gives_a_reason(node: ast.AST, lines: list[str]) -> bool:
+    """Whether `# long: why` stands right below the docstring of a module, class or function, or below its header."""
+    body = node.body
+    documented = ast.get_docstring(node, clean=False) is not None
+    start = body[0].end_lineno if documented else getattr(node, "lineno", 0)
+    after = body[1:] if documented else body
+    end = after[0].lineno if after else len(lines)
+    return any(re.match(r"\s*# long: \S", line) for line in lines[start : end - 1])
+
+
+def oversized(name: str) -> dict[str, str]:
+    """The module, functions and classes of a file that are too large and give no reason, with their sizes."""
+    lines, large = SOURCES[name].read_text().splitlines(), {}
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.Module) and len(lines) > MODULE_LINES:
+            large[node] = (name, f"{len(lines)} lines")
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = node.end_lineno - node.lineno + 1
+            if length > FUNCTION_LINES:
+                large[node] = (f"{name}.{node.name}", f"{length} lines")
+        elif isinstance(node, ast.ClassDef) and fields(node) > CONSTRUCTOR_ARGUMENTS:
+            large[node] = (f"{name}.{node.name}", f"{fields(node)} arguments")
+    return {at: size for node, (at, size) in large.items() if not gives_a_reason(node, lines)}
+
+
 @pytest.mark.parametrize("name", SOURCES)
-def test_no_file_is_too_long(name):
-    lines = SOURCES[name].read_text().count("\n")
-    assert lines <= 330, "split it along a seam that has a name"
+def test_module_function_and_constructor_beyond_its_limit_gives_a_reason(name):
+    unexplained = oversized(name)
+    if name in PENDING_SIZES and unexplained:
+        pytest.skip(f"still to be split: {unexplained}")
+    assert unexplained == {}, (
+        "split it along a seam that has a name, or write `# long: why` below its docstring"
+    )
+
+
+def test_limit_is_measured_and_a_reason_lifts_it():
+    source = '''"""A module."""
+
+# long: a table
+import a
+
+def f(x):
+    """Return x."""
+    # long: why
+    return x
+
+class C:
+    # it is long: but not said in the agreed form
+    def g(self): return 1
+'''
+    reasons = {
+        getattr(node, "name", "module"): gives_a_reason(node, source.splitlines())
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef)
+    }
+    assert reasons == {"module": True, "f": True, "C": False, "g": False}
+    for text, count in (
+        ("class A:\n    def __init__(self, a, *, b, c=1): pass", 3),
+        ("@dataclasses.dataclass(frozen=True)\nclass A:\n    a: int\n    b: int = 1", 2),
+        ("class A(NamedTuple):\n    a: int\n    def f(self): pass", 1),
+        ("class A:\n    a: int", 0),
+    ):
+        assert fields(ast.parse(text).body[0]) == count
 
 
 @pytest.mark.parametrize("name", PACKAGE)
