@@ -14,6 +14,7 @@ from xpo_jax.checkpointing import checkpoint
 from xpo_jax.experiment.setup import prepare
 from xpo_jax.models.hf import model_folder
 from xpo_jax.runtime import sharding
+from xpo_jax.runtime.rng import Stream
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices, as conftest.py sets")
 STEPS = 5
@@ -64,8 +65,8 @@ class Counting:
         valid = np.ones(self.batch_size, bool)
         return prefetch.Prompts(({},) * 2, ((),) * 2, tokens, rows + 1, rows, valid)
 
-    def draw(self, weights, prompts, *, purpose, step, candidate):
-        self.calls.append((weights, prompts, (purpose, candidate), step.tolist()))
+    def draw(self, weights, prompts, *, stream, step, candidate):
+        self.calls.append((weights, prompts, (stream, candidate), step.tolist()))
         return prefetch.Samples(prompts.tokens, step, prompts.valid)
 
     def fetch(self, samples):
@@ -76,7 +77,7 @@ def groups(k, steps, every=None):
     """Every step's group, and the weights and steps of each call of a run that renews its reference."""
     fake = Counting(k)
     since = lambda done: done - done % every if every else 0
-    second = ReferencePrefetcher(fake, fake, steps, since, purpose=1, candidate=1)
+    second = ReferencePrefetcher(fake, fake, steps, since, stream=Stream.TRAINING, candidate=1)
     for step in range(steps):
         second.dispatch(f"of {since(step)}", step)
         found = second.take(step)
@@ -129,12 +130,14 @@ def test_samples_are_those_of_one_step_at_a_time(folder, make_mesh, monkeypatch)
     weights = p.programs.for_sampling(
         model_folder.load_params(p.model.folder, p.model_config, shardings=p.programs.params_sharding)
     )
-    second = ReferencePrefetcher(p.programs, p.batches, STEPS, lambda done: 0, purpose=1, candidate=1)
+    second = ReferencePrefetcher(
+        p.programs, p.batches, STEPS, lambda done: 0, stream=Stream.TRAINING, candidate=1
+    )
     widths = {p.batches[step].tokens.shape[1] for step in range(STEPS)}
     assert len(widths) == 2
     for step in range(STEPS):
         second.dispatch(weights, step)
-        alone = p.programs.draw(weights, p.batches[step], purpose=1, step=step, candidate=1)
+        alone = p.programs.draw(weights, p.batches[step], stream=Stream.TRAINING, step=step, candidate=1)
         for ours, theirs in zip(second.take(step), p.programs.fetch(alone), strict=True):
             np.testing.assert_array_equal(ours, theirs)
 

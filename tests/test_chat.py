@@ -13,6 +13,7 @@ from tokenizers import decoders, pre_tokenizers
 from tools import chat
 from xpo_jax.algorithm.sampler import Sampling, make_sampler, row_keys
 from xpo_jax.models.qwen2 import unstack
+from xpo_jax.runtime.rng import Stream
 
 GREEDY = Sampling(max_new_tokens=12, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0)
 FLAGS = ["--max_new_tokens=12", "--repetition_penalty=1.0"]
@@ -63,7 +64,7 @@ def sampler(sampling):
 def sampled(tokens, sampling=GREEDY, position=0, step=0, seed=0):
     """The text that the bare sampler answers to one prompt, special tokens left out, and whether it is finished."""
     draw, weights = sampler(sampling)
-    keys = row_keys(seed, chat.PURPOSE, np.int32(step), np.array([position], np.int32), np.int32(0))
+    keys = row_keys(seed, Stream.CHAT, np.int32(step), np.array([position], np.int32), np.int32(0))
     padded = np.array([[*tokens, *[0] * (100 - len(tokens))]], np.int32)
     found = draw(weights, padded, np.array([len(tokens)], np.int32), np.array([True]), keys)
     row = found.tokens[0, : found.lengths[0]].tolist()

@@ -12,8 +12,9 @@ from fakes import Always, Broken, LongerText, Markov, Recording, silent, split, 
 
 from xpo_jax.algorithm import logps, sampler
 from xpo_jax.config import settings
-from xpo_jax.evaluation.evaluator import POLICY_SAMPLES, PURPOSE, Evaluator, ended_by, same_tokens
+from xpo_jax.evaluation.evaluator import POLICY_SAMPLES, Evaluator, ended_by, same_tokens
 from xpo_jax.judges.ask import FailureTolerance
+from xpo_jax.runtime.rng import Stream
 from xpo_jax.values import Comparison, Prompts, Samples
 
 B, P, T = 4, 6, 8
@@ -52,9 +53,9 @@ class Programs:
         self._lengths, self._ratio = lengths, ratio
         self.draws, self.keys = [], []
 
-    def draw(self, weights, prompts, *, purpose, step, candidate):
-        self.draws.append((weights, purpose, step, candidate))
-        self.keys += [(purpose, step, int(at), candidate) for at in prompts.position]
+    def draw(self, weights, prompts, *, stream, step, candidate):
+        self.draws.append((weights, stream, step, candidate))
+        self.keys += [(stream, step, int(at), candidate) for at in prompts.position]
         wanted = [
             self._lengths(weights, candidate, int(row[0])) if valid else 1
             for row, valid in zip(prompts.tokens, prompts.valid, strict=True)
@@ -234,8 +235,8 @@ class MarkovPrograms(Programs):
         )
         self._scoring = {"temperature": temperature, "vocab_size": V, "chunk_tokens": 1024}
 
-    def draw(self, weights, prompts, *, purpose, step, candidate):
-        keys = sampler.row_keys(0, purpose, step, prompts.position, candidate)
+    def draw(self, weights, prompts, *, stream, step, candidate):
+        keys = sampler.row_keys(0, stream, step, prompts.position, candidate)
         drawn = self._sample(weights, prompts.tokens, prompts.lengths, prompts.valid, keys)
         return Samples(*map(np.asarray, drawn))
 
@@ -311,7 +312,7 @@ def test_reference_samples_are_drawn_once():
         | {(LATER, 7, c) for c in (0, 1)}
         | {(REFERENCE, 0, c) for c in (2, 3, 4)}
     )
-    assert {purpose for _, purpose, _, _ in programs.draws} == {PURPOSE}
+    assert {stream for _, stream, _, _ in programs.draws} == {Stream.EVALUATION}
     assert [row["reference"] for row in first.samples] == [row["reference"] for row in second.samples]
     assert first.queries == second.queries == 6 * 2 * 3
 

@@ -20,6 +20,7 @@ from xpo_jax.algorithm.update import SUMS, init_state, make_apply
 from xpo_jax.models.qwen2 import Qwen2Config
 from xpo_jax.runtime import sharding
 from xpo_jax.runtime.compilation import CompilationCounter
+from xpo_jax.runtime.rng import Stream
 from xpo_jax.values import Pairs, Prompts
 
 
@@ -276,7 +277,7 @@ def test_bfloat16_on_a_mesh_keeps_float32_masters_and_compiles_what_it_announced
     for step in range(2):
         weights = here.for_sampling(state.params)
         drawn = jax.device_get(
-            [here.draw(weights, prompts, purpose=1, step=step, candidate=c) for c in (0, 1)]
+            [here.draw(weights, prompts, stream=Stream.TRAINING, step=step, candidate=c) for c in (0, 1)]
         )
         tokens, lengths = (np.stack([getattr(d, name) for d in drawn]) for name in ("tokens", "lengths"))
         logps = here.score(weights, prompts.tokens, prompts.lengths, tokens, lengths)
@@ -381,7 +382,7 @@ def test_7b_compiles_from_shapes_alone():
     of = sharding.bytes_per_device
     params, weights = of(here.params, here.params_sharding), of(here.weights, here.weights_sharding)
     rows, word = B // 4, 4  # of the batch on one device; bytes of an int32 or float32
-    # all rows have a position and a step and say whether they are real; scalars: purpose, candidate
+    # all rows have a position and a step and say whether they are real; scalars: stream, candidate
     assert found["sample"] == weights + rows * (P + 1) * word + rows * (2 * word + 1) + 2 * word
     width = here.pack.widths[-1]
     slots, pairs = 7 * here.pack.rows // 4 * width * word, here.pack.pairs(width)

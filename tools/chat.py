@@ -52,9 +52,9 @@ from xpo_jax.io.files import append_whole, to_json, visible
 from xpo_jax.models.hf import hub, model_folder
 from xpo_jax.models.qwen2 import Qwen2
 from xpo_jax.reporting.summary import progress
+from xpo_jax.runtime.rng import Stream
 from xpo_jax.values import Message, Prompts, Samples
 
-PURPOSE = 3  # of the random keys; training's is 1, evaluation's 2
 EMBEDDED_TEMPLATE = "<pphr_input>{input}</pphr_input>"
 # Qwen2.5's own generation_config.json; no more tokens than leave room for a prompt in the embedded model
 DEFAULTS = Sampling(
@@ -98,7 +98,7 @@ class Chat:
         )
 
         def sample(weights: Any, tokens: Any, lengths: Any, valid: Any, position: Any, turn: Any) -> Samples:
-            return draw(weights, tokens, lengths, valid, row_keys(seed, PURPOSE, turn, position, 0))
+            return draw(weights, tokens, lengths, valid, row_keys(seed, Stream.CHAT, turn, position, 0))
 
         self._sample, self._compiled = jax.jit(sample), cast(dict[Any, Any], {})
         self._weights = model_folder.load_weights(folder, config, dtype=compute_dtype(dtype))

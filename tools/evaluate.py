@@ -42,7 +42,6 @@ from xpo_jax.config import loader as configs
 from xpo_jax.config import settings
 from xpo_jax.data.answer_files import Answered, read_answers
 from xpo_jax.evaluation import statistics
-from xpo_jax.evaluation.evaluator import PURPOSE
 from xpo_jax.evaluation.statistics import Rate
 from xpo_jax.experiment.setup import make_evaluator, prepare
 from xpo_jax.io.files import atomic_write, to_json
@@ -50,6 +49,7 @@ from xpo_jax.judges import ask
 from xpo_jax.models.hf import hub, model_folder
 from xpo_jax.reporting.metrics import text_table
 from xpo_jax.reporting.summary import progress
+from xpo_jax.runtime.rng import Stream
 from xpo_jax.values import DeviceJudge, Prompts
 
 BATCH = 64  # comparisons that a judge gets at a time
@@ -143,7 +143,7 @@ def answers(
             reference_finished=np.ones(len(part), bool),
             unfinished_loses=False,
             both_orders=judging.both_orders,
-            shown_seed=(config.seed, PURPOSE, start),
+            shown_seed=(config.seed, Stream.EVALUATION, start),
         )
         failure_tolerance.check([ask.brief(result)])
         queries += result.queries

@@ -27,9 +27,8 @@ from xpo_jax.reporting.metrics import Timer
 from xpo_jax.runtime import distributed
 from xpo_jax.runtime.compilation import CompilationCounter
 from xpo_jax.runtime.distributed import Together
+from xpo_jax.runtime.rng import Stream
 from xpo_jax.values import Pairs, Samples
-
-TRAINING = 1  # purpose of the random keys; evaluation's is evaluate.PURPOSE
 
 
 def train(config: ConfigDict, *, accept_changes: bool = False) -> dict[str, Any]:
@@ -42,7 +41,7 @@ def _train(p: Parts, run: RunDir, ledger: Ledger, compilations: CompilationCount
     programs, counters, timer = p.programs, ledger.counters, Timer(jax.profiler.TraceAnnotation)
     done = ledger.newest or 0  # rounds of samples
     second = ReferencePrefetcher(
-        programs, p.batches, p.top.steps, p.reference_step, purpose=TRAINING, candidate=1
+        programs, p.batches, p.top.steps, p.reference_step, stream=Stream.TRAINING, candidate=1
     )
     with ledger.open(started.metrics), started.tracing, ask.save_on_judge_error(ledger.save):
         p.memory.refill(ledger.past, p.batches)
@@ -53,7 +52,7 @@ def _train(p: Parts, run: RunDir, ledger: Ledger, compilations: CompilationCount
             # Sample both candidates. The host needs them, so it waits.
             prompts = p.batches[done]
             with timer("sample"):
-                first = programs.draw(policy, prompts, purpose=TRAINING, step=done, candidate=0)
+                first = programs.draw(policy, prompts, stream=Stream.TRAINING, step=done, candidate=0)
                 second.dispatch(reference if p.second_is_reference else policy, done)
                 samples: tuple[Samples, Samples] = (programs.fetch(first), second.take(done))
                 texts = (p.decode(samples[0]), p.decode(samples[1]))
@@ -79,7 +78,7 @@ def _train(p: Parts, run: RunDir, ledger: Ledger, compilations: CompilationCount
                         reference_finished=samples[1].finished,
                         unfinished_loses=p.loss.unfinished_loses,
                         both_orders=p.judging.both_orders,
-                        shown_seed=(p.top.seed, TRAINING, done),
+                        shown_seed=(p.top.seed, Stream.TRAINING, done),
                         paid={} if ask.is_collective(p.judge) else ledger.paid(done, mine, texts),
                     )
                 with timer("score"):  # what is left of it when the judge is done

@@ -28,9 +28,8 @@ from xpo_jax.algorithm.update import gather_pair_targets
 from xpo_jax.models.hf import model_folder
 from xpo_jax.runtime import sharding
 from xpo_jax.runtime.compilation import CompilationCounter, Program
+from xpo_jax.runtime.rng import Stream
 from xpo_jax.values import Pairs, Prompts, Samples
-
-TRAINING = 1
 
 
 @dataclasses.dataclass
@@ -150,7 +149,9 @@ class Bench:
         masters = model_folder.load_params(folder, self.config, shardings=self.programs.params_sharding)
         self.state = self.programs.init(masters)
         self.policy = self.reference = self.programs.for_sampling(self.state.params)
-        self._prefill = lambda: first.draw(self.policy, self.prompts, purpose=TRAINING, step=0, candidate=0)
+        self._prefill = lambda: first.draw(
+            self.policy, self.prompts, stream=Stream.TRAINING, step=0, candidate=0
+        )
         self.second = self.drawn_ahead = None  # a group on the devices, and on the host
         self.judge = judge
         self.parts = self._parts()
@@ -189,7 +190,9 @@ class Bench:
         )
 
         def sample(weights: Any, tokens: Any, lengths: Any, valid: Any, position: Any, candidate: Any) -> Any:
-            return draw(weights, tokens, lengths, valid, row_keys(SEED, TRAINING, 0, position, candidate))
+            return draw(
+                weights, tokens, lengths, valid, row_keys(SEED, Stream.TRAINING, 0, position, candidate)
+            )
 
         rows, whole = sharding.batch(self.mesh), sharding.replicated(self.mesh)
         told = {"model": self.programs.weights_sharding, "lengths": rows}
@@ -205,7 +208,7 @@ class Bench:
         """Dispatch the sampler, for the rows of so many steps."""
         p, steps = together([self.prompts] * batches), np.repeat(np.arange(batches), self.B)
         if not self.ending:
-            return self.programs.draw(weights, p, purpose=TRAINING, step=steps, candidate=candidate)
+            return self.programs.draw(weights, p, stream=Stream.TRAINING, step=steps, candidate=candidate)
         told = {"model": weights, "lengths": np.tile(self.lengths[candidate].astype(np.int32), batches)}
         return self.ending[batches](told, p.tokens, p.lengths, p.valid, p.position, np.int32(candidate))
 

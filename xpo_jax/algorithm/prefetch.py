@@ -17,6 +17,7 @@ import numpy as np
 
 from xpo_jax.algorithm.programs import Programs
 from xpo_jax.algorithm.replay_buffer import Batches
+from xpo_jax.runtime.rng import Stream
 from xpo_jax.values import Params, Prompts, Samples
 
 
@@ -27,7 +28,7 @@ class ReferencePrefetcher:
       programs, batches: of the run.
       steps: of the run.
       reference_step: see `settings.Model`.
-      purpose, candidate: of the random keys.
+      stream, candidate: of the random keys.
     """
 
     def __init__(
@@ -37,11 +38,11 @@ class ReferencePrefetcher:
         steps: int,
         reference_step: Callable[[int], int],
         *,
-        purpose: int,
+        stream: Stream,
         candidate: int,
     ):
         self._programs, self._batches, self._steps = programs, batches, steps
-        self._reference_step, self._numbers = reference_step, {"purpose": purpose, "candidate": candidate}
+        self._reference_step, self._stream, self._candidate = reference_step, stream, candidate
         self._group = range(0)
         self._drawn: Samples | None = None
         self._fetched: Samples | None = None
@@ -66,7 +67,9 @@ class ReferencePrefetcher:
         unreal = prompts[-1]._replace(valid=np.zeros_like(prompts[-1].valid))
         prompts += [unreal] * (self._programs.prefetch_depth - len(prompts))
         steps = np.repeat(self._group.start + np.arange(len(prompts)), len(unreal.valid))
-        self._drawn = self._programs.draw(weights, together(prompts), step=steps, **self._numbers)
+        self._drawn = self._programs.draw(
+            weights, together(prompts), stream=self._stream, step=steps, candidate=self._candidate
+        )
         self._fetched = None
 
     def take(self, step: int) -> Samples:

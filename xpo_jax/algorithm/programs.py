@@ -36,6 +36,7 @@ from xpo_jax.models import qwen2
 from xpo_jax.models.layers import KEY_VALUES
 from xpo_jax.runtime import sharding
 from xpo_jax.runtime.compilation import Program
+from xpo_jax.runtime.rng import Stream
 from xpo_jax.values import Array, Pairs, Params, Samples, TrainState
 
 
@@ -134,11 +135,11 @@ class Programs:
             lengths: Array,
             valid: Array,
             position: Array,
-            purpose: Array,
+            stream: Array,
             step: Array,
             candidate: Array,
         ) -> Samples:
-            return draw(weights, tokens, lengths, valid, row_keys(seed, purpose, step, position, candidate))
+            return draw(weights, tokens, lengths, valid, row_keys(seed, stream, step, position, candidate))
 
         scoring = {
             "temperature": sampling.temperature,
@@ -275,9 +276,9 @@ class Programs:
         """Weights of one model."""
         return sum(int(np.prod(p.shape)) for p in jax.tree.leaves(self.params))
 
-    def draw(self, weights: Params, prompts: Any, *, purpose: int, step: Array, candidate: int) -> Samples:
+    def draw(self, weights: Params, prompts: Any, *, stream: Stream, step: Array, candidate: int) -> Samples:
         """Dispatch the sampler for `values.Prompts`; does not wait. `step` is one for all rows, or i32[B]."""
-        numbers = (np.int32(purpose), np.full(len(prompts.valid), step, np.int32), np.int32(candidate))
+        numbers = (np.int32(stream), np.full(len(prompts.valid), step, np.int32), np.int32(candidate))
         return self.sample(
             weights, prompts.tokens, prompts.lengths, prompts.valid, prompts.position, *numbers
         )

@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from xpo_jax.runtime.rng import Stream
 from xpo_jax.values import Pairs, Prompts
 
-REPLAY = 3  # purpose of the draws; training's and evaluation's are 1 and 2
 Batches = Any  # batches[step] gives values.Prompts, see data/pipeline.py
 
 
@@ -74,7 +74,7 @@ class ReplayBuffer:
         for i in map(int, np.flatnonzero(fresh.valid & (fresh.weight > 0))):
             self._pairs.append(_row(fresh, i))
         for update in range(1, self._updates if self._pairs else 1):
-            generator = np.random.default_rng((self._seed, REPLAY, step, update))
+            generator = np.random.default_rng((self._seed, Stream.REPLAY, step, update))
             count = min(self._batch_size, len(self._pairs))
             chosen = generator.choice(len(self._pairs), count, replace=False, shuffle=False)
             yield self._batch([self._pairs[i] for i in chosen])

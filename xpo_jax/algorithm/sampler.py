@@ -255,21 +255,23 @@ def put(x: Array, rows: Array, new: Array) -> Array:
     return jax.vmap(lambda x, rows, new: x.at[rows].set(new))(grouped, rows, new).reshape(x.shape)
 
 
-def row_keys(seed: int, purpose: Array, step: Array, position: Array, candidate: Array) -> Array:
-    """Keys key[B] from (seed, purpose, step, position in the global batch, candidate).
+def row_keys(
+    seed: int, stream: Array | int, step: Array | int, position: Array, candidate: Array | int
+) -> Array:
+    """Keys key[B] from (seed, stream, step, position in the global batch, candidate).
 
     They do not depend on how the batch is split over chunks, devices or processes. The sampler folds in
     the token index.
 
     Args:
-      purpose, candidate: i32[]; purpose is a number per use (training, evaluation, ...).
+      stream: i32[], what the draw is for, see `rng.Stream`. candidate: i32[].
       step: i32[B], or i32[] for all rows.
       position: i32[B].
     """
-    of_purpose = jax.random.fold_in(jax.random.key(seed), purpose)
+    stream_key = jax.random.fold_in(jax.random.key(seed), stream)
 
     def one(step: Array, position: Array) -> Array:
-        key = jax.random.fold_in(of_purpose, step)
+        key = jax.random.fold_in(stream_key, step)
         return jax.random.fold_in(jax.random.fold_in(key, position), candidate)
 
     return jax.vmap(one)(jnp.broadcast_to(step, jnp.shape(position)), position)

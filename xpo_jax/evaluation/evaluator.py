@@ -21,10 +21,10 @@ from xpo_jax.evaluation.statistics import Rate
 from xpo_jax.judges import ask
 from xpo_jax.runtime import distributed
 from xpo_jax.runtime.distributed import Together
+from xpo_jax.runtime.rng import Stream
 from xpo_jax.values import Judge, Params, Prompts, Samples
 
 POLICY_SAMPLES = 2  # as many candidates as the scoring program takes
-PURPOSE = 2  # of the random keys; training's is 1
 Decode = Callable[[Samples], list[str]]
 
 
@@ -150,7 +150,7 @@ class Evaluator:
 
     def _draw(self, weights: Params, prompts: Prompts, step: int, candidates: Iterable[int]) -> list[Any]:
         drawn = [
-            self.programs.draw(weights, prompts, purpose=PURPOSE, step=step, candidate=candidate)
+            self.programs.draw(weights, prompts, stream=Stream.EVALUATION, step=step, candidate=candidate)
             for candidate in candidates
         ]
         return [(samples, self.decode(samples)) for samples in map(self.programs.fetch, drawn)]
@@ -197,7 +197,7 @@ class Evaluator:
             tokens.extend(lengths.mean(0)[valid])
 
             with Together("judging held-out answers") as together:
-                seed = (self.seed, PURPOSE, step, number)
+                seed = (self.seed, Stream.EVALUATION, step, number)
                 together.value = self._judge(prompts, mine, theirs, answers, seed)
             briefs = [each for found in together.values for each in found["briefs"]]
             self.failure_tolerance.check(briefs)
