@@ -194,7 +194,7 @@ def test_config_files_that_are_broken(folder, tmp_path, text, expected):
         (["evaluation.every_steps=-1"], "evaluation.every_steps is -1, must be at least 0"),
         (["checkpoint.keep_last=0"], "checkpoint.keep_last is 0, must be at least 1, or None"),
         (["logging.table_every_steps=0"], "logging.table_every_steps is 0, must be at least 1"),
-        (["data.buckets=40,32"], "data.buckets: rising numbers from 1 on are expected, found [40, 32]"),
+        (["data.buckets=40,32"], "data.buckets: increasing positive integers are expected, found [40, 32]"),
         (["data.buckets=16,32"], "data.buckets: the last one, 32, is shorter than max_prompt_tokens = 40"),
         (["data.take=0"], "data.take: at least 1 is expected, or None for all rows; found 0"),
         (["data.column=text"], "data.column: set template or column, and the other to None"),

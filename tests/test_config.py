@@ -109,12 +109,12 @@ def test_a_config_is_locked_and_loading_leaves_no_files(folder):
 
 def test_json_reads_back_equal_and_stays_the_same_text(folder):
     loaded = loader.load("c.py:x", ["loss.alpha=3", "data.buckets=1,2,3"])
-    text = loader.to_json(loaded)
+    text = loader.serialize(loaded)
     (folder / "config.json").write_text(text, encoding="utf-8")
     again = loader.load("config.json")
     assert again == loaded
     assert again.data.buckets == (1, 2, 3)
-    assert loader.to_json(again) == text
+    assert loader.serialize(again) == text
     assert loader.load("config.json", ["steps=5"]).steps == 5
 
 

@@ -334,9 +334,9 @@ def test_take_and_long_prompts(folder, tokenizer):
         ({"template": "{text}"}, "data.column: set template or column, and the other to None"),
         ({"take": 0}, "data.take: at least 1 is expected, or None for all rows; found 0"),
         ({"max_prompt_tokens": 0}, "data.max_prompt_tokens: at least 1 is expected, found 0"),
-        ({"buckets": []}, "data.buckets: rising numbers from 1 on are expected, found []"),
-        ({"buckets": [64, 64]}, "data.buckets: rising numbers from 1 on are expected, found [64, 64]"),
-        ({"buckets": [0, 64]}, "data.buckets: rising numbers from 1 on are expected, found [0, 64]"),
+        ({"buckets": []}, "data.buckets: increasing positive integers are expected, found []"),
+        ({"buckets": [64, 64]}, "data.buckets: increasing positive integers are expected, found [64, 64]"),
+        ({"buckets": [0, 64]}, "data.buckets: increasing positive integers are expected, found [0, 64]"),
         ({"buckets": [32]}, "data.buckets: the last one, 32, is shorter than max_prompt_tokens = 64"),
         ({"on_long": "cut"}, "data.on_long: 'error' or 'drop' is expected, found 'cut'"),
         (

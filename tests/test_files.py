@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xpo_jax.io.files import WriteError, atomic_write, markdown_table, to_json, visible
+from xpo_jax.io.files import WriteError, atomic_write, to_json
+from xpo_jax.io.text import markdown_table, visible
 
 
 @contextmanager

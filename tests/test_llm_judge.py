@@ -262,7 +262,10 @@ def test_rules_have_their_share():
         ({"template": "{A} {input}"}, r"^judge\.template: \{B\} is missing, so the judge would not see"),
         ({"template": "{A} or {B}} or {"}, r"^judge\.template: a single '\}' in"),
         ({"batch_size": 0}, r"^judge\.batch_size: at least 1 is expected, found 0"),
-        ({"buckets": (64, 64)}, r"^judge\.buckets: rising numbers from 1 on are expected, found \[64, 64\]"),
+        (
+            {"buckets": (64, 64)},
+            r"^judge\.buckets: increasing positive integers are expected, found \[64, 64\]",
+        ),
         ({"on_long": "cut"}, r"^judge\.on_long: 'error' or 'no_verdict' is expected, found 'cut'"),
         ({"labels": ("A",)}, r"^judge\.labels: a list of 2 values"),
         ({"rules": RULES}, r"^judge\.rules: weight must be a number from 0 to below 1, found None"),

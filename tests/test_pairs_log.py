@@ -9,7 +9,7 @@ import pytest
 from test_files import files_of_at_most, strict
 
 from xpo_jax.data import pairs_log
-from xpo_jax.data.pairs_log import PairsLog, PairsLogError, content_hash, pair_records, read_pairs
+from xpo_jax.data.pairs_log import PairsLog, content_hash, pair_records, read_pairs
 from xpo_jax.io.files import to_json
 from xpo_jax.values import Prompts, Samples, Verdicts
 
@@ -163,13 +163,13 @@ def test_damage_is_named(tmp_path, old, new, problem):
     path.write_bytes("".join(line + "\n" for line in lines).encode(errors="surrogateescape"))
     pairs = read_pairs(path)
     assert next(pairs)["position"] == 5
-    with pytest.raises(PairsLogError) as caught:
+    with pytest.raises(ValueError) as caught:
         next(pairs)
     assert str(caught.value) == f"{path}, line 2: {problem}; restore the file, or delete that line"
 
 
 def test_a_missing_log(tmp_path):
-    with pytest.raises(PairsLogError, match="cannot be read .No such file or directory.; give the path"):
+    with pytest.raises(ValueError, match="cannot be read .No such file or directory.; give the path"):
         next(read_pairs(tmp_path / "none.jsonl"))
 
 
@@ -184,10 +184,10 @@ def test_what_does_not_fit_is_refused_whole(tmp_path):
         ({"weight": float("inf")}, "p_first None with weight inf is no verdict; mend the judge"),
         ({"row": {"a": {1}}}, "set does not fit into JSON; keep to text, numbers and lists in rows"),
     ]:
-        with pytest.raises(PairsLogError) as caught:
+        with pytest.raises(ValueError) as caught:
             log.append([good, bad | change])
         assert str(caught.value) == f"{path}: step 3, position 5: {problem}"
-    with pytest.raises(PairsLogError, match="position None: the record lacks position, hash, row"):
+    with pytest.raises(ValueError, match="position None: the record lacks position, hash, row"):
         log.append([{"step": 1}])
     assert log.offset == 0 == path.stat().st_size
     log.close()
@@ -198,7 +198,7 @@ def test_a_full_disk_leaves_whole_lines(tmp_path):
     log = PairsLog(path)
     log.append(batch())
     before = path.read_bytes()
-    with files_of_at_most(len(before) + 100), pytest.raises(PairsLogError) as caught:
+    with files_of_at_most(len(before) + 100), pytest.raises(ValueError) as caught:
         log.append(batch())
     assert str(caught.value) == f"{path}: cannot be written (File too large); free space"
     assert path.read_bytes() == before

@@ -62,7 +62,7 @@ def result(win_rate, **others):
 def finish(run, win_rate):
     """Leave behind what a finished run does."""
     run.run_dir.mkdir(parents=True, exist_ok=True)
-    config = configs.to_json(configs.load(run.arm.config, run.overrides))
+    config = configs.serialize(configs.load(run.arm.config, run.overrides))
     (run.run_dir / "config.json").write_text(config)
     (run.run_dir / "metrics.jsonl").write_text(json.dumps({"step": 0, "eval/kl": 0.0}) + "\n")
     (run.run_dir / "result.json").write_text(json.dumps(result(win_rate)))

@@ -48,7 +48,8 @@ from xpo_jax.data import templates, validate
 from xpo_jax.data.batches import Batches
 from xpo_jax.data.rows import DataError, Prompt, Row
 from xpo_jax.data.sources import read_rows
-from xpo_jax.io.files import append_whole, to_json, visible
+from xpo_jax.io.files import append_whole, to_json
+from xpo_jax.io.text import visible
 from xpo_jax.models.hf import hub, model_folder
 from xpo_jax.models.qwen2 import Qwen2
 from xpo_jax.reporting.summary import progress

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from xpo_jax.io.text import error_line
+
 
 class Parser(argparse.ArgumentParser):
     """argparse with its mistakes as ValueErrors, which a tool prints as one line; flags are written out in full."""
@@ -33,7 +35,7 @@ def status_of(name: str, run: Callable[[], int]) -> int:
     try:
         return run()
     except (ValueError, OSError) as error:
-        print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{name}: {error_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)

@@ -28,7 +28,8 @@ from xpo_jax.algorithm.sampler import Sampling
 from xpo_jax.config import loader as configs
 from xpo_jax.config import settings
 from xpo_jax.data.prompts import load_prompts
-from xpo_jax.io.files import to_json, visible
+from xpo_jax.io.files import to_json
+from xpo_jax.io.text import visible
 from xpo_jax.models.hf import hub, model_folder
 from xpo_jax.reporting.metrics import summary_table, text_table
 

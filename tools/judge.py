@@ -42,7 +42,8 @@ from xpo_jax.data import templates, validate
 from xpo_jax.data.rows import DataError, Row
 from xpo_jax.data.sources import read_rows
 from xpo_jax.experiment.setup import make_judge
-from xpo_jax.io.files import to_json, visible
+from xpo_jax.io.files import to_json
+from xpo_jax.io.text import one_line, shorten, visible
 from xpo_jax.judges import contract
 from xpo_jax.models.hf import hub, model_folder
 from xpo_jax.reporting.metrics import text_table
@@ -144,14 +145,13 @@ def summary(judged: Sequence[contract.Judged], right: Sequence[float | None]) ->
 def row_cells(number: int, judged: contract.Judged, right: float | None) -> list[Any]:
     """A line of the table."""
     p, reason, _ = judged.verdict
-    said = visible(" ".join(reason.split()))
     return [
         number,
         "failed" if p is None else NAMES[preference(p)],
         "" if p is None else f"{p:.3f}",
         {None: "", True: "flipped", False: ""}[judged.flipped],
         "" if right is None else NAMES[right],
-        said if len(said) <= 90 else said[:87] + "...",
+        shorten(visible(one_line(reason)), 90),
     ]
 
 

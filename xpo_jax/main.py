@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Sequence
 
 from xpo_jax.config import loader as configs
+from xpo_jax.io.text import error_line
 
 HELP = """\
 Steer a language model towards what a judge prefers, with Exploratory Preference Optimization.
@@ -78,7 +79,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _refused(error: Exception) -> int:
-    print(f"xpo_jax: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"xpo_jax: {error_line(error)}", file=sys.stderr)
     return 2
 
 

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from tools.cli import Parser
 from tools.faults import cases, config_cases
 from tools.faults.tiny_run import Runs
+from xpo_jax.io.text import error_line
 
 assert config_cases  # enters its cases
 WIDTHS = (44, 64)  # of fault and what happened
@@ -47,7 +48,7 @@ def try_one(runs: Runs, name: str) -> tuple[bool, str]:
     try:
         return True, cases.CASES[name](runs, slug)
     except (AssertionError, TimeoutError, OSError) as error:
-        return False, " ".join(f"{error}".split()) or type(error).__name__
+        return False, error_line(error)
     finally:
         shutil.rmtree(runs.path(slug), ignore_errors=True)
 

@@ -77,7 +77,7 @@ def write_config(folder: Path) -> Path:
     config.checkpoint.update(every_steps=EVERY, keep_last=2)
     config.logging.tensorboard = False
     path = folder / "config.json"
-    path.write_text(configs.to_json(config))
+    path.write_text(configs.serialize(config))
     return path
 
 

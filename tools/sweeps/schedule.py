@@ -130,7 +130,7 @@ def result_of(run: Planned) -> Result | None:
     config, result = run.run_dir / "config.json", run.run_dir / "result.json"
     if not config.is_file():
         return None
-    here = json.loads(configs.to_json(configs.load(run.arm.config, run.overrides)))
+    here = json.loads(configs.serialize(configs.load(run.arm.config, run.overrides)))
     changes = config_changes.compare(json.loads(config.read_bytes()), here)
     if result.is_file() and changes:
         refused: str | None = next(iter(changes.values()))

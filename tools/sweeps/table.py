@@ -12,7 +12,7 @@ from typing import Any
 from tools.intervals import Mean, t_interval
 from tools.sweeps.schedule import Ended, Result, chosen, run_dir, tuning
 from tools.sweeps.spec import Arm, Sweep
-from xpo_jax.io.files import markdown_table
+from xpo_jax.io.text import markdown_table
 from xpo_jax.reporting.metrics import text_table
 
 # columns of plain means, by their names in result.json

@@ -35,6 +35,7 @@ from xpo_jax.checkpointing.manifest import CheckpointError
 from xpo_jax.checkpointing.retention import ABOUT
 from xpo_jax.io import paths
 from xpo_jax.io.files import WriteError
+from xpo_jax.io.text import error_line
 from xpo_jax.runtime import distributed
 from xpo_jax.runtime.distributed import Failed, Together
 from xpo_jax.values import TrainState
@@ -240,8 +241,9 @@ def restore(
     try:
         state = orbax_backend.read(folder / "state", target)
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise CheckpointError(f"{folder}: cannot be restored ({reason}); use an older one") from error
+        raise CheckpointError(
+            f"{folder}: cannot be restored ({error_line(error)}); use an older one"
+        ) from error
     return state, about["extra"]
 
 
@@ -295,9 +297,8 @@ def _told(folder: epath.Path) -> Iterator[None]:
     except WriteError as error:  # tells where and how to mend it itself
         raise CheckpointError(str(error)) from error
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise CheckpointError(
-            f"{folder}: cannot be saved ({reason}); free space or mend the rights"
+            f"{folder}: cannot be saved ({error_line(error)}); free space or mend the rights"
         ) from error
 
 

@@ -8,7 +8,6 @@ local or in a bucket (gs://), where each file is an object and appears whole.
 from __future__ import annotations
 
 import hashlib
-import os
 import posixpath
 import time
 from collections.abc import Iterable, Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from etils import epath
 
+from xpo_jax.io.files import sync
 from xpo_jax.io.paths import in_bucket, write
 
 MANIFEST = "manifest.sha256"
@@ -123,8 +123,4 @@ def _hashes(folder: epath.Path, names: Sequence[str]) -> Iterable[str]:
 def _flush(folder: Path) -> None:
     """Force files and folders to disk, so that a manifest that is there means that the rest is, too."""
     for entry in (*folder.absolute().parents[:2], folder, *folder.rglob("*")):
-        descriptor = os.open(entry, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync(entry)

@@ -28,8 +28,8 @@ from xpo_jax.config.schema import (
     check,
     finite,
     import_from_here,
-    one_line,
     plain,
+    reason,
     resolve,
     schedule,
     shown,
@@ -45,8 +45,8 @@ __all__ = [
     "load",
     "resolve",
     "schedule",
+    "serialize",
     "split_argv",
-    "to_json",
 ]
 
 _FLAG = "--config"
@@ -113,7 +113,7 @@ def load(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
         None everywhere, a list is `64,128` or `[64, 128]`, a schedule may take a number's place and back.
 
     Returns:
-      The config, locked, each sequence a tuple (so that it equals what `to_json` writes and load reads).
+      The config, locked, each sequence a tuple (so that it equals what `serialize` writes and load reads).
 
     Raises:
       ConfigError: in one line, with the file or the field.
@@ -134,7 +134,7 @@ def load(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
     return ConfigDict(plain(config, "")).lock()
 
 
-def to_json(config: Mapping[str, Any] | ConfigDict) -> str:
+def serialize(config: Mapping[str, Any] | ConfigDict) -> str:
     """The config as JSON, fields sorted, tuples as lists; `load` reads it back equal.
 
     Raises:
@@ -163,7 +163,7 @@ def _source(path: str) -> str:
     except FileNotFoundError:
         raise ConfigError(f"{path}: there is no such file in {Path.cwd()}") from None
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8: {one_line(error)}") from None
+        raise ConfigError(f"{path}: not UTF-8: {reason(error)}") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
 
@@ -183,15 +183,15 @@ def _from_python(path: str, arg: str | None) -> ConfigDict:
         config = get_config(arg)
     except SyntaxError as error:
         where = f"{path}, line {error.lineno}" if error.filename == path else path
-        raise ConfigError(f"{where}: {one_line(error)}") from error
+        raise ConfigError(f"{where}: {reason(error)}") from error
     except ConfigError as error:
-        raise ConfigError(f"{path}: {one_line(error)}") from error
+        raise ConfigError(f"{path}: {reason(error)}") from error
     except Exception as error:  # the user's own code can fail in any way
         lines = [
             frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path
         ]
         where = f"{path}, line {lines[-1]}" if lines else path
-        raise ConfigError(f"{where}: {one_line(error)}") from error
+        raise ConfigError(f"{where}: {reason(error)}") from error
     if not isinstance(config, ConfigDict):
         raise ConfigError(f"{path}: get_config must return a ConfigDict, it returned {shown(config)}")
     return config

@@ -16,16 +16,19 @@ import dataclasses
 import difflib
 import importlib
 import inspect
+import itertools
 import math
 import os
 import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal, Union
 
 from ml_collections import ConfigDict
+
+from xpo_jax.io.text import error_line, one_line, shorten
 
 
 class ConfigError(ValueError):
@@ -97,7 +100,7 @@ def build(
     except ValueError as error:
         if type(error).__module__.startswith("xpo_jax."):
             raise
-        text = one_line(error)
+        text = reason(error)
         if re.match(rf"{re.escape(where)}[.:]", text):
             raise ConfigError(text) from error
         field = re.match(r"(\w+)(:| is) ", text)  # "take is 0, ..." becomes "data.take is 0, ..."
@@ -133,7 +136,7 @@ def resolve(name: str, where: str, own: Mapping[str, Callable[..., Any]]) -> Cal
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing and (module_name + ".").startswith(missing + "."):
             raise ConfigError(f"{where}: no module {missing!r}, seen from {os.getcwd()}") from error
-        raise ConfigError(f"{where}: importing {module_name!r} failed: {one_line(error)}") from error
+        raise ConfigError(f"{where}: importing {module_name!r} failed: {reason(error)}") from error
     if not hasattr(module, attribute):
         hint = suggestion(attribute, vars(module))
         raise ConfigError(f"{where}: module {module_name!r} has no {attribute!r}{hint}")
@@ -293,22 +296,24 @@ def finite(number: float) -> float:
 
 def shown(value: Any) -> str:
     """A value for an error line, not too long."""
-    text = " ".join(repr(value.to_dict() if isinstance(value, ConfigDict) else value).split())
-    return text if len(text) <= 80 else text[:77] + "..."
+    return shorten(one_line(repr(value.to_dict() if isinstance(value, ConfigDict) else value)), 80)
 
 
-def one_line(error: BaseException) -> str:
-    """An error's text on one line; with its type unless it is a plain ValueError."""
-    text = " ".join(str(error).split())
-    if isinstance(error, ConfigError) or type(error) is ValueError:
-        return text
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+def reason(error: BaseException) -> str:
+    """Return an error's message on one line, with its class unless it is a plain ValueError."""
+    return error_line(error, with_class=not isinstance(error, ConfigError) and type(error) is not ValueError)
 
 
 def suggestion(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """'; did you mean ...?' for the nearest of the known names, or nothing."""
     close = difflib.get_close_matches(name, [k for k in known if not k.startswith("__")], 1, cutoff)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def check_increasing(numbers: Sequence[int], where: str) -> None:
+    """Raise ValueError unless there is at least one number, all are positive, and each exceeds the one before."""
+    if not numbers or numbers[0] < 1 or any(low >= high for low, high in itertools.pairwise(numbers)):
+        raise ValueError(f"{where}: increasing positive integers are expected, found {list(numbers)}")
 
 
 def import_from_here() -> None:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from xpo_jax.data.indexed_lines import CHUNK, MARK, Lines
 from xpo_jax.data.rows import DataError, Row, Rows, SourceError
+from xpo_jax.io.text import one_line, shorten
 
 
 def read(name: str, path: Path) -> Rows:
@@ -265,5 +266,4 @@ def _kind(value: object) -> str:
 def _told(value: object) -> str:
     """On one line, not too long; an error with its type."""
     text = f"{type(value).__name__}: {value}" if isinstance(value, Exception) else repr(value)
-    line = " ".join(text.split())
-    return line if len(line) <= 200 else line[:197] + "..."
+    return shorten(one_line(text), 200)

@@ -39,10 +39,6 @@ _log = logging.getLogger(__name__)
 _FIELDS = ("step", "position", "hash", "row", "messages", "responses", "shown", "p_first", "weight")
 
 
-class PairsLogError(ValueError):
-    """The log cannot be written or read; one line that says what, where and how to mend it."""
-
-
 def content_hash(messages: Sequence[Message], row: Mapping[str, Any], first: str, second: str) -> str:
     """SHA-256 over what a verdict depends on: messages, row (a judge may look at any column), candidate 0's text, 1's.
 
@@ -116,29 +112,27 @@ class PairsLog:
         """Write the records and wait until they are on disk: all of them, or none.
 
         Raises:
-          PairsLogError: if a record does not fit the format, or the disk refuses.
+          ValueError: if a record does not fit the format, or the disk refuses.
         """
         lines = []
         for record in records:
             where = f"{self.path}: step {record.get('step')}, position {record.get('position')}"
             missing = [name for name in _FIELDS if name not in record]
             if missing:
-                raise PairsLogError(f"{where}: the record lacks {', '.join(missing)}; see pair_records")
+                raise ValueError(f"{where}: the record lacks {', '.join(missing)}; see pair_records")
             p, weight = record["p_first"], record["weight"]
             if not (0 <= weight < float("inf")) or not (weight == 0 if p is None else 0 <= p <= 1):
-                raise PairsLogError(
-                    f"{where}: p_first {p} with weight {weight} is no verdict; mend the judge"
-                )
+                raise ValueError(f"{where}: p_first {p} with weight {weight} is no verdict; mend the judge")
             try:
                 lines.append(to_json(record) + "\n")
             except TypeError as error:
-                raise PairsLogError(f"{where}: {error}; keep to text, numbers and lists in rows") from error
+                raise ValueError(f"{where}: {error}; keep to text, numbers and lists in rows") from error
         data = "".join(lines).encode()
         try:
             append_whole(self._file, data)
             os.fsync(self._file.fileno())
         except OSError as error:
-            raise PairsLogError(f"{self.path}: cannot be written ({error.strerror}); free space") from error
+            raise ValueError(f"{self.path}: cannot be written ({error.strerror}); free space") from error
         self.offset += len(data)
 
     def close(self) -> None:
@@ -162,12 +156,12 @@ def read_pairs(
       warn: gets one line if the last line is torn, which is ignored: its process was killed.
 
     Raises:
-      PairsLogError: naming file and line of a record that is damaged, or the file if it is missing.
+      ValueError: naming file and line of a record that is damaged, or the file if it is missing.
     """
     try:
         file = open(path, "rb")  # noqa: SIM115, closed below
     except OSError as error:
-        raise PairsLogError(f"{path}: cannot be read ({error.strerror}); give the path of a log") from error
+        raise ValueError(f"{path}: cannot be read ({error.strerror}); give the path of a log") from error
     with file:
         skipped = file.read(offset).count(b"\n")
         for number, line in enumerate(file, skipped + 1):
@@ -184,9 +178,7 @@ def read_pairs(
             except (ValueError, TypeError, KeyError):
                 intact = False
             if not intact:
-                raise PairsLogError(
-                    f"{path}, line {number}: {problem}; restore the file, or delete that line"
-                )
+                raise ValueError(f"{path}, line {number}: {problem}; restore the file, or delete that line")
             yield record
 
 

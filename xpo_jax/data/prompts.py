@@ -12,12 +12,12 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
 from xpo_jax.config import schema
+from xpo_jax.config.schema import check_increasing
 from xpo_jax.data import templates
 from xpo_jax.data.batches import Batches
 from xpo_jax.data.rows import DataError, Prompt
@@ -156,8 +156,7 @@ def load_prompts(
         raise ValueError(f"take: at least 1 is expected, or None for all rows; found {take}")
     if max_prompt_tokens < 1:
         raise ValueError(f"max_prompt_tokens: at least 1 is expected, found {max_prompt_tokens}")
-    if not buckets or buckets[0] < 1 or any(a >= b for a, b in pairwise(buckets)):
-        raise ValueError(f"buckets: rising numbers from 1 on are expected, found {list(buckets)}")
+    check_increasing(buckets, "buckets")
     if buckets[-1] < max_prompt_tokens:
         raise ValueError(
             f"buckets: the last one, {buckets[-1]}, is shorter than max_prompt_tokens = {max_prompt_tokens}"

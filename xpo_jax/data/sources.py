@@ -180,7 +180,7 @@ def _own(name: str) -> Rows:
         count = len(made)
     except Exception as error:  # code of the user's, which can fail in any way
         raise SourceError(
-            f"{name}: called without arguments it must return rows: {schema.one_line(error)}"
+            f"{name}: called without arguments it must return rows: {schema.reason(error)}"
         ) from error
     if not count:
         raise SourceError(f"{name}: it returned no rows; return at least one mapping")
@@ -199,7 +199,7 @@ def _hf(hf: Any, split: Any, config: Any = None, revision: Any = None) -> Rows:
         data = datasets.load_dataset(hf, config, split=split, revision=revision)
         count = len(data)
     except Exception as error:  # of the network, the hub, the file formats: each has its own kinds
-        reason = re.sub(r"\w+://\S+", "(address)", schema.one_line(error))[:300]  # addresses may be signed
+        reason = re.sub(r"\w+://\S+", "(address)", schema.reason(error))[:300]  # addresses may be signed
         raise SourceError(
             f"{name}: cannot be loaded: {reason}; check name, config, split and revision"
         ) from error

@@ -21,6 +21,7 @@ import numpy as np
 
 from xpo_jax.data import templates, validate
 from xpo_jax.data.rows import DataError, Prompt, Row, Rows, SourceError
+from xpo_jax.io.text import error_line
 from xpo_jax.values import Message
 
 if TYPE_CHECKING:
@@ -182,9 +183,8 @@ class Steps:
                 sanitize_control_tokens=True,
             )
         except Exception as error:  # a chat template is a program of the model's and can refuse in any way
-            text = " ".join(str(error).split())
             raise DataError(
-                f"{row.at}: the tokenizer's chat template refuses the conversation: {text}"
+                f"{row.at}: the tokenizer's chat template refuses the conversation: {error_line(error)}"
             ) from error
         return cast(list[int], ids)
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from xpo_jax.data.rows import DataError, Row
+from xpo_jax.io.text import one_line, shorten
 from xpo_jax.values import Message
 
 _ROLES = ("system", "user", "assistant")
@@ -84,12 +85,8 @@ def conversation(value: Any, at: str, what: str) -> tuple[Message, ...]:
 
 
 def _shown(value: Any) -> str:
-    return _cut(" ".join(repr(value).split()), 60)
+    return shorten(one_line(repr(value)), 60)
 
 
 def _names(columns: Iterable[str]) -> str:
-    return _cut(", ".join(columns) or "nothing", 200)
-
-
-def _cut(text: str, letters: int) -> str:
-    return text if len(text) <= letters else text[: letters - 3] + "..."
+    return shorten(", ".join(columns) or "nothing", 200)

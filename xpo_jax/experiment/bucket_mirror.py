@@ -27,6 +27,7 @@ from typing import Any, Self
 from etils import epath
 
 from xpo_jax.io import paths
+from xpo_jax.io.text import error_line
 from xpo_jax.runtime import distributed
 from xpo_jax.runtime.distributed import Together
 
@@ -69,7 +70,9 @@ class Mirror:
                         " another --config.run_dir"
                     )
         except OSError as error:
-            raise RemoteError(f"{self._remote}: cannot be read ({_line(error)}); mend the rights") from error
+            raise RemoteError(
+                f"{self._remote}: cannot be read ({error_line(error)}); mend the rights"
+            ) from error
         for name in self._names_there():
             target = self._local / name
             if not target.resolve().is_relative_to(self._local.resolve()):
@@ -79,7 +82,7 @@ class Mirror:
                 (self._remote / name).copy(target, overwrite=True)
             except Exception as error:
                 raise RemoteError(
-                    f"{self._remote / name}: cannot be read ({_line(error)}); mend the rights"
+                    f"{self._remote / name}: cannot be read ({error_line(error)}); mend the rights"
                 ) from error
             self._known[name] = _signature(target)
 
@@ -112,7 +115,7 @@ class Mirror:
                 epath.Path(self._local / name).copy(self._remote / name, overwrite=True)
             except Exception as error:
                 raise RemoteError(
-                    f"{self._remote / name}: cannot be written ({_line(error)}); mend the rights or the network"
+                    f"{self._remote / name}: cannot be written ({error_line(error)}); mend the rights or the network"
                 ) from error
             self._known[name] = signature
             pushed.append(name)
@@ -165,7 +168,7 @@ class Lease:
             raise
         except Exception as error:
             raise RemoteError(
-                f"{self._where / LEASE}: cannot be used ({_line(error)}); mend the rights or the network"
+                f"{self._where / LEASE}: cannot be used ({error_line(error)}); mend the rights or the network"
             ) from error
         if not self._generation:
             raise RemoteError(
@@ -221,7 +224,7 @@ class Lease:
             except Exception as error:  # of the network; perhaps the next time
                 if time.monotonic() - renewed > self._seconds / 2:
                     self._lost = RemoteError(
-                        f"{self._where / LEASE}: cannot be renewed ({_line(error)}); mend the network"
+                        f"{self._where / LEASE}: cannot be renewed ({error_line(error)}); mend the network"
                     )
                     return
                 continue
@@ -271,7 +274,3 @@ class BucketWorkdir:
 def _signature(file: Path) -> tuple[int, int]:
     found = file.stat()
     return found.st_size, found.st_mtime_ns
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -30,7 +30,8 @@ from typing import Any, Self
 from xpo_jax.experiment import config_changes
 from xpo_jax.experiment.bucket_mirror import BucketWorkdir
 from xpo_jax.io import paths
-from xpo_jax.io.files import atomic_write, markdown_table, to_json
+from xpo_jax.io.files import atomic_write, read_json, to_json
+from xpo_jax.io.text import markdown_table
 from xpo_jax.runtime import distributed
 from xpo_jax.runtime.distributed import Together
 
@@ -41,10 +42,6 @@ VERSION = 1
 _BOOKKEEPING = {MARKER, "config.json", "environment.json"}
 _ELSEWHERE = "give another --config.run_dir"
 _VISIBLE_SECONDS = 60.0  # until a shared disk shows all processes what one has made; NFS remembers absence
-
-
-class RunDirError(ValueError):
-    """A run directory cannot be used; one line that says what, where and how to mend it."""
 
 
 class RunDir:
@@ -86,7 +83,7 @@ class RunDir:
           accept_changes: go on with an unfinished run even if fields differ that may not.
 
         Raises:
-          RunDirError: if the path is a file, cannot be written, is not empty and not such a run, is
+          ValueError: if the path is a file, cannot be written, is not empty and not such a run, is
             in use, or belongs to another config. Nothing is left behind.
         """
         config = json.loads(config_json)
@@ -108,11 +105,11 @@ class RunDir:
                 files += [] if (where / "config.json").exists() else [where / "config.json"]
                 atomic_write(where / "config.json", config_json.rstrip() + "\n")
                 return cls(where, lock, None, fixed=fixed)
-            changes = config_changes.compare(_read_object(where / "config.json"), config)
-            result = _read_object(where / "result.json") if (where / "result.json").exists() else None
+            changes = config_changes.compare(_read(where / "config.json"), config)
+            result = _read(where / "result.json") if (where / "result.json").exists() else None
             refused = config_changes.refused(changes, finished=result is not None, accept=accept_changes)
             if refused:
-                raise RunDirError(
+                raise ValueError(
                     f"{where}: is a run of another config ({refused[0]}); {_ELSEWHERE}{refused[1]}"
                 )
             if (
@@ -130,7 +127,7 @@ class RunDir:
                 os.close(lock)  # after the unlink: whoever waits for it must find the file gone
             _remove_folders(folders)
             if isinstance(error, OSError):
-                raise RunDirError(f"{where}: cannot be used ({error.strerror}); {_ELSEWHERE}") from error
+                raise ValueError(f"{where}: cannot be used ({error.strerror}); {_ELSEWHERE}") from error
             raise
 
     @classmethod
@@ -152,7 +149,7 @@ class RunDir:
     @classmethod
     def _join_in_bucket(cls, address: str, config_json: str, accept_changes: bool) -> RunDir:
         if not address.startswith("gs://"):
-            raise RunDirError(f"{address}: a run directory is a folder or a gs:// path; {_ELSEWHERE}")
+            raise ValueError(f"{address}: a run directory is a folder or a gs:// path; {_ELSEWHERE}")
         workplace = BucketWorkdir(address)
         try:
             with Together("opening the run directory"):
@@ -183,7 +180,7 @@ class RunDir:
             from xpo_jax.experiment.environment import environment  # here: recognising needs no JAX
 
             path = self.path / "environment.json"
-            before = _read_object(path) if path.exists() else {}
+            before = _read(path) if path.exists() else {}
             earlier = before.pop("earlier", [])
             found = {**environment(), **extra, "earlier": [*earlier, before] if before else earlier}
             atomic_write(path, to_json(found, indent=2) + "\n")
@@ -191,7 +188,7 @@ class RunDir:
     def add_to_environment(self, extra: Mapping[str, Any]) -> None:
         """What is known later only."""
         if self._writes:
-            there = _read_object(self.path / "environment.json")
+            there = _read(self.path / "environment.json")
             atomic_write(self.path / "environment.json", to_json({**there, **extra}, indent=2) + "\n")
 
     def write_samples(self, name: str, rows: Sequence[Mapping[str, Any]]) -> Path:
@@ -234,7 +231,7 @@ class RunDir:
 
 def _local_path(path: str | Path) -> Path:
     if not str(path).strip():
-        raise RunDirError("run_dir: is empty; give a folder with --config.run_dir")
+        raise ValueError("run_dir: is empty; give a folder with --config.run_dir")
     return Path(os.path.abspath(os.path.expanduser(path)))
 
 
@@ -243,7 +240,7 @@ def _found(where: Path, made: int) -> Path:
     until = time.monotonic() + _VISIBLE_SECONDS
     while not (where / MARKER).exists() or int(os.stat(where / MARKER).st_mtime) != made:
         if time.monotonic() > until:
-            raise RunDirError(
+            raise ValueError(
                 f"{where}: is not the folder of process 0; {_ELSEWHERE}, on a disk that all share"
             )
         time.sleep(0.2)
@@ -262,10 +259,10 @@ def _make_folders(where: Path) -> list[Path]:
             pass  # another process was faster; the lock decides
         except OSError as error:
             _remove_folders(made)
-            raise RunDirError(f"{where}: cannot be created ({error.strerror}); {_ELSEWHERE}") from error
+            raise ValueError(f"{where}: cannot be created ({error.strerror}); {_ELSEWHERE}") from error
     if not where.is_dir():
         _remove_folders(made)
-        raise RunDirError(f"{where}: is not a folder; {_ELSEWHERE}")
+        raise ValueError(f"{where}: is not a folder; {_ELSEWHERE}")
     return made
 
 
@@ -291,10 +288,10 @@ def _refuse_foreign(where: Path) -> None:
             content = None
         if isinstance(content, dict) and content.get("format") == FORMAT:
             if content.get("version") != VERSION:
-                raise RunDirError(f"{where}: was written by another version of xpo_jax; {_ELSEWHERE}")
+                raise ValueError(f"{where}: was written by another version of xpo_jax; {_ELSEWHERE}")
             return
     shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-    raise RunDirError(f"{where}: is not empty and not a run of xpo_jax (it holds {shown}); {_ELSEWHERE}")
+    raise ValueError(f"{where}: is not empty and not a run of xpo_jax (it holds {shown}); {_ELSEWHERE}")
 
 
 def _take_lock(where: Path) -> int:
@@ -307,9 +304,9 @@ def _take_lock(where: Path) -> int:
         pass
     except OSError as error:
         os.close(lock)
-        raise RunDirError(f"{where}: cannot be locked ({error.strerror}); {_ELSEWHERE}") from error
+        raise ValueError(f"{where}: cannot be locked ({error.strerror}); {_ELSEWHERE}") from error
     os.close(lock)
-    raise RunDirError(f"{where}: is in use by another process{_holder(where)}; stop it or {_ELSEWHERE}")
+    raise ValueError(f"{where}: is in use by another process{_holder(where)}; stop it or {_ELSEWHERE}")
 
 
 def _holder(where: Path) -> str:
@@ -320,11 +317,5 @@ def _holder(where: Path) -> str:
         return ""
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        content = None
-    if not isinstance(content, dict):
-        raise RunDirError(f"{path}: is missing or damaged; delete {path.parent} or {_ELSEWHERE}")
-    return content
+def _read(path: Path) -> dict[str, Any]:
+    return read_json(path, remedy=f"delete {path.parent} or {_ELSEWHERE}")

@@ -67,7 +67,7 @@ def run(config: ConfigDict, loop: Loop, *, accept_changes: bool) -> dict[str, An
             together.value = {"config": common(config), "prompts": fingerprints(p)}
         distributed.require_alike(together.values)
         with (
-            RunDir.join(p.top.run_dir, configs.to_json(config), accept_changes=accept_changes) as run_dir,
+            RunDir.join(p.top.run_dir, configs.serialize(config), accept_changes=accept_changes) as run_dir,
             Watchdog(p.top.max_step_seconds) as watchdog,
         ):
             if run_dir.result is not None:

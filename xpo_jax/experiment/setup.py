@@ -278,7 +278,7 @@ def of_evaluations(config: ConfigDict) -> str:
     groups = {name: config[name] for name in ("seed", "data", "model", "sampling", "judge")}
     evaluation = {name: config.evaluation[name] for name in ("prompts", "reference_samples", "answers")}
     rules = (config.judging.both_orders, config.loss.unfinished_loses)
-    text = configs.to_json({**groups, "evaluation": evaluation, "rules": rules, "batch": config.batch_size})
+    text = configs.serialize({**groups, "evaluation": evaluation, "rules": rules, "batch": config.batch_size})
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -300,4 +300,4 @@ def fingerprints(p: Parts) -> dict[str, str]:
 
 def common(config: ConfigDict) -> str:
     """What all processes must have alike."""
-    return configs.to_json({name: config[name] for name in config if name != "distributed"})
+    return configs.serialize({name: config[name] for name in config if name != "distributed"})

@@ -1,6 +1,6 @@
-"""Small files, written whole or not at all: strict JSON, atomic replacement, Markdown tables.
+"""Files that are written completely or not at all, and strict JSON.
 
-What run directories, logs, metrics and checkpoints share. It knows nothing of any of them.
+Run directories, logs, metrics and checkpoints use these. Nothing here depends on what the files hold.
 """
 
 from __future__ import annotations
@@ -9,20 +9,21 @@ import datetime
 import json
 import math
 import os
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from xpo_jax.io.text import one_line
+
 
 class WriteError(ValueError):
-    """A file cannot be written; one line that says which, why and how to mend it."""
+    """A file cannot be written; one line that states which, why, and how to fix it."""
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
-    """Strict JSON that any reader accepts: numbers that are not finite become null, arrays lists.
+    """Return strict JSON that any reader accepts: non-finite numbers become null, arrays become lists.
 
     A float32 is written with the fewest digits that read back as the same float32 (0.1, not
     0.10000000149011612).
@@ -33,9 +34,32 @@ def to_json(value: Any, *, indent: int | None = None) -> str:
     text = json.dumps(_plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
     try:
         text.encode()
-    except UnicodeEncodeError:  # half a surrogate pair, as broken input holds; escaped, it survives
+    except UnicodeEncodeError:  # half a surrogate pair, as broken input may hold; it survives if escaped
         text = json.dumps(_plain(value), indent=indent, allow_nan=False)
     return text
+
+
+def read_json(path: Path, *, remedy: str) -> dict[str, Any]:
+    """Return the object that a JSON file holds.
+
+    Args:
+      path: the file.
+      remedy: what the user can do if it cannot be read; ends the error's line.
+
+    Raises:
+      ValueError: the file is missing, cannot be read, or holds no JSON object; the line names the file.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing; {remedy}") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}); {remedy}") from error
+    except ValueError as error:  # UnicodeDecodeError is one, too
+        raise ValueError(f"{path} is not valid JSON ({one_line(str(error))}); {remedy}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds a {type(value).__name__}, not a JSON object; {remedy}")
+    return value
 
 
 def _plain(value: Any) -> Any:
@@ -63,13 +87,13 @@ def _plain(value: Any) -> Any:
 
 
 def atomic_write(path: str | Path, text: str) -> None:
-    """Write a file so that at any instant it is either the old one or the new one, whole.
+    """Write a file so that at any instant it is either the complete old one or the complete new one.
 
     Raises:
-      WriteError: if it cannot be written; the old file, if any, is untouched.
+      WriteError: the file cannot be written; an old one is unchanged.
     """
     path = Path(path)
-    # One writer holds the directory, so the name can be fixed, and a leftover is overwritten.
+    # A directory has a single writer, so the name can be fixed; a leftover is overwritten.
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -77,51 +101,37 @@ def atomic_write(path: str | Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # makes the rename itself survive a power cut
-        finally:
-            os.close(folder)
+        sync(path.parent)  # so that the rename itself survives a power cut
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise WriteError(
-            f"{path}: cannot be written ({error.strerror}); free space or mend the rights"
+            f"{path}: cannot be written ({error.strerror}); free space or fix the permissions"
         ) from error
 
 
-def append_whole(file: BinaryIO, data: bytes) -> None:
-    """Append to an unbuffered file; on an error the file is as long as before.
+def sync(path: str | Path) -> None:
+    """Force a file's content, or a folder's entries, to disk.
 
     Raises:
-      OSError: what the system said.
+      OSError: the path cannot be opened or written.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def append_whole(file: BinaryIO, data: bytes) -> None:
+    """Append to an unbuffered file; after an error the file is as long as before.
+
+    Raises:
+      OSError: the data cannot be written.
     """
     before, rest = os.fstat(file.fileno()).st_size, memoryview(data)
     try:
-        while rest:  # a disk that fills up takes a part first, and only then refuses
+        while rest:  # a disk that fills up takes a part first and refuses the rest
             rest = rest[file.write(rest) :]
     except OSError:
         file.truncate(before)
         raise
-
-
-def visible(text: str) -> str:
-    """The text with control characters shown as symbols, so that a sample cannot steer a terminal."""
-    return "".join(
-        chr(0x2400 + ord(c)) if ord(c) < 32 and c not in "\n\t"
-        else "\N{REPLACEMENT CHARACTER}" if 0x7F <= ord(c) < 0xA0 or 0xD800 <= ord(c) < 0xE000
-        else c
-        for c in text.replace("\r\n", "\n")
-    )  # fmt: skip
-
-
-def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A Markdown table, one column per key; markup inside a cell is escaped, newlines become <br>."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-
-    def line(entries: Iterable[Any]) -> str:
-        texts = ("" if e is None else f"{e:.4g}" if isinstance(e, float) else str(e) for e in entries)
-        cells = (re.sub(r"([\\`*<\[&|])", r"\\\1", visible(text)).replace("\n", "<br>") for text in texts)
-        return "| " + " | ".join(cells) + " |\n"
-
-    body = "".join(line(row.get(name) for name in columns) for row in rows)
-    return line(columns) + "|" + " --- |" * len(columns) + "\n" + body

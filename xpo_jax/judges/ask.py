@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from xpo_jax.io.text import error_line
 from xpo_jax.judges.contract import Judged, JudgeError, compare, exchanged, renamed
 from xpo_jax.runtime import distributed
 from xpo_jax.runtime.distributed import Together
@@ -126,8 +127,8 @@ def _stats(judge: Judge) -> dict[str, float]:
             raise ValueError(f"found {found}")
         return found
     except Exception as error:  # a judge is anybody's code and can fail in any way
-        told = " ".join(f"{type(error).__name__}: {error}".split())
-        raise JudgeError(f"the judge's stats() must return numbers by name ({told})") from error
+        reason = error_line(error, with_class=True)
+        raise JudgeError(f"the judge's stats() must return numbers by name ({reason})") from error
 
 
 # ---- of many processes ----------------------------------------------------------------------------

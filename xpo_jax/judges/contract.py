@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xpo_jax.io.files import to_json
+from xpo_jax.io.text import one_line, shorten
 from xpo_jax.values import Answer, Comparison, Judge, Verdict
 
 REASON_LETTERS = 300  # of why there is no verdict
@@ -210,5 +211,4 @@ def _text(error: BaseException) -> str:
 
 def _short(text: str, letters: int = REASON_LETTERS) -> str:
     """On one line that any terminal and file takes, and not too long."""
-    line = " ".join(text.encode("utf-8", "backslashreplace").decode().split())
-    return line if len(line) <= letters else line[: letters - 3] + "..."
+    return shorten(one_line(text.encode("utf-8", "backslashreplace").decode()), letters)

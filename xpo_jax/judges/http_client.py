@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
+from xpo_jax.io.text import one_line, shorten
 from xpo_jax.judges.completion_parsing import Unreadable
 from xpo_jax.judges.contract import JudgeError
 
@@ -232,8 +233,7 @@ class Server:
         """Somebody else's words on one short line, without the key."""
         for key in {self._key, repr(self._key)[1:-1], json.dumps(self._key)[1:-1]} if self._key else ():
             text = text.replace(key, "***")
-        text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-        return text if len(text) <= MAX_WORDS else text[: MAX_WORDS - 3] + "..."
+        return shorten(one_line("".join(c if c.isprintable() else " " for c in text)), MAX_WORDS)
 
     def _client(self) -> Any:
         """The openai client, on a connection that sends only what is listed and reads only so much."""

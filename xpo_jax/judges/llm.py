@@ -14,13 +14,13 @@ verdict, and more than two answers. What runs on the devices is
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from xpo_jax.config.schema import build
+from xpo_jax.config.schema import build, check_increasing
+from xpo_jax.io.text import error_line
 from xpo_jax.judges.contract import JudgeError
 from xpo_jax.judges.device_model import TokenChoiceScorer
 from xpo_jax.judges.prompting import Rendering
@@ -185,8 +185,9 @@ class LLMJudge:
                 )
             )
         except Exception as error:  # a chat template is a program of the model's and can refuse in any way
-            text = " ".join(str(error).split())
-            raise JudgeError(f"judge.template: the tokenizer's chat template refuses it: {text}") from error
+            raise JudgeError(
+                f"judge.template: the tokenizer's chat template refuses it: {error_line(error)}"
+            ) from error
 
     def _label_ids(self) -> list[int]:
         ids = []
@@ -235,8 +236,7 @@ def llm(
     rendering = Rendering(template, break_control_tokens=False)  # the tokenizer reads them as ordinary text
     if batch_size < 1:
         raise ValueError(f"batch_size: at least 1 is expected, found {batch_size}")
-    if not buckets or buckets[0] < 1 or any(a >= b for a, b in pairwise(buckets)):
-        raise ValueError(f"buckets: rising numbers from 1 on are expected, found {list(buckets)}")
+    check_increasing(buckets, "buckets")
     added = None
     if rules is not None:
         weight = rules.get("weight")

@@ -21,6 +21,7 @@ from itertools import pairwise
 from rapidfuzz.distance import Indel
 
 from xpo_jax.embedded.german import parser
+from xpo_jax.io.text import shorten
 from xpo_jax.judges.contract import JudgeError
 
 Gate = Callable[[str, str], str]
@@ -57,7 +58,7 @@ def embedded(source: str, answer: str) -> str:
     """
     if parser.parse(source) is None:
         raise JudgeError(
-            f"the prompt's input {_shorten(source)!r} is not a sentence of the embedded German grammar;"
+            f"the prompt's input {shorten(source, 60)!r} is not a sentence of the embedded German grammar;"
             " set judge.gate to 'general' for other text"
         )
     return parser.difference(source, answer)
@@ -192,7 +193,3 @@ def _kept_share(source: str, answer: str) -> float:
     wanted = _content(source)
     said = {word.casefold()[:STEM_LETTERS] for word in WORD.findall(answer)}
     return len(wanted & said) / len(wanted) if wanted else 1.0
-
-
-def _shorten(text: str) -> str:
-    return text if len(text) <= 60 else text[:57] + "..."

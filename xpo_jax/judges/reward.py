@@ -18,15 +18,15 @@ import inspect
 import math
 import numbers
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-from xpo_jax.config.schema import resolve
+from xpo_jax.config.schema import check_increasing, resolve
+from xpo_jax.io.text import error_line
 from xpo_jax.judges.contract import JudgeError
 from xpo_jax.judges.device_model import HEAD, RewardScorer
 from xpo_jax.models.hf import hub, model_folder
-from xpo_jax.models.hf.tensors import read_json
+from xpo_jax.models.hf.tensors import read_model_json
 from xpo_jax.values import Comparison, Message, Params, Verdict
 
 ARCHITECTURE = "Qwen2ForSequenceClassification"
@@ -79,7 +79,7 @@ class RewardModel:
             )
         self._found = hub.find(self._path)
         self._folder = self._found.folder
-        stated = read_json(self._folder / "config.json").get("architectures")
+        stated = read_model_json(self._folder / "config.json").get("architectures")
         if stated != [ARCHITECTURE]:
             raise ValueError(
                 f"judge.path: {self._folder} is a model of the architectures {stated}, not of {ARCHITECTURE}"
@@ -143,8 +143,9 @@ class RewardModel:
                 self._tokenizer.apply_chat_template(turns, return_dict=False, sanitize_control_tokens=True)
             )
         except Exception as error:  # a chat template is a program of the model's and can refuse in any way
-            text = " ".join(str(error).split())
-            raise JudgeError(f"judge.path: the reward model's chat template refuses it: {text}") from error
+            raise JudgeError(
+                f"judge.path: the reward model's chat template refuses it: {error_line(error)}"
+            ) from error
 
 
 def reward_model(
@@ -171,8 +172,7 @@ def reward_model(
     _check_temperature(temperature)
     if batch_size < 1:
         raise ValueError(f"batch_size: at least 1 is expected, found {batch_size}")
-    if not buckets or buckets[0] < 1 or any(a >= b for a, b in pairwise(buckets)):
-        raise ValueError(f"buckets: rising numbers from 1 on are expected, found {list(buckets)}")
+    check_increasing(buckets, "buckets")
     return RewardModel(path, temperature, batch_size, buckets, on_long)
 
 

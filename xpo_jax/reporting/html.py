@@ -15,7 +15,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeGuard
 
-from xpo_jax.io.files import visible
+from xpo_jax.io.text import visible
 
 COLOURS = ("#2563eb", "#d97706", "#059669", "#be185d", "#7c3aed", "#0891b2", "#65a30d", "#6b7280")
 MAX_POINTS = 300  # of a line; more are averaged in groups

@@ -27,7 +27,8 @@ from typing import Any, Self
 import numpy as np
 from tqdm import tqdm
 
-from xpo_jax.io.files import WriteError, append_whole, to_json, visible
+from xpo_jax.io.files import WriteError, append_whole, to_json
+from xpo_jax.io.text import visible
 from xpo_jax.reporting.writers import TensorBoard, WeightsAndBiases, Writer
 
 

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from xpo_jax.io.files import read_json
 from xpo_jax.reporting.html import number
 
 PAIRS = 200  # of the last ones judged
@@ -61,12 +62,12 @@ def read(path: str | Path) -> Run:
     result = path / "result.json"
     return Run(
         path,
-        _object(path / "config.json"),
+        read_json(path / "config.json", remedy="restore the file"),
         metrics,
         evaluations,
         _lines(samples) if samples.is_file() else [],
         judged[-PAIRS:],
-        _object(result) if result.is_file() else None,
+        read_json(result, remedy="restore the file") if result.is_file() else None,
     )
 
 
@@ -130,16 +131,6 @@ def interval(row: Mapping[str, Any], name: str) -> str:
 
 
 # ---- files ----------------------------------------------------------------------------------------
-
-
-def _object(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read ({error}); restore the file") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}: holds no JSON object; restore the file")
-    return found
 
 
 def _lines(path: Path, last: int | None = None) -> list[dict[str, Any]]:

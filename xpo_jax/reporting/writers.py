@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from xpo_jax.io.files import markdown_table
+from xpo_jax.io.text import markdown_table
 
 
 class Writer(Protocol):

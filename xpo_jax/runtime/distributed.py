@@ -28,6 +28,7 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from xpo_jax.io.files import to_json
+from xpo_jax.io.text import error_line
 from xpo_jax.runtime import cluster_detection
 from xpo_jax.values import Array, Prompts
 
@@ -300,10 +301,10 @@ class Together(contextlib.AbstractContextManager["Together"]):
         if error is None:
             text = None
         elif isinstance(error, ValueError | OSError | FloatingPointError):
-            text = " ".join(str(error).split())
+            text = error_line(error)
         else:  # a fault of somebody's code: whoever looks for it wants the place
             traceback.print_exception(error)
-            text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            text = error_line(error, with_class=True)
         told = gather({"failure": text, "value": self.value if error is None else None})
         self.values = [each["value"] for each in told]
         failures = {

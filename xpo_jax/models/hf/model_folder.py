@@ -15,7 +15,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from xpo_jax.models.hf.tensors import LICENCES, model_folder, param_shapes, read_json
+from xpo_jax.io.files import sync
+from xpo_jax.io.text import error_line, shorten
+from xpo_jax.models.hf.tensors import LICENCES, model_folder, param_shapes, read_model_json
 from xpo_jax.models.hf.weights import check_params, load_head, load_params, load_weights, write_params
 from xpo_jax.models.qwen2 import Qwen2Config
 from xpo_jax.runtime import distributed
@@ -57,7 +59,7 @@ def read_config(folder: str | Path) -> Qwen2Config:
       ValueError: no such folder or file, not JSON, or a model that xpo_jax does not compute.
     """
     folder = model_folder(folder)
-    values = read_json(folder / "config.json")
+    values = read_model_json(folder / "config.json")
     try:
         return Qwen2Config.from_hf(values)
     except ValueError as error:
@@ -116,7 +118,7 @@ def _put_in_place(partial: Path, folder: Path) -> None:
     if folder.exists():
         os.replace(folder, old)
     os.replace(partial, folder)
-    _flush(folder.parent)
+    sync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -143,8 +145,8 @@ def _complete(partial: Path, source: Path, model_config: Qwen2Config, dtype: str
     mode = (partial / "config.json").stat().st_mode
     for path in partial.iterdir():
         path.chmod(mode)  # safetensors makes its files readable by their owner only
-        _flush(path)
-    _flush(partial)
+        sync(path)
+    sync(partial)
 
 
 def load_tokenizer(folder: str | Path, model_config: Qwen2Config) -> Any:
@@ -164,7 +166,7 @@ def load_tokenizer(folder: str | Path, model_config: Qwen2Config) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # tokenizers raises bare Exceptions
-        reason = " ".join(str(error).split())[:200]
+        reason = shorten(error_line(error), 200)
         raise ValueError(
             f"{folder}: transformers cannot read the tokenizer ({reason}); restore its files"
         ) from error
@@ -212,7 +214,7 @@ def pad_token_id(folder: str | Path, tokenizer: Any) -> int:
 def _generation_config(folder: str | Path) -> tuple[Path, dict[str, Any]]:
     path = model_folder(folder) / "generation_config.json"
     path = path if path.is_file() else path.with_name("config.json")
-    return path, read_json(path)
+    return path, read_model_json(path)
 
 
 def _write_config(target: Path, source: Path, model_config: Qwen2Config, dtype: str) -> None:
@@ -221,7 +223,7 @@ def _write_config(target: Path, source: Path, model_config: Qwen2Config, dtype: 
     transformers 4 and vLLM read rope_theta and torch_dtype where transformers 5 reads rope_parameters and
     dtype; a reader that misses the rotary base takes 10000 without a word. The dtype is the one written.
     """
-    config = read_json(source)
+    config = read_model_json(source)
     added: dict[str, Any] = {}
     if config.get("rope_theta") is None:
         added["rope_theta"] = model_config.rope_theta
@@ -236,11 +238,3 @@ def _write_config(target: Path, source: Path, model_config: Qwen2Config, dtype: 
         return
     text = json.dumps({**config, **added}, indent=2, ensure_ascii=False)
     target.write_text(text + "\n", encoding="utf-8")
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

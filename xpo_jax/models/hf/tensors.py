@@ -9,7 +9,6 @@ Left out on purpose: pickled weights (they can run code and are never opened) an
 from __future__ import annotations
 
 import importlib.resources
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ import numpy as np
 from flax import nnx, traverse_util
 from safetensors import SafetensorError, safe_open
 
+from xpo_jax.io.files import read_json
 from xpo_jax.models.qwen2 import TENSORS, Qwen2, Qwen2Config
 from xpo_jax.values import Params
 
@@ -67,19 +67,9 @@ def model_folder(folder: str | Path) -> Path:
     return path
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object that a JSON file holds; a ValueError names the file otherwise."""
-    if not path.is_file():
-        raise ValueError(f"{path} is missing; give a complete Hugging Face model folder")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # UnicodeDecodeError is one, too
-        raise ValueError(f"{path} is not valid JSON ({error}); restore it from the model's source") from error
-    if type(value) is not dict:
-        raise ValueError(
-            f"{path} holds a {type(value).__name__}, not an object; restore it from the model's source"
-        )
-    return value
+def read_model_json(path: Path) -> dict[str, Any]:
+    """Return the object that a JSON file of a model folder holds; a ValueError names the file otherwise."""
+    return read_json(path, remedy="give a complete Hugging Face model folder")
 
 
 def expected_tensors(model_config: Qwen2Config) -> dict[str, Tensor]:
@@ -128,7 +118,7 @@ def _weight_files(folder: Path) -> list[Path]:
         raise ValueError(
             f"{folder} has neither {WEIGHTS} nor {INDEX}; give a complete Hugging Face model folder"
         )
-    names = read_json(folder / INDEX).get("weight_map")
+    names = read_model_json(folder / INDEX).get("weight_map")
     if not isinstance(names, Mapping) or not names or not all(isinstance(n, str) for n in names.values()):
         raise ValueError(f"{folder / INDEX} has no weight_map from tensor to file; download it again")
     files = sorted(set(names.values()))
