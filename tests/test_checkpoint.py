@@ -231,7 +231,7 @@ def test_a_failed_write_is_one_line_and_leaves_nothing(tmp_path, capfd, caplog):
     with files_of_at_most(20_000):
         message = failure(save, tmp_path, 3, big, {})
     assert message.startswith(f"{tmp_path}/3: cannot be saved (") and "File too large" in message
-    assert message.endswith("; free space or mend the rights")
+    assert message.endswith("; free space or fix the permissions")
     assert list(tmp_path.iterdir()) == []
     save(tmp_path, 2, state, {})
     checkpoints = Checkpoints(tmp_path, keep_last=1)
@@ -329,7 +329,7 @@ def fails_in_the_background(tmp_path, monkeypatch, caplog, then):
     with pytest.raises(CheckpointError) as caught:
         then(checkpoints)
     assert str(caught.value) == (
-        f"{tmp_path}/2: cannot be saved ([Errno 28] No space left on device); free space or mend the rights"
+        f"{tmp_path}/2: cannot be saved ([Errno 28] No space left on device); free space or fix the permissions"
     )
     checkpoints.wait()  # told once
     assert steps(tmp_path) == [1]  # nothing older is removed for one that is not whole
@@ -359,7 +359,7 @@ def test_an_error_in_the_background_is_raised_by_whatever_comes_next(tmp_path, m
         checkpoints.save(2, make_state(2), {})
         raise KeyError("judge")  # is what is raised; the other is not lost
     assert caplog.messages == [
-        f"{tmp_path}/2: cannot be saved ([Errno 5] Input/output error); free space or mend the rights"
+        f"{tmp_path}/2: cannot be saved ([Errno 5] Input/output error); free space or fix the permissions"
     ]
 
 

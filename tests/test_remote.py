@@ -245,7 +245,7 @@ def test_a_bucket_that_is_out_of_reach(monkeypatch, tmp_path):
         ):
             lease.check()
     assert refusal(tmp_path / "b") == (
-        f"{tmp_path}/b/{LEASE}: cannot be used (UNAVAILABLE: no route); mend the rights or the network"
+        f"{tmp_path}/b/{LEASE}: cannot be used (UNAVAILABLE: no route); fix the permissions or the network"
     )
 
 

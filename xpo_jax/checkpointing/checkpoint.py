@@ -298,7 +298,7 @@ def _told(folder: epath.Path) -> Iterator[None]:
         raise CheckpointError(str(error)) from error
     except Exception as error:
         raise CheckpointError(
-            f"{folder}: cannot be saved ({error_line(error)}); free space or mend the rights"
+            f"{folder}: cannot be saved ({error_line(error)}); free space or fix the permissions"
         ) from error
 
 

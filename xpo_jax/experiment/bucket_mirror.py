@@ -71,7 +71,7 @@ class Mirror:
                     )
         except OSError as error:
             raise RemoteError(
-                f"{self._remote}: cannot be read ({error_line(error)}); mend the rights"
+                f"{self._remote}: cannot be read ({error_line(error)}); fix the permissions"
             ) from error
         for name in self._names_there():
             target = self._local / name
@@ -82,7 +82,7 @@ class Mirror:
                 (self._remote / name).copy(target, overwrite=True)
             except Exception as error:
                 raise RemoteError(
-                    f"{self._remote / name}: cannot be read ({error_line(error)}); mend the rights"
+                    f"{self._remote / name}: cannot be read ({error_line(error)}); fix the permissions"
                 ) from error
             self._known[name] = _signature(target)
 
@@ -115,7 +115,7 @@ class Mirror:
                 epath.Path(self._local / name).copy(self._remote / name, overwrite=True)
             except Exception as error:
                 raise RemoteError(
-                    f"{self._remote / name}: cannot be written ({error_line(error)}); mend the rights or the network"
+                    f"{self._remote / name}: cannot be written ({error_line(error)}); fix the permissions or the network"
                 ) from error
             self._known[name] = signature
             pushed.append(name)
@@ -168,7 +168,7 @@ class Lease:
             raise
         except Exception as error:
             raise RemoteError(
-                f"{self._where / LEASE}: cannot be used ({error_line(error)}); mend the rights or the network"
+                f"{self._where / LEASE}: cannot be used ({error_line(error)}); fix the permissions or the network"
             ) from error
         if not self._generation:
             raise RemoteError(

@@ -161,7 +161,7 @@ def _write_shards(
             save_file(pieces, folder / file, metadata={"format": "pt"})
         except SafetensorError as error:  # a full disk
             raise ValueError(
-                f"{folder / file}: cannot be written ({error}); free space or mend the rights"
+                f"{folder / file}: cannot be written ({error}); free space or fix the permissions"
             ) from error
     if many > 1:
         index = {
