@@ -115,7 +115,8 @@ class Mirror:
                 epath.Path(self._local / name).copy(self._remote / name, overwrite=True)
             except Exception as error:
                 raise RemoteError(
-                    f"{self._remote / name}: cannot be written ({error_line(error)}); fix the permissions or the network"
+                    f"{self._remote / name}: cannot be written ({error_line(error)});"
+                    " fix the permissions or the network"
                 ) from error
             self._known[name] = signature
             pushed.append(name)
