@@ -53,7 +53,7 @@ def test_the_reference_and_a_run(tmp_path, monkeypatch, capsys):
     said = float(out.split("gives F with ")[1].split(",")[0])
     letters = float(out.split("one of the letters with ")[1].split("\n")[0])
     assert said == pytest.approx(0.01, rel=0.15) and letters == pytest.approx(1, abs=0.02)
-    lines = (tmp_path / "0.01" / "alpha_0.1_seed_0" / "pairs.jsonl").read_text().splitlines()
+    lines = (tmp_path / "0.01" / "updates_1_alpha_0.1_seed_0" / "pairs.jsonl").read_text().splitlines()
     assert len(lines) == 3 * rare_mode.BATCH
     assert [line.split()[0] for line in out.splitlines()[-3:]] == ["0", "0.02", "0.1"]
 

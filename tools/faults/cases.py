@@ -15,17 +15,27 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from tools.faults.tiny_run import STEPS, Ended, Runs, differences, metrics
+from tools.faults.tiny_run import STEPS, Ended, Judge, Runs, differences, metrics
+from xpo_jax.checkpointing.checkpoint import Checkpoints
+from xpo_jax.experiment.resume import Ledger
+from xpo_jax.models.hf import model_folder
 
 Case = Callable[[Runs, str], str]
 CASES: dict[str, Case] = {}
 NEWEST = 5  # the checkpoint of a run that was stopped, see `stopped`
 HANGS_SECONDS = 25
-JUDGE, SAVE = (
-    "call tools.faults.tiny_run:Judge.__call__",
-    "call xpo_jax.checkpointing.checkpoint:Checkpoints.save",
-)
+
+
+def call_of(function: Callable[..., Any]) -> str:
+    """Return the injection point before each call of this function or method."""
+    return f"call {function.__module__}:{function.__qualname__}"
+
+
+JUDGE, SAVE = call_of(Judge.__call__), call_of(Checkpoints.save)
+# Starts the gradients and sums of an update, once per step; `accumulate` runs once per micro-batch.
+START_OF_UPDATE = "program zeros"
 
 
 def case(name: str) -> Callable[[Case], Case]:
@@ -126,7 +136,7 @@ _no_verdict = "the judge had no verdict on more than 50% of the pairs .* the las
 CASES |= {
     "SIGTERM while compiling": Planted("compile", 3, "SIGTERM", 143, "stopped by SIGTERM; run the same command"),
     "disk full in a checkpoint": Planted(SAVE, 2, "full 200000", 2, r"checkpoints/\d: cannot be saved .*too large"),
-    "disk full in the export": Planted("call xpo_jax.hf:save", 1, "full 1000", 2, "export.*File too large"),
+    "disk full in the export": Planted(call_of(model_folder.save), 1, "full 1000", 2, "export.*File too large"),
     "judge raises": Planted(JUDGE, 5, "raise", 2, _no_verdict + "|a planted fault"),
     "judge hangs": Planted(
         JUDGE, 5, "hang", 124, f"step .* has taken more than {HANGS_SECONDS} s", (f"max_step_seconds={HANGS_SECONDS}",)
@@ -140,8 +150,7 @@ CASES |= {
 def full_pairs_log(runs: Runs, call: int, share: float) -> Planted:
     """The log may hold no more than this share of what it holds at the end: the middle of a record, most likely."""
     size = int((runs.whole / "pairs.jsonl").stat().st_size * share)
-    point = "call xpo_jax.resume:Ledger.write_pairs"
-    return Planted(point, call, f"full {size}", 2, "pairs.jsonl: cannot be written .File too large")
+    return Planted(call_of(Ledger.write_pairs), call, f"full {size}", 2, "pairs.jsonl: cannot be written .File too large")
 
 
 @case("disk full in the pairs log")
@@ -178,7 +187,7 @@ def _weights(run: Path) -> bytes:
 def _poisoned(output: int) -> Case:
     def run(runs: Runs, name: str) -> str:
         """The fourth update, which is the last, has to leave the weights of the third."""
-        plan = {"at": "program accumulate", "call": 4, "do": f"nan {output}"}
+        plan = {"at": START_OF_UPDATE, "call": 4, "do": f"nan {output}"}
         expect(runs.run(name, ["steps=4"], plan), 0, "")
         row = metrics(runs.path(name))[-1]
         assert row["step"] == 4 and row["skipped"] == 1, f"it is not counted: {row}"
@@ -195,7 +204,7 @@ CASES["NaN in the gradient"] = _poisoned(0)
 @case("NaN in the gradient, twice in a row")
 def _(runs: Runs, name: str) -> str:
     """`max_skipped` is 2: the run ends, and again until something is changed; what is saved is what was before."""
-    plan = {"at": "program accumulate", "call": 4, "do": "nan 0", "times": 2}
+    plan = {"at": START_OF_UPDATE, "call": 4, "do": "nan 0", "times": 2}
     said = "step 5: loss or gradient was not finite 2 times in a row"
     happened = expect(runs.run(name, ["steps=5", "max_skipped=2"], plan), 2, said)
     expect(runs.run(name, ["steps=5", "max_skipped=2"]), 2, said)

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
-from tools.faults.cases import JUDGE, NEWEST, case, expect, same, same_again, stopped
+from tools.faults.cases import JUDGE, NEWEST, call_of, case, expect, same, same_again, stopped
 from tools.faults.tiny_run import STEPS, Runs
+from xpo_jax.judges import ask
 
 # ---- config, mesh, processes ----------------------------------------------------------------------
 
@@ -164,7 +165,7 @@ def _(runs: Runs, name: str) -> str:
 @case("of two processes one raises while judging")
 def _(runs: Runs, name: str) -> str:
     """Both end with what it said."""
-    return _of_two(runs, name, "call xpo_jax.verdicts:ask", 4, "raise", (2, 2))
+    return _of_two(runs, name, call_of(ask.ask), 4, "raise", (2, 2))
 
 
 @case("of two processes one raises elsewhere")
