@@ -18,7 +18,7 @@ Examples:
   python -m tools.chat --prompts=embedded:held_out --out=answers.jsonl
   python -m tools.chat --model=path/to/model --prompts=rows.jsonl --column=question --out=answers.jsonl
 
-Answers go to standard output, all else to standard error. Exit status: 0 done, 2 something to mend (one line says
+Answers go to standard output, all else to standard error. Exit status: 0 done, 2 invalid input (one line says
 what), 130 interrupted.
 
 Left out on purpose: answers that appear token by token (the sampler returns whole ones), and more than one device:
@@ -41,7 +41,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from tools.cli import Parser, status_of
+from tools.cli import Parser, exit_status
 from xpo_jax.algorithm.programs import compute_dtype
 from xpo_jax.algorithm.sampler import Sampling, make_sampler, row_keys
 from xpo_jax.data import templates, validate
@@ -305,7 +305,7 @@ def run(options: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str]) -> int:
     """Answer; returns the exit status."""
-    return status_of("chat", lambda: run(parse(argv)))
+    return exit_status("chat", lambda: run(parse(argv)))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 from tqdm import tqdm
 
-from tools.cli import Parser, status_of
+from tools.cli import Parser, exit_status
 from tools.faults.tiny_run import Runs
 from xpo_jax.checkpointing import checkpoint
 from xpo_jax.reporting.metrics import text_table
@@ -122,7 +122,7 @@ def run(argv: Sequence[str]) -> int:
 
 def main(argv: Sequence[str]) -> int:
     """The command; returns the exit status."""
-    return status_of("checkpoint_cost", lambda: run(argv))
+    return exit_status("checkpoint_cost", lambda: run(argv))
 
 
 if __name__ == "__main__":

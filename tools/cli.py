@@ -1,4 +1,4 @@
-"""What the command lines of the tools share."""
+"""Command-line helpers shared by the tools: a strict argument parser, and errors as one line with an exit status."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from xpo_jax.io.text import error_line
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with its mistakes as ValueErrors, which a tool prints as one line; flags are written out in full."""
+    """An ArgumentParser that raises ValueError for wrong arguments, and accepts no abbreviated flags."""
 
     def __init__(self, *, prog: str, description: str | None, usage: str | None = None):
-        """Take the help text as it stands."""
+        """Show `description` as it is laid out."""
         super().__init__(
             prog=prog,
             usage=usage,
@@ -25,13 +25,21 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        """Raise instead of printing the usage and leaving."""
+        """Raise ValueError instead of printing the usage and exiting."""
         raise ValueError(f"{message}; --help shows examples")
 
 
-def status_of(name: str, run: Callable[[], int]) -> int:
-    """The exit status of a tool: what `run` returns, 2 for something to mend (one line says what), 130 interrupted."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it would complain that torch is missing
+def exit_status(name: str, run: Callable[[], int]) -> int:
+    """Run a tool and return its exit status.
+
+    Args:
+      name: the tool's name, which starts the error line.
+      run: returns the status of a run without an error.
+
+    Returns:
+      What `run` returns; 2 for invalid input, which one line on stderr explains; 130 if interrupted.
+    """
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # otherwise it warns that torch is missing
     try:
         return run()
     except (ValueError, OSError) as error:

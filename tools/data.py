@@ -23,7 +23,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from tools.cli import Parser, status_of
+from tools.cli import Parser, exit_status
 from xpo_jax.algorithm.sampler import Sampling
 from xpo_jax.config import loader as configs
 from xpo_jax.config import settings
@@ -92,7 +92,7 @@ def run(argv: Sequence[str]) -> int:
 
 def main(argv: Sequence[str]) -> int:
     """Try a config's data; returns the exit status."""
-    return status_of("data", lambda: run(argv))
+    return exit_status("data", lambda: run(argv))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ Examples:
   python -m tools.evaluate --config=configs/paraphrase.py --config.evaluation.prompts=200 runs/a/export runs/b/export
   python -m tools.evaluate --config=configs/paraphrase.py --answers mine.jsonl theirs.jsonl --out=judged.jsonl
 
-Exit status: 0 done, 2 something to mend (one line says what), 130 interrupted.
+Exit status: 0 done, 2 invalid input (one line says what), 130 interrupted.
 
 Left out on purpose: more than one process.
 """
@@ -36,7 +36,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from tools.cli import Parser, status_of
+from tools.cli import Parser, exit_status
 from tools.judge import apart, ready
 from xpo_jax.config import loader as configs
 from xpo_jax.config import settings
@@ -284,7 +284,7 @@ def main(argv: Sequence[str]) -> int:
         print(to_json(run(argv)))
         return 0
 
-    return status_of("evaluate", shown)
+    return exit_status("evaluate", shown)
 
 
 if __name__ == "__main__":

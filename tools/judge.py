@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from tools.cli import Parser, status_of
+from tools.cli import Parser, exit_status
 from xpo_jax.algorithm.programs import compute_dtype
 from xpo_jax.config import loader as configs
 from xpo_jax.config import settings
@@ -218,7 +218,7 @@ def main(argv: Sequence[str]) -> int:
     if {"-h", "--help"} & set(argv):
         print(__doc__)
         return 0
-    return status_of("judge", lambda: run(argv))
+    return exit_status("judge", lambda: run(argv))
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tools.cli import Parser, status_of
+from tools.cli import Parser, exit_status
 from xpo_jax.data import validate
 from xpo_jax.data.offline_pairs import log_files
 from xpo_jax.data.pairs_log import content_hash, read_pairs
@@ -138,7 +138,7 @@ def run(argv: Sequence[str]) -> int:
 
 def main(argv: Sequence[str]) -> int:
     """Convert; returns the exit status."""
-    return status_of("pairs", lambda: run(argv))
+    return exit_status("pairs", lambda: run(argv))
 
 
 if __name__ == "__main__":

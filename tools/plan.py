@@ -16,7 +16,7 @@ Examples:
   python -m tools.plan --config=runs/paraphrase/config.json --devices=16 --memory=80GB \\
     --peak_flops=989e12 --bandwidth=3.35e12
 
-Exit status: 0 it fits, or no memory was given; 1 it does not fit; 2 something to mend (one line says what).
+Exit status: 0 it fits, or no memory was given; 1 it does not fit; 2 invalid input (one line says what).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from tools.cli import Parser, status_of
+from tools.cli import Parser, exit_status
 from tools.planner import estimate
 from tools.planner.fit import Change, Source, enough_devices, remedies, setup
 from tools.planner.hardware import DEVICES, Device
@@ -189,7 +189,7 @@ def plan(source: Source, device: Device) -> int:
 
 def main(argv: Sequence[str]) -> int:
     """Plan; returns the exit status."""
-    return status_of("plan", lambda: plan(*parse(argv)))
+    return exit_status("plan", lambda: plan(*parse(argv)))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ Examples:
   python -m tools.rare_mode --out=build/rare_mode --mass=0.03      a good answer that is not so rare
   python -m tools.rare_mode --out=build/rare_mode --updates=4      with replay
 
-A run that is in FOLDER already is read, not done again. Exit status: 0, or 2 for something to mend.
+A run that is in FOLDER already is read, not done again. Exit status: 0, or 2 for invalid input.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from configs.paraphrase import embedded
-from tools.cli import Parser, status_of
+from tools.cli import Parser, exit_status
 from tools.research import bandit
 from xpo_jax.algorithm.logps import response_logps
 from xpo_jax.models.hf import model_folder, weights
@@ -234,7 +234,7 @@ def run(argv: Sequence[str]) -> int:
 
 def main(argv: Sequence[str]) -> int:
     """Returns the exit status."""
-    return status_of("rare_mode", lambda: run(argv))
+    return exit_status("rare_mode", lambda: run(argv))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tools.cli import Parser, status_of
+from tools.cli import Parser, exit_status
 from xpo_jax.io.files import atomic_write, to_json
 from xpo_jax.reporting import report
 from xpo_jax.reporting.html import escape, page, table
@@ -135,7 +135,7 @@ def main(argv: Sequence[str]) -> int:
         print(to_json(run(argv)))
         return 0
 
-    return status_of("report", shown)
+    return exit_status("report", shown)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ Examples:
   python -m tools.sample_efficiency --out=build/bandit     also results.json and the figure (needs the extra "report")
   python -m tools.sample_efficiency --rates                how the learning rates were chosen, and what others give
 
-Exit status: 0, or 2 for something to mend (one line says what).
+Exit status: 0, or 2 for invalid input (one line says what).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from tools.cli import Parser, status_of
+from tools.cli import Parser, exit_status
 from tools.intervals import Censored, Estimate, median, ratio, reached
 from tools.research import bandit, bandit_figure
 from xpo_jax.io.files import atomic_write, to_json
@@ -285,7 +285,7 @@ def run(argv: Sequence[str]) -> int:
 
 def main(argv: Sequence[str]) -> int:
     """Returns the exit status."""
-    return status_of("sample_efficiency", lambda: run(argv))
+    return exit_status("sample_efficiency", lambda: run(argv))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ Examples:
   --markdown   the tables for a document; progress goes to standard error
   --json=OUT   all figures, of each run too
 
-Exit status: 0 done, 1 some runs failed (one line each, which names its log), 2 something to mend, 130 interrupted.
+Exit status: 0 done, 1 some runs failed (one line each, which names its log), 2 invalid input, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from tools.cli import Parser, status_of
+from tools.cli import Parser, exit_status
 from tools.sweeps.schedule import Ended, Planned, Result, check, plan, result_of, total
 from tools.sweeps.spec import Sweep, read
 from tools.sweeps.table import as_json, tables
@@ -262,7 +262,7 @@ def main(argv: Sequence[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C; what nohup has turned off stays off
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler)
-    return status_of("sweep", lambda: run(argv))
+    return exit_status("sweep", lambda: run(argv))
 
 
 if __name__ == "__main__":

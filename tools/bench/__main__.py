@@ -24,7 +24,7 @@ Examples:
 turn, and shows the ratios of the medians. It runs in its own environment, with the extra `peer`. With
 GLIBC_TUNABLES=glibc.malloc.hugetlb=1 in front of the command both get large pages, see docs/performance.md.
 
-Exit status: 0 done, 2 something to mend (one line says what), 130 interrupted.
+Exit status: 0 done, 2 invalid input (one line says what), 130 interrupted.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tools.cli import Parser, status_of
+from tools.cli import Parser, exit_status
 
 if TYPE_CHECKING:
     from tools.bench.parts import Bench
@@ -302,7 +302,7 @@ def table(found: dict[str, dict[str, Any]]) -> str:
 
 def main(argv: Sequence[str]) -> int:
     """Measure; returns the exit status."""
-    return status_of("bench", lambda: bench(parse(argv)))
+    return exit_status("bench", lambda: bench(parse(argv)))
 
 
 if __name__ == "__main__":

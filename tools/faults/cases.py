@@ -150,7 +150,9 @@ CASES |= {
 def full_pairs_log(runs: Runs, call: int, share: float) -> Planted:
     """The log may hold no more than this share of what it holds at the end: the middle of a record, most likely."""
     size = int((runs.whole / "pairs.jsonl").stat().st_size * share)
-    return Planted(call_of(Ledger.write_pairs), call, f"full {size}", 2, "pairs.jsonl: cannot be written .File too large")
+    return Planted(
+        call_of(Ledger.write_pairs), call, f"full {size}", 2, "pairs.jsonl: cannot be written .File too large"
+    )
 
 
 @case("disk full in the pairs log")
