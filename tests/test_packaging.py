@@ -72,3 +72,10 @@ def test_only_the_package_is_installed():
 def test_embedded_files_stay_small():
     size = sum(path.stat().st_size for path in (ROOT / "xpo_jax" / "embedded").rglob("*") if path.is_file())
     assert size < 8e6
+
+
+def test_table_of_tested_versions_is_that_of_the_constraints():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    rows = re.findall(r"^\| (3\.\d+) \| (\S+) \| (\S+) \|", text, re.MULTILINE)
+    pins = {python: constraints(python) for python in PYTHONS}
+    assert rows == [(python, str(pins[python]["jax"]), str(pins[python]["flax"])) for python in PYTHONS]

@@ -327,6 +327,9 @@ def texts() -> dict[str, str]:
     }
 
 
+TEXTS = texts()
+
+
 @pytest.mark.parametrize(
     ("what", "pattern"),
     [
@@ -336,5 +339,49 @@ def texts() -> dict[str, str]:
     ],
 )
 def test_stands_in_no_file(what, pattern):
-    found = {name: match.group() for name, text in texts().items() if (match := re.search(pattern, text))}
+    found = {name: match.group() for name, text in TEXTS.items() if (match := re.search(pattern, text))}
     assert found == {}, f"no file may hold {what}"
+
+
+DOCUMENTS = sorted(name for name in TEXTS if name.endswith(".md"))
+FILES = {name for name in TEXTS if name.endswith(".py")} | {f"tests/{Path(__file__).name}"}
+# Names of files that belong to a reader, in examples.
+EXAMPLES = re.compile(r"(my_\w+|path|file)\.py")
+
+
+def anchors(document: Path) -> set[str]:
+    """The anchors that GitHub gives to a document's headings."""
+    headings = re.findall(r"^#+ (.*)$", document.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_relative_link_leads_to_a_file_and_heading(name):
+    broken = []
+    for target in re.findall(r"\]\((?!\w+://)([^)\s]+)\)", TEXTS[name]):
+        path, _, anchor = target.partition("#")
+        file = (ROOT / name).parent / path if path else ROOT / name
+        if not file.exists() or (anchor and anchor not in anchors(file)):
+            broken.append(target)
+    assert broken == []
+
+
+def test_named_command_exists():
+    commands = {
+        name: set(re.findall(r"-m ((?:xpo_jax|tools)(?:\.\w+)*)", text)) for name, text in TEXTS.items()
+    }
+    run = {
+        name.removesuffix(".__main__")
+        for name in SOURCES
+        if name.endswith("__main__") or not is_package(name)
+    }
+    assert {name: modules - run for name, modules in commands.items() if modules - run} == {}
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_named_python_file_exists(name):
+    named = set(re.findall(r"(?<![\w/.])(?:\w+/)*\w+\.py\b", TEXTS[name]))
+    known = {
+        file for path in FILES for file in (path, *(path[i + 1 :] for i, c in enumerate(path) if c == "/"))
+    }
+    assert {file for file in named if file not in known and not EXAMPLES.fullmatch(file)} == set()
