@@ -227,11 +227,15 @@ def result(run: Path) -> dict[str, str]:
     return found
 
 
+def is_timing(name: str) -> bool:
+    """Whether a metric measures time, and so differs between two runs that compute the same."""
+    return name.startswith("time/") or name == "tokens_per_second"
+
+
 def metrics(run: Path) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl, timings left out."""
     lines = (run / "metrics.jsonl").read_text().splitlines()
-    timing = lambda name: name.startswith("time") or name == "tokens_per_second"  # noqa: E731
-    return [{k: v for k, v in json.loads(line).items() if not timing(k)} for line in lines]
+    return [{k: v for k, v in json.loads(line).items() if not is_timing(k)} for line in lines]
 
 
 def differences(run: Path, expected: Path) -> list[str]:
