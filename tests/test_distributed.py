@@ -26,8 +26,8 @@ from xpo_jax.algorithm.update import init_state
 from xpo_jax.checkpointing import checkpoint
 from xpo_jax.data.pairs_log import read_pairs
 from xpo_jax.models.hf import model_folder
-from xpo_jax.runtime import cluster_detection, distributed
-from xpo_jax.runtime.distributed import Failed, Together
+from xpo_jax.runtime import cluster_detection, collectives, distributed
+from xpo_jax.runtime.collectives import Failed, all_or_none, run_on_all, run_on_lead
 from xpo_jax.values import Prompts
 
 ROOT = Path(__file__).parents[1]
@@ -39,16 +39,18 @@ PATIENCE_SECONDS = 600  # for a machine that is busy with other things
 
 
 def test_a_single_process_does_and_sees_everything(monkeypatch):
-    assert distributed.leads() and distributed.share(7) == slice(0, 7)
+    assert distributed.is_lead_process() and distributed.local_slice(7) == slice(0, 7)
     assert distributed.file_name("pairs.jsonl") == "pairs.jsonl"
-    with Together("a step") as together:
-        together.value = value = {"nan": float("nan")}
-    assert together.values == [value] and together.values[0] is value
+    value = {"nan": float("nan")}
+    assert run_on_all("a step", lambda: value) == [value]
+    assert run_on_lead("a step", lambda: value) is value
     fault = RuntimeError("a fault")
-    with pytest.raises(RuntimeError) as caught, Together("a step"):
+    with pytest.raises(RuntimeError) as caught, all_or_none("a step"):
         raise fault
     assert caught.value is fault
-    with distributed.wholes([jax.numpy.ones(2), np.zeros(3)]) as arrays:
+    with pytest.raises(ZeroDivisionError):
+        run_on_all("a step", lambda: 1 // 0)
+    with distributed.fetched_to_lead([jax.numpy.ones(2), np.zeros(3)]) as arrays:
         assert [array.tolist() for array in arrays] == [[1, 1], [0, 0, 0]]
     assert distributed.leave(2) == 2
 
@@ -61,8 +63,8 @@ def test_each_row_is_of_one_process(size, processes, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: processes)
     for number in range(processes):
         monkeypatch.setattr(jax, "process_index", lambda number=number: number)
-        rows.append(range(size)[distributed.share(size)])
-        valid += distributed.mine(prompts).valid
+        rows.append(range(size)[distributed.local_slice(size)])
+        valid += distributed.local_rows(prompts).valid
     assert list(itertools.chain(*rows)) == list(range(size))
     assert max(map(len, rows)) - min(map(len, rows)) <= 1
     assert valid.tolist() == prompts.valid.astype(int).tolist()
@@ -70,9 +72,9 @@ def test_each_row_is_of_one_process(size, processes, monkeypatch):
 
 def test_processes_that_differ_are_told_apart():
     one, other = {"config": "a", "prompts": "b"}, {"config": "a", "prompts": "c"}
-    distributed.require_alike([one, one, dict(one)])
+    collectives.require_equal([one, one, dict(one)])
     with pytest.raises(Failed, match="^process 2 has another prompts than process 0; start all"):
-        distributed.require_alike([one, one, other])
+        collectives.require_equal([one, one, other])
 
 
 # ---- how they are found ---------------------------------------------------------------------------
@@ -97,14 +99,14 @@ SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_NTASKS": "
     ],
 )
 def test_a_cluster_is_seen_where_there_is_one(environ, seen, monkeypatch):
-    monkeypatch.setattr(cluster_detection, "_tpu_here", lambda: False)
-    assert cluster_detection.seen(environ) == seen
+    monkeypatch.setattr(cluster_detection, "_has_tpu", lambda: False)
+    assert cluster_detection.detect(environ) == seen
 
 
 def test_a_tpu_machine_is_asked(monkeypatch):
-    monkeypatch.setattr(cluster_detection, "_tpu_here", lambda: True)
-    assert cluster_detection.seen({}) == "TPU VM"
-    assert cluster_detection.seen({"JAX_PLATFORMS": "cpu"}) is None
+    monkeypatch.setattr(cluster_detection, "_has_tpu", lambda: True)
+    assert cluster_detection.detect({}) == "TPU VM"
+    assert cluster_detection.detect({"JAX_PLATFORMS": "cpu"}) is None
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
     from xpo_jax.config import settings
     from xpo_jax.offline import learn
     from xpo_jax.reporting.metrics import final_line
-    from xpo_jax.runtime import compilation, distributed
+    from xpo_jax.runtime import collectives, compilation, distributed
     from xpo_jax.runtime.interruption import Stopped
     from xpo_jax.train import train
 
@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
         configs.build(distributed.start, config.distributed, "distributed")
         run = train if config.offline is None else learn
         print(final_line(run(config, accept_changes=arguments.accept_changes)))
-    except distributed.Failed as error:
+    except collectives.Failed as error:
         return _refused(error)  # all processes know, and end in the same way
     except (ValueError, FloatingPointError, OSError) as error:
         return distributed.leave(_refused(error))
@@ -67,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
         print("xpo_jax: interrupted", file=sys.stderr)
         return distributed.leave(130)
     except Exception:
-        if not distributed.running():
+        if not distributed.is_running():
             raise
         traceback.print_exc()
         print(

@@ -2,8 +2,8 @@
 
 `setup.py` builds the parts from the config; here they are put in order. What each value is stands in
 values.py, what comes before the first step, between two of them and after the last in session.py. Every process of a
-run goes through this page with the same global batches; what one of them may fail at stands in a `Together`, see
-distributed.py. What is kept so that an interrupted run goes on is the `Ledger`'s, see resume.py.
+run goes through this page with the same global batches; what one of them may fail at runs through
+collectives.py. What is kept so that an interrupted run goes on is the `Ledger`'s, see resume.py.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from xpo_jax.experiment.setup import Parts
 from xpo_jax.judges import ask
 from xpo_jax.reporting.metrics import Timer
 from xpo_jax.runtime import distributed
+from xpo_jax.runtime.collectives import run_and_gather
 from xpo_jax.runtime.compilation import CompilationCounter
-from xpo_jax.runtime.distributed import Together
 from xpo_jax.runtime.rng import Stream
-from xpo_jax.values import Pairs, Samples
+from xpo_jax.values import Array, Pairs, Prompts, Samples, Verdicts
 
 
 def train(config: ConfigDict, *, accept_changes: bool = False) -> dict[str, Any]:
@@ -66,27 +66,11 @@ def _train(p: Parts, run: RunDir, ledger: Ledger, compilations: CompilationCount
                 second.dispatch(reference, done + 1)
 
             # Judge: each process its share of the rows.
-            mine = distributed.mine(prompts)
-            with Together("judging") as together:
-                with timer("judge"):
-                    own = ask.ask(
-                        p.judge,
-                        prompts if ask.is_collective(p.judge) else mine,
-                        *texts,
-                        identical=evaluator.same_tokens(*samples),
-                        policy_finished=samples[0].finished,
-                        reference_finished=samples[1].finished,
-                        unfinished_loses=p.loss.unfinished_loses,
-                        both_orders=p.judging.both_orders,
-                        shown_seed=(p.top.seed, Stream.TRAINING, done),
-                        paid={} if ask.is_collective(p.judge) else ledger.paid(done, mine, texts),
-                    )
-                with timer("score"):  # what is left of it when the judge is done
-                    ref_logps = jax.device_get(scored)
-                ledger.write_pairs(pair_records(done, mine, samples, texts, own, own.shown, ref_logps))
-                together.value = ask.brief(own)
-            judged = ask.joined(own, together.values)
-            p.failure_tolerance.check(together.values)
+            (own, ref_logps), briefs = run_and_gather(
+                "judging", _judge, p, ledger, timer, done, prompts, samples, texts, scored
+            )
+            judged = ask.joined(own, briefs)
+            p.failure_tolerance.check(briefs)
 
             # Update: once on these pairs, and then on past ones as often as the config has it.
             with timer("update"):
@@ -130,3 +114,38 @@ def _train(p: Parts, run: RunDir, ledger: Ledger, compilations: CompilationCount
 
     del policy
     return started.end(state, done, ended)
+
+
+def _judge(
+    p: Parts,
+    ledger: Ledger,
+    timer: Timer,
+    step: int,
+    prompts: Prompts,
+    samples: tuple[Samples, Samples],
+    texts: tuple[list[str], list[str]],
+    scored: Array,
+) -> tuple[tuple[Verdicts, np.ndarray], dict[str, Any]]:
+    """Judge this process's rows of a step and log their pairs.
+
+    Returns:
+      The verdicts and the reference's log-probabilities, f32[S B]; and the brief of the verdicts for all processes.
+    """
+    local_rows = distributed.local_rows(prompts)
+    with timer("judge"):
+        verdicts = ask.ask(
+            p.judge,
+            prompts if ask.is_collective(p.judge) else local_rows,
+            *texts,
+            identical=evaluator.same_tokens(*samples),
+            policy_finished=samples[0].finished,
+            reference_finished=samples[1].finished,
+            unfinished_loses=p.loss.unfinished_loses,
+            both_orders=p.judging.both_orders,
+            shown_seed=(p.top.seed, Stream.TRAINING, step),
+            paid={} if ask.is_collective(p.judge) else ledger.paid(step, local_rows, texts),
+        )
+    with timer("score"):  # the rest of the scoring, which ran while the judge worked
+        ref_logps = jax.device_get(scored)
+    ledger.write_pairs(pair_records(step, local_rows, samples, texts, verdicts, verdicts.shown, ref_logps))
+    return (verdicts, ref_logps), ask.brief(verdicts)

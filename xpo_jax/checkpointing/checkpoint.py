@@ -37,7 +37,7 @@ from xpo_jax.io import paths
 from xpo_jax.io.files import WriteError
 from xpo_jax.io.text import error_line
 from xpo_jax.runtime import distributed
-from xpo_jax.runtime.distributed import Failed, Together
+from xpo_jax.runtime.collectives import Failed, all_or_none
 from xpo_jax.values import TrainState
 
 _FORMAT = "xpo_jax checkpoint"
@@ -105,9 +105,9 @@ class Checkpoints:
         state = jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf), state)
         about = {"format": _FORMAT, "version": 1, "step": step, "hold": hold, "needs": needs}
         about["score"] = None if score is None else float(score)
-        with Together("starting a checkpoint"), _told(folder):
+        with all_or_none("starting a checkpoint"), _told(folder):
             text = json.dumps({**about, "leaves": _leaves(state), "extra": extra}, indent=1, allow_nan=False)
-            if distributed.leads():
+            if distributed.is_lead_process():
                 _make_room(folder)
                 folder.mkdir(parents=True)
         writer = orbax_backend.Writer(f"checkpoint-{step}")
@@ -136,7 +136,7 @@ class Checkpoints:
         problem, self._problem = self._problem, None
         if problem and not self._written:
             raise problem  # not together: the others may wait in Orbax for this process
-        with Together("sealing a checkpoint"):
+        with all_or_none("sealing a checkpoint"):
             if problem:
                 raise problem
 
@@ -171,14 +171,14 @@ class Checkpoints:
             with _told(folder):
                 writer.finish()
                 self._written = True
-                if distributed.leads():
+                if distributed.is_lead_process():
                     paths.write(folder / ABOUT, text + "\n")
                     manifest.seal(folder)
         except BaseException as error:
             self._problem = error if isinstance(error, CheckpointError) else CheckpointError(repr(error))
             _discard(folder)
             return
-        if distributed.leads():
+        if distributed.is_lead_process():
             try:
                 retention.remove_old(
                     self._path, int(folder.name), keep_last=self._keep_last, keep_every=self._keep_every
@@ -218,7 +218,7 @@ def restore(
     """
     folder = _folder(path, step)
     if not verified:
-        with Together("verifying a checkpoint"):  # each process its share of the files
+        with all_or_none("verifying a checkpoint"):  # each process its share of the files
             share = slice(jax.process_index(), None, jax.process_count())
             manifest.verify(folder, needed=[ABOUT], share=share)
     about = json.loads((folder / ABOUT).read_text())
@@ -281,7 +281,7 @@ def _make_room(folder: epath.Path) -> None:
 
 
 def _discard(folder: epath.Path) -> None:
-    if distributed.leads():
+    if distributed.is_lead_process():
         with contextlib.suppress(
             OSError
         ):  # there is an error to tell, and without a manifest it does no harm

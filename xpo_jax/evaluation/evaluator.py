@@ -20,7 +20,7 @@ from xpo_jax.evaluation import statistics
 from xpo_jax.evaluation.statistics import Rate
 from xpo_jax.judges import ask
 from xpo_jax.runtime import distributed
-from xpo_jax.runtime.distributed import Together
+from xpo_jax.runtime.collectives import run_on_all
 from xpo_jax.runtime.rng import Stream
 from xpo_jax.values import Judge, Params, Prompts, Samples
 
@@ -196,14 +196,13 @@ class Evaluator:
             surprise.extend(-logps.mean(0)[valid])
             tokens.extend(lengths.mean(0)[valid])
 
-            with Together("judging held-out answers") as together:
-                seed = (self.seed, Stream.EVALUATION, step, number)
-                together.value = self._judge(prompts, mine, theirs, answers, seed)
-            briefs = [each for found in together.values for each in found["briefs"]]
+            seed = (self.seed, Stream.EVALUATION, step, number)
+            values = run_on_all("judging held-out answers", self._judge, prompts, mine, theirs, answers, seed)
+            briefs = [each for found in values for each in found["briefs"]]
             self.failure_tolerance.check(briefs)
             queries += sum(each["queries"] for each in briefs)
             counts = ask.summed([{"counts": counts}, *briefs])
-            judged = [row for found in together.values for row in found["rows"]]
+            judged = [row for found in values for row in found["rows"]]
             for row, found in zip(valid, judged, strict=True):
                 wins.append(np.array(found["wins"], np.float64))  # what is None becomes nan
                 against_answers.append(np.array(found["against_answers"], np.float64))
@@ -254,7 +253,7 @@ class Evaluator:
         seed: tuple[int, ...],
     ) -> Any:
         """What is found on this process's share of the rows: a brief of each call, and per valid row its figures."""
-        asked = prompts if ask.is_collective(self.judge) else distributed.mine(prompts)
+        asked = prompts if ask.is_collective(self.judge) else distributed.local_rows(prompts)
         briefs = []
 
         def wins(
@@ -289,7 +288,7 @@ class Evaluator:
                 same = np.array([a == b for a, b in zip(own_texts, answers, strict=True)])
                 _, against[:, i] = wins(i, len(theirs), answers, same, np.ones(len(same), bool))
         rows = []
-        for row in map(int, np.flatnonzero(distributed.mine(prompts).valid)):
+        for row in map(int, np.flatnonzero(distributed.local_rows(prompts).valid)):
             shown = first.shown[row]
             rows.append(
                 {

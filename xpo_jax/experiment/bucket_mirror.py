@@ -29,7 +29,7 @@ from etils import epath
 from xpo_jax.io import paths
 from xpo_jax.io.text import error_line
 from xpo_jax.runtime import distributed
-from xpo_jax.runtime.distributed import Together
+from xpo_jax.runtime.collectives import all_or_none
 
 LEASE = "lease.json"
 LEASE_SECONDS = 120.0  # without a sign of life, after which a run is taken for dead
@@ -248,11 +248,11 @@ class BucketWorkdir:
         self._lease: Lease | None = None
         self.local = Path(tempfile.mkdtemp(prefix="xpo_jax-"))
         try:
-            with Together("taking the run directory"):
-                if distributed.leads():
+            with all_or_none("taking the run directory"):
+                if distributed.is_lead_process():
                     self._lease = Lease(remote, {"host": socket.gethostname(), "pid": os.getpid()})
             self._mirror = Mirror(remote, self.local)
-            with Together("fetching the run directory"):
+            with all_or_none("fetching the run directory"):
                 self._mirror.pull()
         except BaseException:
             self.close()
@@ -260,10 +260,10 @@ class BucketWorkdir:
 
     def push(self) -> None:
         """Copy what has changed; all processes call it. Process 0 answers for all but the others' pairs logs."""
-        with Together("copying the run directory to its bucket"):
+        with all_or_none("copying the run directory to its bucket"):
             if self._lease:
                 self._lease.check()
-            self._mirror.push(None if distributed.leads() else distributed.file_name("pairs.jsonl"))
+            self._mirror.push(None if distributed.is_lead_process() else distributed.file_name("pairs.jsonl"))
 
     def close(self) -> None:
         """Give the run directory back, and remove the folder here."""

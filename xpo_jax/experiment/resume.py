@@ -37,7 +37,7 @@ from xpo_jax.io.files import atomic_write, to_json
 from xpo_jax.judges.ask import FailureTolerance
 from xpo_jax.reporting.metrics import Metrics
 from xpo_jax.runtime import distributed
-from xpo_jax.runtime.distributed import Together
+from xpo_jax.runtime.collectives import all_or_none, run_on_all, run_on_lead
 from xpo_jax.runtime.interruption import Signals, Stopped, Watchdog
 from xpo_jax.values import Prompts, RecordedVerdict, TrainState
 
@@ -95,9 +95,7 @@ class Ledger:
         self._done, self._saved = -1, -1
         self._found: dict[str, Any] = {}
         self._settled = True
-        with Together("looking for a checkpoint") as together:
-            together.value = checkpoint.latest(self._folder) if distributed.leads() else None
-        self.newest: int | None = together.values[0]
+        self.newest: int | None = run_on_lead("looking for a checkpoint", checkpoint.latest, self._folder)
         if self.newest is not None and self.newest > steps:
             raise CheckpointError(
                 f"{self._folder / str(self.newest)}: is beyond the last step, {steps}; raise steps, or give another"
@@ -153,13 +151,13 @@ class Ledger:
         """Cut the logs back and open them; `metrics` gets the step that is restored."""
         step = -1 if self.newest is None else self.newest
         offsets = self._there.get("offsets", {})
-        with Together("cutting the logs back"):
-            if distributed.leads() or not self._run.shared:
+        with all_or_none("cutting the logs back"):
+            if distributed.is_lead_process() or not self._run.shared:
                 cut_metrics(self._run.path, step)
                 cut_pairs(self._run.path, max(step, 0), offsets)
                 if not all(line.startswith(MAY_CHANGE) for line in self._run.changes):
                     (self._run.path / JOURNAL).unlink(missing_ok=True)  # verdicts of another judge, perhaps
-        with Together("opening the logs"):
+        with all_or_none("opening the logs"):
             self._journal = Journal(self._run.path)
             self._pairs = PairsLog(self._run.path / distributed.file_name("pairs.jsonl"))
             self._metrics = metrics(max(step, 0))
@@ -170,19 +168,20 @@ class Ledger:
             with self._signals.deferred():
                 yield
             self._checkpoints.wait()
-            if distributed.leads():
+            if distributed.is_lead_process():
                 (self._run.path / JOURNAL).unlink(missing_ok=True)
 
     def past(self) -> list[dict[str, Any]]:
         """The records of all pairs logs up to here, of every process, texts and rows left out; in no order."""
-        with Together("reading the pairs logs") as together:
-            if distributed.leads() or not self._run.shared:
-                logs = sorted(self._run.path.glob("pairs*.jsonl"))
-                together.value = [_numbers(record) for path in logs for record in read_pairs(path)]
+
+        def read_logs() -> list[dict[str, Any]]:
+            logs = sorted(self._run.path.glob("pairs*.jsonl"))
+            readers = distributed.is_lead_process() or not self._run.shared
+            return [_numbers(record) for path in logs for record in read_pairs(path)] if readers else []
+
+        values = run_on_all("reading the pairs logs", read_logs)
         # by place: where each process has a copy of its own of the run directory, they may tell the same
-        found = {
-            (record["step"], record["position"]): record for told in together.values for record in told or ()
-        }
+        found = {(record["step"], record["position"]): record for records in values for record in records}
         return list(found.values())
 
     # ---- on the way ----
@@ -206,11 +205,8 @@ class Ledger:
 
         Where the run has just arrived its metrics are written with the others of that step.
         """
-        with Together("reading an evaluation") as together:
-            together.value = distributed.leads() and _read_json(
-                self._run.path / "evaluations" / f"{step}.json"
-            )
-        there = together.values[0]
+        path = self._run.path / "evaluations" / f"{step}.json"
+        there = run_on_lead("reading an evaluation", _read_json, path)
         known = self.newest is not None and step <= self.newest
         recalled = (
             bool(there) and there.get("of") == self._of and (known or there.get("devices") == self._devices)
@@ -221,8 +217,8 @@ class Ledger:
                 self._patience.state = there["patience"]
         else:
             found = make()
-            with Together("writing an evaluation"):
-                if distributed.leads():
+            with all_or_none("writing an evaluation"):
+                if distributed.is_lead_process():
                     (self._run.path / "evaluations").mkdir(exist_ok=True)
                     about = {"step": step, "of": self._of, "devices": self._devices}
                     about["patience"] = self._patience.state
@@ -250,19 +246,22 @@ class Ledger:
         Raises:
           Stopped: if any process was told to stop; it is saved.
         """
-        with Together("writing metrics") as together:
+
+        def write_metrics() -> list[Any]:
             if self._found and samples:
                 self._metrics.samples(self._done, "held_out", samples)
             if self._found:
                 self._metrics.log(self._done, self._found)
-            together.value = [self._signals.received, self._pairs.path.name, self._pairs.offset]
+            return [self._signals.received, self._pairs.path.name, self._pairs.offset]
+
+        values = run_on_all("writing metrics", write_metrics)
         self._about |= {
             "counters": dataclasses.asdict(self.counters),
             "patience": self._patience.state,
-            "offsets": {name: offset for _, name, offset in together.values},
+            "offsets": {name: offset for _, name, offset in values},
         }
         self._settled, self._score = True, score if score is not None and math.isfinite(score) else None
-        stop = next((number for number, _, _ in together.values if number), None)
+        stop = next((number for number, _, _ in values if number), None)
         every = self._keep.every_steps
         best = score is not None and self._keep.export == "best"
         renewed = bool(self._done) and self._reference_step(self._done) == self._done
@@ -284,9 +283,7 @@ class Ledger:
 
     def best(self) -> int | None:
         """The step whose checkpoint has the best held-out win rate; None if the judge never had a verdict."""
-        with Together("looking for the best checkpoint") as together:
-            together.value = best_step(self._folder) if distributed.leads() else None
-        best: int | None = together.values[0]
+        best: int | None = run_on_lead("looking for the best checkpoint", best_step, self._folder)
         return best
 
     def save(self) -> epath.Path:

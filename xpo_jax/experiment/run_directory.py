@@ -33,7 +33,7 @@ from xpo_jax.io import paths
 from xpo_jax.io.files import atomic_write, read_json, to_json
 from xpo_jax.io.text import markdown_table
 from xpo_jax.runtime import distributed
-from xpo_jax.runtime.distributed import Together
+from xpo_jax.runtime.collectives import all_or_none, run_and_gather
 
 MARKER = "xpo_jax_run.json"
 FORMAT = "xpo_jax run directory"
@@ -138,12 +138,17 @@ class RunDir:
         """
         if paths.in_bucket(path):
             return cls._join_in_bucket(str(path).rstrip("/"), config_json, accept_changes)
-        with Together("opening the run directory") as together:
-            run = cls.open(path, config_json, accept_changes=accept_changes) if distributed.leads() else None
-            made = run and int(os.stat(run.path / MARKER).st_mtime)
-            together.value = run and [str(run.path), run.result, run.fixed, run.changes, made]
-        where, result, fixed, changes, made = together.values[0]
-        with Together("finding the run directory"):
+
+        def open_on_lead() -> tuple[RunDir | None, list[Any] | None]:
+            if not distributed.is_lead_process():
+                return None, None
+            run = cls.open(path, config_json, accept_changes=accept_changes)
+            made = int(os.stat(run.path / MARKER).st_mtime)
+            return run, [str(run.path), run.result, run.fixed, run.changes, made]
+
+        run, values = run_and_gather("opening the run directory", open_on_lead)
+        where, result, fixed, changes, made = values[0]
+        with all_or_none("finding the run directory"):
             return run or cls(_found(Path(where), made), None, result, fixed=fixed, changes=changes)
 
     @classmethod
@@ -152,12 +157,12 @@ class RunDir:
             raise ValueError(f"{address}: a run directory is a folder or a gs:// path; {_ELSEWHERE}")
         workplace = BucketWorkdir(address)
         try:
-            with Together("opening the run directory"):
+            with all_or_none("opening the run directory"):
                 run = cls.open(workplace.local, config_json, accept_changes=accept_changes)
         except BaseException:
             workplace.close()
             raise
-        run._writes = distributed.leads()
+        run._writes = distributed.is_lead_process()
         run._workplace, run.address, run.checkpoints = workplace, address, paths.find(address) / "checkpoints"
         return run
 

@@ -35,9 +35,9 @@ from xpo_jax.experiment.setup import (
 from xpo_jax.models.hf import model_folder
 from xpo_jax.reporting import model_card, report, summary
 from xpo_jax.reporting.metrics import Metrics
-from xpo_jax.runtime import distributed
+from xpo_jax.runtime import collectives, distributed
+from xpo_jax.runtime.collectives import all_or_none, run_and_gather
 from xpo_jax.runtime.compilation import CompilationCounter
-from xpo_jax.runtime.distributed import Together
 from xpo_jax.runtime.interruption import Signals, Watchdog
 from xpo_jax.runtime.profiling import Tracing
 from xpo_jax.values import DeviceJudge, Params, TrainState
@@ -62,10 +62,13 @@ def run(config: ConfigDict, loop: Loop, *, accept_changes: bool) -> dict[str, An
     """
     begun, compilations = time.monotonic(), CompilationCounter()
     with Signals() as signals:
-        with Together("preparing") as together:
-            p = prepare(config)
-            together.value = {"config": common(config), "prompts": fingerprints(p)}
-        distributed.require_alike(together.values)
+
+        def prepare_parts() -> tuple[Parts, dict[str, Any]]:
+            parts = prepare(config)
+            return parts, {"config": common(config), "prompts": fingerprints(parts)}
+
+        p, values = run_and_gather("preparing", prepare_parts)
+        collectives.require_equal(values)
         with (
             RunDir.join(p.top.run_dir, configs.serialize(config), accept_changes=accept_changes) as run_dir,
             Watchdog(p.top.max_step_seconds) as watchdog,
@@ -87,9 +90,9 @@ def run(config: ConfigDict, loop: Loop, *, accept_changes: bool) -> dict[str, An
             )
             result = loop(p, run_dir, ledger, compilations)
             result["seconds"] = round(time.monotonic() - begun, 1)
-            with Together("finishing"):
+            with all_or_none("finishing"):
                 run_dir.finish(result)
-                if distributed.leads():
+                if distributed.is_lead_process():
                     report.write(run_dir.path)
             run_dir.push()
             return result
@@ -110,11 +113,11 @@ def start(
         *programs.declared_programs(),
         *(device_judge.declared_programs() if device_judge else ()),
     ]
-    with Together("writing the environment"):
+    with all_or_none("writing the environment"):
         run.write_environment(origins(p))
     described = {**ledger.described(), **p.described}
     print(summary.opening(programs, described, compilations=len(declared_programs)), flush=True)
-    with Together("compiling"):
+    with all_or_none("compiling"):
         for name, compile_program in summary.progress(declared_programs, "compiling"):
             ledger.beat(f"compiling {name}")
             compile_program()
@@ -129,10 +132,10 @@ def start(
     policy = programs.for_sampling(state.params)
     weights = {"reference": int(programs.fingerprint(reference)), "policy": int(programs.fingerprint(policy))}
     ledger.vouch(weights["reference"])
-    with Together("writing the environment"):
+    with all_or_none("writing the environment"):
         run.add_to_environment({"weights": {**weights, "step": done}})
     if device_judge:
-        with Together("loading the judge"):
+        with all_or_none("loading the judge"):
             device_judge.load(reference if p.reference.folder == p.model.folder else None)
     ledger.arrive(done, state, {})
     first = _first_policy(p, reference) if done else policy
@@ -188,7 +191,7 @@ class Started:
             total_steps=self._p.top.steps,
             console=console,
             console_every_steps=self._p.logging.table_every_steps,
-            writes=distributed.leads(),
+            writes=distributed.is_lead_process(),
         )
 
     def between(self, done: int, policy: Params, *, asks: bool) -> str | None:
@@ -214,7 +217,7 @@ class Started:
         self._ledger.settle(score=self.after.win_rate if evaluates else None, samples=shown, last=bool(ended))
         if counters.skipped_in_a_row >= p.top.max_skipped:
             saved = self._ledger.save()
-            with Together("learning"):
+            with all_or_none("learning"):
                 raise FloatingPointError(
                     f"step {done}: loss or gradient was not finite {counters.skipped_in_a_row} times in a row; the"
                     f" last good weights are in {saved}; lower optimizer.learning_rate or loss.alpha"
@@ -252,7 +255,7 @@ class Started:
         model_folder.save(
             run.path / "export", state.params, p.model_config, p.model.folder, card=card, replace=True
         )
-        with Together("writing samples"):
+        with all_or_none("writing samples"):
             run.write_samples("held_out", after.samples)
         print(summary.closing(self.before, after, summary.some(after, p.top.seed)), flush=True)
         if ended != "steps":
@@ -278,7 +281,7 @@ class Started:
 def _load(p: Parts, ledger: Ledger) -> tuple[TrainState, Params]:
     """The state to begin with, and the reference's weights as they are sampled from: the only form it is held in."""
     programs, reference, fresh = p.programs, None, ledger.newest is None
-    with Together("loading the models"):
+    with all_or_none("loading the models"):
         if fresh:
             masters = model_folder.load_params(
                 p.model.folder, p.model_config, shardings=programs.params_sharding

@@ -17,7 +17,7 @@ import numpy as np
 from xpo_jax.io.text import error_line
 from xpo_jax.judges.contract import Judged, JudgeError, compare, exchanged, renamed
 from xpo_jax.runtime import distributed
-from xpo_jax.runtime.distributed import Together
+from xpo_jax.runtime.collectives import all_or_none
 from xpo_jax.values import Comparison, Judge, Prompts, RecordedVerdict, Verdict, Verdicts
 
 
@@ -144,7 +144,7 @@ def is_collective(judge: Judge) -> bool:
 
 def brief(own: Verdicts) -> dict[str, Any]:
     """What other processes need to know of the verdicts that this one found on its share of the rows."""
-    share = distributed.share(len(own.weight))
+    share = distributed.local_slice(len(own.weight))
     asked = [shown is not None for shown in own.shown[share]]
     failures = [i for i in range(share.start, share.stop) if own.shown[i] is not None and own.weight[i] == 0]
     orders = own.queries // max(1, sum(shown is not None for shown in own.shown))
@@ -238,7 +238,7 @@ def save_on_judge_error(save: Callable[[], object]) -> Iterator[None]:
         yield
     except JudgeError as error:
         saved = save()
-        with Together("judging"):  # the same on every process
+        with all_or_none("judging"):  # the same on every process
             raise JudgeError(f"{error}; the last weights are in {saved}") from error
 
 

@@ -45,7 +45,7 @@ def opening(programs: Programs, rows: Mapping[str, Any], *, compilations: int) -
 
 def progress(items: Iterable[Any], label: str) -> Iterable[Any]:
     """A bar with the time left on standard error; one line where that is no terminal. Process 0 shows it."""
-    if not distributed.leads():
+    if not distributed.is_lead_process():
         return items
     if not sys.stderr.isatty():
         print(f"{label} ...", file=sys.stderr, flush=True)

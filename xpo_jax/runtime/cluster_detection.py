@@ -1,12 +1,12 @@
-"""Whether this process was started as one of many, by whom: what `distributed.mode = "auto"` goes by.
+"""Detect whether this process was started as one of many, and by what: the basis of `distributed.mode = "auto"`.
 
-JAX's own detection cannot be asked without being used, and takes a Slurm step of a single task or any Kubernetes
-pod for a cluster. So this looks at the variables that the schedulers document, and only where they speak of more
-than one process; the rest is left to `jax.distributed.initialize()`, which finds out addresses and numbers. A TPU
-machine may be one of many without any variable that says so: there JAX asks the machine's metadata server, which
+JAX's own detection cannot be queried without being used, and treats a Slurm step of a single task, or any Kubernetes
+pod, as a cluster. So this reads the variables that the schedulers document, and reports a cluster only where they
+state more than one process; `jax.distributed.initialize()` then determines addresses and process numbers. A TPU
+machine may be one of many without any variable that says so: there JAX queries the machine's metadata server, which
 is near and answers at once.
 
-Left out on purpose: schedulers that JAX does not know. There, set coordinator, num_processes and process_id.
+Left out on purpose: schedulers that JAX does not support. There, set coordinator, num_processes and process_id.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 
-def seen(environ: Mapping[str, str]) -> str | None:
-    """Who started several processes of which this is one; None on a plain machine.
+def detect(environ: Mapping[str, str]) -> str | None:
+    """Return the name of what started several processes including this one; None on a plain machine.
 
     Args:
       environ: the environment variables.
@@ -35,13 +35,13 @@ def seen(environ: Mapping[str, str]) -> str | None:
         hosts = environ.get("TPU_PROCESS_ADDRESSES") or environ.get("TPU_WORKER_HOSTNAMES") or ""
         if "," in hosts or environ.get("TPU_PROCESS_ADDRESSES_PATH") or number("MEGASCALE_NUM_SLICES") > 1:
             return "TPU pod on Kubernetes"
-        if not hosts and "TPU_SKIP_MDS_QUERY" not in environ and _tpu_here():
+        if not hosts and "TPU_SKIP_MDS_QUERY" not in environ and _has_tpu():
             return "TPU VM"
     if "KUBERNETES_SERVICE_HOST" in environ and "JOB_COMPLETION_INDEX" in environ:
         return "Kubernetes"  # a pod of an indexed job
     return None
 
 
-def _tpu_here() -> bool:
+def _has_tpu() -> bool:
     devices = any(Path("/dev").glob("accel*")) or any(Path("/dev/vfio").glob("[0-9]*"))
     return devices and importlib.util.find_spec("libtpu") is not None

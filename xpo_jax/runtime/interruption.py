@@ -4,7 +4,7 @@ A preempted machine sends SIGTERM, a person at a terminal SIGINT. In the middle 
 finished and saved; elsewhere there is nothing to save and the run ends at once. A second signal always does.
 
 JAX's own preemption notice is left out on purpose: it knows SIGTERM only, it swallows the second one, and a run of
-many processes agrees after every step anyway, see `distributed.Together`.
+many processes agrees after every step anyway, see `collectives.run_on_all`.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from xpo_jax.models.hf.tensors import LICENCES, model_folder, param_shapes, read
 from xpo_jax.models.hf.weights import check_params, load_head, load_params, load_weights, write_params
 from xpo_jax.models.qwen2 import Qwen2Config
 from xpo_jax.runtime import distributed
-from xpo_jax.runtime.distributed import Together
+from xpo_jax.runtime.collectives import all_or_none
 from xpo_jax.values import Params
 
 __all__ = [
@@ -94,13 +94,13 @@ def save(
     Raises:
       ValueError: a folder in the way, parameters that do not fit model_config, a source with another config.
     """
-    folder, source, leads = Path(folder), model_folder(source), distributed.leads()
+    folder, source, leads = Path(folder), model_folder(source), distributed.is_lead_process()
     partial = folder.with_name(f".{folder.name}.partial")
-    with Together("starting the export"):
+    with all_or_none("starting the export"):
         if leads:
             _make_room(folder, partial, source, model_config, replace)
     try:
-        with Together("writing the export"):
+        with all_or_none("writing the export"):
             write_params(partial, params, model_config, dtype=dtype, max_shard_bytes=max_shard_bytes)
             if leads:
                 _complete(partial, source, model_config, dtype, card)

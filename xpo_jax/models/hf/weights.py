@@ -131,8 +131,8 @@ def write_params(
 
     tensors = expected_tensors(model_config)
     order = dict.fromkeys(tensor.path for tensor in tensors.values())  # an array's layers follow each other
-    with distributed.wholes([flat[path] for path in order]) as arrays:
-        if distributed.leads():
+    with distributed.fetched_to_lead([flat[path] for path in order]) as arrays:
+        if distributed.is_lead_process():
             _write_shards(folder, arrays, tensors, dtype, max_shard_bytes)
 
 
