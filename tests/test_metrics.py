@@ -1,7 +1,6 @@
-"""Metrics: the file, the event files, the console, progress, timers and tables."""
+"""Metrics: the file, the event files, Weights & Biases, and timers."""
 
 import importlib.machinery
-import io
 import json
 import sys
 import types
@@ -12,7 +11,7 @@ import pytest
 from test_files import files_of_at_most, strict
 
 from xpo_jax.config import settings
-from xpo_jax.reporting.metrics import Metrics, Timer, final_line, show, summary_table, text_table
+from xpo_jax.reporting.metrics import Metrics, Timer
 
 
 class Clock:
@@ -21,11 +20,6 @@ class Clock:
 
     def __call__(self):
         return self.now
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
 
 
 def test_the_file(tmp_path):
@@ -70,49 +64,76 @@ def test_sample_texts_are_sent_to_the_event_file(tmp_path):
     assert b"| prompt | won |\n| --- | --- |\n| a\\|b | 0.5 |" in data and b"left" not in data
 
 
-class FakeRun:
-    def __init__(self, heard):
-        self.heard = heard
+class WandbRun:
+    """A run of Weights & Biases that keeps what it is sent, checked as the package checks it."""
+
+    def __init__(self):
+        self.logged, self.finished = [], False
 
     def log(self, values, step):
-        self.heard.append((step, values))
+        assert not self.finished
+        assert all(isinstance(value, float | WandbTable) for value in values.values()), values
+        assert not self.logged or self.logged[-1][0] <= step, "an earlier step is dropped by the package"
+        self.logged.append((step, values))
 
     def finish(self):
-        self.heard.append("finished")
+        self.finished = True
+
+
+class WandbTable:
+    def __init__(self, columns, data):
+        assert all(len(row) == len(columns) for row in data)
+        self.columns, self.data = columns, data
 
 
 @pytest.fixture
 def wandb(monkeypatch):
-    """Stands in for the package; `heard` is what it was told."""
+    """Stands in for the package; `runs` holds the arguments of each `init` and the run that it returned."""
     package = types.ModuleType("wandb")
     package.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
-    package.heard = []
-    package.init = lambda **given: package.heard.append(given) or FakeRun(package.heard)
-    package.Table = lambda columns, data: (columns, data)
+    package.runs = []
+
+    def init(**arguments):
+        package.runs.append((arguments, WandbRun()))
+        return package.runs[-1][1]
+
+    package.init, package.Table = init, WandbTable
     monkeypatch.setitem(sys.modules, "wandb", package)
     return package
 
 
-def test_weights_and_biases_gets_the_same_and_nothing_else(tmp_path, wandb, monkeypatch):
+def test_wandb_receives_what_the_files_hold_and_nothing_else(tmp_path, wandb, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "key-of-somebody")
     with Metrics(tmp_path, tensorboard=True, wandb=True, total_steps=2) as metrics:
         metrics.samples(1, "held_out", [{"prompt": "a", "won": 0.5, "scores": {"left": "out"}}])
         metrics.log(1, {"loss/dpo": np.float32(0.5), "pairs": 64})
-    quiet = {"console": "off", "disable_code": True, "disable_git": True, "x_disable_meta": True}
-    assert wandb.heard == [
-        {"name": tmp_path.name, "dir": str(tmp_path), "settings": quiet},
-        (1, {"samples/held_out": (["prompt", "won"], [["a", 0.5]])}),
-        (1, {"loss/dpo": 0.5, "pairs": 64.0}),
-        "finished",
-    ]
+        metrics.log(2, {"loss/dpo": np.float32(0.25), "pairs": 63})
+    ((arguments, run),) = wandb.runs
+    assert arguments["name"] == tmp_path.name and arguments["dir"] == str(tmp_path)
+    # config, command line, console and code may hold paths, addresses and keys
+    assert set(arguments) == {"name", "dir", "settings"}
+    off = {"console": "off", "disable_code": True, "disable_git": True, "x_disable_meta": True}
+    assert arguments["settings"] == off
+    (_, texts), *rows = run.logged
+    assert list(texts) == ["samples/held_out"]
+    assert (texts["samples/held_out"].columns, texts["samples/held_out"].data) == (
+        ["prompt", "won"],
+        [["a", 0.5]],
+    )
+    lines = map(strict, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert [{"step": step, **values} for step, values in rows] == list(lines)
+    numbers = [(name, step, value) for step, values in rows for name, value in values.items()]
+    _, *events = scalars(tmp_path / "tensorboard")  # the first one is the text
+    assert numbers == events
+    assert run.finished
     written = [file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()]
     assert len(written) == 2 and not any(b"key-of-somebody" in data for data in written)
 
 
-def test_processes_that_do_not_write_send_nothing(tmp_path, wandb):
+def test_metrics_of_a_process_that_does_not_write_are_sent_nowhere(tmp_path, wandb):
     with Metrics(tmp_path, tensorboard=True, wandb=True, total_steps=2, writes=False) as metrics:
         metrics.log(1, {"loss": 0.5})
-    assert wandb.heard == [] and list(tmp_path.iterdir()) == []
+    assert wandb.runs == [] and list(tmp_path.iterdir()) == []
 
 
 def test_weights_and_biases_is_refused_where_it_is_not_installed(wandb, monkeypatch):
@@ -140,68 +161,6 @@ def scalars(folder):
     return found
 
 
-def test_the_console_table(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "60")
-    names = ["loss/dpo", "judge/win_rate", "eval/win_rate", "time/a", "time/b"]
-    with Metrics(
-        tmp_path, tensorboard=False, wandb=False, total_steps=5, console=names, console_every_steps=2
-    ) as metrics:
-        for step in range(1, 6):
-            metrics.log(step, {"loss/dpo": 0.6931471, "judge/win_rate": 0.5 * step, "eval/win_rate": 1e-5})
-        metrics.say("done")
-    assert capsys.readouterr().out.splitlines() == [
-        "  step        dpo  judge/win_rate  eval/win_rate          a",
-        "     2     0.6931          1.0000       1.00e-05          -",
-        "     4     0.6931          2.0000       1.00e-05          -",
-        "     5     0.6931          2.5000       1.00e-05          -",
-        "done",
-    ]
-
-
-@pytest.mark.parametrize(
-    "value, text",
-    [(0.0, "0"), (float("nan"), "nan"), (float("-inf"), "-inf"), (-0.05, "-0.0500"), (123.456, "123.46")]
-    + [
-        (12345.678, "12345.7"),
-        (2e-4, "2.00e-04"),
-        (1e8, "1.00e+08"),
-        (np.float32(0.1), "0.1000"),
-        (64, "64"),
-    ],
-)
-def test_a_cell(tmp_path, capsys, value, text):
-    with Metrics(tmp_path, tensorboard=False, wandb=False, total_steps=1, console=["kl"]) as metrics:
-        metrics.log(1, {"kl": value})
-    assert capsys.readouterr().out.splitlines()[1].split() == ["1", text]
-
-
-def test_progress_without_a_terminal(tmp_path, capsys):
-    clock = Clock()
-    with Metrics(
-        tmp_path, tensorboard=False, wandb=False, total_steps=120, progress_every_seconds=10, clock=clock
-    ) as metrics:
-        for step in (1, 2, 3, 4, 5, 120):
-            metrics.log(step, {})
-            clock.now += 4
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.splitlines() == [
-        "step 1/120 (1 %), time left ?",
-        "step 4/120 (3 %), time left 07:44",  # three steps took 12 s, 116 are left
-        "step 120/120 (100 %), time left 00:00",
-    ]
-
-
-def test_progress_on_a_terminal(tmp_path, monkeypatch):
-    screen = Terminal()
-    monkeypatch.setattr("sys.stderr", screen)
-    with Metrics(tmp_path, tensorboard=False, wandb=False, total_steps=4) as metrics:
-        for step in range(1, 5):
-            metrics.log(step, {})
-    bar = screen.getvalue()
-    assert "1/4 [" in bar and "\r" in bar and "time left" not in bar
-
-
 def test_timer():
     clock = Clock()
     timer = Timer(clock=clock)
@@ -215,52 +174,3 @@ def test_timer():
         raise KeyError
     assert timer.take() == {"time/judge": 1.5, "time/sample": 3.5}
     assert timer.take() == {}
-
-
-def test_show():
-    values = [None, True, 1234567, 0.123456, 12345.67, 1e-5, np.float32(0.1), "a\x1b[0m", (1, 2)]
-    assert list(map(show, values)) == [
-        "-",
-        "yes",
-        "1,234,567",
-        "0.1235",
-        "12345.7",
-        "1e-05",
-        "0.1",
-        "a␛[0m",
-        "(1, 2)",
-    ]
-
-
-def test_summary_table():
-    table = summary_table(
-        {"devices": "8 x cpu", "parameters": 1612345, "prompt buckets": "24, 32, 48"}, width=40
-    )
-    assert table == "devices         8 x cpu\nparameters      1,612,345\nprompt buckets  24, 32, 48"
-    assert (
-        summary_table({"a": "one two three four five six"}, width=23) == "a  one two three four\n   five six"
-    )
-    assert summary_table({}) == ""
-
-
-def test_text_table():
-    rows = [[1, "Der Hund beißt den Mann.", "Den Mann\nbeißt der Hund.", 0.5], [10, "Kurz.", "", None]]
-    assert text_table(["#", "before", "after", "score"], rows, width=40).splitlines() == [
-        " #  before          after          score",
-        "--  --------------  -------------  -----",
-        " 1  Der Hund beißt  Den Mann         0.5",
-        "    den Mann.       beißt der",
-        "                    Hund.",
-        "10  Kurz.                              -",
-    ]
-    assert text_table(["a", "b"], []) == "a  b\n-  -"
-    word = "Donaudampfschifffahrt"
-    narrow = text_table(["a", "b"], [[word, "x"]], width=12).splitlines()
-    assert all(len(line) <= 12 for line in narrow)
-    assert "".join(line[:9].strip() for line in narrow[2:]) == word
-
-
-def test_final_line():
-    line = final_line({"steps": 3, "win_rate": np.float32(0.8), "kl": float("nan"), "run_dir": "a\nü"})
-    assert line == '{"steps": 3, "win_rate": 0.8, "kl": null, "run_dir": "a\\nü"}'
-    assert strict(line)["run_dir"] == "a\nü"

@@ -222,7 +222,6 @@ PENDING_SIZES = {
     "xpo_jax.judges.device_model",
     "xpo_jax.judges.http_client",
     "xpo_jax.models.qwen2",
-    "xpo_jax.reporting.metrics",
     "xpo_jax.runtime.distributed",
     "xpo_jax.train",
     "xpo_jax.values",

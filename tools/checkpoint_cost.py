@@ -24,12 +24,11 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from tqdm import tqdm
 
 from tools.cli import Parser, exit_status
 from tools.faults.tiny_run import Runs
 from xpo_jax.checkpointing import checkpoint
-from xpo_jax.reporting.metrics import text_table
+from xpo_jax.reporting.console import progress, text_table
 from xpo_jax.values import TrainState
 
 EVERY = 10
@@ -45,7 +44,7 @@ def rounds(folder: Path, number: int, steps: int) -> dict[str, list[tuple[float,
     )
     runs = Runs(folder, config="configs/paraphrase.py", overrides=overrides)
     found: dict[str, list[tuple[float, float]]] = {"none": [], f"every {EVERY}": []}
-    for at in tqdm(range(number + 1), unit="round", desc="runs with and without checkpoints"):
+    for at in progress(range(number + 1), "runs with and without checkpoints"):
         for name, taken in found.items():
             every = "None" if name == "none" else str(EVERY)
             before = resource.getrusage(resource.RUSAGE_CHILDREN)

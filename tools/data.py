@@ -31,7 +31,7 @@ from xpo_jax.data.prompts import load_prompts
 from xpo_jax.io.files import to_json
 from xpo_jax.io.text import visible
 from xpo_jax.models.hf import hub, model_folder
-from xpo_jax.reporting.metrics import summary_table, text_table
+from xpo_jax.reporting.console import field_table, text_table
 
 
 def peak_mib() -> int:
@@ -62,7 +62,7 @@ def run(argv: Sequence[str]) -> int:
     ready, ready_mib = time.monotonic() - begun, peak_mib()
     first = batches[0]
     first_batch = time.monotonic() - begun
-    print(summary_table({"training": data.train.summary(), "held out": data.held_out.summary()}))
+    print(field_table({"training": data.train.summary(), "held out": data.held_out.summary()}))
     shown = [
         [int(length), visible(tokenizer.decode(tokens[:length]))]
         for tokens, length, valid in zip(first.tokens, first.lengths, first.valid, strict=True)
@@ -85,7 +85,7 @@ def run(argv: Sequence[str]) -> int:
         "peak_mib_before": ready_mib,
         "peak_mib_after": peak_mib(),
     }
-    print(summary_table(found))
+    print(field_table(found))
     print(to_json(found))
     return 0
 

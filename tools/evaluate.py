@@ -47,7 +47,7 @@ from xpo_jax.experiment.setup import make_evaluator, prepare
 from xpo_jax.io.files import atomic_write, to_json
 from xpo_jax.judges import ask
 from xpo_jax.models.hf import hub, model_folder
-from xpo_jax.reporting.metrics import text_table
+from xpo_jax.reporting.console import text_table
 from xpo_jax.reporting.summary import progress
 from xpo_jax.runtime.rng import Stream
 from xpo_jax.values import DeviceJudge, Prompts

@@ -46,7 +46,7 @@ from xpo_jax.io.files import to_json
 from xpo_jax.io.text import one_line, shorten, visible
 from xpo_jax.judges import contract
 from xpo_jax.models.hf import hub, model_folder
-from xpo_jax.reporting.metrics import text_table
+from xpo_jax.reporting.console import text_table
 from xpo_jax.runtime import sharding
 from xpo_jax.values import Comparison, DeviceJudge, Judge, Message
 

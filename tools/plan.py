@@ -33,7 +33,7 @@ from tools.planner import estimate
 from tools.planner.fit import Change, Source, enough_devices, remedies, setup
 from tools.planner.hardware import DEVICES, Device
 from xpo_jax.config import loader as configs
-from xpo_jax.reporting.metrics import summary_table, text_table
+from xpo_jax.reporting.console import field_table, text_table
 
 GIB = 2**30
 
@@ -86,7 +86,7 @@ def decode_lines(s: estimate.Setup, bandwidth: float) -> str:
             f"{1e3 * weights / bandwidth:.2f} ms for the weights + {1e3 * cache / bandwidth:.2f} ms, at most"
             f" {s.batch_size / seconds:,.0f} tokens/s; both candidates of a step {both:.3g} s"
         )
-    return summary_table(rows)
+    return field_table(rows)
 
 
 def verdict(source: Source, phases: Mapping[str, Mapping[str, int]], limit: float) -> str:
@@ -117,7 +117,7 @@ def _flags(change: Change) -> str:
 def describe(s: estimate.Setup) -> str:
     """What is planned."""
     mesh = ", ".join(f"{axis} {size}" for axis, size in s.mesh.shape.items())
-    return summary_table(
+    return field_table(
         {
             "parameters": f"{estimate.parameters(s.model):,}, computing in {np.dtype(s.dtype).name}",
             "devices": f"{s.mesh.size}; mesh {mesh}",

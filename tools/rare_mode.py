@@ -46,7 +46,7 @@ from tools.research import bandit
 from xpo_jax.algorithm.logps import response_logps
 from xpo_jax.models.hf import model_folder, weights
 from xpo_jax.models.qwen2 import Qwen2
-from xpo_jax.reporting.metrics import text_table
+from xpo_jax.reporting.console import text_table
 from xpo_jax.reporting.summary import progress
 from xpo_jax.train import train
 from xpo_jax.values import Comparison

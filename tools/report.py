@@ -27,8 +27,8 @@ from typing import Any
 from tools.cli import Parser, exit_status
 from xpo_jax.io.files import atomic_write, to_json
 from xpo_jax.reporting import report
+from xpo_jax.reporting.console import text_table
 from xpo_jax.reporting.html import escape, page, table
-from xpo_jax.reporting.metrics import text_table
 from xpo_jax.reporting.run_reader import Run, interval, read
 
 HEADS = (

@@ -37,7 +37,7 @@ from typing import Any, NamedTuple
 
 from tools.cli import Parser, exit_status
 from tools.faults.tiny_run import is_timing
-from xpo_jax.reporting.metrics import text_table
+from xpo_jax.reporting.console import text_table
 
 ROOT = Path(__file__).parents[1]
 FILES = ("metrics.jsonl", "pairs*.jsonl", "export/model.safetensors")

@@ -41,7 +41,7 @@ from tools.cli import Parser, exit_status
 from tools.intervals import Censored, Estimate, median, ratio, reached
 from tools.research import bandit, bandit_figure
 from xpo_jax.io.files import atomic_write, to_json
-from xpo_jax.reporting.metrics import console_width, text_table
+from xpo_jax.reporting.console import console_width, text_table
 from xpo_jax.reporting.summary import progress
 
 BETA, SHARE = 0.2, 0.9  # of the objective; of the way to the optimum

@@ -40,7 +40,7 @@ from tools.sweeps.schedule import Ended, Planned, Result, check, plan, result_of
 from tools.sweeps.spec import Sweep, read
 from tools.sweeps.table import as_json, tables
 from xpo_jax.io.files import atomic_write, to_json
-from xpo_jax.reporting.metrics import text_table
+from xpo_jax.reporting.console import text_table
 
 _POLL_SECONDS = 0.2
 

@@ -29,10 +29,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from tqdm import tqdm
 
 from tools.cli import Parser
 from tools.faults.tiny_run import PATIENCE_SECONDS, Ended, Runs, differences, metrics
+from xpo_jax.reporting.console import progress
 
 EMBEDDED = "configs/paraphrase.py"
 SHORT = (
@@ -164,15 +164,19 @@ def main(argv: Sequence[str]) -> int:
     folder, begun, lines = Path(tempfile.mkdtemp(prefix="torture-")), time.monotonic(), []
     config = None if arguments.tiny else arguments.config
     runs = Runs(folder, config=config, overrides=(*short, *arguments.override))
-    with arguments.log.open("w") as log, tqdm(total=arguments.kills, unit="kill", dynamic_ncols=True) as bar:
-        bar.set_description("the uninterrupted run")
-        try:
+    with arguments.log.open("w") as log:
+
+        def kills() -> Iterator[None]:
             for line in torture(runs, arguments.kills, arguments.seed):
                 log.write(json.dumps({"time": time.strftime("%H:%M:%S"), **line}) + "\n")
                 log.flush()
                 lines.append(line)
-                bar.update(line["event"] == "kill")
-                bar.set_description(f"run {line.get('run', 1)}")
+                if line["event"] == "kill":
+                    yield
+
+        try:
+            for _ in progress(kills(), "kills", total=arguments.kills):
+                pass
         except (Lost, TimeoutError, RuntimeError) as lost:
             log.write(json.dumps({"event": "lost", "said": str(lost)}) + "\n")
             print(f"torture: LOST: {lost}", file=sys.stderr)

@@ -44,8 +44,8 @@ def main(argv: Sequence[str]) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it would complain that torch is missing
     # here, so that --help and a wrong config answer at once
     from xpo_jax.config import settings
+    from xpo_jax.io.files import to_json
     from xpo_jax.offline import learn
-    from xpo_jax.reporting.metrics import final_line
     from xpo_jax.runtime import collectives, compilation, distributed
     from xpo_jax.runtime.interruption import Stopped
     from xpo_jax.train import train
@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
         configs.check(settings.Experiment, config, "config")
         configs.build(distributed.start, config.distributed, "distributed")
         run = train if config.offline is None else learn
-        print(final_line(run(config, accept_changes=arguments.accept_changes)))
+        print(to_json(run(config, accept_changes=arguments.accept_changes)))
     except collectives.Failed as error:
         return _refused(error)  # all processes know, and end in the same way
     except (ValueError, FloatingPointError, OSError) as error:

@@ -121,7 +121,7 @@ def bench(options: argparse.Namespace) -> int:
     from tools.bench import machine, parts, workload
     from tools.bench.trl_client import Peer
     from tools.build import random_model
-    from xpo_jax.reporting.metrics import summary_table
+    from xpo_jax.reporting.console import field_table
 
     imported = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
@@ -175,7 +175,7 @@ def bench(options: argparse.Namespace) -> int:
         "padding": f"{parts.padding:.1%} of the slots of score and accumulate are empty",
         "rounds": options.repeat,
     }
-    print(summary_table(about), table(found), sep="\n\n")
+    print(field_table(about), table(found), sep="\n\n")
     if options.judge is not None:
         print("", judged(parts), sep="\n")
     ratios = {}
@@ -276,7 +276,7 @@ def judged(parts: Bench) -> str:
 
 def table(found: dict[str, dict[str, Any]]) -> str:
     """The figures for people."""
-    from xpo_jax.reporting.metrics import text_table
+    from xpo_jax.reporting.console import text_table
 
     rows = []
     for name, f in found.items():

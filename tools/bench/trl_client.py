@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tools.bench.parts import Bench
-from xpo_jax.reporting.metrics import text_table
+from xpo_jax.reporting.console import text_table
 
 SCRIPT = Path(__file__).with_name("trl_worker.py")
 

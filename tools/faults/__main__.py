@@ -19,12 +19,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from tools.cli import Parser
 from tools.faults import cases, config_cases
 from tools.faults.tiny_run import Runs
 from xpo_jax.io.text import error_line
+from xpo_jax.reporting.console import progress
 
 assert config_cases  # enters its cases
 WIDTHS = (44, 64)  # of fault and what happened
@@ -82,13 +81,10 @@ def main(argv: Sequence[str]) -> int:
     print("-" * (sum(WIDTHS) + 11), flush=True)
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
         runs = Runs(Path(folder))
-        bar = tqdm(names, dynamic_ncols=True, unit="fault", mininterval=0)
-        for name in bar:
-            bar.set_description(name)
+        for name in progress(names, "faults"):
             passed, happened = try_one(runs, name)
             failed += not passed
-            with bar.external_write_mode(file=sys.stdout):
-                print(table_row(name, happened, "passed" if passed else "FAILED"), flush=True)
+            print(table_row(name, happened, "passed" if passed else "FAILED"), flush=True)
     took = f"{time.monotonic() - begun:.0f} s"
     print(f"\n{len(names) - failed} of {len(names)} faults came out as promised, in {took}")
     return 1 if failed else 0

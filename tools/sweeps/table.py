@@ -13,7 +13,7 @@ from tools.intervals import Mean, t_interval
 from tools.sweeps.schedule import Ended, Result, chosen, run_dir, tuning
 from tools.sweeps.spec import Arm, Sweep
 from xpo_jax.io.text import markdown_table
-from xpo_jax.reporting.metrics import text_table
+from xpo_jax.reporting.console import text_table
 
 # columns of plain means, by their names in result.json
 MEANS = {

@@ -116,7 +116,7 @@ def start(
     with all_or_none("writing the environment"):
         run.write_environment(origins(p))
     described = {**ledger.described(), **p.described}
-    print(summary.opening(programs, described, compilations=len(declared_programs)), flush=True)
+    print(summary.start_table(programs, described, compilations=len(declared_programs)), flush=True)
     with all_or_none("compiling"):
         for name, compile_program in summary.progress(declared_programs, "compiling"):
             ledger.beat(f"compiling {name}")
@@ -167,7 +167,7 @@ class Started:
         self.tracing = Tracing(run.path / "profile" if p.logging.profile else None, ledger.newest or 0)
         self._evaluator = make_evaluator(p, reference)
         self.before = self.after = self._evaluated(first, 0)
-        print(summary.sentence("before", self.before), flush=True)
+        print(summary.evaluation_line("before", self.before), flush=True)
         # raises for what the judge does not tell
         evaluator.ended_by(self.before, self.before, **p.evaluation.stops)
 
@@ -213,7 +213,7 @@ class Started:
         if evaluates and done:
             self.after = self._evaluated(policy, done)
             ended = ended or evaluator.ended_by(self.before, self.after, **p.evaluation.stops)
-        shown = summary.some(self.after, p.top.seed) if evaluates else ()
+        shown = summary.example_samples(self.after, p.top.seed) if evaluates else ()
         self._ledger.settle(score=self.after.win_rate if evaluates else None, samples=shown, last=bool(ended))
         if counters.skipped_in_a_row >= p.top.max_skipped:
             saved = self._ledger.save()
@@ -250,14 +250,14 @@ class Started:
             state = ledger.state_of(exported, programs.like)
             self.after = self._evaluated(programs.for_sampling(state.params), exported)
         after = self.after
-        measured = summary.result(self.before, after)
+        measured = summary.result_fields(self.before, after)
         card = model_card.card(p.top, p.model, p.reference, measured, held_out=len(after.samples))
         model_folder.save(
             run.path / "export", state.params, p.model_config, p.model.folder, card=card, replace=True
         )
         with all_or_none("writing samples"):
             run.write_samples("held_out", after.samples)
-        print(summary.closing(self.before, after, summary.some(after, p.top.seed)), flush=True)
+        print(summary.end_tables(self.before, after, summary.example_samples(after, p.top.seed)), flush=True)
         if ended != "steps":
             limit = {f"evaluation.{name}": value for name, value in p.evaluation.stops.items()}
             limit["judging.max_queries"] = p.budget.max_queries

@@ -23,7 +23,7 @@ def card(top: Experiment, policy: Model, reference: Model, found: Mapping[str, A
     Args:
       top: the config.
       policy, reference: what training started from, and what it was held against.
-      found: the last evaluation, as `summary.result` tells it.
+      found: the last evaluation, as `summary.result_fields` tells it.
       held_out: prompts of that evaluation.
     """
     base, commit = policy.name, f" (commit {policy.commit})" if policy.commit else ""
