@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from xpo_jax.io.files import to_json
-from xpo_jax.judges.ask import FailureTolerance, ask, brief, metrics
+from xpo_jax.judges.ask import ResponsePairs, ask, metrics, summarize_shard
+from xpo_jax.judges.limits import FailureTolerance
 from xpo_jax.values import Prompts, Verdict
 
 ROWS, EXAMPLES = 40, 250  # 10,000 answers
@@ -101,23 +102,19 @@ def judged(returned, *, rows=ROWS, both_orders=False):
         position=np.arange(rows, dtype=np.int32),
         valid=np.ones(rows, bool),
     )
-    settled = {
-        "identical": np.zeros(rows, bool),
-        "policy_finished": np.ones(rows, bool),
-        "reference_finished": np.ones(rows, bool),
-        "unfinished_loses": True,
-    }
+    pairs = ResponsePairs(
+        ["x"] * rows, ["y"] * rows, np.zeros(rows, bool), np.ones(rows, bool), np.ones(rows, bool)
+    )
     found = ask(
         lambda comparisons: returned,
         prompts,
-        ["x"] * rows,
-        ["y"] * rows,
+        pairs,
+        unfinished_loses=True,
         both_orders=both_orders,
         shown_seed=(1, 2, 3),
-        **settled,
     )
     # whatever was returned: it can be logged and told, and weights are 0 or 1
-    json.loads(to_json([found.reasons, found.scores, brief(found)]))
+    json.loads(to_json([found.reasons, found.scores, summarize_shard(found)]))
     assert set(found.weight) <= {0.0, 1.0} and np.isfinite(found.p_first).all()
     assert all(reason for reason, weight in zip(found.reasons, found.weight, strict=True) if weight == 0)
     assert all("\n" not in reason for reason, w in zip(found.reasons, found.weight, strict=True) if w == 0)
@@ -138,14 +135,14 @@ generously = settings(
 @given(st.lists(answers, min_size=ROWS, max_size=ROWS))
 def test_ten_thousand_answers(returned):
     found = judged(returned)
-    assert not found.refused
+    assert not found.fatal_error
     for i, answer in enumerate(returned):
         p = meant(answer)
         assert found.weight[i] == (p is not None), answer
         expected = 0.5 if p is None else p if found.shown[i] == (0, 1) else 1 - p
         assert found.p_first[i] == np.float32(expected)
     failed = sum(meant(answer) is None for answer in returned)
-    assert (brief(found)["asked"], brief(found)["failed"]) == (ROWS, failed)
+    assert (summarize_shard(found)["pairs"], summarize_shard(found)["failed"]) == (ROWS, failed)
 
 
 @settings(generously, max_examples=50)
@@ -168,16 +165,16 @@ def test_answers_in_both_orders(returned):
 @given(st.lists(answers, min_size=3, max_size=3), integers, st.integers(0, 3))
 def test_an_integer_among_the_answers_ends_the_run(returned, integer, at):
     found = judged([*returned[:at], integer, *returned[at:]], rows=4)
-    assert "which is refused" in found.refused and not found.weight.any()
+    assert "which is refused" in found.fatal_error and not found.weight.any()
     with pytest.raises(ValueError, match="which is refused"):
-        FailureTolerance(max_failed_fraction=1.0, max_failed_batches=1).check([brief(found)])
+        FailureTolerance(max_failed_fraction=1.0, max_failed_batches=1).check([summarize_shard(found)])
 
 
 @settings(generously, max_examples=100)
 @given(things | texts | numbers | st.none() | st.lists(answers, max_size=3) | st.dictionaries(texts, answers))
 def test_whatever_is_returned_in_place_of_four_answers(returned):
     found = judged(returned, rows=4)
-    assert not found.weight.any() and not found.refused
+    assert not found.weight.any() and not found.fatal_error
     assert all("return a list with one answer each" in reason for reason in found.reasons)
 
 

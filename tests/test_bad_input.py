@@ -236,16 +236,16 @@ def test_judges_that_are_not_there_or_take_other_fields(folder, name, expected):
         ({"name": "fakes:Turning", "at": 10}, "the judge answered the int 1, which is refused"),
         (
             {"name": "fakes:Miscounting"},
-            "the judge has no verdict on any of the first 32 pairs: the judge was asked 8 comparisons and returned 7",
+            "the judge gave no verdict on any of the first 32 pairs: the judge was asked 8 comparisons and returned 7",
         ),
         (
             {"name": "fakes:prose"},
-            "the judge has no verdict on any of the first 32 pairs: the judge answered 'Answer A is better because"
+            "the judge gave no verdict on any of the first 32 pairs: the judge answered 'Answer A is better because"
             " it is more polite.'; a text answer",
         ),
         (
             {"name": "fakes:Broken", "at": 9},
-            "the judge had no verdict on more than 50% of the pairs in 2 batches in a row; in the last of them:"
+            "the judge gave no verdict on more than 50% of the pairs in 2 batches in a row; in the last of them:"
             " the judge failed: KeyError: 'the\\nserver is gone' (fakes.py, line ",
         ),
     ],

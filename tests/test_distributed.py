@@ -304,7 +304,7 @@ def test_a_judge_that_raises_on_one_process_costs_its_rows_and_ends_both_past_th
         folder, "broken", 2, {"name": "fakes:BrokenOn", "process": 1, "at": 4}, (limit, limit)
     )  # from its first step on
     line = (
-        r"xpo_jax: the judge had no verdict on more than 40% of the pairs in 2 batches in a row; in the last of them: "
+        r"xpo_jax: the judge gave no verdict on more than 40% of the pairs in 2 batches in a row; in the last of them: "
         r"the judge failed: KeyError: 'the\\nserver is gone' \(fakes.py, line \d+\); the last weights are in \S+/1"
     )
     for each in ended:

@@ -13,7 +13,7 @@ from fakes import Always, Broken, LongerText, Markov, Recording, silent, split, 
 from xpo_jax.algorithm import logps, sampler
 from xpo_jax.config import settings
 from xpo_jax.evaluation.evaluator import POLICY_SAMPLES, Evaluator, ended_by, same_tokens
-from xpo_jax.judges.ask import FailureTolerance
+from xpo_jax.judges.limits import FailureTolerance
 from xpo_jax.runtime.rng import Stream
 from xpo_jax.values import Comparison, Prompts, Samples
 

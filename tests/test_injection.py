@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from test_llm_judge import GOLDEN, attached, build
 
-from xpo_jax.judges.contract import compare
+from xpo_jax.judges.answers import compare
 from xpo_jax.models.hf import model_folder
 from xpo_jax.values import Comparison
 

@@ -199,9 +199,9 @@ def test_the_tool_explains_itself(capsys):
         # 11 prompts x 2 x 2 comparisons, and a first batch of 8; in both orders twice that
         (
             ["max_queries=95"],
-            "judging.max_queries is 95, but the evaluations at the start and the end may ask 44",
+            "judging.max_queries is 95, but the evaluations at the start and at the end may need 44",
         ),
-        (["max_queries=191", "both_orders=true"], "each and a step 16: give at least 192, or lower"),
+        (["max_queries=191", "both_orders=true"], "each and a step 16: set it to at least 192, or lower"),
         (["max_queries=0"], "judging.max_queries is 0, must be at least 1, or None for no limit"),
         (["max_failed_fraction=1.5"], "judging.max_failed_fraction is 1.5, must be from 0 to 1 (any share)"),
         (["max_failed_batches=0"], "judging.max_failed_batches is 0, must be at least 1"),

@@ -15,12 +15,13 @@ from ml_collections import ConfigDict
 from xpo_jax.config import loader as configs
 from xpo_jax.data.pairs_log import read_pairs
 from xpo_jax.evaluation.evaluator import Evaluator
-from xpo_jax.judges.contract import compare
+from xpo_jax.judges.answers import compare
+from xpo_jax.judges.contract import DeviceJudge
 from xpo_jax.judges.llm import LLMJudge, llm
 from xpo_jax.judges.paraphrase import paraphrase
 from xpo_jax.models.hf import model_folder
 from xpo_jax.runtime.sharding import make_mesh
-from xpo_jax.values import Comparison, DeviceJudge
+from xpo_jax.values import Comparison
 
 GOLDEN = Path(__file__).parent / "golden" / "llm_judge"
 CASES = json.loads((GOLDEN / "cases.json").read_text(encoding="utf-8"))

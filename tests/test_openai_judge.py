@@ -19,8 +19,8 @@ from ml_collections import ConfigDict
 
 from xpo_jax.config import loader as configs
 from xpo_jax.data.pairs_log import read_pairs
+from xpo_jax.judges.answers import compare
 from xpo_jax.judges.completion_parsing import Unreadable, from_logprobs, from_text
-from xpo_jax.judges.contract import compare
 from xpo_jax.judges.openai import OpenAIJudge, openai
 from xpo_jax.judges.prompting import Rendering
 from xpo_jax.values import Comparison

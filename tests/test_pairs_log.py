@@ -39,12 +39,12 @@ def batch():
     verdicts = Verdicts(
         p_first=np.array([0.7, 0.5, 0.5], np.float32),
         weight=np.array([1, 0, 0], np.float32),
-        queries=2,
         reasons=("kürzer", "timed out", ""),
         scores=({"policy": 0.7, "reference": float("nan")}, {}, {}),
         shown=((1, 0), None, None),
         flipped=np.full(3, np.nan, np.float32),
-        refused="",
+        queries=2,
+        orders=1,
     )
     texts = (["ja", "ja ja", ""], ["Ja.\nJa!", "\ud83d", ""])
     ref_logps = np.array([[-1.1, -2, 0], [-0.3, -4, 0]], np.float32)

@@ -13,11 +13,11 @@ from xpo_jax.config import loader as configs
 from xpo_jax.data.pairs_log import read_pairs
 from xpo_jax.experiment.setup import make_judge
 from xpo_jax.judges.combine import Combination, combine
-from xpo_jax.judges.contract import JudgeError
+from xpo_jax.judges.contract import DeviceJudge, JudgeError
 from xpo_jax.judges.reward import RewardModel, reward_function, reward_model, verdict
 from xpo_jax.models.hf import model_folder
 from xpo_jax.runtime.sharding import make_mesh
-from xpo_jax.values import Comparison, DeviceJudge, Verdict
+from xpo_jax.values import Comparison, Verdict
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden" / "reward"

@@ -36,6 +36,7 @@ FLOOR = {room: floor for floor, rooms in enumerate(ROOMS) for room in rooms}
 SHARED_BY_JUDGES = {
     f"xpo_jax.judges.{part}"
     for part in (
+        "answers",
         "ask",
         "cache",
         "completion_parsing",
@@ -45,6 +46,7 @@ SHARED_BY_JUDGES = {
         "limits",
         "paraphrase_gates",
         "prompting",
+        "scores",
     )
 }
 JUDGES = sorted(n for n in PACKAGE if n.startswith("xpo_jax.judges.") and n not in SHARED_BY_JUDGES)

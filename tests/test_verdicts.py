@@ -10,8 +10,10 @@ from fakes import Always, Broken, LongerText, Miscounting, Patchy, Recording, Sl
 
 from xpo_jax.data import templates
 from xpo_jax.judges import JUDGES
-from xpo_jax.judges.ask import Budget, FailureTolerance, ask, brief, joined, metrics
-from xpo_jax.judges.contract import JudgeError, compare, parse
+from xpo_jax.judges.answers import compare, parse
+from xpo_jax.judges.ask import ResponsePairs, ask, merge_shards, metrics, summarize_shard
+from xpo_jax.judges.contract import JudgeError
+from xpo_jax.judges.limits import Budget, FailureTolerance
 from xpo_jax.judges.paraphrase import ParaphraseJudge
 from xpo_jax.values import Comparison, Prompts, Verdict
 
@@ -32,14 +34,16 @@ def prompts(B, valid=None, position=None):
 
 def asked(judge, policy, reference, *, batch=None, seed=SEED, **change):
     B = len(policy)
-    options = {
+    flags = {
         "identical": np.zeros(B, bool),
         "policy_finished": np.ones(B, bool),
         "reference_finished": np.ones(B, bool),
-        "unfinished_loses": False,
-        "both_orders": False,
     }
-    return ask(judge, batch or prompts(B), policy, reference, shown_seed=seed, **{**options, **change})
+    pairs = ResponsePairs(
+        policy, reference, **{name: change.pop(name, value) for name, value in flags.items()}
+    )
+    options = {"unfinished_loses": False, "both_orders": False, **change}
+    return ask(judge, batch or prompts(B), pairs, shown_seed=seed, **options)
 
 
 def texts(B, seed=0):
@@ -105,10 +109,10 @@ def test_reasons_and_scores_are_kept():
 def test_whole_numbers_end_the_run(answer, told):
     """Nobody can know which side they mean, and a program that gives one gives more."""
     found = asked(lambda comparisons: ["A", answer], ["x", "yy"], ["y", "xx"])
-    assert told in found.refused and "\n" not in found.refused
+    assert told in found.fatal_error and "\n" not in found.fatal_error
     np.testing.assert_array_equal(found.weight, 0)
     with pytest.raises(JudgeError, match="which is refused"):
-        FailureTolerance(max_failed_fraction=1.0, max_failed_batches=9).check([brief(found)])
+        FailureTolerance(max_failed_fraction=1.0, max_failed_batches=9).check([summarize_shard(found)])
 
 
 def test_ask_judge_error_ends_the_run_and_other_errors_cost_one_call():
@@ -121,11 +125,11 @@ def test_ask_judge_error_ends_the_run_and_other_errors_cost_one_call():
         return JUDGES["paraphrase"]()  # a TypeError from within the package
 
     ended = asked(ends, ["x"], ["y"])
-    assert ended.refused == "judge.path: gone; name another"
+    assert ended.fatal_error == "judge.path: gone; name another"
     failed = asked(fails_in_our_code, ["x"], ["y"])
-    assert failed.refused == "" and "TypeError" in failed.reasons[0]
+    assert failed.fatal_error == "" and "TypeError" in failed.reasons[0]
     raised = asked(lambda comparisons: templates.check("no column"), ["x"], ["y"])  # a ValueError of ours
-    assert raised.refused == "" and "ValueError" in raised.reasons[0]
+    assert raised.fatal_error == "" and "ValueError" in raised.reasons[0]
 
 
 @pytest.mark.parametrize(
@@ -155,7 +159,7 @@ def test_ask_judge_error_ends_the_run_and_other_errors_cost_one_call():
 def test_every_other_answer_is_a_failure_of_its_pair_told_in_one_line(answer, told):
     found = asked(lambda comparisons: [0.25, answer, 0.25], ["x"] * 3, ["y"] * 3)
     np.testing.assert_array_equal(found.weight, [1, 0, 1])
-    assert found.p_first[1] == 0.5 and not found.refused
+    assert found.p_first[1] == 0.5 and not found.fatal_error
     assert told in found.reasons[1]
     assert "\n" not in found.reasons[1] and len(found.reasons[1]) < 250
 
@@ -209,7 +213,7 @@ def test_what_a_judge_raises_is_told_in_one_line_with_its_place():
     found = asked(judge, *texts(3))
     line = Broken.__call__.__code__.co_firstlineno + 3
     reason = f"the judge failed: KeyError: 'the\\nserver is gone' (fakes.py, line {line})"
-    assert found.reasons == (reason,) * 3 and not found.refused
+    assert found.reasons == (reason,) * 3 and not found.fatal_error
     np.testing.assert_array_equal(found.weight, 0)
 
 
@@ -223,7 +227,9 @@ def test_an_interrupt_passes():
 
 def test_what_our_own_judges_say_ends_the_run():
     judge = ParaphraseJudge(lambda source, answer: "", {"distance": 1.0}, 0.0, "in", "out")
-    assert asked(judge, *texts(3)).refused.startswith("the paraphrase judge found no text between <in> and")
+    assert asked(judge, *texts(3)).fatal_error.startswith(
+        "the paraphrase judge found no text between <in> and"
+    )
 
 
 def test_prose_is_no_verdict():
@@ -428,8 +434,8 @@ def test_what_a_judge_counts_is_of_the_batch_and_of_all_processes():
     assert found.counts == {"requests": 3} and asked(judge, *texts(3), both_orders=True).counts == {
         "requests": 6
     }
-    other = {**brief(found), "counts": {"requests": 2.0, "retries": 1.0}}
-    assert joined(found, [brief(found), other]).counts == {"requests": 5, "retries": 1}
+    other = {**summarize_shard(found), "counts": {"requests": 2.0, "retries": 1.0}}
+    assert merge_shards(found, [summarize_shard(found), other]).counts == {"requests": 5, "retries": 1}
     assert asked(LongerText(), *texts(3)).counts == {}
 
 
@@ -438,9 +444,9 @@ def test_what_a_judge_counts_is_of_the_batch_and_of_all_processes():
 )
 def test_stats_that_are_no_numbers_end_the_run(told):
     found = asked(Counting(told), *texts(3))
-    assert found.refused.startswith("the judge's stats() must return numbers by name (") and not any(
-        found.weight
-    )
+    assert found.fatal_error.startswith(
+        "the judge's stats() must return finite numbers by name ("
+    ) and not any(found.weight)
 
 
 # ---- both orders ------------------------------------------------------------------------------------
@@ -524,21 +530,26 @@ def test_what_processes_tell_each_other_is_the_whole(monkeypatch):
             both_orders=True,
             batch=prompts(10, [i // 5 == number for i in range(10)]),
         )
-        briefs.append(json.loads(to_json(brief(own))))
-    found = joined(own, briefs)
+        briefs.append(json.loads(to_json(summarize_shard(own))))
+    found = merge_shards(own, briefs)
     for name in ("p_first", "weight", "flipped"):
         np.testing.assert_array_equal(getattr(found, name), getattr(alone, name))
     assert found.queries == alone.queries == 20
     failed = int((alone.weight == 0).sum())
     assert 0 < failed < 10 and sum(each["failed"] for each in briefs) == failed
-    assert {each["words"] for each in briefs} <= {"no verdict", "the judge answered nan", ""}
+    assert {each["first_failure"] for each in briefs} <= {"no verdict", "the judge answered nan", ""}
 
 
 # ---- patience and budget ----------------------------------------------------------------------------
 
 
 def told(asked, failed, words="its words", refused=""):
-    return {"asked": asked, "failed": failed, "words": words if failed else "", "refused": refused}
+    return {
+        "pairs": asked,
+        "failed": failed,
+        "first_failure": words if failed else "",
+        "fatal_error": refused,
+    }
 
 
 def test_patience_ends_where_too_much_fails_too_often():
@@ -555,7 +566,9 @@ def test_patience_ends_where_too_much_fails_too_often():
 def test_a_first_batch_without_any_verdict_ends_the_run():
     failure_tolerance = FailureTolerance(max_failed_fraction=0.5, max_failed_batches=2)
     failure_tolerance.check([told(0, 0)])
-    with pytest.raises(JudgeError, match="^the judge has no verdict on any of the first 8 pairs: its words$"):
+    with pytest.raises(
+        JudgeError, match="^the judge gave no verdict on any of the first 8 pairs: its words$"
+    ):
         failure_tolerance.check([told(4, 4), told(4, 4)])
     failure_tolerance = FailureTolerance(max_failed_fraction=0.5, max_failed_batches=2)
     failure_tolerance.check([told(4, 3)])
@@ -564,15 +577,16 @@ def test_a_first_batch_without_any_verdict_ends_the_run():
 
 
 def test_a_budget_keeps_the_last_evaluation_back():
-    free = Budget(None, orders=2, evaluation=100, every_steps=2)
+    free = Budget(None, orders=2, comparisons_per_evaluation=100, every_steps=2)
     free.check(8)
     assert free.allows(10**9, 0, 8)
-    budget = Budget(1000, orders=2, evaluation=100, every_steps=3)
+    budget = Budget(1000, orders=2, comparisons_per_evaluation=100, every_steps=3)
     # 200 for the last evaluation, 16 for the step, 200 more where a periodic one follows the step
     assert budget.allows(784, 0, 8) and not budget.allows(785, 0, 8)
     assert budget.allows(584, 2, 8) and not budget.allows(585, 2, 8)
     with pytest.raises(
-        ValueError, match=r"^judging.max_queries is 415, .* 200 each and a step 16: give at least 416"
+        ValueError,
+        match=r"^judging.max_queries is 415, .* 200 queries each and a step 16: set it to at least 416",
     ):
-        Budget(415, orders=2, evaluation=100, every_steps=0).check(8)
-    Budget(416, orders=2, evaluation=100, every_steps=0).check(8)
+        Budget(415, orders=2, comparisons_per_evaluation=100, every_steps=0).check(8)
+    Budget(416, orders=2, comparisons_per_evaluation=100, every_steps=0).check(8)

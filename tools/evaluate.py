@@ -45,12 +45,12 @@ from xpo_jax.evaluation import statistics
 from xpo_jax.evaluation.statistics import Rate
 from xpo_jax.experiment.setup import make_evaluator, prepare
 from xpo_jax.io.files import atomic_write, to_json
-from xpo_jax.judges import ask
+from xpo_jax.judges import ask, contract, limits
 from xpo_jax.models.hf import hub, model_folder
 from xpo_jax.reporting.console import text_table
 from xpo_jax.reporting.summary import progress
 from xpo_jax.runtime.rng import Stream
-from xpo_jax.values import DeviceJudge, Prompts
+from xpo_jax.values import Prompts
 
 BATCH = 64  # comparisons that a judge gets at a time
 
@@ -72,7 +72,7 @@ def models(config: ConfigDict, policy: str) -> tuple[dict[str, Any], Sequence[Ma
     declared_programs = [
         each for each in p.programs.declared_programs() if each[0].startswith(("sample", "score"))
     ]
-    device_judge = p.judge if isinstance(p.judge, DeviceJudge) else None
+    device_judge = p.judge if isinstance(p.judge, contract.DeviceJudge) else None
     for _, compile_program in progress(
         [*declared_programs, *(device_judge.declared_programs() if device_judge else ())], "compiling"
     ):
@@ -117,14 +117,13 @@ def answers(
         )
     if left_out:
         print(f"{left_out} prompts are answered in one of the files only, and left out", file=sys.stderr)
-    judge, failure_tolerance = ready(config), ask.FailureTolerance(**judging.failure_tolerance)
-    check = getattr(judge, "check", None)
+    judge, failure_tolerance = ready(config), limits.FailureTolerance(**judging.failure_tolerance)
     asked: list[tuple[int, Answered, str, str]] = []  # prompt, what was asked, the two answers
     for number, name in enumerate(both):
         mine, theirs = (file[name] for file in files)
-        if check is not None:
+        if isinstance(judge, contract.HasCheck):
             try:
-                check(mine.messages, mine.row.values)
+                judge.check(mine.messages, mine.row.values)
             except ValueError as error:
                 raise ValueError(f"{mine.row.at}: {error}") from error
         asked += [(number, mine, a, b) for a in mine.answers for b in theirs.answers]
@@ -136,16 +135,18 @@ def answers(
         result = ask.ask(
             judge,
             _prompts([each for _, each, _, _ in part]),
-            [a for _, _, a, _ in part],
-            [b for _, _, _, b in part],
-            identical=np.array([a == b for _, _, a, b in part]),
-            policy_finished=np.ones(len(part), bool),
-            reference_finished=np.ones(len(part), bool),
+            ask.ResponsePairs(
+                policy=[a for _, _, a, _ in part],
+                reference=[b for _, _, _, b in part],
+                identical=np.array([a == b for _, _, a, b in part]),
+                policy_finished=np.ones(len(part), bool),
+                reference_finished=np.ones(len(part), bool),
+            ),
             unfinished_loses=False,
             both_orders=judging.both_orders,
             shown_seed=(config.seed, Stream.EVALUATION, start),
         )
-        failure_tolerance.check([ask.brief(result)])
+        failure_tolerance.check([ask.summarize_call(result)])
         queries += result.queries
         won[start : start + BATCH] = np.where(result.weight > 0, ask.wins(result.p_first), np.nan)
         said += list(
@@ -191,12 +192,11 @@ def answers(
 
 def _side(judge: Any, answered: Sequence[Answered]) -> dict[str, float]:
     """What is said of one file's answers: means over prompts of the means over a prompt's answers."""
-    describe = getattr(judge, "parts", lambda messages, text: {})
     found: dict[str, list[float]] = {}
     for each in answered:
         mine: dict[str, list[float]] = {"characters": [float(len(text)) for text in each.answers]}
         for text in each.answers:
-            for name, value in describe(each.messages, text).items():
+            for name, value in contract.measure(judge, each.messages, text).items():
                 if isinstance(value, int | float):
                     mine.setdefault(name, []).append(float(value))
         for name, values in mine.items():

@@ -44,11 +44,12 @@ from xpo_jax.data.sources import read_rows
 from xpo_jax.experiment.setup import make_judge
 from xpo_jax.io.files import to_json
 from xpo_jax.io.text import one_line, shorten, visible
-from xpo_jax.judges import contract
+from xpo_jax.judges import answers, contract
+from xpo_jax.judges.contract import DeviceJudge, HasCheck, HasProbe, HasStats, Judge
 from xpo_jax.models.hf import hub, model_folder
 from xpo_jax.reporting.console import text_table
 from xpo_jax.runtime import sharding
-from xpo_jax.values import Comparison, DeviceJudge, Judge, Message
+from xpo_jax.values import Comparison, Message
 
 NAMES = {1.0: "A", 0.5: "tie", 0.0: "B"}
 
@@ -56,7 +57,8 @@ NAMES = {1.0: "A", 0.5: "tie", 0.0: "B"}
 def ready(config: ConfigDict) -> Judge:
     """The config's judge, as a run makes it; one that needs devices is compiled and loaded."""
     judge: Judge = make_judge(config.judge, "judge")
-    getattr(judge, "probe", lambda: None)()
+    if isinstance(judge, HasProbe):
+        judge.probe()
     if isinstance(judge, DeviceJudge):
         model = configs.build(settings.Model, config.model, "model")
         folder = hub.find(model.path).folder
@@ -103,7 +105,7 @@ def gold(row: Row) -> float | None:
     if given is None:
         return None
     try:
-        found = contract.parse(given)
+        found = answers.parse(given)
     except contract.JudgeError:
         found = None
     if found is None or found.p is None:
@@ -119,7 +121,7 @@ def preference(p: float) -> float:
     return float(0.5 + 0.5 * np.sign(p - 0.5))
 
 
-def summary(judged: Sequence[contract.Judged], right: Sequence[float | None]) -> dict[str, Any]:
+def summary(judged: Sequence[answers.Judged], right: Sequence[float | None]) -> dict[str, Any]:
     """What is counted; shares of nothing are None."""
     found = [None if v.p is None else preference(v.p) for v, _ in judged]
     flips = [flip for _, flip in judged if flip is not None]
@@ -142,7 +144,7 @@ def summary(judged: Sequence[contract.Judged], right: Sequence[float | None]) ->
     }
 
 
-def row_cells(number: int, judged: contract.Judged, right: float | None) -> list[Any]:
+def row_cells(number: int, judged: answers.Judged, right: float | None) -> list[Any]:
     """A line of the table."""
     p, reason, _ = judged.verdict
     return [
@@ -172,15 +174,14 @@ def run(argv: Sequence[str]) -> int:
     comparisons = [comparison(row, template) for row in rows]
     right = [gold(row) for row in rows]
     judge = ready(config)
-    check = getattr(judge, "check", None)
     for row, asked in zip(rows, comparisons, strict=True):
-        if check is not None:
+        if isinstance(judge, HasCheck):
             try:
-                check(asked.messages, asked.row)
+                judge.check(asked.messages, asked.row)
             except ValueError as error:
                 raise ValueError(f"{row.at}: {error}") from error
     begun = time.monotonic()
-    judged = contract.compare(judge, comparisons, both_orders=not options.once)
+    judged = answers.compare(judge, comparisons, both_orders=not options.once)
     seconds = time.monotonic() - begun
     table = [row_cells(n, *each) for n, each in enumerate(zip(judged, right, strict=True), 1)][: options.rows]
     print(text_table(["row", "verdict", "p", "order", "gold", "reason"], table))
@@ -188,7 +189,8 @@ def run(argv: Sequence[str]) -> int:
     queries = len(judged) * (1 if options.once else 2)
     found |= {"queries": queries, "seconds": round(seconds, 3)}
     found["queries_per_second"] = round(queries / max(seconds, 1e-9), 2)
-    found |= {f"judge/{name}": number for name, number in getattr(judge, "stats", dict)().items()}
+    stats = judge.stats() if isinstance(judge, HasStats) else {}
+    found |= {f"judge/{name}": number for name, number in stats.items()}
     print()
     print(
         text_table(["", "found"], [[name, "" if value is None else value] for name, value in found.items()])

@@ -21,7 +21,7 @@ from xpo_jax.experiment import session
 from xpo_jax.experiment.resume import Ledger
 from xpo_jax.experiment.run_directory import RunDir
 from xpo_jax.experiment.setup import Parts
-from xpo_jax.judges import ask
+from xpo_jax.judges import ask, limits
 from xpo_jax.reporting.metrics import Timer
 from xpo_jax.runtime.compilation import CompilationCounter
 from xpo_jax.values import Pairs
@@ -47,7 +47,7 @@ def _learn(p: Parts, run: RunDir, ledger: Ledger, compilations: CompilationCount
     programs, counters, timer = p.programs, ledger.counters, Timer(jax.profiler.TraceAnnotation)
     done = ledger.newest or 0
     metrics = lambda step: started.metrics(step, CONSOLE)  # noqa: E731
-    with ledger.open(metrics), started.tracing, ask.save_on_judge_error(ledger.save):
+    with ledger.open(metrics), started.tracing, limits.save_on_judge_error(ledger.save):
         while not (ended := started.between(done, policy, asks=False)):
             prompts = p.batches[done]
             answers = recorded(prompts, programs.max_new_tokens, p.data.pad_id)

@@ -22,7 +22,7 @@ from xpo_jax.experiment import session
 from xpo_jax.experiment.resume import Ledger
 from xpo_jax.experiment.run_directory import RunDir
 from xpo_jax.experiment.setup import Parts
-from xpo_jax.judges import ask
+from xpo_jax.judges import ask, contract, limits
 from xpo_jax.reporting.metrics import Timer
 from xpo_jax.runtime import distributed
 from xpo_jax.runtime.collectives import run_and_gather
@@ -43,7 +43,7 @@ def _train(p: Parts, run: RunDir, ledger: Ledger, compilations: CompilationCount
     second = ReferencePrefetcher(
         programs, p.batches, p.top.steps, p.reference_step, stream=Stream.TRAINING, candidate=1
     )
-    with ledger.open(started.metrics), started.tracing, ask.save_on_judge_error(ledger.save):
+    with ledger.open(started.metrics), started.tracing, limits.save_on_judge_error(ledger.save):
         p.memory.refill(ledger.past, p.batches)
         while not (ended := started.between(done, policy, asks=True)):
             # Whether the policy after this step is the next reference.
@@ -69,7 +69,7 @@ def _train(p: Parts, run: RunDir, ledger: Ledger, compilations: CompilationCount
             (own, ref_logps), briefs = run_and_gather(
                 "judging", _judge, p, ledger, timer, done, prompts, samples, texts, scored
             )
-            judged = ask.joined(own, briefs)
+            judged = ask.merge_shards(own, briefs)
             p.failure_tolerance.check(briefs)
 
             # Update: once on these pairs, and then on past ones as often as the config has it.
@@ -125,27 +125,29 @@ def _judge(
     samples: tuple[Samples, Samples],
     texts: tuple[list[str], list[str]],
     scored: Array,
-) -> tuple[tuple[Verdicts, np.ndarray], dict[str, Any]]:
+) -> tuple[tuple[Verdicts, np.ndarray], ask.ShardSummary]:
     """Judge this process's rows of a step and log their pairs.
 
     Returns:
-      The verdicts and the reference's log-probabilities, f32[S B]; and the brief of the verdicts for all processes.
+      The verdicts and the reference's log-probabilities, f32[S B]; and the verdicts' summary for all processes.
     """
     local_rows = distributed.local_rows(prompts)
     with timer("judge"):
         verdicts = ask.ask(
             p.judge,
-            prompts if ask.is_collective(p.judge) else local_rows,
-            *texts,
-            identical=evaluator.same_tokens(*samples),
-            policy_finished=samples[0].finished,
-            reference_finished=samples[1].finished,
+            prompts if contract.is_collective(p.judge) else local_rows,
+            ask.ResponsePairs(
+                *texts,
+                identical=evaluator.same_tokens(*samples),
+                policy_finished=samples[0].finished,
+                reference_finished=samples[1].finished,
+            ),
             unfinished_loses=p.loss.unfinished_loses,
             both_orders=p.judging.both_orders,
             shown_seed=(p.top.seed, Stream.TRAINING, step),
-            paid={} if ask.is_collective(p.judge) else ledger.paid(step, local_rows, texts),
+            recorded={} if contract.is_collective(p.judge) else ledger.paid(step, local_rows, texts),
         )
     with timer("score"):  # the rest of the scoring, which ran while the judge worked
         ref_logps = jax.device_get(scored)
     ledger.write_pairs(pair_records(step, local_rows, samples, texts, verdicts, verdicts.shown, ref_logps))
-    return (verdicts, ref_logps), ask.brief(verdicts)
+    return (verdicts, ref_logps), ask.summarize_shard(verdicts)

@@ -1,4 +1,4 @@
-"""The values that flow through the project, and the protocols of the parts that users bring.
+"""The values that flow through the project.
 
 Dimension legend, used in every annotation:
 
@@ -12,9 +12,8 @@ imports none of the others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypedDict, runtime_checkable
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
@@ -62,7 +61,12 @@ class Samples(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """What a judge sees of one pair. `a` and `b` are in the order shown, not policy and reference."""
+    """What a judge sees of one pair.
+
+    messages: the conversation, ending with the user's turn.
+    row: the row of the data file.
+    a, b: the two answers in the order shown, which is drawn; neither is known to be the policy's.
+    """
 
     messages: Sequence[Message]
     row: Mapping[str, Any]
@@ -75,7 +79,7 @@ class Verdict(NamedTuple):
 
     p: probability that A is better, in [0, 1]; None for no verdict.
     reason: free text for the log.
-    scores: named numbers for the log, for example {"a": 0.7, "b": 0.2}.
+    scores: named values for the log, for example {"a": 0.7, "b": 0.2}.
     """
 
     p: float | None
@@ -83,69 +87,42 @@ class Verdict(NamedTuple):
     scores: Mapping[str, Any] = {}
 
 
-Answer = str | float | Verdict | None
-Judge = Callable[[Sequence[Comparison]], Sequence[Answer]]
-
-
-@runtime_checkable
-class DeviceJudge(Protocol):
-    """A judge that runs a model on the devices; one that has all of this is taken for such.
-
-    collective: True; where there are several processes, all ask it the same comparisons in the same order.
-    """
-
-    collective: bool
-
-    def __call__(self, comparisons: Sequence[Comparison]) -> Sequence[Answer]:
-        """As any judge."""
-        ...
-
-    def attach(self, *, mesh: Any, folder: Path, model_config: Any, tokenizer: Any, dtype: Any) -> None:
-        """Called first: the mesh, the policy's starting model, and what to compute in. Nothing is loaded yet."""
-        ...
-
-    def declared_programs(self) -> Sequence[tuple[str, Callable[[], object]]]:
-        """Its compilations, as `programs.Programs.declared_programs` gives the run's."""
-        ...
-
-    def load(self, starting: Params | None) -> None:
-        """Called last: take the policy's starting weights, as the sampler holds them, or read what it needs.
-
-        `starting` is None where the run does not hold them any longer than it must.
-        """
-        ...
+Answer = str | float | Verdict | None  # of a judge to one comparison, see judges/contract.py
 
 
 class Verdicts(NamedTuple):
-    """The judge's answers for a batch, translated back to policy and reference.
+    """A judge's verdicts on a batch of B pairs, translated from A and B to policy and reference.
 
-    p_first: f32[B] in [0, 1]; 1 where the policy's sample won, 0.5 a tie.
-    weight: f32[B]; 0 where there is no verdict.
-    queries: how many comparisons the judge was asked; both orders of a pair are two.
-    reasons, scores: one entry per row, for the log; scores name "policy" and "reference".
-    shown: per row the candidates shown as A and B, (0, 1) or (1, 0), of both orders the first; None where the
-      judge was not asked.
-    flipped: f32[B]; 1 where the two orders' hard preferences differ, 0 where not, nan where there are no two.
-    refused: why the run must end, or "": an answer that is a mistake in a program.
-    counts: what the judge's `stats`, if it has any, counted meanwhile; by name.
+    p_first: f32[B] in [0, 1]; 1 where the policy's response won, 0.5 for a tie.
+    weight: f32[B]; 0 where there is no verdict, else 1.
+    reasons, scores: one per row, for the log; scores name "policy" and "reference".
+    shown: per row the candidates shown as A and B, (0, 1) or (1, 0), in the first order if both were asked; None
+      where the judge was not asked.
+    flipped: f32[B]; 1 where the hard preferences of the two orders differ, 0 where not, nan where there are no two.
+    queries: comparisons put to the judge, both orders of a pair counted apart.
+    orders: 2 where both orders of each pair were asked, else 1.
+    fatal_error: why the run must end, or "".
+    counts: by how much the judge's `stats` increased, by name.
     """
 
     p_first: np.ndarray
     weight: np.ndarray
-    queries: int
     reasons: tuple[str, ...]
     scores: tuple[Mapping[str, Any], ...]
     shown: tuple[tuple[int, int] | None, ...]
     flipped: np.ndarray
-    refused: str
+    queries: int
+    orders: int
+    fatal_error: str = ""
     counts: Mapping[str, float] = {}
 
 
 class RecordedVerdict(NamedTuple):
     """A verdict that a run was given before it was interrupted, as its pairs log holds it.
 
-    verdict: p is that the policy's sample wins; scores name policy and reference.
-    shown: see `Verdicts`. flipped: None where it was not asked in both orders.
+    verdict: p is the probability that the policy's response is better; scores name policy and reference.
+    shown: see `Verdicts`.
+    flipped: None where it was not asked in both orders.
     """
 
     verdict: Verdict

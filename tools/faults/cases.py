@@ -132,7 +132,7 @@ for _signal, _status in (("SIGTERM", 143), ("SIGINT", 130)):
     CASES[f"{_signal} twice"] = Planted(
         JUDGE, 5, f"{_signal} {_signal}", _status, f"{_signal} again: leaving at once"
     )
-_no_verdict = "the judge had no verdict on more than 50% of the pairs .* the last weights are in "
+_no_verdict = "the judge gave no verdict on more than 50% of the pairs .* the last weights are in "
 CASES |= {
     "SIGTERM while compiling": Planted("compile", 3, "SIGTERM", 143, "stopped by SIGTERM; run the same command"),
     "disk full in a checkpoint": Planted(SAVE, 2, "full 200000", 2, r"checkpoints/\d: cannot be saved .*too large"),

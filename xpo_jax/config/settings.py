@@ -115,7 +115,7 @@ class Judging:
 
     @property
     def failure_tolerance(self) -> dict[str, Any]:
-        """The arguments of `ask.FailureTolerance`."""
+        """The arguments of `limits.FailureTolerance`."""
         return {name: getattr(self, name) for name in ("max_failed_fraction", "max_failed_batches")}
 
     def __post_init__(self) -> None:

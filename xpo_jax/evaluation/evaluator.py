@@ -18,11 +18,11 @@ import numpy as np
 from xpo_jax.algorithm.programs import Programs
 from xpo_jax.evaluation import statistics
 from xpo_jax.evaluation.statistics import Rate
-from xpo_jax.judges import ask
+from xpo_jax.judges import ask, contract, limits
 from xpo_jax.runtime import distributed
 from xpo_jax.runtime.collectives import run_on_all
 from xpo_jax.runtime.rng import Stream
-from xpo_jax.values import Judge, Params, Prompts, Samples
+from xpo_jax.values import Params, Prompts, Samples
 
 POLICY_SAMPLES = 2  # as many candidates as the scoring program takes
 Decode = Callable[[Samples], list[str]]
@@ -132,14 +132,14 @@ class Evaluator:
         programs: Programs,
         batches: Sequence[Prompts],
         reference: Params,
-        judge: Judge,
+        judge: contract.Judge,
         decode: Decode,
         *,
         answers: Sequence[Sequence[str]] | None,
         reference_samples: int,
         unfinished_loses: bool,
         both_orders: bool,
-        failure_tolerance: ask.FailureTolerance,
+        failure_tolerance: limits.FailureTolerance,
         seed: int,
     ):
         self.programs, self.batches, self.reference = programs, batches, reference
@@ -164,7 +164,7 @@ class Evaluator:
           progress: wraps the iteration over batches, to show how far it is.
 
         Raises:
-          JudgeError: see `ask.FailureTolerance`.
+          JudgeError: see `limits.FailureTolerance`.
         """
         wins: list[np.ndarray] = []  # per prompt f64[policy's samples, reference's]
         differences: list[np.ndarray] = []  # in length, of the same shape
@@ -201,7 +201,7 @@ class Evaluator:
             briefs = [each for found in values for each in found["briefs"]]
             self.failure_tolerance.check(briefs)
             queries += sum(each["queries"] for each in briefs)
-            counts = ask.summed([{"counts": counts}, *briefs])
+            counts = ask.sum_counts([counts, *(each["counts"] for each in briefs)])
             judged = [row for found in values for row in found["rows"]]
             for row, found in zip(valid, judged, strict=True):
                 wins.append(np.array(found["wins"], np.float64))  # what is None becomes nan
@@ -253,7 +253,7 @@ class Evaluator:
         seed: tuple[int, ...],
     ) -> Any:
         """What is found on this process's share of the rows: a brief of each call, and per valid row its figures."""
-        asked = prompts if ask.is_collective(self.judge) else distributed.local_rows(prompts)
+        asked = prompts if contract.is_collective(self.judge) else distributed.local_rows(prompts)
         briefs = []
 
         def wins(
@@ -263,17 +263,11 @@ class Evaluator:
             result = ask.ask(
                 self.judge,
                 asked,
-                own_texts,
-                texts,
-                identical=same,
-                policy_finished=own.finished,
-                reference_finished=finished,
+                ask.ResponsePairs(own_texts, texts, same, own.finished, finished),
                 **self._rules,
                 shown_seed=(*seed, i, j),
             )
-            # what the others need to know of a call; its verdicts come with the rows
-            told = ask.brief(result)
-            briefs.append({k: told[k] for k in ("queries", "asked", "failed", "words", "refused", "counts")})
+            briefs.append(ask.summarize_call(result))  # the verdicts come with the rows
             return result, np.where(result.weight > 0, ask.wins(result.p_first), np.nan)
 
         found = np.full((len(prompts.rows), len(mine), len(theirs)), np.nan)
@@ -312,9 +306,8 @@ class Evaluator:
             "tokens": [float(samples.lengths[row]) for samples, _ in drawn],
             "unfinished": [float(not samples.finished[row]) for samples, _ in drawn],
         }
-        describe: Any = getattr(self.judge, "parts", lambda messages, text: {})
         for _, texts in drawn:
-            for name, value in describe(prompts.messages[row], texts[row]).items():
+            for name, value in contract.measure(self.judge, prompts.messages[row], texts[row]).items():
                 if isinstance(value, (int, float)):
                     values.setdefault(name, []).append(float(value))
         return {name: float(np.mean(v)) for name, v in values.items()}

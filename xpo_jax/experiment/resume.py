@@ -34,7 +34,7 @@ from xpo_jax.experiment.config_changes import MAY_CHANGE
 from xpo_jax.experiment.run_directory import RunDir
 from xpo_jax.experiment.verdict_journal import JOURNAL, Journal, cut_metrics, cut_pairs
 from xpo_jax.io.files import atomic_write, to_json
-from xpo_jax.judges.ask import FailureTolerance
+from xpo_jax.judges.limits import FailureTolerance
 from xpo_jax.reporting.metrics import Metrics
 from xpo_jax.runtime import distributed
 from xpo_jax.runtime.collectives import all_or_none, run_on_all, run_on_lead

@@ -32,6 +32,7 @@ from xpo_jax.experiment.setup import (
     origins,
     prepare,
 )
+from xpo_jax.judges.contract import DeviceJudge
 from xpo_jax.models.hf import model_folder
 from xpo_jax.reporting import model_card, report, summary
 from xpo_jax.reporting.metrics import Metrics
@@ -40,7 +41,7 @@ from xpo_jax.runtime.collectives import all_or_none, run_and_gather
 from xpo_jax.runtime.compilation import CompilationCounter
 from xpo_jax.runtime.interruption import Signals, Watchdog
 from xpo_jax.runtime.profiling import Tracing
-from xpo_jax.values import DeviceJudge, Params, TrainState
+from xpo_jax.values import Params, TrainState
 
 Loop = Callable[[Parts, RunDir, Ledger, CompilationCounter], dict[str, Any]]
 

@@ -26,11 +26,12 @@ from xpo_jax.data.offline_pairs import load_pairs
 from xpo_jax.data.prompts import PromptData, load_prompts
 from xpo_jax.evaluation.evaluator import POLICY_SAMPLES, Evaluator
 from xpo_jax.judges import JUDGES
-from xpo_jax.judges.ask import Budget, FailureTolerance
+from xpo_jax.judges.contract import DeviceJudge, HasCheck, HasModels, HasProbe, Judge
+from xpo_jax.judges.limits import Budget, FailureTolerance
 from xpo_jax.models import attention_kernels
 from xpo_jax.models.hf import hub, model_folder
 from xpo_jax.runtime import sharding
-from xpo_jax.values import DeviceJudge, Judge, Params, Prompts, Samples
+from xpo_jax.values import Params, Prompts, Samples
 
 
 class Parts(NamedTuple):
@@ -132,7 +133,8 @@ def prepare(config: ConfigDict) -> Parts:
     mesh = build(sharding.make_mesh, config.mesh, "mesh")
     sharding.check_rows(mesh, batch_size=top.batch_size)
 
-    getattr(judge, "probe", lambda: None)()  # what is needed from outside, before anything is fetched
+    if isinstance(judge, HasProbe):
+        judge.probe()  # before anything is downloaded or loaded
 
     found = hub.find(model.path)
     found_reference = found if model.reference is None else hub.find(model.reference)
@@ -155,7 +157,7 @@ def prepare(config: ConfigDict) -> Parts:
         "data",
         tokenizer=tokenizer,
         max_new_tokens=sampling.max_new_tokens,
-        check=getattr(judge, "check", None),
+        check=judge.check if isinstance(judge, HasCheck) else None,
     )
     end_tokens = model_folder.end_token_ids(folder, tokenizer)
     if offline:
@@ -173,7 +175,7 @@ def prepare(config: ConfigDict) -> Parts:
     budget = Budget(
         judging.max_queries,
         orders=1 + judging.both_orders,
-        evaluation=sum(int(b.valid.sum()) for b in held_out) * POLICY_SAMPLES * opponents,
+        comparisons_per_evaluation=sum(int(b.valid.sum()) for b in held_out) * POLICY_SAMPLES * opponents,
         every_steps=evaluation.every_steps,
     )
     budget.check(0 if offline else int(batches[0].valid.sum()))
@@ -289,7 +291,7 @@ def origins(p: Parts) -> dict[str, Any]:
         "sources": {"train": p.data.train.sources, "held_out": p.data.held_out.sources},
         "model": {"path": p.model.given, "commit": p.model.commit},
         "reference": {"path": p.reference.given, "commit": p.reference.commit},
-        "judge": getattr(p.judge, "models", list)(),
+        "judge": p.judge.models() if isinstance(p.judge, HasModels) else [],
     }
 
 

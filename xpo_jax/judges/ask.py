@@ -1,299 +1,254 @@
-"""Ask a judge about a batch, and translate what it answers; how long a run puts up with failures, and with costs.
+"""Ask a judge about a batch of response pairs, and report what it answered.
 
-Here the order shown is drawn and swapped back, and identical and unfinished responses are settled without
-asking. What an answer means, and asking in both orders, is `contract.py`'s.
+Here the order in which the two responses are shown is drawn and swapped back. Pairs that need no judge are decided:
+identical responses, and, if the config says so, unfinished ones. How a judge is called and its answers are read is in
+`answers.py`; when failures end a run is in `limits.py`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from xpo_jax.io.text import error_line
-from xpo_jax.judges.contract import Judged, JudgeError, compare, exchanged, renamed
+from xpo_jax.judges.answers import Judged, compare, rename_sides, swap_sides
+from xpo_jax.judges.contract import HasStats, Judge, JudgeError
+from xpo_jax.judges.limits import CallSummary
 from xpo_jax.runtime import distributed
-from xpo_jax.runtime.collectives import all_or_none
-from xpo_jax.values import Comparison, Judge, Prompts, RecordedVerdict, Verdict, Verdicts
+from xpo_jax.values import Comparison, Prompts, RecordedVerdict, Verdict, Verdicts
+
+
+class ResponsePairs(NamedTuple):
+    """The two responses to each of B prompts.
+
+    policy, reference: B texts each.
+    identical: bool[B]; both have the same tokens.
+    policy_finished, reference_finished: bool[B].
+    """
+
+    policy: Sequence[str]
+    reference: Sequence[str]
+    identical: np.ndarray
+    policy_finished: np.ndarray
+    reference_finished: np.ndarray
+
+
+class _Row(NamedTuple):
+    """One row's verdict, as `RecordedVerdict` has it; `shown` is None where the judge was not asked."""
+
+    verdict: Verdict
+    shown: tuple[int, int] | None
+    flipped: float | None
+
+
+class ShardSummary(CallSummary):
+    """A `CallSummary` with the verdicts on the shard's rows; from another process they are lists, nan is None."""
+
+    p_first: np.ndarray | Sequence[float]
+    weight: np.ndarray | Sequence[float]
+    flipped: np.ndarray | Sequence[float | None]
+
+
+# ---- asking ---------------------------------------------------------------------------------------
 
 
 def ask(
     judge: Judge,
     prompts: Prompts,
-    policy: Sequence[str],
-    reference: Sequence[str],
+    pairs: ResponsePairs,
     *,
-    identical: np.ndarray,
-    policy_finished: np.ndarray,
-    reference_finished: np.ndarray,
     unfinished_loses: bool,
     both_orders: bool,
     shown_seed: Sequence[int],
-    paid: Mapping[int, RecordedVerdict] = MappingProxyType({}),
+    recorded: Mapping[int, RecordedVerdict] = MappingProxyType({}),
 ) -> Verdicts:
-    """Verdicts for one batch. Whatever a judge does, it raises nothing: see `Verdicts.refused` and `FailureTolerance`.
+    """Return the verdicts on one batch.
+
+    No error of a judge is raised here; see `Verdicts.fatal_error` and `FailureTolerance`.
 
     Args:
-      policy, reference: B texts each.
-      identical: bool[B], the same tokens: a tie with weight 1, the judge is not asked.
-      policy_finished, reference_finished: bool[B].
-      unfinished_loses: an unfinished response loses to a finished one, two unfinished ones tie, and the
-        judge is not asked.
-      both_orders: see `contract.compare`.
-      shown_seed: seeds the draw of which candidate is shown as A (with both orders: first), by position in the
-        global batch.
-      paid: by row, verdicts that the judge gave before the run was interrupted. They count as asked.
+      unfinished_loses: decide pairs with an unfinished response without the judge: it loses to a finished one, and
+        two unfinished ones tie.
+      both_orders: see `answers.compare`.
+      shown_seed: seeds the draw of which response is shown as A (with both orders: in the first one), by position
+        in the global batch.
+      recorded: by row, verdicts that the judge gave before the run was interrupted. They count as asked.
     """
-    B = len(policy)
     position = np.asarray(prompts.position)
     swapped = np.random.default_rng(shown_seed).random(int(position.max()) + 1)[position] < 0.5
-    settled: dict[int, tuple[float, str]] = {}
-    asked: list[int] = []
-    for i in range(B):
-        if not prompts.valid[i]:
-            continue
-        if identical[i]:
-            settled[i] = (0.5, "identical responses")
-        elif unfinished_loses and not (policy_finished[i] and reference_finished[i]):
-            p = 0.5 + 0.5 * (float(policy_finished[i]) - float(reference_finished[i]))
-            settled[i] = (p, "unfinished response")
-        elif i not in paid:
-            asked.append(i)
+    decided = _decide(prompts, pairs, unfinished_loses)
+    earlier = {i: _Row(*verdict) for i, verdict in recorded.items() if i not in decided}
+    to_ask = [int(i) for i in np.flatnonzero(prompts.valid) if i not in decided and i not in earlier]
     comparisons = [
         Comparison(
             prompts.messages[i],
             prompts.rows[i],
-            reference[i] if swapped[i] else policy[i],
-            policy[i] if swapped[i] else reference[i],
+            pairs.reference[i] if swapped[i] else pairs.policy[i],
+            pairs.policy[i] if swapped[i] else pairs.reference[i],
         )
-        for i in asked
+        for i in to_ask
     ]
-    refused, counts = "", dict[str, float]()
+    fatal_error, counts = "", dict[str, float]()
     try:
         before = _stats(judge)
-        answers = compare(judge, comparisons, both_orders=both_orders)
+        judged = compare(judge, comparisons, both_orders=both_orders)
         counts = {name: number - before.get(name, 0) for name, number in _stats(judge).items()}
     except JudgeError as error:
-        refused = str(error)
-        answers = [Judged(Verdict(None, refused), None)] * len(asked)
+        fatal_error = str(error)
+        judged = [Judged(Verdict(None, fatal_error), None)] * len(to_ask)
+    answered = {i: _translate(result, bool(swapped[i])) for i, result in zip(to_ask, judged, strict=True)}
+    orders = 1 + both_orders
+    return _stack(
+        len(prompts.valid),
+        {**decided, **answered, **earlier},
+        queries=(len(answered) + len(earlier)) * orders,
+        orders=orders,
+        fatal_error=fatal_error,
+        counts=counts,
+    )
 
-    p_first, weight = np.full(B, 0.5, np.float32), np.zeros(B, np.float32)
-    flipped = np.full(B, np.nan, np.float32)
-    reasons, scores = [""] * B, [dict[str, Any]() for _ in range(B)]
-    shown: list[tuple[int, int] | None] = [None] * B
-    for i, (p, reason) in settled.items():
-        p_first[i], weight[i], reasons[i] = p, 1.0, reason
-    for i, (verdict, flip) in zip(asked, answers, strict=True):
-        shown[i] = (1, 0) if swapped[i] else (0, 1)
-        verdict = exchanged(verdict) if swapped[i] else verdict
-        reasons[i] = verdict.reason
-        scores[i] = renamed(verdict.scores, {"a": "policy", "b": "reference"})
-        if verdict.p is not None:
-            p_first[i], weight[i] = verdict.p, 1.0
-        if flip is not None:
-            flipped[i] = flip
-    known = {i: each for i, each in paid.items() if i not in settled}
-    for i, earlier in known.items():
-        verdict, shown[i] = earlier.verdict, earlier.shown
-        p_first[i], weight[i], reasons[i], scores[i] = verdict.p, 1.0, verdict.reason, dict(verdict.scores)
-        if earlier.flipped is not None:
-            flipped[i] = earlier.flipped
+
+def _decide(prompts: Prompts, pairs: ResponsePairs, unfinished_loses: bool) -> dict[int, _Row]:
+    """Return, by row, the verdicts that need no judge."""
+    decided = {}
+    for i in map(int, np.flatnonzero(prompts.valid)):
+        finished = pairs.policy_finished[i], pairs.reference_finished[i]
+        if pairs.identical[i]:
+            decided[i] = _Row(Verdict(0.5, "identical responses"), None, None)
+        elif unfinished_loses and not all(finished):
+            p = 0.5 + 0.5 * (float(finished[0]) - float(finished[1]))
+            decided[i] = _Row(Verdict(p, "unfinished response"), None, None)
+    return decided
+
+
+def _translate(judged: Judged, swapped: bool) -> _Row:
+    """Translate a verdict on A and B into one on policy and reference."""
+    verdict = swap_sides(judged.verdict) if swapped else judged.verdict
+    scores = rename_sides(verdict.scores, {"a": "policy", "b": "reference"})
+    return _Row(verdict._replace(scores=scores), (1, 0) if swapped else (0, 1), judged.flipped)
+
+
+def _stack(size: int, rows: Mapping[int, _Row], **totals: Any) -> Verdicts:
+    """Return the verdicts of a batch; a row that is not in `rows` is padding and has none."""
+    p_first, weight = np.full(size, 0.5, np.float32), np.zeros(size, np.float32)
+    flipped = np.full(size, np.nan, np.float32)
+    reasons, scores = [""] * size, [dict[str, Any]() for _ in range(size)]
+    shown: list[tuple[int, int] | None] = [None] * size
+    for i, row in rows.items():
+        reasons[i], scores[i], shown[i] = row.verdict.reason, dict(row.verdict.scores), row.shown
+        if row.verdict.p is not None:
+            p_first[i], weight[i] = row.verdict.p, 1.0
+        if row.flipped is not None:
+            flipped[i] = row.flipped
     return Verdicts(
-        p_first,
-        weight,
-        (len(comparisons) + len(known)) * (1 + both_orders),
-        tuple(reasons),
-        tuple(scores),
-        tuple(shown),
-        flipped,
-        refused,
-        counts,
+        p_first=p_first,
+        weight=weight,
+        reasons=tuple(reasons),
+        scores=tuple(scores),
+        shown=tuple(shown),
+        flipped=flipped,
+        **totals,
     )
 
 
 def _stats(judge: Judge) -> dict[str, float]:
-    """What a judge has counted since it was built.
+    """Return what the judge has counted since it was built.
 
     Raises:
-      JudgeError: it has a `stats` that does not give numbers by name.
+      JudgeError: its `stats` did not return finite numbers by name.
     """
+    if not isinstance(judge, HasStats):
+        return {}
     try:
-        found = {str(name): float(number) for name, number in getattr(judge, "stats", dict)().items()}
-        if not all(map(math.isfinite, found.values())):
-            raise ValueError(f"found {found}")
-        return found
-    except Exception as error:  # a judge is anybody's code and can fail in any way
+        stats = {str(name): float(number) for name, number in judge.stats().items()}
+        if not all(map(math.isfinite, stats.values())):
+            raise ValueError(f"it returned {stats}")
+        return stats
+    except Exception as error:  # a judge is arbitrary code and can fail in any way
         reason = error_line(error, with_class=True)
-        raise JudgeError(f"the judge's stats() must return numbers by name ({reason})") from error
+        raise JudgeError(f"the judge's stats() must return finite numbers by name ({reason})") from error
 
 
-# ---- of many processes ----------------------------------------------------------------------------
+# ---- several processes ----------------------------------------------------------------------------
 
 
-def is_collective(judge: Judge) -> bool:
-    """Whether a judge must be asked the whole batch by every process alike, because it runs on their devices.
-
-    It says so by an attribute `collective` that is true. Others are asked about their process's rows only.
-    """
-    return bool(getattr(judge, "collective", False))
-
-
-def brief(own: Verdicts) -> dict[str, Any]:
-    """What other processes need to know of the verdicts that this one found on its share of the rows."""
-    share = distributed.local_slice(len(own.weight))
-    asked = [shown is not None for shown in own.shown[share]]
-    failures = [i for i in range(share.start, share.stop) if own.shown[i] is not None and own.weight[i] == 0]
-    orders = own.queries // max(1, sum(shown is not None for shown in own.shown))
+def summarize_call(verdicts: Verdicts) -> CallSummary:
+    """Return the counts of this process's shard of the rows."""
+    shard = distributed.local_slice(len(verdicts.weight))
+    asked_rows = [i for i in range(shard.start, shard.stop) if verdicts.shown[i] is not None]
+    failed_rows = [i for i in asked_rows if verdicts.weight[i] == 0]
     return {
-        "p_first": own.p_first[share],
-        "weight": own.weight[share],
-        "flipped": own.flipped[share],
-        "queries": sum(asked) * orders,
-        "asked": sum(asked),
-        "failed": len(failures),
-        "words": own.reasons[failures[0]] if failures else "",
-        "refused": own.refused,
-        "counts": own.counts,
+        "pairs": len(asked_rows),
+        "failed": len(failed_rows),
+        "queries": len(asked_rows) * verdicts.orders,
+        "first_failure": verdicts.reasons[failed_rows[0]] if failed_rows else "",
+        "fatal_error": verdicts.fatal_error,
+        "counts": dict(verdicts.counts),
     }
 
 
-def joined(own: Verdicts, briefs: Sequence[Mapping[str, Any]]) -> Verdicts:
-    """The verdicts on the whole batch: numbers from the `brief` of each process, texts of this one's rows only."""
-    # a nan is None where it came from another process
-    flipped = [np.array([np.nan if x is None else x for x in each["flipped"]], np.float32) for each in briefs]
-    return own._replace(
-        p_first=np.concatenate([np.asarray(each["p_first"], np.float32) for each in briefs]),
-        weight=np.concatenate([np.asarray(each["weight"], np.float32) for each in briefs]),
-        flipped=np.concatenate(flipped),
-        queries=sum(each["queries"] for each in briefs),
-        counts=summed(briefs),
+def summarize_shard(verdicts: Verdicts) -> ShardSummary:
+    """Return what the other processes need of this process's shard of the rows."""
+    shard = distributed.local_slice(len(verdicts.weight))
+    return {
+        **summarize_call(verdicts),
+        "p_first": verdicts.p_first[shard],
+        "weight": verdicts.weight[shard],
+        "flipped": verdicts.flipped[shard],
+    }
+
+
+def merge_shards(local: Verdicts, summaries: Sequence[ShardSummary]) -> Verdicts:
+    """Return the verdicts on the global batch, from the summaries of all processes.
+
+    Numbers cover all rows; reasons, scores and the order shown only those of this process.
+    """
+    # nan arrives as None from another process
+    flipped = [[math.nan if x is None else x for x in summary["flipped"]] for summary in summaries]
+    return local._replace(
+        p_first=np.concatenate([np.asarray(summary["p_first"], np.float32) for summary in summaries]),
+        weight=np.concatenate([np.asarray(summary["weight"], np.float32) for summary in summaries]),
+        flipped=np.concatenate([np.asarray(values, np.float32) for values in flipped]),
+        queries=sum(summary["queries"] for summary in summaries),
+        counts=sum_counts([summary["counts"] for summary in summaries]),
     )
 
 
-def summed(briefs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """What the judges of all processes counted in all calls."""
-    counts: dict[str, float] = {}
-    for each in briefs:
-        for name, number in each["counts"].items():
-            counts[name] = counts.get(name, 0.0) + number
-    return counts
+def sum_counts(counts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the sums, by name, of what judges counted in several calls or processes."""
+    total: dict[str, float] = {}
+    for by_name in counts:
+        for name, number in by_name.items():
+            total[name] = total.get(name, 0.0) + number
+    return total
 
 
-# ---- failures and costs ---------------------------------------------------------------------------
-
-
-class FailureTolerance:
-    """How long a run puts up with a judge that fails; one for all of a run, alike on every process.
-
-    Args:
-      max_failed_fraction, max_failed_batches: see settings.Judging.
-    """
-
-    def __init__(self, *, max_failed_fraction: float, max_failed_batches: int):
-        self._share, self._batches = max_failed_fraction, max_failed_batches
-        self._in_a_row, self._asked_before = 0, False
-
-    @property
-    def state(self) -> tuple[int, bool]:
-        """For a checkpoint; set it to go on from there."""
-        return self._in_a_row, self._asked_before
-
-    @state.setter
-    def state(self, state: Sequence[Any]) -> None:
-        self._in_a_row, self._asked_before = state
-
-    def check(self, briefs: Sequence[Mapping[str, Any]]) -> None:
-        """Take note of a batch, from the `brief` of each process and call.
-
-        Raises:
-          JudgeError: an answer that is refused; a first batch without any verdict; too many failures in too many
-            batches in a row. In the judge's words.
-        """
-        refused = next((each["refused"] for each in briefs if each["refused"]), "")
-        if refused:
-            raise JudgeError(refused)
-        asked, failed = (sum(each[name] for each in briefs) for name in ("asked", "failed"))
-        if not asked:
-            return
-        words = next((each["words"] for each in briefs if each["words"]), "")
-        first, self._asked_before = not self._asked_before, True
-        self._in_a_row = self._in_a_row + 1 if failed / asked > self._share else 0
-        if first and failed == asked and self._share < 1:
-            raise JudgeError(f"the judge has no verdict on any of the first {asked} pairs: {words}")
-        if self._in_a_row == self._batches:
-            raise JudgeError(
-                f"the judge had no verdict on more than {self._share:.0%} of the pairs in {self._in_a_row}"
-                f" batches in a row; in the last of them: {words}"
-            )
-
-
-@contextlib.contextmanager
-def save_on_judge_error(save: Callable[[], object]) -> Iterator[None]:
-    """Where a judge ends the run in here, `save` is called before the error is told, with what it returns."""
-    try:
-        yield
-    except JudgeError as error:
-        saved = save()
-        with all_or_none("judging"):  # the same on every process
-            raise JudgeError(f"{error}; the last weights are in {saved}") from error
-
-
-class Budget:
-    """What a run may ask its judge, comparisons counted once for each order; the end of a run is kept back.
-
-    Args:
-      max_queries: None for no limit.
-      orders: 2 where every comparison is asked in both orders.
-      evaluation: comparisons of one evaluation at most.
-      every_steps: an evaluation comes after every so many steps, too; 0 for none.
-    """
-
-    def __init__(self, max_queries: int | None, *, orders: int, evaluation: int, every_steps: int):
-        self.max_queries, self._every = max_queries, every_steps
-        self._orders, self._evaluation = orders, evaluation * orders
-
-    def check(self, first_batch: int) -> None:
-        """Raises ValueError where a run could not make a single step; `first_batch` is that step's valid rows."""
-        least = 2 * self._evaluation + self._orders * first_batch
-        if self.max_queries is not None and self.max_queries < least:
-            raise ValueError(
-                f"judging.max_queries is {self.max_queries}, but the evaluations at the start and the end may ask"
-                f" {self._evaluation} each and a step {self._orders * first_batch}: give at least {least}, or lower"
-                " evaluation.prompts or evaluation.reference_samples"
-            )
-
-    def allows(self, spent: int, step: int, rows: int) -> bool:
-        """Whether step number `step` (from 0) with so many valid rows can be paid, and the last evaluation after it."""
-        periodic = self._evaluation if self._every and (step + 1) % self._every == 0 else 0
-        needed = self._orders * rows + periodic + self._evaluation
-        return self.max_queries is None or spent + needed <= self.max_queries
-
-
-# ---- what is reported -----------------------------------------------------------------------------
+# ---- reporting ------------------------------------------------------------------------------------
 
 
 def wins(p_first: np.ndarray) -> np.ndarray:
-    """1 where the first answer is judged better, however narrowly, 0 where worse, 0.5 a tie."""
+    """Return 1 where the policy's response was judged better, however narrowly, 0 where worse, 0.5 for a tie."""
     return np.where(p_first == 0.5, 0.5, (p_first > 0.5).astype(np.float64))
 
 
 def metrics(verdicts: Verdicts, valid: np.ndarray) -> dict[str, float]:
-    """The win rate counts ties as half and is of the rows with a verdict; the shares are of all valid rows.
+    """Return the metrics of a batch.
 
-    The position flip rate is of the rows with a verdict in both orders; nan where there is none. What the judge
-    itself counted is of this batch alone.
+    The win rate is over the rows with a verdict and counts a tie as half a win. The tie and failure rates are over
+    all valid rows. The position flip rate is over the rows with a verdict in both orders, nan if there are none. The
+    judge's own counts are of this batch alone.
     """
     judged = verdicts.weight > 0
-    twice = verdicts.flipped[~np.isnan(verdicts.flipped)]
+    both_orders = verdicts.flipped[~np.isnan(verdicts.flipped)]
     rows = max(1, int(valid.sum()))
     return {
         **{f"judge/{name}": number for name, number in verdicts.counts.items()},
         "judge/win_rate": float(wins(verdicts.p_first[judged]).mean()) if judged.any() else math.nan,
         "judge/tie_rate": float((judged & (verdicts.p_first == 0.5)).sum() / rows),
         "judge/failed_rate": float((valid & ~judged).sum() / rows),
-        "judge/position_flip_rate": float(twice.mean()) if twice.size else math.nan,
+        "judge/position_flip_rate": float(both_orders.mean()) if both_orders.size else math.nan,
     }

@@ -1,9 +1,9 @@
-"""A judge made of others: what each says goes into one verdict by weight, and all of it into the log.
+"""A judge made of several: their verdicts are combined by weight, and all of them are logged.
 
-"mean" is the weighted mean of the parts' probabilities that A is better; where a part has no verdict the others'
-weights are taken as all there is. "sum" adds the parts' weighted log-odds, log(p / (1 - p)); for reward models,
-whose log-odds are the difference of two rewards over a temperature, that is the verdict of the weighted sum of
-rewards. A part without verdict then adds nothing. No part with a verdict is no verdict.
+"mean" is the weighted mean of the parts' probabilities that A is better; a part without a verdict is left out of it.
+"sum" adds the parts' weighted log-odds, log(p / (1 - p)); a part without a verdict adds nothing. For reward models,
+whose log-odds are the difference of two rewards over a temperature, the sum is the verdict of the weighted sum of
+rewards. If no part has a verdict there is none.
 
 Left out on purpose: parts that are asked only if others disagree, and weights that are learned.
 """
@@ -16,83 +16,99 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from xpo_jax.judges.contract import JudgeError, asked
-from xpo_jax.values import Comparison, DeviceJudge, Judge, Message, Params, Verdict
+from xpo_jax.judges.answers import call_judge
+from xpo_jax.judges.contract import (
+    DeviceJudge,
+    HasCheck,
+    HasModels,
+    HasProbe,
+    HasStats,
+    Judge,
+    JudgeError,
+    is_collective,
+    measure,
+)
+from xpo_jax.judges.scores import sigmoid
+from xpo_jax.values import Comparison, Message, Params, Verdict
 
-CERTAIN = 14.0  # log-odds; in a sum no part is surer (p 0.9999992), for those of hard verdicts are infinite
+MAX_LOG_ODDS = 14.0  # of a part in a sum (p 0.9999992); those of a hard verdict would be infinite
 
 
 class Combination:
-    """Asks all its parts and weighs what they say; a `values.DeviceJudge` on behalf of those that are."""
+    """Asks all its parts and combines their verdicts; a `contract.DeviceJudge` for the parts that are."""
 
     def __init__(self, parts: Mapping[str, tuple[float, Judge]], kind: Literal["mean", "sum"]):
         """Take what `combine` has built: weight and judge by name."""
-        self._parts, self._kind = dict(parts), kind
-        self._devices = [judge for _, judge in parts.values() if isinstance(judge, DeviceJudge)]
-        # where one part runs on all processes' devices, all of them must be asked the whole batch
-        self.collective = any(getattr(judge, "collective", False) for _, judge in parts.values())
+        self._judges = {name: judge for name, (_, judge) in parts.items()}
+        self._weights = {name: weight for name, (weight, _) in parts.items()}
+        self._kind = kind
+        self._device_judges = [judge for judge in self._judges.values() if isinstance(judge, DeviceJudge)]
+        # if any part needs the whole batch on every process, all parts are asked about it
+        self.collective = any(map(is_collective, self._judges.values()))
 
-    # ---- before the run: handed on to the parts
+    # ---- before the run: passed to the parts
 
     def attach(self, *, mesh: Any, folder: Path, model_config: Any, tokenizer: Any, dtype: Any) -> None:
-        """Let the parts that run on devices learn on what the run computes."""
-        for judge in self._devices:
+        """Attach the parts that run on devices."""
+        for judge in self._device_judges:
             judge.attach(
                 mesh=mesh, folder=folder, model_config=model_config, tokenizer=tokenizer, dtype=dtype
             )
 
     def declared_programs(self) -> list[tuple[str, Callable[[], object]]]:
-        """The compilations of all parts."""
-        return list(itertools.chain.from_iterable(judge.declared_programs() for judge in self._devices))
+        """Return the programs of all parts."""
+        programs = (judge.declared_programs() for judge in self._device_judges)
+        return list(itertools.chain.from_iterable(programs))
 
     def load(self, starting: Params | None) -> None:
-        """Let the parts that run on devices take their weights."""
-        for judge in self._devices:
+        """Load the weights of the parts that run on devices."""
+        for judge in self._device_judges:
             judge.load(starting)
 
-    def models(self) -> list[dict[str, str | None]]:
-        """The models of all parts, for environment.json."""
-        return [model for _, judge in self._parts.values() for model in getattr(judge, "models", list)()]
+    def models(self) -> list[Mapping[str, str | None]]:
+        """Return the models of all parts, for environment.json."""
+        judges = self._judges.values()
+        return [model for judge in judges if isinstance(judge, HasModels) for model in judge.models()]
 
     def check(self, messages: Sequence[Message], row: Mapping[str, Any]) -> None:
-        """Refuse a prompt that one of the parts cannot judge.
+        """Check a prompt with every part.
 
         Raises:
-          ValueError: as the part does.
+          ValueError: raised by a part.
         """
-        for _, judge in self._parts.values():
-            check = getattr(judge, "check", None)
-            if check is not None:
-                check(messages, row)
+        for judge in self._judges.values():
+            if isinstance(judge, HasCheck):
+                judge.check(messages, row)
 
     def probe(self) -> None:
-        """Let the parts that need something from outside see that it is there.
+        """Probe every part.
 
         Raises:
-          ValueError: as the part does, with its name.
+          ValueError: raised by a part, with the part's name added.
         """
-        for name, (_, judge) in self._parts.items():
+        for name, judge in self._judges.items():
             try:
-                getattr(judge, "probe", lambda: None)()
+                if isinstance(judge, HasProbe):
+                    judge.probe()
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
 
     def stats(self) -> dict[str, float]:
-        """What the parts count, by part."""
+        """Return the counts of all parts, as "<part>/<name>"."""
         return {
-            f"{name}/{counted}": number
-            for name, (_, judge) in self._parts.items()
-            for counted, number in getattr(judge, "stats", dict)().items()
+            f"{part}/{name}": number
+            for part, judge in self._judges.items()
+            if isinstance(judge, HasStats)
+            for name, number in judge.stats().items()
         }
 
     def parts(self, messages: Sequence[Message], text: str) -> dict[str, Any]:
-        """What the parts measure in one answer, for the evaluation's tables; the first to name a figure names it."""
-        out: dict[str, Any] = {}
-        for name, (_, judge) in self._parts.items():
-            describe = getattr(judge, "parts", None)
-            for figure, value in describe(messages, text).items() if describe else ():
-                out[f"{name}/{figure}" if figure in out else figure] = value
-        return out
+        """Return the measures of all parts; a name that an earlier part has taken gets the part's name added."""
+        measures: dict[str, Any] = {}
+        for part, judge in self._judges.items():
+            for name, value in measure(judge, messages, text).items():
+                measures[f"{part}/{name}" if name in measures else name] = value
+        return measures
 
     # ---- judging
 
@@ -100,50 +116,52 @@ class Combination:
         """Judge each comparison.
 
         Returns:
-          Verdicts. Their scores: under "a" and "b", by part, the probability "p" that this answer is the better
-          one and what the part scored it ("score"); under "else", by part, whatever else it scored.
+          Verdicts. Their scores hold, under "a" and "b" and then by part, the probability "p" that this answer is
+          the better one and the part's "score" for it; under "else", by part, the part's other scores.
 
         Raises:
-          JudgeError: a part's answer that ends the run, with the part's name.
+          JudgeError: a part raised one; the part's name is added.
         """
-        found = {}
-        for name, (_, judge) in self._parts.items():
+        by_part = {}
+        for name, judge in self._judges.items():
             try:
-                found[name] = asked(judge, comparisons)
+                by_part[name] = call_judge(judge, comparisons)
             except JudgeError as error:
                 raise JudgeError(f"{name}: {error}") from error
-        return [
-            self._verdict(dict(zip(found, each, strict=True))) for each in zip(*found.values(), strict=True)
-        ]
+        rows = zip(*by_part.values(), strict=True)
+        return [self._combine(dict(zip(by_part, verdicts, strict=True))) for verdicts in rows]
 
-    def _verdict(self, told: Mapping[str, Verdict]) -> Verdict:
-        there = {name: verdict.p for name, verdict in told.items() if verdict.p is not None}
-        weights = {name: self._parts[name][0] for name in there}
-        p = None
-        if there and self._kind == "mean":
-            p = math.fsum(weights[name] * p for name, p in there.items()) / math.fsum(weights.values())
-            p = min(max(p, 0.0), 1.0)  # rounding
-        elif there:
-            odds = math.fsum(weights[name] * _log_odds(p) for name, p in there.items())
-            p = 0.5 + 0.5 * math.tanh(odds / 2)  # the sigmoid, without overflow
+    def _combine(self, verdicts: Mapping[str, Verdict]) -> Verdict:
+        """Combine the parts' verdicts on one comparison."""
+        p = self._probability({name: v.p for name, v in verdicts.items() if v.p is not None})
         reason = "; ".join(
             f"{name}: {'no verdict' if v.p is None else f'{v.p:.3f} for A'}{f', {v.reason}' if v.reason else ''}"
-            for name, v in told.items()
+            for name, v in verdicts.items()
         )
         scores: dict[str, Any] = {"a": {}, "b": {}}
-        for name, verdict in told.items():
+        for name, verdict in verdicts.items():
             rest = dict(verdict.scores)
-            for side, own in (("a", verdict.p), ("b", None if verdict.p is None else 1 - verdict.p)):
-                scores[side][name] = {"p": own} | ({"score": rest.pop(side)} if side in rest else {})
+            for side, side_p in (("a", verdict.p), ("b", None if verdict.p is None else 1 - verdict.p)):
+                scores[side][name] = {"p": side_p} | ({"score": rest.pop(side)} if side in rest else {})
             if rest:
                 scores.setdefault("else", {})[name] = rest
         return Verdict(p, reason, scores)
 
+    def _probability(self, ps: Mapping[str, float]) -> float | None:
+        """Combine the probabilities of the parts that gave a verdict."""
+        if not ps:
+            return None
+        weights = [self._weights[name] for name in ps]
+        if self._kind == "mean":
+            p = math.fsum(w * p for w, p in zip(weights, ps.values(), strict=True)) / math.fsum(weights)
+            return min(max(p, 0.0), 1.0)  # rounding may exceed the range
+        return sigmoid(math.fsum(w * _log_odds(p) for w, p in zip(weights, ps.values(), strict=True)))
+
 
 def _log_odds(p: float) -> float:
     if p in (0.0, 1.0):
-        return math.copysign(CERTAIN, p - 0.5)
-    return min(max(math.log(p) - math.log1p(-p), -CERTAIN), CERTAIN)
+        return math.copysign(MAX_LOG_ODDS, p - 0.5)
+    return min(max(math.log(p) - math.log1p(-p), -MAX_LOG_ODDS), MAX_LOG_ODDS)
 
 
 def combine(
@@ -155,26 +173,27 @@ def combine(
     """Build the judge.
 
     Args:
-      judges: the parts, each the group that would stand under `judge`, with "weight", a number above 0; for a mean
-        only their ratios count.
+      judges: the parts; each is the group that `judge` would be, with a positive number "weight". For a mean only
+        the ratios of the weights matter.
       kind: "mean" of probabilities, or "sum" of log-odds.
-      make_judge: builds the judge of a group, given the group's place in the config.
+      make_judge: builds a judge from its group and the group's path in the config.
 
     Raises:
-      ValueError: no part, a part without name or with a weight that is none, whatever a part's factory refuses.
+      ValueError: no parts, a part without a name or with an invalid weight, or raised by a part's factory.
     """
     if not judges:
         raise ValueError("judges: give at least one, each with its name, its weight and its fields")
     parts: dict[str, tuple[float, Judge]] = {}
     for number, group in enumerate(judges):
-        where = f"judge.judges[{number}]"
+        path = f"judge.judges[{number}]"
         name, weight = group.get("name"), group.get("weight")
         if not isinstance(name, str):
-            raise ValueError(f"{where}.name is missing: one of ours or 'package.module:Name'")
+            raise ValueError(f"{path}.name is missing: give a built-in judge or 'package.module:Name'")
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
-            raise ValueError(f"{where}.weight must be a number above 0, found {weight!r}")
-        rest = {field: value for field, value in group.items() if field != "weight"}
-        short = name.rpartition(":")[2]
-        label = short if short not in parts else f"{short}_{number}"
-        parts[label] = (float(weight), make_judge(rest, where))
+            raise ValueError(f"{path}.weight must be a number above 0, found {weight!r}")
+        fields = {field: value for field, value in group.items() if field != "weight"}
+        label = name.rpartition(":")[2]
+        if label in parts:
+            label = f"{label}_{number}"
+        parts[label] = (float(weight), make_judge(fields, path))
     return Combination(parts, kind)

@@ -1,0 +1,134 @@
+"""How many failures of its judge a run tolerates, and how many queries it may make."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypedDict
+
+from xpo_jax.judges.contract import JudgeError
+from xpo_jax.runtime.collectives import all_or_none
+
+
+class CallSummary(TypedDict):
+    """The counts of one process's shard of the rows, after one call of `ask.ask`; plain JSON values.
+
+    pairs: how many pairs the judge was asked about. failed: how many of these have no verdict.
+    queries: comparisons, both orders of a pair counted apart.
+    first_failure: the reason of the first failed pair, or "".
+    fatal_error: see `values.Verdicts`.
+    counts: by how much the judge's `stats` increased.
+    """
+
+    pairs: int
+    failed: int
+    queries: int
+    first_failure: str
+    fatal_error: str
+    counts: dict[str, float]
+
+
+class FailureTolerance:
+    """Decides when a judge has failed too often. A run has one, in the same state on every process.
+
+    Args:
+      max_failed_fraction, max_failed_batches: see settings.Judging.
+    """
+
+    def __init__(self, *, max_failed_fraction: float, max_failed_batches: int):
+        self._max_fraction, self._max_batches = max_failed_fraction, max_failed_batches
+        self._failed_batches_in_a_row, self._asked_before = 0, False
+
+    @property
+    def state(self) -> tuple[int, bool]:
+        """What a checkpoint stores; assign it to resume."""
+        return self._failed_batches_in_a_row, self._asked_before
+
+    @state.setter
+    def state(self, state: Sequence[Any]) -> None:
+        self._failed_batches_in_a_row, self._asked_before = state
+
+    def check(self, summaries: Sequence[CallSummary]) -> None:
+        """Count the failures of a batch.
+
+        Args:
+          summaries: of every process, and of every call if there were several.
+
+        Raises:
+          JudgeError: a fatal error; no verdict on any pair of the first batch; or more than
+            `max_failed_fraction` failed pairs in `max_failed_batches` batches in a row.
+        """
+        fatal_error = next((s["fatal_error"] for s in summaries if s["fatal_error"]), "")
+        if fatal_error:
+            raise JudgeError(fatal_error)
+        pairs, failed = sum(s["pairs"] for s in summaries), sum(s["failed"] for s in summaries)
+        if not pairs:
+            return
+        reason = next((s["first_failure"] for s in summaries if s["first_failure"]), "")
+        is_first, self._asked_before = not self._asked_before, True
+        too_many = failed / pairs > self._max_fraction
+        self._failed_batches_in_a_row = self._failed_batches_in_a_row + 1 if too_many else 0
+        if is_first and failed == pairs and self._max_fraction < 1:
+            raise JudgeError(f"the judge gave no verdict on any of the first {pairs} pairs: {reason}")
+        if self._failed_batches_in_a_row == self._max_batches:
+            raise JudgeError(
+                f"the judge gave no verdict on more than {self._max_fraction:.0%} of the pairs in"
+                f" {self._failed_batches_in_a_row} batches in a row; in the last of them: {reason}"
+            )
+
+
+@contextlib.contextmanager
+def save_on_judge_error(save: Callable[[], object]) -> Iterator[None]:
+    """Call `save` before a JudgeError leaves the block, and append what it returns, the path, to the message."""
+    try:
+        yield
+    except JudgeError as error:
+        path = save()
+        with all_or_none("judging"):  # so that every process raises the same error
+            raise JudgeError(f"{error}; the last weights are in {path}") from error
+
+
+class Budget:
+    """The queries that a run may make, with those of its last evaluation held in reserve.
+
+    Args:
+      max_queries: None for no limit.
+      orders: 2 where every comparison is asked in both orders, else 1.
+      comparisons_per_evaluation: at most.
+      every_steps: steps from one periodic evaluation to the next; 0 for none.
+    """
+
+    def __init__(
+        self, max_queries: int | None, *, orders: int, comparisons_per_evaluation: int, every_steps: int
+    ):
+        self.max_queries, self._every_steps = max_queries, every_steps
+        self._orders, self._evaluation_queries = orders, comparisons_per_evaluation * orders
+
+    def check(self, first_batch: int) -> None:
+        """Check that the run can make at least one step.
+
+        Args:
+          first_batch: valid rows of that step.
+
+        Raises:
+          ValueError: it cannot.
+        """
+        least = 2 * self._evaluation_queries + self._orders * first_batch
+        if self.max_queries is not None and self.max_queries < least:
+            raise ValueError(
+                f"judging.max_queries is {self.max_queries}, but the evaluations at the start and at the end may"
+                f" need {self._evaluation_queries} queries each and a step {self._orders * first_batch}: set it to"
+                f" at least {least}, or lower evaluation.prompts or evaluation.reference_samples"
+            )
+
+    def allows(self, spent: int, step: int, rows: int) -> bool:
+        """Return whether the budget covers a step, the evaluation that may follow it, and the last evaluation.
+
+        Args:
+          spent: queries so far.
+          step: number of the step, from 0.
+          rows: valid rows of the step.
+        """
+        is_evaluated = bool(self._every_steps) and (step + 1) % self._every_steps == 0
+        needed = self._orders * rows + (1 + is_evaluated) * self._evaluation_queries
+        return self.max_queries is None or spent + needed <= self.max_queries
