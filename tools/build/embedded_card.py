@@ -96,16 +96,16 @@ A model of Qwen2.5's architecture that is small enough to travel with the packag
 3 layers, width 192, 6 query and 2 key-value heads, a byte-level BPE tokenizer of 2,048 tokens with ChatML's
 control tokens and the tags `<pphr_input>` and `<pphr_output>`. The folder `model/` is an ordinary Hugging Face folder.
 
-**For:** showing and testing preference optimization without a network. **Not for:** paraphrasing: it knows
+**For:** demonstrating and testing preference optimization without network access. **Not for:** paraphrasing. It covers
 about 1,100 word forms of German and one kind of sentence.
 
 **Made by** `python -m tools.build.embedded_model`: trained from scratch on pairs of sentences with one meaning, drawn
-from the grammar in `german/` (no text of others, no other model). First, for 4,000 updates, any paraphrase was a
-target; then, for 2,000, three of four targets were the nearest of 16 paraphrases to the source, and the fourth the
-farthest of 8: like most models it mostly stays close to what it was given, and can do otherwise. The phases ran in
-separate calls, and two kinds of sentences left the grammar after prompts and tokenizer were made: a rebuild gives
-slightly other files. Meanings of the held-out prompts, about a tenth of all, decided by a hash, were never seen in
-training.
+from the grammar in `german/` (no third-party text, no other model). For the first 4,000 updates any paraphrase was a
+target; for the next 2,000, three of four targets were the nearest of 16 paraphrases to the source, and the fourth the
+farthest of 8. So, like most models, it mostly stays close to its input but can also depart from it. The phases ran in
+separate calls, and two kinds of sentences were removed from the grammar after prompts and tokenizer were made, so that
+a rebuild gives slightly different files. A hash selects the meanings of the held-out prompts, about a tenth of all; no
+training pair has them.
 
 **Measured** by `python -m tools.build.embedded_card` on the 1,000 held-out prompts, 4 samples each, by the
 hard gate of `xpo_jax/judges/paraphrase_gates.py`, which accepts only sentences of the grammar with exactly the same
@@ -115,7 +115,7 @@ meaning:
 
 **Data:** `prompts/train.jsonl` (4,000) and `prompts/held_out.jsonl` (1,000), one `{{"input": sentence}}` per line.
 
-**Known flaws of the German:** right but sometimes marked word order (an agent in front of a passive), stiff forms
+**Known flaws of the German:** correct but sometimes marked word order (an agent in front of a passive), stiff forms
 ("hatte ... herzustellen"), "ein Schreiben schreiben", and scenes that are odd without being absurd.
 
 Size of this folder: {size:.1f} MB. Licence: Apache-2.0, as the project.

@@ -1,2 +1,5 @@
-"""The default that needs no network: a tiny German paraphraser of Qwen2.5's architecture, its tokenizer,
-its prompts, and the grammar that all three were made from. See MODEL_CARD.md beside this file."""
+"""The default that needs no network: a tiny German paraphraser, its prompts, and the grammar that both come from.
+
+model/ is a Hugging Face folder of Qwen2.5's architecture with its tokenizer, prompts/ holds the prompts, and german/
+is the grammar. MODEL_CARD.md has the details.
+"""

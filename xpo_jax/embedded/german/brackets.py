@@ -1,6 +1,6 @@
-"""The sentence bracket of German: which finite verb goes with which end of the clause.
+"""The sentence bracket of German ("Satzklammer"): which finite verb goes with which end of the clause.
 
-"lehnt ... ab", "hat ... abgelehnt", "muss ... abgelehnt werden". The two halves belong together, so they
+"lehnt ... ab", "hat ... abgelehnt", "muss ... abgelehnt werden". The two halves depend on each other, so they
 are listed in pairs; within a pair every verb fits every end.
 """
 
@@ -25,7 +25,7 @@ MODALS: dict[tuple[str, str], tuple[Phrases, Phrases]] = {
 
 
 class Bracket(NamedTuple):
-    """The finite verb and the right bracket that go together, and the same at a clause's end."""
+    """A finite verb with the right bracket that fits it, and both in one at the end of a subordinate clause."""
 
     verb: Phrases
     right: Phrases
@@ -36,7 +36,7 @@ class Bracket(NamedTuple):
 def active_brackets(
     forms: tuple[Form, ...], tense: str, modality: str | None, plural: bool
 ) -> tuple[Bracket, ...]:
-    """The finite verb and what closes the clause, in the active voice, for every form, tense and modality."""
+    """Return the brackets of the active voice, for every form in this tense and modality."""
     infinitives = tuple(infinitive(form) for form in forms)
     if modality:
         brackets = [Bracket(MODALS[modality, tense][plural], infinitives, ())]
@@ -70,7 +70,7 @@ def active_brackets(
 def passive_brackets(
     forms: tuple[Form, ...], tense: str, modality: str | None, plural: bool
 ) -> tuple[Bracket, ...]:
-    """The same in the passive voice, which agrees with the object: `plural` is the object's."""
+    """Return the brackets of the passive voice, whose verb agrees with the object: `plural` is the object's number."""
     participles = tuple(form.participle + " " for form in forms)
     to_be = tuple(participle + "werden " for participle in participles)
     if modality:

@@ -1,7 +1,7 @@
-"""The causes of the embedded German world: a short clause, or a phrase that says the same.
+"""The causes of the embedded German world: a short clause, or a phrase of the same meaning.
 
-Data only. Each clause is given twice: with the verb in second place ("es regnete stark") and with the
-verb at the end ("es stark regnete"). {S} is the agent; a/b is the form for one agent and for several.
+Data only. Each clause is listed twice: with the verb in second position ("es regnete stark") and with the
+verb at the end ("es stark regnete"). {S} is the agent; a/b are the forms for one agent and for several.
 Causes about the agent ("weil sie krank war") fit persons only.
 """
 
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 
 class Cause(NamedTuple):
-    """past, present: (verb second, verb last) clauses; phrases: the same as an adverbial."""
+    """One cause. past, present: (verb second, verb last) clauses; phrases: the same as an adverbial."""
 
     about_agent: bool
     past: tuple[tuple[str, str], ...]

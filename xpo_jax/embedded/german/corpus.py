@@ -1,7 +1,7 @@
 """Prompts and fine-tuning pairs from the grammar, with meanings held out for evaluation.
 
-A meaning is held out by a hash of itself (`meaning.is_held_out`), so no list has to be kept and no pair
-can leak. Writes no files and knows no template; the builder of the embedded model does both.
+A hash of the meaning decides whether it is held out (`meaning.is_held_out`), so there is no list to maintain and no
+pair can leak. Writes no files and applies no template; the builder of the embedded model does both.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ def prompts(rng_seed: int, train: int, held_out: int) -> tuple[list[Row], list[R
 
     Args:
         rng_seed: the same seed gives the same rows.
-        train: how many rows of meanings that `sft_pair` may draw.
-        held_out: how many rows of meanings that it never draws.
+        train: number of rows whose meanings `sft_pair` may draw.
+        held_out: number of rows whose meanings it never draws.
     """
     rng = random.Random(rng_seed)
     rows: dict[bool, list[Row]] = {False: [], True: []}
     wanted = {False: train, True: held_out}
     seen: set[Meaning] = set()
-    while any(len(rows[kept]) < wanted[kept] for kept in rows):
+    while any(len(rows[side]) < wanted[side] for side in rows):
         meaning = random_meaning(rng)
-        kept = is_held_out(meaning)
-        if meaning in seen or len(rows[kept]) == wanted[kept]:
+        side = is_held_out(meaning)
+        if meaning in seen or len(rows[side]) == wanted[side]:
             continue
         seen.add(meaning)
-        rows[kept].append({"input": realise(meaning, rng)})
+        rows[side].append({"input": realise(meaning, rng)})
     return rows[False], rows[True]

@@ -1,8 +1,8 @@
 """From a meaning to its sentences.
 
-All sentences of a meaning are a list of variants: word-order patterns (`orders.py`) together with the
-phrases that may stand for each of their letters. `realise` draws from it; the recogniser in `parser.py`
-matches against the very same variants, so what is generated is exactly what is accepted.
+The sentences of a meaning are a list of variants: word-order patterns (`orders.py`) together with the phrases that
+may replace each of their letters. `realise` draws from it, and the recogniser in `parser.py` matches against the same
+variants, so that exactly what can be generated is accepted.
 
 Paraphrases of each other are: active and passive; Präteritum and Perfekt; present and future where a
 time adverb names the future; every word order; synonyms; "die Prüfung des Berichts durchführen" for
@@ -47,7 +47,7 @@ __all__ = [
 
 
 class Variant(NamedTuple):
-    """Word-order patterns, and for each of their letters the phrases that may stand there."""
+    """Word-order patterns, and the phrases that may replace each of their letters."""
 
     patterns: tuple[str, ...]
     phrases: dict[str, Phrases]
@@ -64,20 +64,20 @@ _CAUSE_PHRASES = {name: tuple(phrase + " " for phrase in cause.phrases) for name
 
 
 def realise(meaning: Meaning, rng: random.Random) -> str:
-    """Draw one sentence: uniformly the way a cause is attached and the voice, then the words and order."""
+    """Draw one sentence: first the way a cause is attached, then the voice, then words and order, all uniformly."""
     groups = variants(meaning)
     variant = rng.choice(rng.choice(rng.choice(groups)))
     return render("".join(rng.choice(variant.phrases[letter]) for letter in rng.choice(variant.patterns)))
 
 
 def render(words: str) -> str:
-    """Words joined by spaces, commas included, to a written sentence."""
+    """Turn words separated by spaces, commas included, into a written sentence."""
     text = words.strip().replace(" ,", ",")
     return text[:1].upper() + text[1:] + "."
 
 
 def count(meaning: Meaning) -> int:
-    """How many sentences the grammar has for a meaning."""
+    """Count the sentences that the grammar has for a meaning."""
     total = 0
     for group in variants(meaning):
         for variant in (variant for voice in group for variant in voice):
@@ -90,7 +90,7 @@ def count(meaning: Meaning) -> int:
 
 
 def variants(meaning: Meaning) -> list[list[list[Variant]]]:
-    """All variants of a meaning, grouped by the way a cause is attached and then by voice."""
+    """Return all variants of a meaning, grouped by the way a cause is attached and then by voice."""
     cause = CAUSES[meaning.cause] if meaning.cause else None
     if cause is None:
         return [_voices(meaning, "plain", {})]
@@ -107,7 +107,7 @@ def variants(meaning: Meaning) -> list[list[list[Variant]]]:
 def _cause_clauses(
     cause: Cause, clauses: tuple[tuple[str, str], ...], agent: Participant
 ) -> tuple[Phrases, Phrases, Phrases]:
-    """The cause after the main clause, before it, and before "sodass"."""
+    """Return the cause clauses that follow the main clause, that precede it, and that precede "sodass"."""
     if cause.about_agent:
         return _agent_cause_clauses(clauses, agent)
     return _join_clauses(clauses, clauses)
@@ -117,9 +117,9 @@ def _cause_clauses(
 def _agent_cause_clauses(
     clauses: tuple[tuple[str, str], ...], agent: Participant
 ) -> tuple[Phrases, Phrases, Phrases]:
-    """The agent is a pronoun in a clause that follows, and named in a clause that goes before."""
+    """Return the same; a clause that follows refers to the agent by a pronoun, one that precedes names it."""
     names = agent_phrases(agent.concept, agent.determiner, agent.plural)
-    said = tuple(
+    named = tuple(
         (_fill(second, subject, agent.plural), _fill(last, subject, agent.plural))
         for second, last in clauses
         for subject in names
@@ -128,7 +128,7 @@ def _agent_cause_clauses(
     referred = tuple(
         (_fill(second, subject, agent.plural), _fill(last, subject, agent.plural)) for second, last in clauses
     )
-    return _join_clauses(said, referred)
+    return _join_clauses(named, referred)
 
 
 def _fill(clause: str, subject: str, plural: bool) -> str:
@@ -148,7 +148,7 @@ def _join_clauses(
 
 
 def _voices(meaning: Meaning, attach: str, extra: dict[str, Phrases]) -> list[list[Variant]]:
-    """Active variants and, where the language allows, passive ones, for one way to attach a cause."""
+    """Return the active variants and, where the language allows, the passive ones, for one way to attach a cause."""
     refers = meaning.cause is not None and CAUSES[meaning.cause].about_agent and attach != "phrase"
     phrases = {"N": ("nicht ",), **extra}
     parts = "SO"

@@ -1,7 +1,7 @@
 """German endings: noun phrases in their cases and numbers, and the forms of verbs.
 
 Every phrase is a string that ends with a space, so that phrases are joined by concatenation and
-matched with `str.startswith`. Knows the regular patterns that the lexicon needs and no others.
+matched with `str.startswith`. Covers the regular patterns that the lexicon needs and no others.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _phrase(noun: Noun, determiner: str, plural: bool, case: str, stem: str) -> 
 def object_phrases(
     concept: str, determiner: str, plural: bool, case: str, adjective: str | None
 ) -> tuple[str, ...]:
-    """All ways to name an object, for example ("den alten Brief ", "das alte Schreiben ")."""
+    """Return all ways to name an object, for example ("den alten Brief ", "das alte Schreiben ")."""
     stems = ADJECTIVES[adjective] if adjective else ("",)
     return tuple(
         phrase
@@ -73,7 +73,7 @@ def object_phrases(
 
 @cache
 def agent_phrases(concept: str, determiner: str, plural: bool) -> tuple[str, ...]:
-    """All ways to name an agent as subject."""
+    """Return all ways to name an agent as the subject."""
     return tuple(
         phrase for noun in AGENTS[concept] for phrase in _phrase(noun, determiner, plural, "nom", "")
     )
@@ -81,20 +81,20 @@ def agent_phrases(concept: str, determiner: str, plural: bool) -> tuple[str, ...
 
 @cache
 def by_agent_phrases(concept: str, determiner: str, plural: bool) -> tuple[str, ...]:
-    """All ways to name an agent in the passive: "vom Arzt ", "von zwei Ärzten "."""
+    """Return all ways to name an agent in the passive: "vom Arzt ", "von zwei Ärzten "."""
     phrases = (phrase for noun in AGENTS[concept] for phrase in _phrase(noun, determiner, plural, "dat", ""))
     return tuple("vom " + phrase[4:] if phrase.startswith("dem ") else "von " + phrase for phrase in phrases)
 
 
 @cache
 def pronoun(concept: str, plural: bool) -> str:
-    """The agent's pronoun; all synonyms of a person have one gender."""
+    """Return the agent's pronoun; all synonyms of a person have the same gender."""
     return PRONOUNS["p" if plural else AGENTS[concept][0].gender] + " "
 
 
 @cache
 def nominal_phrases(nouns: tuple[Noun, ...], genitives: tuple[str, ...], case: str) -> tuple[str, ...]:
-    """ "die Überprüfung des Berichts " for every noun and every genitive."""
+    """Return "die Überprüfung des Berichts " for every noun and every genitive."""
     return tuple(
         start + genitive
         for noun in nouns
@@ -105,7 +105,7 @@ def nominal_phrases(nouns: tuple[Noun, ...], genitives: tuple[str, ...], case: s
 
 @cache
 def finite(form: Form, past: bool, plural: bool) -> str:
-    """The conjugated verb without its prefix, third person."""
+    """Return the conjugated verb in the third person, without its prefix."""
     if past:
         return form.past + ("" if not plural else "n" if form.past.endswith("e") else "en") + " "
     return (form.infinitive if plural else form.present) + " "
@@ -113,17 +113,17 @@ def finite(form: Form, past: bool, plural: bool) -> str:
 
 @cache
 def finite_last(form: Form, past: bool, plural: bool) -> str:
-    """The conjugated verb at the end of a subordinate clause: prefix and verb meet."""
+    """Return the conjugated verb at the end of a subordinate clause, joined to its prefix."""
     return _meet(form, finite(form, past, plural))
 
 
 def infinitive(form: Form) -> str:
-    """ "ablehnen ", "instand setzen "."""
+    """Return the infinitive: "ablehnen ", "instand setzen "."""
     return _meet(form, form.infinitive + " ")
 
 
 def zu_infinitive(form: Form) -> str:
-    """ "zu prüfen ", "abzulehnen ", "instand zu setzen "."""
+    """Return the infinitive with "zu": "zu prüfen ", "abzulehnen ", "instand zu setzen "."""
     if not form.prefix:
         return f"zu {form.infinitive} "
     return _meet(form, ("zu " if form.apart else "zu") + form.infinitive + " ")

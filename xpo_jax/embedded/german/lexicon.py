@@ -1,9 +1,9 @@
 """The words of the embedded German world: nouns, determiners, adjectives and adverbials.
 
-Data only. Verbs, which say what goes with what, are in `verbs.py`; causes in `causes.py`. Within one
-entry, alternatives are synonyms: the grammar may exchange them anywhere, so a word is listed only
-where it fits every sentence in which its entry can stand. No word form belongs to two entries of
-the same kind; the parser depends on it (and a test checks it).
+Data only. The verbs, with the nouns and adverbials that fit them, are in `verbs.py`; causes are in `causes.py`.
+Alternatives within one entry are synonyms: the grammar may exchange them anywhere, so a word is listed only if it fits
+every sentence in which its entry can occur. No word form belongs to two entries of the same kind; the parser depends
+on this, and a test checks it.
 
 Left out on purpose: persons as objects, so that "die Ärztin sieht die Lehrerin" cannot be ambiguous,
 and possessives, whose reference changes in the passive.

@@ -1,4 +1,4 @@
-"""What a sentence of the embedded world says, free of words and word order, and how to draw one.
+"""The meaning of a sentence of the embedded world, apart from words and word order, and how to draw one.
 
 Leaves out everything that two paraphrases may differ in: voice, order, synonyms, tense forms of the
 same time, and how a cause is attached.
@@ -43,6 +43,8 @@ class Participant:
 class Meaning:
     """One proposition. tense: "past", "present" or "future"; modality: None, "must", "want" or "can"."""
 
+    # long: the parts of a sentence
+
     verb: str
     agent: Participant
     object: Participant
@@ -55,18 +57,18 @@ class Meaning:
     cause: str | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """The meaning as plain JSON values."""
+        """Return the meaning as plain JSON values."""
         return asdict(self)
 
 
 def is_held_out(meaning: Meaning) -> bool:
-    """Whether a meaning is kept for evaluation: about one in ten, by a hash that never changes."""
+    """Return whether a meaning is held out for evaluation: about one in ten, by a hash that never changes."""
     digest = hashlib.blake2b(repr(meaning).encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big") % HELD_OUT_SHARE == 0
 
 
 def is_coherent(meaning: Meaning) -> bool:
-    """Whether tense, modality, time, cause and negation agree, so that every sentence has one meaning.
+    """Return whether tense, modality, time, cause and negation agree, so that every sentence has one meaning.
 
     A future time makes the present tense future, or goes with a present modal; a future has such a time.
     """

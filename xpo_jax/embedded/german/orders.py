@@ -9,7 +9,7 @@ A pattern is a string with one letter per constituent; the grammar fills each le
     E the verbs at the end of a subordinate clause
     K "(ist) nicht in der Lage," and its like                          Z infinitive with "zu"
 
-Leaves out what is grammatical but marked: a fronted "kein" or indefinite object in the active,
+Left out because they are grammatical but marked: a fronted "kein" or indefinite object in the active,
 adverbials of manner before the agent, extraposed adverbials.
 """
 
@@ -26,7 +26,7 @@ def _insert_all(base: str, letter: str) -> list[str]:
 
 @cache
 def _active_middle(parts: str, definite: bool) -> tuple[str, ...]:
-    """Orders of the middle field after the subject. `parts` holds some of O T C P M N."""
+    """Return the orders of the middle field after the subject; `parts` is a subset of O T C P M N."""
     adverbials = "".join(letter for letter in "TCPM" if letter in parts)
     negated = "N" if "N" in parts else ""
     if "O" not in parts:
@@ -48,7 +48,7 @@ def _active_middle(parts: str, definite: bool) -> tuple[str, ...]:
 
 @cache
 def _passive_middle(parts: str, definite: bool) -> tuple[str, ...]:
-    """Orders of the passive's middle field. `parts` holds some of O A T C P M N.
+    """Return the orders of the passive's middle field; `parts` is a subset of O A T C P M N.
 
     What is new to the reader (an indefinite subject) does not stand before time and cause.
     """
@@ -82,9 +82,9 @@ def _passive_middle(parts: str, definite: bool) -> tuple[str, ...]:
 
 @cache
 def main_clauses(parts: str, definite: bool, passive: bool, may_front: str) -> tuple[str, ...]:
-    """Verb-second clauses. `parts`: the constituents; `may_front`: those that may stand first.
+    """Return verb-second clauses. `parts`: the constituents; `may_front`: those that may come first.
 
-    A letter of `may_front` that is not in `parts` (F) is something that stands before the clause.
+    F, the one letter of `may_front` that is not in `parts`, precedes the clause.
     """
     patterns = []
     for front in may_front:
@@ -99,7 +99,7 @@ def main_clauses(parts: str, definite: bool, passive: bool, may_front: str) -> t
 
 @cache
 def subordinate_clauses(parts: str, definite: bool, passive: bool) -> tuple[str, ...]:
-    """Verb-last clauses after "sodass"."""
+    """Return verb-last clauses after "sodass"."""
     middles = (_passive_middle if passive else _active_middle)(parts.replace("S", ""), definite)
     if passive and definite:
         middles = tuple(middle for middle in middles if middle.startswith("O"))
@@ -108,7 +108,7 @@ def subordinate_clauses(parts: str, definite: bool, passive: bool) -> tuple[str,
 
 @cache
 def infinitive_clauses(parts: str, definite: bool, time_inside: bool) -> tuple[str, ...]:
-    """ "Die Ärztin ist gestern nicht in der Lage gewesen, das Auto ... zu reparieren"."""
+    """Return clauses such as "Die Ärztin ist gestern nicht in der Lage gewesen, das Auto ... zu reparieren"."""
     inner = parts.replace("S", "") if time_inside else parts.replace("S", "").replace("T", "")
     heads = ["SVK"] if time_inside or "T" not in parts else ["SVTK", "TVSK"]
     return tuple(head + middle + "Z" for head in heads for middle in _active_middle(inner, definite))
@@ -116,13 +116,13 @@ def infinitive_clauses(parts: str, definite: bool, time_inside: bool) -> tuple[s
 
 @cache
 def with_clause_after(patterns: tuple[str, ...]) -> tuple[str, ...]:
-    """The same clauses, each followed by a cause clause."""
+    """Return the same clauses, each followed by a cause clause."""
     return tuple(pattern + "W" for pattern in patterns)
 
 
 @cache
 def trie(patterns: tuple[str, ...]) -> Node:
-    """The patterns as a tree of letters; "" marks an end."""
+    """Return the patterns as a tree of letters; "" marks an end."""
     root: Node = {}
     for pattern in patterns:
         node = root

@@ -1,9 +1,8 @@
 """From a sentence to its meaning: the hard gate of the embedded world.
 
-Analysis by synthesis. The words of a sentence name candidates (which verb, agent, object, time ...
-could be meant); a candidate is the meaning if the grammar's own variants for it match the sentence
-word by word, capitals, commas and full stop included. Nothing outside the grammar is understood, on
-purpose: a gate that guesses can be gamed.
+Analysis by synthesis. The words of a sentence suggest candidates (which verb, agent, object, time ... it could mean);
+a candidate is the meaning if one of the grammar's variants for it matches the sentence word by word, capitals, commas
+and full stop included. Nothing outside the grammar is accepted, on purpose: a gate that guesses can be gamed.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ from xpo_jax.embedded.german.valency import Form
 from xpo_jax.embedded.german.verbs import VERBS
 
 LONGEST_PHRASE = 5  # words
-LONGEST_SENTENCE = 30  # words and commas; a longer text is not of this grammar
-MOST_CANDIDATES = 5000  # a sentence of the grammar has a few hundred; a heap of words would have millions
+LONGEST_SENTENCE = 30  # words and commas; a longer text is not in this grammar
+MOST_CANDIDATES = 5000  # a sentence of the grammar has a few hundred; a heap of words could have millions
 MODAL_WORDS = {
     "must": "muss müssen musste mussten hat haben hatte hatten",
     "want": "will wollen möchte möchten wollte wollten hat haben hatte "
@@ -35,7 +34,7 @@ NEGATIONS = frozenset(("nicht", "kein", "keine", "keinen", "keines", "keiner", "
 
 @lru_cache(maxsize=65536)
 def parse(sentence: str) -> Meaning | None:
-    """The meaning of a sentence of the grammar, or None if it is not one."""
+    """Return the meaning of a sentence, or None if the sentence is not in the grammar."""
     words = _words(sentence)
     if words is None:
         return None
@@ -43,14 +42,14 @@ def parse(sentence: str) -> Meaning | None:
 
 
 def same_meaning(source: str, answer: str) -> bool:
-    """Whether `answer` is a sentence of the grammar that says what `source` says."""
+    """Return whether `answer` is a sentence of the grammar with the meaning of `source`."""
     meaning = parse(source)
     words = _words(answer)
     return meaning is not None and words is not None and _matches(meaning, words)
 
 
 def difference(source: str, answer: str) -> str:
-    """Why `same_meaning` refuses, as one short phrase; "" where it does not."""
+    """Return why `same_meaning` is false, as one short phrase; "" if it is true."""
     meaning = parse(source)
     if meaning is None:
         return "the input is not a sentence of the grammar"
@@ -72,26 +71,26 @@ def difference(source: str, answer: str) -> str:
         "place",
         "cause",
     ):
-        mine, yours = getattr(meaning, field), getattr(other, field)
-        if mine != yours:
+        wanted, actual = getattr(meaning, field), getattr(other, field)
+        if wanted != actual:
             name = "negation" if field == "negated" else field
-            if mine is None or yours is None:
-                return f"{name} {'added' if mine is None else 'dropped'}"
-            if isinstance(mine, Participant) and mine.concept == yours.concept:
+            if wanted is None or actual is None:
+                return f"{name} {'added' if wanted is None else 'dropped'}"
+            if isinstance(wanted, Participant) and wanted.concept == actual.concept:
                 return f"other determiner, number or adjective of the {name}"
             return f"other {name}"
     raise AssertionError(f"ambiguous sentence: {answer}")
 
 
 def _words(sentence: str) -> str | None:
-    """The sentence in the grammar's form, words that end with a space; None if badly written."""
+    """Return the sentence as the grammar has it, each word followed by a space; None if it is not written as one."""
     if not sentence.endswith(".") or not sentence[:1].isupper():
         return None
     return sentence[:-1].replace(",", " ,") + " "
 
 
 def _matches(meaning: Meaning, words: str) -> bool:
-    # Only the first letter may be a capital because of where it stands.
+    # The first letter alone may be a capital because of its position.
     lowered = words[0].lower() + words[1:]
     return any(
         _match(trie(variant.patterns), variant, text, 0)
@@ -120,23 +119,23 @@ def _match(node: Node, variant: Variant, text: str, start: int) -> bool:
 
 
 def _candidates(words: str) -> Iterator[Meaning]:
-    """Every meaning whose parts the words name; few, because phrases name their number and case."""
+    """Yield every meaning whose parts the words name; they are few, because phrases show number and case."""
     tokens = words.split()
     if len(tokens) > LONGEST_SENTENCE:
         return
-    found: dict[str, dict[object, None]] = {}
+    named: dict[str, dict[object, None]] = {}
     first = tokens[0][0].lower() + tokens[0][1:]
     for variant in ([first, *tokens[1:]], tokens):
         for start in range(len(tokens)):
             for end in range(start + 1, min(start + LONGEST_PHRASE, len(tokens)) + 1):
                 for kind, value in _index().get(" ".join(variant[start:end]), ()):
-                    found.setdefault(kind, {})[value] = None
-    adverbials = [[None, *found.get(kind, ())] for kind in ("modality", "time", "manner", "place", "cause")]
+                    named.setdefault(kind, {})[value] = None
+    adverbials = [[None, *named.get(kind, ())] for kind in ("modality", "time", "manner", "place", "cause")]
     negations = (False, True) if NEGATIONS.intersection(tokens) or first in NEGATIONS else (False,)
     combinations = product(
-        found.get("verb", ()),
-        found.get("agent", ()),
-        found.get("object", ()),
+        named.get("verb", ()),
+        named.get("agent", ()),
+        named.get("object", ()),
         ("past", "present", "future"),
         negations,
         *adverbials,
@@ -149,7 +148,7 @@ def _candidates(words: str) -> Iterator[Meaning]:
 
 @cache
 def _index() -> dict[str, tuple[tuple[str, object], ...]]:
-    """What each phrase may name: {"vom Arzt": (("agent", Participant(...)),), ...}."""
+    """Return what each phrase may name: {"vom Arzt": (("agent", Participant(...)),), ...}."""
     index: dict[str, dict[tuple[str, object], None]] = {}
 
     def add(phrase: str, kind: str, value: object) -> None:
@@ -196,7 +195,7 @@ def _index() -> dict[str, tuple[tuple[str, object], ...]]:
         for clause in (clause for pair in cause.past + cause.present for clause in pair):
             for plural in (False, True):
                 words = [word.split("/")[plural] if "/" in word else word for word in clause.split()]
-                # The clause's own words, without the agent, in runs that the scan can see whole.
+                # The clause's own words, without the agent, in runs that are short enough for the scan.
                 for run in " ".join(words).split("{S}"):
                     add(" ".join(run.split()[:LONGEST_PHRASE]), "cause", name)
     for name, verb in VERBS.items():
@@ -215,7 +214,7 @@ def _index() -> dict[str, tuple[tuple[str, object], ...]]:
 
 
 def _word_forms(form: Form) -> Iterator[str]:
-    """Single words that show that this verb may be meant."""
+    """Yield the single words that suggest this verb."""
     past_plural = form.past + ("n" if form.past.endswith("e") else "en")
     for word in (form.infinitive, form.present, form.past, past_plural):
         yield word

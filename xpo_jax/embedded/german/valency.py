@@ -1,6 +1,6 @@
-"""What a verb of the embedded world is: its forms, and what it combines with.
+"""The type of a verb of the embedded world: its forms, and what it combines with.
 
-Types and the reader of their notation; the verbs themselves are in `verbs.py`.
+The types and a reader of their notation; the verbs themselves are in `verbs.py`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from xpo_jax.embedded.german.lexicon import Noun
 
 @dataclass(frozen=True)
 class Form:
-    """One verb. prefix: separable part or ""; apart: written apart even when it meets the verb."""
+    """One verb. prefix: its separable part or ""; apart: the prefix is a word of its own throughout."""
 
     infinitive: str
     present: str
@@ -24,7 +24,7 @@ class Form:
 
 @dataclass(frozen=True)
 class Nominal:
-    """ "die Prüfung des Berichts durchführen" instead of "den Bericht prüfen"."""
+    """A noun with a support verb: "die Prüfung des Berichts durchführen" instead of "den Bericht prüfen"."""
 
     nouns: tuple[Noun, ...]
     support: tuple[Form, ...]
@@ -36,11 +36,13 @@ class Verb:
 
     forms: synonyms. habit: "" no frequency adverbs, "rare" not daily or weekly, "daily" all of them.
     habit_of_one: "putzt täglich die Küche" is sensible, not only "putzt täglich Küchen".
-    durative: goes with "momentan". plans: goes with the future and with wollen, müssen, können.
+    durative: fits "momentan". plans: fits the future and wollen, müssen, können.
     reasons: causes for doing it; obstacles: causes for not doing it. group: needs several agents.
     near: an everyday act; nobody dates it by month or year. slow: not done in a day or a week.
     creates: what is made cannot be old or famous yet.
     """
+
+    # long: a row of the table in verbs.py
 
     forms: tuple[Form, ...]
     agents: tuple[str, ...]
