@@ -28,7 +28,7 @@ from tools.cli import Parser, exit_status
 from xpo_jax.io.files import atomic_write, to_json
 from xpo_jax.reporting import report
 from xpo_jax.reporting.console import text_table
-from xpo_jax.reporting.html import escape, page, table
+from xpo_jax.reporting.html import render, table
 from xpo_jax.reporting.run_reader import Run, interval, read
 
 HEADS = (
@@ -72,17 +72,13 @@ def differences(runs: Sequence[Run]) -> list[list[str]]:
 def comparison(runs: Sequence[Run]) -> str:
     """The page for several runs."""
     heads = ("field", *(str(run.path) for run in runs))
-    found = differences(runs)
-    return page(
-        "Runs compared: xpo_jax",
-        [
-            f"<h1>{len(runs)} runs compared</h1>",
-            '<p class="quiet">the last evaluation of each; intervals of 95 % are over its held-out prompts</p>',
-            table(HEADS, [row(run) for run in runs]),
-            f'<div class="charts">{report.held_out_charts(runs)}</div>',
-            "<h2>Where the configs differ</h2>",
-            table(heads, found) if found else f"<p>{escape('nowhere but in run_dir')}</p>",
-        ],
+    return render(
+        "comparison.html.j2",
+        title="Runs compared: xpo_jax",
+        runs=len(runs),
+        evaluations=table(HEADS, [row(run) for run in runs]),
+        charts=report.held_out_charts(runs),
+        differences=table(heads, differences(runs)),
     )
 
 

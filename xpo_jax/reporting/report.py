@@ -1,6 +1,6 @@
-"""report.html of a run: what was learned, whether it is healthy, and the texts, in one file for a browser.
+"""report.html of a run: what it learned, whether it is healthy, and its texts, in one file for a browser.
 
-What it shows comes from run_reader.py, how it looks from html.py.
+What it shows comes from run_reader.py; how it looks is in templates/.
 """
 
 from __future__ import annotations
@@ -11,18 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from xpo_jax.io.files import atomic_write
-from xpo_jax.reporting.html import Cell, Line, chart, escape, number, page, pairs, table
+from xpo_jax.reporting.charts import Chart, Line, chart, format_number
+from xpo_jax.reporting.html import Cell, Table, render, table
 from xpo_jax.reporting.run_reader import Run, findings, interval, read
 
-# eval/policy/... that have a chart of their own; what else a judge's parts tell is shown together
-_KNOWN = {"valid", "copy", "tokens", "unfinished", "distinct_1", "distinct_2"}
+QUERIES = "judge queries in training"
+# eval/policy/... with a chart of their own; each other metric of a judge's parts gets one as well
+_CHARTED = {"valid", "copy", "tokens", "unfinished", "distinct_1", "distinct_2"}
 
 
 def write(path: str | Path) -> Path:
     """Write <path>/report.html, and return where it is.
 
     Raises:
-      ValueError: as `read`; WriteError where the disk refuses.
+      ValueError: as `read`; WriteError if the file cannot be written.
     """
     run = read(path)
     out = run.path / "report.html"
@@ -31,164 +33,131 @@ def write(path: str | Path) -> Path:
 
 
 def html(run: Run) -> str:
-    """The report."""
+    """Return the report's page."""
     name = run.path.absolute().name
     ended = "" if run.result is None else str(run.result.get("ended_by"))
-    state = {"": "under way", "steps": "finished"}.get(ended, f"ended by {ended}")
-    found = "".join(f'<li class="{kind}">{escape(text)}</li>' for kind, text in findings(run))
-    parts = [
-        f"<h1>{escape(name)}</h1>",
-        f'<p class="quiet">{run.metrics[-1]["step"]} of {run.config["steps"]} steps, {escape(state)}; judge'
-        f" {escape(run.config['judge']['name'])}, model {escape(run.config['model']['path'])}</p>",
-        tiles(run),
-        f'<ul class="findings">{found}</ul>',
-        f'<h2>Held out</h2><div class="charts">{held_out_charts([run])}{parts_charts(run)}</div>',
-        f'<h2>Training</h2><div class="charts">{training_charts(run)}</div>',
-    ]
-    if run.samples:
-        parts += ["<h2>Held-out prompts, before and after</h2>", samples_table(run.samples)]
-    if run.pairs:
-        last = f"The last {len(run.pairs)} training pairs"
-        parts += [f"<h2>{last}</h2>", pairs_table(run.pairs, run.config["loss"]["second_candidate"])]
-    parts += [
-        f"<details><summary>Result</summary>{pairs(run.result)}</details>" if run.result else "",
-        f"<details><summary>Config</summary><pre>{escape(json.dumps(run.config, indent=2, ensure_ascii=False))}"
-        "</pre></details>",
-    ]
-    return page(f"{name}: xpo_jax", parts)
+    return render(
+        "report.html.j2",
+        title=f"{name}: xpo_jax",
+        name=name,
+        step=run.metrics[-1]["step"],
+        state={"": "under way", "steps": "finished"}.get(ended, f"ended by {ended}"),
+        config=run.config,
+        config_json=json.dumps(run.config, indent=2, ensure_ascii=False),
+        tiles=tiles(run),
+        findings=findings(run),
+        held_out=[*held_out_charts([run]), *answer_charts(run)],
+        training=training_charts(run),
+        samples=samples_table(run.samples),
+        pairs=pairs_table(run.pairs, run.config["loss"]["second_candidate"]),
+        result={name: str(value) for name, value in (run.result or {}).items()},
+    )
 
 
-def tiles(run: Run) -> str:
-    """The figures of the last evaluation."""
+def tiles(run: Run) -> dict[str, str]:
+    """Return the main metrics of the last evaluation, by label; "-" for what it does not have."""
     last = run.evaluations[-1]
-    figures = {
+    return {
         "win rate": interval(last, "win_rate"),
         "at equal lengths": interval(last, "win_rate_controlled"),
         "against the answers": interval(last, "win_rate_answers"),
-        "KL, nats per answer": number(last["eval/kl"]),
-        "valid": number(last.get("eval/policy/valid"), True),
-        "copies": number(last.get("eval/policy/copy"), True),
-        "tokens per answer": number(last["eval/policy/tokens"]),
-        "judge queries in training": f"{last['queries']:,}",
+        "KL, nats per sequence": format_number(last["eval/kl"]),
+        "valid": format_number(last.get("eval/policy/valid"), True),
+        "copies": format_number(last.get("eval/policy/copy"), True),
+        "tokens per answer": format_number(last["eval/policy/tokens"]),
+        QUERIES: f"{last['queries']:,}",
     }
-    return (
-        '<div class="tiles">'
-        + "".join(
-            f'<div class="tile"><b>{escape(value)}</b><small>{escape(name)}</small></div>'
-            for name, value in figures.items()
-            if value != "-"
-        )
-        + "</div>"
-    )
 
 
 # ---- charts ---------------------------------------------------------------------------------------
 
 
 def line(
-    rows: Sequence[Mapping[str, Any]], name: str, said: str, *, x: str = "step", bands: bool = False
+    rows: Sequence[Mapping[str, Any]], metric: str, name: str, *, x: str = "step", bands: bool = False
 ) -> Line:
-    """A metric over `x`; with `bands` between the metrics of its name with _low and _high."""
-    band = [(row.get(f"{name}_low"), row.get(f"{name}_high")) for row in rows] if bands else []
-    return Line(said, [(row[x], row.get(name)) for row in rows], band)
+    """Return a metric over `x` as a line; with `bands` between the metrics of its name with _low and _high."""
+    band = [(row.get(f"{metric}_low"), row.get(f"{metric}_high")) for row in rows] if bands else []
+    return Line(name, [(row[x], row.get(metric)) for row in rows], band)
 
 
-def held_out_charts(runs: Sequence[Run]) -> str:
-    """Win rate and validity against queries, and win rate against KL; of one run, or of several to compare."""
+def held_out_charts(runs: Sequence[Run]) -> list[Chart | None]:
+    """Chart win rate and validity over queries, and win rate over KL, of one run or of several to compare."""
     alone = len(runs) == 1
-    of = lambda run, what: what if alone else str(run.path)  # noqa: E731
     rates, valid, kl = [], [], []
     for run in runs:
-        found = run.evaluations
-        rates.append(line(found, "eval/win_rate", of(run, "all comparisons"), x="queries", bands=True))
-        valid.append(line(found, "eval/policy/valid", of(run, "policy"), x="queries"))
-        labels = [f"step {row['step']}" for row in found]
-        points = [(row["eval/kl"], row.get("eval/win_rate")) for row in found if row["eval/kl"] is not None]
-        kl.append(Line(of(run, "win rate"), points, labels=labels, marked=alone and len(points) <= 12))
+        rows, path = run.evaluations, str(run.path)
+        rates.append(
+            line(rows, "eval/win_rate", "all comparisons" if alone else path, x="queries", bands=True)
+        )
+        valid.append(line(rows, "eval/policy/valid", "policy" if alone else path, x="queries"))
+        labels = [f"step {row['step']}" for row in rows]
+        points = [(row["eval/kl"], row.get("eval/win_rate")) for row in rows if row["eval/kl"] is not None]
+        labelled = alone and len(points) <= 12
+        kl.append(Line("win rate" if alone else path, points, labels=labels, labelled=labelled))
         if alone:
-            rates.append(line(found, "eval/win_rate_controlled", "at equal lengths", x="queries"))
-            rates.append(line(found, "eval/win_rate_answers", "against the answers", x="queries"))
-            valid.append(line(found, "eval/reference/valid", "reference", x="queries"))
-    return (
-        chart("Win rate", rates, x="judge queries in training", percent=True, level=0.5)
-        + chart("Valid answers", valid, x="judge queries in training", percent=True)
-        + chart("Win rate against KL", kl, x="KL, nats per answer", percent=True, level=0.5)
-    )
+            rates.append(line(rows, "eval/win_rate_controlled", "at equal lengths", x="queries"))
+            rates.append(line(rows, "eval/win_rate_answers", "against the answers", x="queries"))
+            valid.append(line(rows, "eval/reference/valid", "reference", x="queries"))
+    return [
+        chart("Win rate", rates, x=QUERIES, percent=True, level=0.5),
+        chart("Valid answers", valid, x=QUERIES, percent=True),
+        chart("Win rate against KL", kl, x="KL, nats per sequence", percent=True, level=0.5),
+    ]
 
 
-def parts_charts(run: Run) -> str:
-    """Lengths, variety, and what else the judge's parts tell, policy beside reference."""
-    found, x = run.evaluations, "judge queries in training"
+def answer_charts(run: Run) -> list[Chart | None]:
+    """Chart lengths, variety, and the other metrics of the judge's parts, policy beside reference."""
+    rows = run.evaluations
 
-    def both(name: str, said: str) -> list[Line]:
-        return [
-            line(found, f"eval/{side}/{name}", f"{said}{side}", x="queries")
-            for side in ("policy", "reference")
-        ]
+    def both(metric: str, prefix: str = "") -> list[Line]:
+        sides = ("policy", "reference")
+        return [line(rows, f"eval/{side}/{metric}", f"{prefix}{side}", x="queries") for side in sides]
 
-    prefix = "eval/policy/"
-    others = [name.removeprefix(prefix) for name in found[-1] if name.startswith(prefix)]
-    return (
-        chart("Copies", both("copy", ""), x=x, percent=True, zero=True)
-        + chart("Unfinished answers", both("unfinished", ""), x=x, percent=True, zero=True)
-        + chart("Length of answers, tokens", both("tokens", ""), x=x)
-        + chart(
+    policy = "eval/policy/"
+    metrics = [name.removeprefix(policy) for name in rows[-1] if name.startswith(policy)]
+    return [
+        chart("Copies", both("copy"), x=QUERIES, percent=True, zero=True),
+        chart("Unfinished answers", both("unfinished"), x=QUERIES, percent=True, zero=True),
+        chart("Length of answers, tokens", both("tokens"), x=QUERIES),
+        chart(
             "Different words and pairs of words",
             both("distinct_1", "words, ") + both("distinct_2", "pairs, "),
-            x=x,
+            x=QUERIES,
             percent=True,
-        )
-        + "".join(chart(f"The judge's {name}", both(name, ""), x=x) for name in others if name not in _KNOWN)
-    )
+        ),
+        *(chart(f"The judge's {name}", both(name), x=QUERIES) for name in metrics if name not in _CHARTED),
+    ]
 
 
-def training_charts(run: Run) -> str:
-    """The steps: verdicts, loss parts, KL, entropy, rewards, gradients, seconds."""
-    rows, found = [row for row in run.metrics if "loss/total" in row], run.evaluations
-    some = lambda **names: [line(rows, name, said) for said, name in names.items()]  # noqa: E731
-    return "".join(
-        [
-            chart(
-                "Verdicts",
-                some(won="judge/win_rate", ties="judge/tie_rate", failed="judge/failed_rate"),
-                x="step",
-                percent=True,
-                zero=True,
-            ),
-            chart("Loss of the preferences", some(preference="loss/dpo"), x="step"),
-            chart("Loss of the exploration bonus", some(bonus="loss/xpo"), x="step"),
-            chart(
-                "KL, nats per answer",
-                [line(rows, "objective/kl", "training"), line(found, "eval/kl", "held out")],
-                x="step",
-            ),
-            chart(
-                "Entropy, nats per token",
-                [line(rows, "objective/entropy", "training"), line(found, "eval/entropy", "held out")],
-                x="step",
-                zero=True,
-            ),
-            chart(
-                "Implicit rewards",
-                some(chosen="rewards/chosen", rejected="rewards/rejected", margin="rewards/margins"),
-                x="step",
-            ),
-            chart("Gradient norm", some(norm="grad_norm"), x="step", zero=True),
-            chart(
-                "Seconds per step",
-                some(sample="time/sample", judge="time/judge", score="time/score", update="time/update"),
-                x="step",
-                zero=True,
-            ),
-        ]
-    )
+def training_charts(run: Run) -> list[Chart | None]:
+    """Chart the steps: verdicts, loss terms, KL, entropy, rewards, gradients, seconds."""
+    rows, evaluations = [row for row in run.metrics if "loss/total" in row], run.evaluations
+
+    def lines(**metrics: str) -> list[Line]:
+        return [line(rows, metric, name) for name, metric in metrics.items()]
+
+    verdicts = lines(won="judge/win_rate", ties="judge/tie_rate", failed="judge/failed_rate")
+    rewards = lines(chosen="rewards/chosen", rejected="rewards/rejected", margin="rewards/margins")
+    seconds = lines(sample="time/sample", judge="time/judge", score="time/score", update="time/update")
+    kl = [line(rows, "objective/kl", "training"), line(evaluations, "eval/kl", "held out")]
+    entropy = [line(rows, "objective/entropy", "training"), line(evaluations, "eval/entropy", "held out")]
+    return [
+        chart("Verdicts", verdicts, x="step", percent=True, zero=True),
+        chart("Loss of the preferences", lines(preference="loss/dpo"), x="step"),
+        chart("Loss of the exploration bonus", lines(bonus="loss/xpo"), x="step"),
+        chart("KL, nats per sequence", kl, x="step"),
+        chart("Entropy, nats per token", entropy, x="step", zero=True),
+        chart("Implicit rewards", rewards, x="step"),
+        chart("Gradient norm", lines(norm="grad_norm"), x="step", zero=True),
+        chart("Seconds per step", seconds, x="step", zero=True),
+    ]
 
 
 # ---- texts ----------------------------------------------------------------------------------------
 
 
-def samples_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Held-out prompts with the first answers of reference and policy, and what the judge said of those two."""
+def samples_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Tabulate held-out prompts with the first answers of reference and policy, and the verdict on those two."""
     heads = ("prompt", "before (reference)", "after (policy)", "won of all", "verdict", "reason", "scores")
     body = [
         [
@@ -202,14 +171,14 @@ def samples_table(rows: Sequence[Mapping[str, Any]]) -> str:
         ]
         for row in rows
     ]
-    return table(heads, body, choices="verdict")
+    return table(heads, body, choice="verdict")
 
 
-def pairs_table(rows: Sequence[Mapping[str, Any]], second: str) -> str:
-    """Training pairs; `second` says who drew the second answer."""
+def pairs_table(rows: Sequence[Mapping[str, Any]], second: str) -> Table:
+    """Tabulate training pairs, the newest first; `second` is the model that drew the second answer."""
     heads = ("step", "prompt", "first (policy)", f"second ({second})", "verdict", "reason", "scores")
     body = []
-    for row in reversed(rows):  # the newest first
+    for row in reversed(rows):
         shown = None if row["shown"] is None else "AB"[list(row["shown"]).index(0)]
         first, other = (response["text"] for response in row["responses"])
         body.append(
@@ -223,11 +192,11 @@ def pairs_table(rows: Sequence[Mapping[str, Any]], second: str) -> str:
                 _scores(row["scores"]),
             ]
         )
-    return table(heads, body, choices="verdict")
+    return table(heads, body, choice="verdict")
 
 
 def _text(text: str) -> Cell:
-    return Cell(escape(text), text, "text")
+    return Cell(text, text, "text")
 
 
 def _verdict(p: float | None) -> Cell:
@@ -237,20 +206,20 @@ def _verdict(p: float | None) -> Cell:
     return Cell(f"{kind} ({p:.3f})", p, kind)
 
 
-def _reason(text: str, shown: str | None, who: str) -> Cell:
-    told = "" if shown is None else f'<br><span class="quiet">{who} was shown as {shown}</span>'
-    return Cell(escape(text) + told, text, "reason")
+def _reason(text: str, shown: str | None, answer: str) -> Cell:
+    return Cell(text, text, "reason", note="" if shown is None else f"{answer} was shown as {shown}")
 
 
 def _scores(scores: Mapping[str, Any]) -> Cell:
     if not scores:
         return Cell("", "")
 
-    def said(value: Any) -> str:
-        return number(value) if isinstance(value, float) else str(value)
+    def written(value: Any) -> str:
+        return format_number(value) if isinstance(value, float) else str(value)
 
     lines = []
     for name, value in sorted(scores.items()):  # the policy's before the reference's
         inner = value if isinstance(value, Mapping) else {"": value}
-        lines.append(f"{name}: " + ", ".join(f"{k} {said(v)}".strip() for k, v in inner.items() if v != ""))
-    return Cell(f"<details><summary>show</summary>{escape(chr(10).join(lines))}</details>", lines[0])
+        entries = ", ".join(f"{k} {written(v)}".strip() for k, v in inner.items() if v != "")
+        lines.append(f"{name}: {entries}")
+    return Cell("\n".join(lines), lines[0], folded=True)

@@ -1,10 +1,10 @@
-"""What the directory of a run tells: its metrics, evaluations and texts, and whether it is healthy.
+"""Read a run directory: its metrics, evaluations and texts, and whether the run is healthy.
 
 It reads config.json, metrics.jsonl, samples/held_out.jsonl, pairs*.jsonl and result.json, of a finished run or of one
 under way; what is not there yet is empty.
 
-Left out on purpose: training pairs but the last ones (the whole log is pairs.jsonl), and thresholds in a config: what
-counts as worth a look stands in `findings`.
+Left out on purpose: all training pairs but the last ones (the whole log is pairs.jsonl), and thresholds in a config:
+`findings` states what is worth a look.
 """
 
 from __future__ import annotations
@@ -16,16 +16,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from xpo_jax.io.files import read_json
-from xpo_jax.reporting.html import number
+from xpo_jax.reporting.charts import format_number
 
 PAIRS = 200  # of the last ones judged
+RESTORE = "restore the file"
 
 
 class Run(NamedTuple):
     """What a run directory holds.
 
-    metrics: one mapping per step, ascending; evaluations: those of them that have one, with "queries", the training's
-      comparisons up to then. samples: of the last evaluation, empty before the end. pairs: the last `PAIRS`.
+    metrics: one mapping per step, ascending.
+    evaluations: those of them that have one, with "queries", the training's comparisons up to that step.
+    samples: of the last evaluation, empty before the end.
+    pairs: the last `PAIRS`.
     result: None while the run is under way.
     """
 
@@ -62,67 +65,87 @@ def read(path: str | Path) -> Run:
     result = path / "result.json"
     return Run(
         path,
-        read_json(path / "config.json", remedy="restore the file"),
+        read_json(path / "config.json", remedy=RESTORE),
         metrics,
         evaluations,
         _lines(samples) if samples.is_file() else [],
         judged[-PAIRS:],
-        read_json(result, remedy="restore the file") if result.is_file() else None,
+        read_json(result, remedy=RESTORE) if result.is_file() else None,
     )
 
 
 def findings(run: Run) -> list[tuple[str, str]]:
-    """What a reader should know first, as ("good" | "look" | "bad", sentence)."""
+    """Return what a reader should know first, as ("good" | "look" | "bad", sentence)."""
     first, last = run.evaluations[0], run.evaluations[-1]
-    found = []
+    return [
+        *_win_rate_findings(first, last, one_model=run.config["model"]["reference"] is None),
+        *_answer_findings(first, last),
+        *_step_findings(run.metrics),
+    ]
+
+
+def _win_rate_findings(
+    first: Mapping[str, Any], last: Mapping[str, Any], *, one_model: bool
+) -> list[tuple[str, str]]:
     low, high = last.get("eval/win_rate_low"), last.get("eval/win_rate_high")
-    won = f"win rate against the reference {interval(last, 'win_rate')}"
     if low is None or high is None:
-        found.append(("bad", "there are too few verdicts for a win rate"))
-    elif low > 0.5:
-        found.append(("good", f"{won}: better"))
-    else:
-        found.append(("bad", f"{won}: worse") if high < 0.5 else ("look", f"{won}: cannot be told from even"))
-    if run.config["model"]["reference"] is None and first["step"] == 0 and low is not None:
+        return [("bad", "there are too few verdicts for a win rate")]
+    kind, comment = (
+        ("good", "better") if low > 0.5
+        else ("bad", "worse") if high < 0.5
+        else ("look", "cannot be distinguished from even")
+    )  # fmt: skip
+    lines = [(kind, f"win rate against the reference {interval(last, 'win_rate')}: {comment}")]
+    if one_model and first["step"] == 0:
         control = f"before the first step, where both are the same model: {interval(first, 'win_rate')}"
         within = first["eval/win_rate_low"] <= 0.5 <= first["eval/win_rate_high"]
-        found.append(("good" if within else "look", control + ("" if within else "; this should hold 50 %")))
-    even = last.get("eval/win_rate_controlled_low")
-    if low is not None and even is not None:
-        gone = low > 0.5 >= even
+        lines.append(("good", control) if within else ("look", f"{control}; this should include 50 %"))
+    controlled_low = last.get("eval/win_rate_controlled_low")
+    if controlled_low is not None:
         text = f"at equal lengths {interval(last, 'win_rate_controlled')}"
-        found.append(("bad", f"{text}: lengths may be all of it") if gone else (found[0][0], text))
+        lost = low > 0.5 >= controlled_low
+        lines.append(("bad", f"{text}: lengths may explain all of it") if lost else (kind, text))
+    return lines
 
-    def changed(name: str, what: str, by: float, rising: bool) -> None:
-        """Told where a share moved the wrong way by more than `by`, and of validity always."""
-        key = f"eval/policy/{name}"
-        if first.get(key) is None or last.get(key) is None:
-            return
-        worse = (last[key] - first[key]) * (1 if rising else -1) > by
+
+def _answer_findings(first: Mapping[str, Any], last: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return whether fractions moved the wrong way by more than 2 points (of validity always), and lengths."""
+    lines = []
+    for name, label, sign in (
+        ("valid", "valid answers", -1),
+        ("copy", "copies", 1),
+        ("unfinished", "unfinished answers", 1),
+    ):
+        before, now = first.get(f"eval/policy/{name}"), last.get(f"eval/policy/{name}")
+        if before is None or now is None:
+            continue
+        worse = sign * (now - before) > 0.02
         if worse or name == "valid":
-            text = f"{what} {number(first[key], True)} before, {number(last[key], True)} now"
-            found.append(("look" if worse else "good", text))
+            change = f"{format_number(before, True)} before, {format_number(now, True)} now"
+            lines.append(("look" if worse else "good", f"{label} {change}"))
+    policy, reference = last["eval/policy/tokens"], last["eval/reference/tokens"]  # at least one each
+    if not 0.8 <= policy / reference <= 1.25:
+        lengths = f"{format_number(policy)} tokens, the reference's of {format_number(reference)}"
+        lines.append(("look", f"answers of {lengths}"))
+    return lines
 
-    changed("valid", "valid answers", 0.02, rising=False)
-    changed("copy", "copies", 0.02, rising=True)
-    changed("unfinished", "unfinished answers", 0.02, rising=True)
-    mine, theirs = last["eval/policy/tokens"], last["eval/reference/tokens"]  # at least one each
-    if not 0.8 <= mine / theirs <= 1.25:
-        found.append(("look", f"answers of {number(mine)} tokens, the reference's of {number(theirs)}"))
-    for name, share, what in (
+
+def _step_findings(metrics: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    lines = []
+    for name, limit, label in (
         ("judge/failed_rate", 0.0, "training pairs without a verdict"),
         ("judge/position_flip_rate", 0.3, "verdicts that change with the order shown"),
         ("loss/clipped_share", 0.0, "bonus at its limit"),
         ("skipped", 0.0, "updates skipped for numbers that were not finite"),
     ):
-        values = [row[name] for row in run.metrics if row.get(name) is not None]
-        if values and sum(values) / len(values) > share:
-            found.append(("look", f"{what}: {number(sum(values) / len(values), True)}"))
-    return found
+        values = [row[name] for row in metrics if row.get(name) is not None]
+        if values and sum(values) / len(values) > limit:
+            lines.append(("look", f"{label}: {format_number(sum(values) / len(values), True)}"))
+    return lines
 
 
 def interval(row: Mapping[str, Any], name: str) -> str:
-    """A rate with its interval, as text."""
+    """Return a rate with its interval, as text."""
     mean, low, high = (row.get(f"eval/{name}{end}") for end in ("", "_low", "_high"))
     if mean is None:
         return "-"
@@ -130,11 +153,8 @@ def interval(row: Mapping[str, Any], name: str) -> str:
     return f"{100 * mean:.1f} %{ends}"
 
 
-# ---- files ----------------------------------------------------------------------------------------
-
-
 def _lines(path: Path, last: int | None = None) -> list[dict[str, Any]]:
-    """The objects of a file with one a line; a torn last line is one that is being written."""
+    """Return the objects of a file with one per line; a torn last line is one that is being written."""
     with open(path, "rb") as file:
         lines = deque(file, maxlen=last)
     if lines and not lines[-1].endswith(b"\n"):
@@ -142,6 +162,4 @@ def _lines(path: Path, last: int | None = None) -> list[dict[str, Any]]:
     try:
         return [json.loads(text) for text in lines]
     except ValueError as error:
-        raise ValueError(
-            f"{path}: a line is not JSON ({error}); restore the file or delete that line"
-        ) from error
+        raise ValueError(f"{path}: a line is not JSON ({error}); {RESTORE} or delete that line") from error
