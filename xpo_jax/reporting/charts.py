@@ -146,11 +146,10 @@ class _Scale(NamedTuple):
 
 
 def _curve(line: Line, colour: str, scale: _Scale, *, x_label: str, percent: bool) -> Curve:
-    edges = [
-        (p, *b)
-        for (p, _), b in zip(line.points, line.band, strict=False)
-        if _is_finite(b[0]) and _is_finite(b[1])
-    ]
+    edges: list[tuple[float, float, float]] = []
+    for (p, _), (low, high) in zip(line.points, line.band, strict=False):
+        if _is_finite(low) and _is_finite(high):
+            edges.append((p, low, high))
     outline = [(p, low) for p, low, _ in edges] + [(p, high) for p, _, high in edges[::-1]]
     path, gap, points = "", True, []
     for number, (p, v) in enumerate(line.points):
