@@ -1,4 +1,4 @@
-"""The benchmark: its counts by hand, its rows, its floors, and a peer that is a script of ours."""
+"""tools.bench: its counts and floors by hand, its table, and a peer that is a script of the test."""
 
 import json
 import sys
@@ -9,9 +9,9 @@ import pytest
 from fakes import hasty_compilation
 
 from tools.bench import __main__ as bench
-from tools.bench import trl_client
+from tools.bench import figures, trl_client
 from tools.bench.parts import Bench, Part
-from tools.bench.workload import response_lengths, work
+from tools.bench.workload import Workload, response_lengths, work
 from tools.build import random_model
 from tools.planner import estimate
 from xpo_jax.models.hf import model_folder
@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
 # ---- counts ---------------------------------------------------------------------------------------
 
 
-def test_the_two_sizes_by_hand():
+def test_sizes_have_their_parameters_by_hand():
     layer = 2 * 256 + (65536 + 256) + 2 * (16384 + 64) + 65536 + 3 * 180224  # norms; q; k, v; o; the MLP
     assert estimate.parameters(S) == 8192 * 256 + 6 * layer + 256 == 6_329_856
     layer = 2 * 512 + (262144 + 512) + 2 * (65536 + 128) + 262144 + 3 * 720896
@@ -39,11 +39,10 @@ def test_the_two_sizes_by_hand():
     assert (S.head_dim, S.num_key_value_heads, M.head_dim, M.num_key_value_heads) == (32, 2, 64, 2)
 
 
-def test_flops_of_s_by_hand():
+def test_work_of_size_s_by_hand():
     """8 prompts of 64 tokens, 64 new ones each: 8,454,144 FLOPs a token, 6,144 a pair, 4,194,304 a row of logits."""
-    found = work(S, 64, response_lengths("fixed", 8, 64))
     fed = 16 * 63
-    assert found == {
+    assert work(S, 64, response_lengths("fixed", 8, 64)) == {
         "prefill": 1024 * 8_454_144 + 16 * 64 * 64 * 6_144 + 16 * 4_194_304,
         "decode": fed * (8_454_144 + 128 * 6_144 + 4_194_304),
         "score": (512 + fed) * 8_454_144 + (8 * 64 * 64 + fed * 127) * 6_144 + 1024 * 4_194_304,
@@ -51,20 +50,20 @@ def test_flops_of_s_by_hand():
     }
 
 
-def test_flops_are_the_planners_where_all_are_of_one_length():
+def test_work_of_equal_lengths_is_that_of_the_planner():
     s = SimpleNamespace(model=S, batch_size=8, prompt_tokens=16, response_tokens=24, judge=None, remat=False)
-    planned, found = estimate.flops(s), work(S, 16, response_lengths("fixed", 8, 24))
-    assert found["prefill"] + found["decode"] == planned["sample"][0]
-    assert (found["score"], found["accumulate"]) == (planned["score"][0], planned["update"][0])
+    planned, flops = estimate.flops(s), work(S, 16, response_lengths("fixed", 8, 24))
+    assert flops["prefill"] + flops["decode"] == planned["sample"][0]
+    assert (flops["score"], flops["accumulate"]) == (planned["score"][0], planned["update"][0])
 
 
-def test_flops_of_a_batch_are_those_of_its_rows():
+def test_work_of_a_batch_is_that_of_its_rows():
     rows = np.array([[2, 9, 5], [7, 2, 3]])
     one_by_one = [work(S, 4, rows[:, [i]]) for i in range(3)]
-    assert work(S, 4, rows) == {name: sum(each[name] for each in one_by_one) for name in one_by_one[0]}
+    assert work(S, 4, rows) == {name: sum(row[name] for row in one_by_one) for name in one_by_one[0]}
 
 
-def test_realistic_lengths():
+def test_response_lengths_lognormal_have_the_stated_mean():
     drawn = response_lengths("lognormal", 20_000, 128)
     assert drawn.min() >= 2 and drawn.max() == 128
     assert drawn.mean() == pytest.approx(40, abs=0.6)  # the cut takes some 0.3 away
@@ -74,10 +73,27 @@ def test_realistic_lengths():
 # ---- parts ------------------------------------------------------------------------------------------
 
 
-def test_each_program_is_compiled_once_and_rows_end_where_they_should(folder):
-    lengths = np.array([[2, 3, 4, 5, 6, 2, 3, 4], [3, 6, 2, 2, 5, 4, 3, 2]])
+LENGTHS = np.array([[2, 3, 4, 5, 6, 2, 3, 4], [3, 6, 2, 2, 5, 4, 3, 2]])
+
+
+def small_workload(reference_steps=1):
+    return Workload(
+        prompts=8,
+        prompt_tokens=4,
+        lengths=LENGTHS,
+        new_tokens=6,
+        micro_batch_rows=2,
+        chunk_tokens=64,
+        remat=False,
+        reference_steps=reference_steps,
+    )
+
+
+def test_bench_programs_are_compiled_once_and_responses_have_their_lengths(folder):
+    lengths = LENGTHS
     with hasty_compilation():
-        parts = Bench(folder, B=8, P=4, T=6, lengths=lengths, rows=2, chunk_tokens=64, remat=False)
+        parts = Bench(folder, small_workload())
+    counter = parts.step.counter
     assert list(parts.parts) == [
         "prefill",
         "sample",
@@ -88,68 +104,72 @@ def test_each_program_is_compiled_once_and_rows_end_where_they_should(folder):
         "for_sampling",
         "step",
     ]
-    widths = len(parts.programs.pack.widths)
+    widths = len(parts.step.programs.pack.widths)
     expected = dict.fromkeys(COMPILED, 1) | {"score": widths, "accumulate": widths}
     assert {name: parts.parts[name].compilations for name in COMPILED} == expected
     np.testing.assert_array_equal(parts.drawn, lengths)
-    before = parts.counter.count
+    before = counter.count
     for part in parts.parts.values():
         if part.run:
             part.run()
             part.run()
-    assert parts.counter.count == before
+    assert counter.count == before
     assert parts.parts["sample"].tokens == lengths[0].sum() == parts.parts["decode"].tokens + 8
     a_token = 2 * 2 * 2 * 2 * 4  # keys and values, layers, heads of two, float32; a row of a device
     weights = 4 * estimate.parameters(model_folder.read_config(folder))
     assert parts.parts["decode"].bytes == (lengths[0].max() - 1) * (weights + (4 + 6) * a_token)
 
 
-def test_shares_of_the_floor_by_hand():
-    part = lambda name, flops, moved: Part(name, None, 12, flops, moved, seconds=[4.0, 2.0, 3.0])
+def test_figures_of_parts_against_their_floors_by_hand():
+    def part(name, flops, moved):
+        return Part(name, None, 12, flops, moved, seconds=[4.0, 2.0, 3.0])
+
     names = ("prefill", "decode", "score", "accumulate", "apply", "for_sampling")
     parts = {name: part(name, 100, 20) for name in names} | {n: part(n, 0, 0) for n in ("sample", "step")}
     parts["apply"] = part("apply", 0, 20)
-    devices = SimpleNamespace(parts=parts, mesh=SimpleNamespace(size=1), judge=None)
-    found = bench.figures(devices, 200.0, dict.fromkeys(names, 100.0))
-    floors = {name: each["floor_seconds"] for name, each in found.items()}
+    step = SimpleNamespace(mesh=SimpleNamespace(size=1))
+    timed = SimpleNamespace(parts=parts, step=step, judge=None)
+    results = figures.figures(timed, 200.0, dict.fromkeys(names, 100.0))
+    floors = {name: row["floor_seconds"] for name, row in results.items()}
     assert floors["prefill"] == 0.5 and floors["apply"] == 0.2  # FLOPs decide; bytes decide
     assert floors["sample"] == 1.0 and floors["step"] == pytest.approx(2 * 1.0 + 3 * 0.5 + 0.2)
-    assert found["decode"]["share_of_floor"] == pytest.approx(0.5 / 3)
-    assert found["decode"]["tokens_per_second"] == 4.0
+    assert results["decode"]["fraction_of_floor"] == pytest.approx(0.5 / 3)
+    assert results["decode"]["tokens_per_second"] == 4.0
 
 
-def test_the_reference_drawn_ahead_for_three_steps(folder):
-    """Each row ends where it should in the wider call, too; a step has a third of that call."""
-    lengths = np.array([[2, 3, 4, 5, 6, 2, 3, 4], [3, 6, 2, 2, 5, 4, 3, 2]])
+def test_bench_with_reference_steps_samples_for_three_steps_in_one_call(folder):
+    """Rows end where they should in the larger call as well; a step has a third of that call."""
+    lengths = LENGTHS
     with hasty_compilation():
-        parts = Bench(folder, B=8, P=4, T=6, lengths=lengths, rows=2, chunk_tokens=64, remat=False, ahead=3)
-    ahead, before = parts.parts["ahead"], parts.counter.count
-    assert (ahead.per, ahead.compilations, ahead.tokens) == (3, 1, lengths[1].sum())
-    np.testing.assert_array_equal(ahead.run().lengths, np.tile(lengths[1], 3))
+        parts = Bench(folder, small_workload(reference_steps=3))
+    prefetch, step = parts.parts["prefetch"], parts.step
+    before = step.counter.count
+    assert (prefetch.steps, prefetch.compilations, prefetch.tokens) == (3, 1, lengths[1].sum())
+    np.testing.assert_array_equal(prefetch.run().lengths, np.tile(lengths[1], 3))
     parts.parts["step"].run()
-    np.testing.assert_array_equal(parts.drawn_ahead.lengths, np.tile(lengths[1], 3))
-    assert parts.counter.count == before and parts.parts["step"].per == 3
-    own = work(parts.config, 4, lengths[1:])
-    assert ahead.flops == own["prefill"] + own["decode"]
-    weights = 4 * estimate.parameters(parts.config)
+    np.testing.assert_array_equal(step.prefetched.lengths, np.tile(lengths[1], 3))
+    assert step.counter.count == before and parts.parts["step"].steps == 3
+    sampled = work(step.config, 4, lengths[1:])
+    assert prefetch.flops == sampled["prefill"] + sampled["decode"]
+    weights = 4 * estimate.parameters(step.config)
     decoded = (6 - 1) * (weights // 3 + (4 + 6) * 2 * 2 * 2 * 2 * 4)
-    assert ahead.bytes == parts.parts["prefill"].bytes + decoded
+    assert prefetch.bytes == parts.parts["prefill"].bytes + decoded
 
 
-def test_a_judge_beside_steps_that_share_a_call_by_hand():
-    # three steps, one of which has 0.2 + 3 x 0.4 to do meanwhile, the others 0.2: 0 + 0.8 + 0.8 wait
-    assert bench.beside_judge(2.0, 1.0, 0.2, 0.4, 3) == pytest.approx(2.0 + 1.6 / 3)
+def test_step_with_judge_of_steps_that_share_a_call_by_hand():
+    # three steps; one has 0.2 + 3 x 0.4 s of other work, the others 0.2: they wait for 0, 0.8 and 0.8 s
+    assert figures.step_with_judge(2.0, 1.0, 0.2, 0.4, 3) == pytest.approx(2.0 + 1.6 / 3)
 
 
-def test_a_judge_beside_a_step_by_hand():
+def test_judge_line_of_one_step_by_hand():
     seconds = {"step": 2.0, "sample": 0.5, "score": 0.25, "judged": 2.5}
-    parts = {name: Part(name, None, 0, 0, 0, seconds=[each]) for name, each in seconds.items()}
-    told = bench.judged(SimpleNamespace(parts=parts, judge=1.0))
-    assert told.startswith("a judge of 1 s: 2.500 s a step, +11.1% of the 2.250 s that are left")
-    assert bench.beside_judge(2.0, 0.5, 0.25, 0.5) == 2.0  # all of it is hidden
+    parts = {name: Part(name, None, 0, 0, 0, seconds=[s]) for name, s in seconds.items()}
+    line = figures.judge_line(SimpleNamespace(parts=parts, judge=1.0))
+    assert line.startswith("a judge of 1 s: 2.500 s a step, +11.1% against the 2.250 s that remain")
+    assert figures.step_with_judge(2.0, 0.5, 0.25, 0.5) == 2.0  # the judge is hidden entirely
 
 
-def test_the_command_shows_a_row_for_each_part(folder, tmp_path, capsys, monkeypatch):
+def test_main_shows_a_row_for_every_part(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")  # on a busy machine the figures are wide
     argv = [
         str(folder),
@@ -158,34 +178,34 @@ def test_the_command_shows_a_row_for_each_part(folder, tmp_path, capsys, monkeyp
         "--new=3",
         "--repeat=2",
         "--judge=0.01",
-        f"--json={tmp_path / 'found.json'}",
+        f"--json={tmp_path / 'figures.json'}",
     ]
     with hasty_compilation():
         assert bench.main(argv) == 0
     shown = capsys.readouterr().out
-    found = json.loads((tmp_path / "found.json").read_text())["parts"]
+    results = json.loads((tmp_path / "figures.json").read_text())["parts"]
     rows = [line.split()[0] for line in shown.split("\n---")[-1].splitlines()[1:] if line.strip()]
-    assert rows == [*found, "a"] and len(found) == 9  # the last line is about the judge
-    assert found["judged"]["seconds"] > 0.01
-    assert all(found[name]["compilations"] >= 1 for name in COMPILED)
-    assert all(each["seconds"] > 0 and each["floor_seconds"] > 0 for each in found.values())
+    assert rows == [*results, "a"] and len(results) == 9  # the last line is about the judge
+    assert results["judged"]["seconds"] > 0.01
+    assert all(results[name]["compilations"] >= 1 for name in COMPILED)
+    assert all(row["seconds"] > 0 and row["floor_seconds"] > 0 for row in results.values())
 
 
 @pytest.mark.parametrize(
-    ("argv", "told"),
+    ("argv", "message"),
     [
-        (["S", "--batch=0"], "--batch=0: a positive number is expected"),
-        (["S", "--new=1"], "--new=1: without a second token nothing is decoded"),
-        (["S", "--peer=trl"], "--peer=trl and --peer_python=PYTHON belong together"),
+        (["S", "--batch=0"], "--batch=0: a positive number"),
+        (["S", "--new=1"], "--new=1: at least 2"),
+        (["S", "--peer=trl"], "--peer=trl and --peer_python=PYTHON must be given together"),
         (["S", "--cores=100000"], "--cores=100000: this machine has"),
         (["S", "--lengths=short"], "invalid choice: 'short'"),
         (["nowhere"], "nowhere"),
     ],
 )
-def test_what_cannot_be_measured_is_one_line(argv, told, capsys):
+def test_main_invalid_input_is_one_line(argv, message, capsys):
     assert bench.main(argv) == 2
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("bench: ")]
-    assert len(said) == 1 and told in said[0]
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("bench: ")]
+    assert len(errors) == 1 and message in errors[0]
 
 
 # ---- the peer ---------------------------------------------------------------------------------------
@@ -193,7 +213,7 @@ def test_what_cannot_be_measured_is_one_line(argv, told, capsys):
 
 @pytest.fixture
 def peer(tmp_path, monkeypatch):
-    """Starts a script in TRL's place."""
+    """Starts a script in place of TRL."""
 
     def start(text):
         script = tmp_path / "script.py"
@@ -205,29 +225,29 @@ def peer(tmp_path, monkeypatch):
     return start
 
 
-def test_ratios_are_of_medians_of_what_the_peer_answers(peer):
-    asked = peer(
+def test_peer_ratios_are_those_of_medians(peer):
+    trl = peer(
         "print('a line of its own')\n"
         "for step, _ in enumerate(sys.stdin):\n"
         "    row = {'step': [99, 4, 8, 6][step], 'generation': 3, 'judge': len(spec['prompts'])}\n"
         "    print(json.dumps(row), flush=True)\n"
     )
     try:
-        asked.step()
+        trl.step()
         for _ in range(3):
-            asked.step(measured=True)
+            trl.step(measured=True)
     finally:
-        asked.close()
+        trl.close()
     ours = {
         "step": Part("step", None, 0, 0, 0, seconds=[2.0]),
         "sample": Part("sample", None, 0, 0, 0, seconds=[0.5]),
     }
-    found = asked.ratios(SimpleNamespace(parts=ours))
-    assert found == {"step": (2.0, 6.0, 3.0), "generation": (1.0, 3.0, 3.0), "judge": (None, 2.0, None)}
+    ratios = trl.ratios(SimpleNamespace(parts=ours))
+    assert ratios == {"step": (2.0, 6.0, 3.0), "generation": (1.0, 3.0, 3.0), "judge": (None, 2.0, None)}
 
 
-def test_a_peer_that_fails_is_one_line(peer):
-    asked = peer("raise ModuleNotFoundError('no trl here')")
+def test_peer_that_fails_is_one_line(peer):
+    trl = peer("raise ModuleNotFoundError('no trl here')")
     with pytest.raises(ValueError, match=r"ended with status 1: ModuleNotFoundError: no trl here$"):
-        asked.step()
-    asked.close()
+        trl.step()
+    trl.close()

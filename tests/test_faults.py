@@ -1,6 +1,6 @@
-"""Faults that befall the real command: a dozen of `make faults`, one after the other on one run, and random kills.
+"""Faults injected into the real command: a dozen of `make faults`, one after another into one run, and random kills.
 
-The whole matrix is `python -m tools.faults`; what is promised stands in docs/reliability.md.
+`python -m tools.faults` injects all of them; docs/reliability.md states what is promised.
 """
 
 import dataclasses
@@ -19,35 +19,35 @@ from tools.faults.tiny_run import ROOT, STEPS, Runs, differences
 
 SENTINEL = "sentinel-4711"
 SECRETS = ("OPENAI_API_KEY", "HF_TOKEN", "JUDGE_PASSWORD", "http_proxy")
-assert config_cases  # enters its cases
+assert config_cases  # importing it registers its cases
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Where nothing happened yet to the run but that its environment is full of secrets."""
+    """Runs whose uninterrupted run had an environment full of secrets."""
     runs = Runs(tmp_path_factory.mktemp("faults"))
     with pytest.MonkeyPatch.context() as patch:
         for name in SECRETS:
             patch.setenv(name, f"http://me:{SENTINEL}@host:1")
-        assert runs.whole.is_dir()
+        assert runs.uninterrupted.is_dir()
     return runs
 
 
-def test_a_secret_in_the_environment_is_in_no_file(runs):
-    files = [path for path in runs.whole.rglob("*") if path.is_file()]
+def test_run_directory_holds_no_secret_of_the_environment(runs):
+    files = [path for path in runs.uninterrupted.rglob("*") if path.is_file()]
     assert len(files) > 20
     assert [path for path in files if SENTINEL.encode() in path.read_bytes()] == []
 
 
-# Where a fault comes depends on how far those before it have let the run get.
+# The call that a fault hits depends on how far the run got before.
 CHAIN = [
     ("kill -9 while compiling", {}),
     ("judge raises", {"call": 3}),  # after two calls of the evaluation at the start
-    ("SIGTERM while judging", {"call": 1, "said": "after step 1 of 6, which is saved"}),
+    ("SIGTERM while judging", {"call": 1, "message": "after step 1 of 6, which is saved"}),
     ("disk full in the pairs log", {"call": 1}),
-    ("SIGINT while sampling", {"call": 3, "said": "after step 2 of 6, which is saved"}),
+    ("SIGINT while sampling", {"call": 3, "message": "after step 2 of 6, which is saved"}),
     ("checkpoint with a flipped bit", {}),
-    ("kill -9 during its asynchronous commit", {"said": r"checkpoint 2 is passed over: .* is damaged"}),
+    ("kill -9 during its asynchronous commit", {"message": r"checkpoint 2 is passed over: .* is damaged"}),
     ("kill -9 during the manifest", {}),
     ("kill -9 while updating", {"call": 2}),
     ("kill -9 while exporting", {}),
@@ -86,7 +86,7 @@ def test_every_fault(runs, name):
 
 
 @pytest.mark.parametrize(
-    ("file", "told"),
+    ("file", "name"),
     [
         ("export/model.safetensors", "export/model.safetensors"),
         ("pairs.jsonl", "pairs.jsonl"),
@@ -94,23 +94,23 @@ def test_every_fault(runs, name):
         ("metrics.jsonl", r"metrics\.jsonl, step \d, "),
     ],
 )
-def test_one_digit_is_a_difference(runs, file, told):
-    path = runs.copy("whole", "altered") / file
-    assert differences(path.parents[len(Path(file).parts) - 1], runs.whole) == []
+def test_differences_one_changed_bit_is_named(runs, file, name):
+    path = runs.copy("uninterrupted", "altered") / file
+    assert differences(path.parents[len(Path(file).parts) - 1], runs.uninterrupted) == []
     data = bytearray(path.read_bytes())
     at = data.rindex(b"1") if file == "metrics.jsonl" else len(data) // 2
     data[at] ^= 1
     path.write_bytes(data)
-    (found,) = differences(runs.path("altered"), runs.whole)
-    assert re.match(told, found)
+    (different,) = differences(runs.path("altered"), runs.uninterrupted)
+    assert re.match(name, different)
 
 
-def test_what_is_left_over_is_a_difference(runs):
-    (runs.copy("whole", "altered") / ".export.partial").mkdir()
-    assert differences(runs.path("altered"), runs.whole) == [".export.partial is left over"]
+def test_differences_temporary_file_left_over_is_named(runs):
+    (runs.copy("uninterrupted", "altered") / ".export.partial").mkdir()
+    assert differences(runs.path("altered"), runs.uninterrupted) == [".export.partial is left over"]
 
 
-ASKED = """\
+REQUIRED = """\
 kill -9: while compiling, while sampling, while judging, while updating, before a checkpoint, while a checkpoint,
   after a checkpoint, during its asynchronous commit, during the manifest, while exporting
 SIGTERM: while sampling, while judging
@@ -128,15 +128,14 @@ of two processes: one is killed, one raises
 """
 
 
-def test_no_fault_is_left_out():
-    for line in ASKED.replace("\n  ", " ").splitlines():
+def test_cases_cover_every_required_fault():
+    for line in REQUIRED.replace("\n  ", " ").splitlines():
         start, _, ends = line.partition(": ")
         for end in ends.split(", "):
             assert any(name.startswith(f"{start} {end.strip(',')}") for name in CASES), f"{start} {end}"
 
 
-def test_the_page_names_what_there_is():
-    """Behind each promise of docs/reliability.md: faults of the matrix, files of tests."""
+def test_reliability_page_every_promise_names_faults_or_tests_that_exist():
     page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (?!promise|status|\d).+ \| (.+) \|$", page, re.MULTILINE)
     assert len(rows) > 10
@@ -149,16 +148,16 @@ def test_the_page_names_what_there_is():
         assert [file for file in files if not (ROOT / file).is_file()] == []
 
 
-def test_the_table(monkeypatch, capsys):
+def test_main_prints_a_row_per_fault_and_exits_1_on_failure(monkeypatch, capsys):
     def fails(runs, name):
-        raise AssertionError("it is\nnot so")
+        raise AssertionError("it is\ndifferent")
 
-    monkeypatch.setattr(faults.cases, "CASES", {"a fault": lambda runs, name: "mended", "worse": fails})
+    monkeypatch.setattr(faults.cases, "CASES", {"a fault": lambda runs, name: "fixed", "worse": fails})
     assert faults.main([]) == 1
     out = capsys.readouterr().out
-    assert re.search(r"^a fault +mended +passed$", out, re.MULTILINE)
-    assert re.search(r"^worse +it is not so +FAILED$", out, re.MULTILINE)
-    assert out.splitlines()[-1].startswith("1 of 2 faults came out as promised")
+    assert re.search(r"^a fault +fixed +passed$", out, re.MULTILINE)
+    assert re.search(r"^worse +it is different +FAILED$", out, re.MULTILINE)
+    assert out.splitlines()[-1].startswith("1 of 2 faults had the promised outcome")
     assert faults.main(["--only=a f"]) == 0 and faults.main(["--list"]) == 0
     assert capsys.readouterr().out.endswith("a fault\nworse\n")
     assert faults.main(["--only=none"]) == 2 and torture.main(["--kills=0"]) == 2
@@ -168,12 +167,11 @@ def test_the_table(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("model", ["..", "../..", "a/..", "o/n@../../x", "/", "./../x/"])
-def test_the_name_of_a_run_cannot_leave_its_folder(model):
+def test_run_dir_of_any_model_name_stays_in_runs(model):
     assert Path(get_config(model).run_dir).parent == Path("runs")
 
 
-def test_a_plan_is_json(runs):
-    """As `python -m tools.faults.inject` gets it."""
+def test_command_with_a_plan_passes_it_as_json(runs):
     case = CASES["kill -9 while updating"]
     assert isinstance(case, Planted)
     assert (

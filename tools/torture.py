@@ -1,16 +1,18 @@
-"""Kill a run with SIGKILL at random moments, start it again, and see that nothing was ever lost.
+"""Kill runs with SIGKILL at random moments, restart them, and check that nothing is ever lost.
 
     python -m tools.torture --kills=200
     python -m tools.torture --kills=200 --config=configs/paraphrase.py --override=steps=24 --log=torture.jsonl
     python -m tools.torture --kills=10 --tiny
 
-Runs of a short form of the embedded example follow each other until there were so many kills. Each run is killed
-again and again, at moments spread evenly over the time that an uninterrupted one takes, until it comes to its end
-between two kills. Then weights, metrics (timings left out), pairs and samples are compared bit for bit with those of
-the uninterrupted run. The log is a file with a line of JSON for each kill and each end. The exit status is 1 as soon
-as a run is lost: if it ends with an error, hangs, or ends differently; its folder is then kept.
+A short form of the embedded example is run again and again until --kills runs were killed. Each run is killed
+repeatedly, at moments spread evenly over the duration of an uninterrupted run, until it reaches its end between two
+kills. Its weights, metrics (without timings), pairs and samples are then compared bit for bit with those of the
+uninterrupted run. The log has a line of JSON for each kill and each end.
 
-Left out on purpose: kills of one process of many, see faults.py.
+Exit status: 0 no run was lost; 1 a run was lost, because it ended with an error, hangs, or ended differently (its
+folder is kept); 2 invalid input (one line explains).
+
+Left out on purpose: kills of one of several processes, see tools.faults.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from typing import Any
 import jax
 
 from tools.cli import Parser
-from tools.faults.tiny_run import PATIENCE_SECONDS, Ended, Runs, differences, metrics
+from tools.faults.tiny_run import HANG_SECONDS, Ended, Runs, differences, metrics
 from xpo_jax.reporting.console import progress
 
 EMBEDDED = "configs/paraphrase.py"
@@ -44,25 +46,25 @@ SHORT = (
     "evaluation.prompts=32",
     "evaluation.reference_samples=1",
     "logging.tensorboard=False",
-)  # of the embedded run
+)  # the short form of the embedded example
 
 
 class Lost(Exception):
-    """A run did not end as it had to; one line that says where it is and what is wrong with it."""
+    """A run did not end like the uninterrupted one; the message names its directory and the difference."""
 
 
 def torture(runs: Runs, kills: int, seed: int) -> Iterator[dict[str, Any]]:
-    """Kill runs until there were so many kills; yields a line for each kill and each end.
+    """Kill runs until there were `kills` kills; yield a record for each kill and each end.
 
     Raises:
-      Lost: with the first run that did not end as it had to.
+      Lost: a run did not end like the uninterrupted one.
     """
-    whole, begun = (
-        runs.whole,
-        time.monotonic(),
-    )  # it has compiled the programs, so that the next one's time counts
+    expected = (
+        runs.uninterrupted
+    )  # compiles the programs, so that the next run has the duration of the others
+    begun = time.monotonic()
     ended, took = runs.run("timed"), time.monotonic() - begun
-    _compare(runs.path("timed"), ended, whole)
+    _compare(runs.path("timed"), ended, expected)
     yield {"event": "whole", "seconds": round(took, 2), "kills": kills, "seed": seed, **_about(runs)}
     moments, killed, number = random.Random(seed), 0, 0
     while killed < kills:
@@ -70,12 +72,12 @@ def torture(runs: Runs, kills: int, seed: int) -> Iterator[dict[str, Any]]:
         path = runs.path(f"run-{number}")
         while True:
             starts += 1
-            moment = moments.uniform(0, took) if killed < kills else PATIENCE_SECONDS
+            moment = moments.uniform(0, took) if killed < kills else HANG_SECONDS
             ended = _kill_after(runs, path.name, moment)
             if ended.status != -9:
                 break
             if killed == kills:
-                raise Lost(f"{path}: hangs, no end after {PATIENCE_SECONDS} s")
+                raise Lost(f"{path}: hangs, no end after {HANG_SECONDS} s")
             killed += 1
             line = {
                 "event": "kill",
@@ -85,18 +87,18 @@ def torture(runs: Runs, kills: int, seed: int) -> Iterator[dict[str, Any]]:
                 "after": round(moment, 3),
             }
             yield {**line, **_seen(path, ended)}
-        _compare(path, ended, whole)
+        _compare(path, ended, expected)
         shutil.rmtree(path)
         seconds = round(time.monotonic() - begun, 1)
         yield {"event": "end", "run": number, "kills": killed - before, "starts": starts, "seconds": seconds,
                "bit_equal": True}  # fmt: skip
 
 
-def _compare(path: Path, ended: Ended, whole: Path) -> None:
+def _compare(path: Path, ended: Ended, expected: Path) -> None:
     if ended.status != 0:
-        raise Lost(f"{path}: ends with status {ended.status}: {ended.said or ended.err[-500:]}")
-    if different := differences(path, whole):
-        raise Lost(f"{path}: differs from the uninterrupted run in {len(different)}: {different[:5]}")
+        raise Lost(f"{path}: ends with status {ended.status}: {ended.message or ended.err[-500:]}")
+    if different := differences(path, expected):
+        raise Lost(f"{path}: differs from the uninterrupted run in {len(different)} results: {different[:5]}")
 
 
 def _about(runs: Runs) -> dict[str, Any]:
@@ -115,19 +117,21 @@ def _kill_after(runs: Runs, name: str, seconds: float) -> Ended:
 
 
 def _seen(run: Path, ended: Ended) -> dict[str, Any]:
-    """What it had said last when it was killed, what it left half-written, and how far it had come."""
+    """Describe a killed run: its last line of output, what is half written, its last step and checkpoint."""
     done = metrics_so_far(run)
-    whole, begun = [], []
+    complete, partial = [], []
     for folder in run.glob("checkpoints/*"):
-        (whole if (folder / "manifest.sha256").exists() else begun).append(int(folder.name))
-    half = [f"checkpoint {step}" for step in sorted(begun)] + ["export"] * (run / ".export.partial").exists()
+        (complete if (folder / "manifest.sha256").exists() else partial).append(int(folder.name))
+    half = [f"checkpoint {step}" for step in sorted(partial)] + ["export"] * (
+        run / ".export.partial"
+    ).exists()
     lines = [line.strip() for line in ended.err.splitlines() if line.strip()]
-    said = lines[-1][:60] if lines else "nothing"
-    return {"said": said, "half_written": half, "step": done, "checkpoint": max(whole, default=None)}
+    message = lines[-1][:60] if lines else "nothing"
+    return {"said": message, "half_written": half, "step": done, "checkpoint": max(complete, default=None)}
 
 
 def metrics_so_far(run: Path) -> int | None:
-    """The last step whose line in metrics.jsonl is whole; a kill may have torn one."""
+    """Return the last step whose line in metrics.jsonl is complete; a kill may have truncated one."""
     try:
         return metrics(run)[-1]["step"]
     except (OSError, IndexError, ValueError):
@@ -136,7 +140,7 @@ def metrics_so_far(run: Path) -> int | None:
 
 
 def summary(lines: Sequence[dict[str, Any]], took: float) -> str:
-    """The last line that is shown."""
+    """Return the line that is printed at the end."""
     kills, ends = ([line for line in lines if line["event"] == event] for event in ("kill", "end"))
     return (
         f"{len(kills)} kills over {len(ends)} runs in {took:.0f} s: no run lost,"
@@ -145,14 +149,18 @@ def summary(lines: Sequence[dict[str, Any]], took: float) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Torture, with a bar and a log; returns the exit status."""
+    """Kill runs, with a progress bar and a log; return the exit status."""
     parser = Parser(prog="python -m tools.torture", description=__doc__)
-    parser.add_argument("--kills", type=int, required=True, help="how many")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--config", default=EMBEDDED, help=f"of the runs; {EMBEDDED} in a short form")
-    parser.add_argument("--override", action="append", default=[], help="a field of it, such as steps=24")
-    parser.add_argument("--tiny", action="store_true", help="tiny_run.py's config instead: seconds a run")
-    parser.add_argument("--log", type=Path, default=Path("torture.jsonl"), help="the file to write")
+    parser.add_argument("--kills", type=int, required=True, help="number of kills")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments (0)")
+    parser.add_argument("--config", default=EMBEDDED, help=f"config of the runs (a short form of {EMBEDDED})")
+    parser.add_argument(
+        "--override", action="append", default=[], help="override of a config field, such as steps=24"
+    )
+    parser.add_argument("--tiny", action="store_true", help="use the config of tools.faults: seconds per run")
+    parser.add_argument(
+        "--log", type=Path, default=Path("torture.jsonl"), help="file to write (torture.jsonl)"
+    )
     try:
         arguments = parser.parse_args(argv)
         if arguments.kills < 1:
@@ -181,11 +189,11 @@ def main(argv: Sequence[str]) -> int:
             log.write(json.dumps({"event": "lost", "said": str(lost)}) + "\n")
             print(f"torture: LOST: {lost}", file=sys.stderr)
             return 1
-    told = summary(lines, time.monotonic() - begun)
+    conclusion = summary(lines, time.monotonic() - begun)
     with arguments.log.open("a") as log:
-        log.write(json.dumps({"event": "summary", "said": told}) + "\n")
+        log.write(json.dumps({"event": "summary", "said": conclusion}) + "\n")
     shutil.rmtree(folder)
-    print(told)
+    print(conclusion)
     return 0
 
 

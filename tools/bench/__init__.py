@@ -1,4 +1,5 @@
 """How fast a training step is, part by part; `python -m tools.bench`.
 
-Read __main__, then parts (what is timed), workload and machine; trl_client and trl_worker run TRL beside it.
+Read __main__, then step (a training step with random inputs), parts (what is timed), figures (what is printed),
+workload and machine; trl_client and trl_worker run TRL for comparison.
 """

@@ -1,4 +1,4 @@
-"""What this machine can do, measured: the peak of its matmul, and its bandwidth for so many bytes."""
+"""The limits of this machine, measured: its matmul peak, and its memory bandwidth for a given number of bytes."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import jax.numpy as jnp
 
 
 def best_of(run: Callable[[], Any], times: int) -> float:
-    """Seconds of the fastest of several calls; the first, which compiles, does not count."""
+    """Return the seconds of the fastest of several calls, not counting the first, which compiles."""
     jax.block_until_ready(run())
-    found = []
+    seconds = []
     for _ in range(times):
         begun = time.perf_counter()
         jax.block_until_ready(run())
-        found.append(time.perf_counter() - begun)
-    return min(found)
+        seconds.append(time.perf_counter() - begun)
+    return min(seconds)
 
 
 def peak_flops(dtype: Any) -> float:
-    """FLOP/s of a square matmul, a multiplication and an addition being two."""
+    """Return the FLOP/s of a square matmul, a multiplication and an addition being two."""
     n = 1024 if jax.default_backend() == "cpu" else 8192
     a = jnp.ones((n, n), dtype)
     matmul = jax.jit(lambda a: a @ a)
@@ -30,18 +30,18 @@ def peak_flops(dtype: Any) -> float:
 
 
 def bandwidth(size: int) -> float:
-    """Bytes/s, read and written, of a copy of `size` bytes onto itself.
+    """Return the bytes/s, read and written, of copying `size` bytes onto themselves.
 
-    The size matters: on a CPU the weights of a small model stay in its cache, which is faster than memory. Beyond
+    The size matters: on a CPU the weights of a small model stay in the cache, which is faster than memory. Beyond
     256 MiB it does not.
     """
-    copy = jax.jit(
-        lambda x: x + 1, donate_argnums=0
-    )  # no new memory, whose pages would cost more than the copy
-    held = [jnp.zeros(min(size, 2**28) // 4, jnp.float32)]
+    # donated: page faults on a new allocation would take longer than the copy
+    copy = jax.jit(lambda x: x + 1, donate_argnums=0)
+    array = jnp.zeros(min(size, 2**28) // 4, jnp.float32)
 
     def copied() -> Any:
-        held[0] = copy(held[0])
-        return held[0]
+        nonlocal array
+        array = copy(array)
+        return array
 
-    return 2 * held[0].nbytes / best_of(copied, 21)
+    return 2 * array.nbytes / best_of(copied, 21)

@@ -1,4 +1,4 @@
-"""Run TRL beside tools.bench: start trl_worker.py in its own environment and request one step at a time."""
+"""Run TRL for tools.bench: start trl_worker.py in its own environment and request one step at a time."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from typing import Any
 
 import numpy as np
 
-from tools.bench.parts import Bench
+from tools.bench.parts import PREFETCH, Bench
 from xpo_jax.reporting.console import text_table
 
 SCRIPT = Path(__file__).with_name("trl_worker.py")
 
 
 class Peer:
-    """TRL's XPOTrainer in a process of its own, that rests until it is asked for a step.
+    """TRL's XPOTrainer in a process of its own, which idles until a step is requested.
 
     Args:
-      python: of the environment that has TRL.
-      folder: of the model's weights.
-      prompts: i32[B P]. lengths: i[S B], of the responses.
-      options: of the command line.
+      python: the interpreter of an environment with TRL.
+      folder: the model's Hugging Face folder.
+      prompts: i32[B P], tokens. lengths: i[S B], tokens of the responses.
+      options: the command line.
 
     Raises:
-      ValueError: it does not start; with its last line.
+      ValueError: the process cannot be started.
     """
 
     def __init__(
@@ -63,15 +63,19 @@ class Peer:
         self.seconds: list[dict[str, float]] = []
 
     def step(self, *, measured: bool = False) -> None:
-        """Let it take one step, and keep its times if `measured`."""
+        """Take one step, and record its times if `measured`.
+
+        Raises:
+          ValueError: TRL ended; the message holds its last line.
+        """
         assert self._process.stdin and self._process.stdout
         try:
             self._process.stdin.write("step\n")
             self._process.stdin.flush()
-            told = next((line for line in self._process.stdout if line.startswith('{"step"')), None)
+            answer = next((line for line in self._process.stdout if line.startswith('{"step"')), None)
         except BrokenPipeError:
-            told = None
-        if told is None:
+            answer = None
+        if answer is None:
             self._process.wait()
             self._errors.seek(0)
             last = self._errors.read().strip().rsplit("\n", 1)[-1]
@@ -79,31 +83,31 @@ class Peer:
                 f"--peer=trl: {SCRIPT.name} ended with status {self._process.returncode}: {last}"
             )
         if measured:
-            self.seconds.append(json.loads(told))
+            self.seconds.append(json.loads(answer))
 
     def medians(self) -> dict[str, float]:
-        """Seconds of a step, and of the generation and the judge in it."""
-        return {name: float(np.median([each[name] for each in self.seconds])) for name in self.seconds[0]}
+        """Return the median seconds of a step, and of the generation and the judge in it."""
+        return {name: float(np.median([step[name] for step in self.seconds])) for name in self.seconds[0]}
 
-    def ratios(self, parts: Bench) -> dict[str, Any]:
-        """{what: (our seconds, theirs, theirs / ours)}, medians; generation is of both candidates."""
-        theirs = self.medians()
-        second = parts.parts.get("ahead", parts.parts["sample"])
-        generation = parts.parts["sample"].median + second.median
-        ours = {"step": parts.parts["step"].median, "generation": generation}
-        found: dict[str, Any] = {name: (ours[name], theirs[name], theirs[name] / ours[name]) for name in ours}
-        found["judge"] = (None, theirs["judge"], None)
-        return found
+    def ratios(self, bench: Bench) -> dict[str, Any]:
+        """Return {part: (our seconds, TRL's, TRL's / ours)} of medians; generation is that of both candidates."""
+        trl = self.medians()
+        reference = bench.parts.get(PREFETCH, bench.parts["sample"])
+        generation = bench.parts["sample"].median + reference.median
+        ours = {"step": bench.parts["step"].median, "generation": generation}
+        ratios: dict[str, Any] = {name: (ours[name], trl[name], trl[name] / ours[name]) for name in ours}
+        ratios["judge"] = (None, trl["judge"], None)
+        return ratios
 
-    def table(self, parts: Bench) -> str:
-        """The ratios for people."""
+    def table(self, bench: Bench) -> str:
+        """Return the ratios as a table."""
         return text_table(
             ["", "ours, s", "TRL, s", "TRL / ours"],
-            [[name, *row] for name, row in self.ratios(parts).items()],
+            [[name, *row] for name, row in self.ratios(bench).items()],
         )
 
     def close(self) -> None:
-        """End it."""
+        """End the process."""
         self._process.kill()
         self._process.communicate()
         self._errors.close()

@@ -1,8 +1,8 @@
-"""TRL's XPOTrainer, one step for each line on standard input: what tools.bench compares with.
+"""TRL's XPOTrainer as tools.bench compares with it: one step for each line on standard input.
 
-Runs in an environment of its own (the extra `peer`) and imports nothing of this project. Its judge is a
-sequence-classification model that is as small as can be, so that it costs next to nothing. Samples end where they are
-told to by a logits processor. Each step is answered by a line of JSON with its seconds.
+It runs in an environment of its own (the extra `peer`) and imports nothing of this project. Its judge is a tiny
+sequence-classification model, which takes next to no time. A logits processor makes responses end at prescribed
+lengths. After each step it prints a line of JSON with the seconds.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ END = 0  # as in tools/bench/workload.py
 
 
 class Ending(LogitsProcessor):
-    """The end token alone where a row ends, anything but it elsewhere."""
+    """Allows only the end token where a row is to end, and every other token elsewhere."""
 
     def __init__(self, lengths: list[int], prompt_tokens: int):
         self.last, self.prompt = torch.tensor(lengths) - 1, prompt_tokens
@@ -44,7 +44,7 @@ class Ending(LogitsProcessor):
 
 
 class Steps(TrainerCallback):
-    """Waits for a line before each step, and answers it with the seconds since."""
+    """Waits for a line before each step, and prints the seconds of the step after it."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -53,9 +53,9 @@ class Steps(TrainerCallback):
     def timed(self, name: str, function: Any) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
             begun = time.perf_counter()
-            found = function(*args, **kwargs)
+            result = function(*args, **kwargs)
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begun
-            return found
+            return result
 
         return call
 
@@ -69,20 +69,21 @@ class Steps(TrainerCallback):
 
 
 def tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
-    """One word for each id."""
+    """Return a tokenizer whose words are the token ids."""
     words = {str(number): number for number in range(vocabulary)}
-    made = Tokenizer(models.WordLevel(words, unk_token=str(END)))
-    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    word_level = Tokenizer(models.WordLevel(words, unk_token=str(END)))
+    word_level.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
-        tokenizer_object=made, pad_token=str(END), eos_token=str(END), padding_side="left"
+        tokenizer_object=word_level, pad_token=str(END), eos_token=str(END), padding_side="left"
     )
 
 
 def main() -> None:
     spec = json.loads(Path(sys.argv[1]).read_text())
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    load = lambda: AutoModelForCausalLM.from_pretrained(spec["folder"], dtype=torch.float32)  # noqa: E731
-    policy, reference = load(), load()
+    policy, reference = (
+        AutoModelForCausalLM.from_pretrained(spec["folder"], dtype=torch.float32) for _ in range(2)
+    )
     words = tokenizer(policy.config.vocab_size)
     small = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
     heads = {"num_attention_heads": 1, "num_key_value_heads": 1, "num_labels": 1, "pad_token_id": END}
@@ -91,7 +92,7 @@ def main() -> None:
     B = len(prompts)
     options = {"max_new_tokens": spec["new"], "temperature": 1.0, "missing_eos_penalty": None}
     if lengths is None:
-        options["generation_kwargs"] = {"eos_token_id": None}  # no end token: all of them are of that length
+        options["generation_kwargs"] = {"eos_token_id": None}  # no end token: all responses have this length
     args = XPOConfig(
         output_dir=spec["scratch"],
         per_device_train_batch_size=B,
@@ -99,7 +100,7 @@ def main() -> None:
         learning_rate=1e-6,
         use_cpu=True,
         bf16=False,
-        gradient_checkpointing=False,  # without it TRL is faster: no cache could be used otherwise
+        gradient_checkpointing=False,  # TRL is faster without it, because generation can then use its cache
         logging_steps=10**9,
         save_strategy="no",
         report_to=[],
@@ -119,8 +120,8 @@ def main() -> None:
         callbacks=[steps],
     )
     if lengths is not None:
-        for model, told in zip((policy, reference), lengths, strict=True):
-            processors = LogitsProcessorList([Ending(told, len(prompts[0]))])
+        for model, ends in zip((policy, reference), lengths, strict=True):
+            processors = LogitsProcessorList([Ending(ends, len(prompts[0]))])
             generate = model.generate
             model.generate = lambda *a, g=generate, p=processors, **k: g(*a, logits_processor=p, **k)
     trainer._generate_completions = steps.timed("generation", trainer._generate_completions)

@@ -1,10 +1,11 @@
-"""What tools.bench gives a step to do: lengths of responses, the FLOPs that they take, and a model that keeps to them.
+"""The work of a benchmarked step: its size, response lengths and FLOPs, and a model whose responses have those lengths.
 
-Left out on purpose: lengths of anybody's real responses.
+Left out on purpose: response lengths recorded from real use.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
@@ -15,11 +16,32 @@ from tools.planner import estimate
 from xpo_jax.models import qwen2
 
 SEED = 0
-END = 0  # the token that ends a response of a given length
+END = 0  # the token that ends a response
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """The size of a step.
+
+    Args:
+      prompts, prompt_tokens: B, and the tokens of each prompt, P.
+      lengths: i[S B], tokens of the responses.
+      new_tokens: the most tokens that a response may have, T.
+      micro_batch_rows: per device. chunk_tokens, remat, reference_steps: see `settings.Layout`.
+    """
+
+    prompts: int
+    prompt_tokens: int
+    lengths: np.ndarray
+    new_tokens: int
+    micro_batch_rows: int
+    chunk_tokens: int
+    remat: bool
+    reference_steps: int = 1
 
 
 def response_lengths(kind: str, B: int, T: int) -> np.ndarray:
-    """i32[S B]: all T ("fixed"), or drawn with mean 40 and a long tail, at most T ("lognormal")."""
+    """Return i64[S B]: all T ("fixed"), or drawn with mean 40 and a long tail, at most T ("lognormal")."""
     if kind == "fixed":
         return np.full((estimate.CANDIDATES, B), T)
     sigma = 0.6
@@ -28,9 +50,9 @@ def response_lengths(kind: str, B: int, T: int) -> np.ndarray:
 
 
 def work(model: qwen2.Qwen2Config, P: int, lengths: np.ndarray) -> dict[str, int]:
-    """Model FLOPs of a step's parts for responses of these lengths i[S B]; `estimate.flops` where all are equal.
+    """Return the model FLOPs of a step's parts for responses of lengths i[S B]; `estimate.flops` if all are equal.
 
-    Prefill and decode are of both candidates together.
+    Prefill and decode are those of both candidates.
     """
     S, B = lengths.shape
     last, total = lengths - 1, int(lengths.sum())  # the first token needs only the prompt
@@ -43,10 +65,10 @@ def work(model: qwen2.Qwen2Config, P: int, lengths: np.ndarray) -> dict[str, int
 
 
 class Ending(nnx.Module):
-    """A model whose rows end where they are told to, and nowhere else: the end token is the only one there.
+    """A model whose rows end at prescribed lengths: only there is the end token possible, and nothing else is.
 
-    Hidden states carry one more feature, whether the next token is the row's last. How long each row is to become
-    stands beside its prompt's keys and values, which stay with the row where the sampler moves it.
+    Hidden states carry one more feature: whether the next token is the row's last. The length of each row is stored
+    beside its prompt's keys and values, which stay with the row when the sampler moves it.
     """
 
     def __init__(self, config: qwen2.Qwen2Config, B: int):
@@ -54,22 +76,22 @@ class Ending(nnx.Module):
         self.lengths = nnx.Param(jnp.zeros(B, jnp.int32))
 
     def prefill(self, tokens: Any) -> Any:
-        """As the model, with the feature off: no response is shorter than two tokens."""
+        """Run the model's prefill with the feature off: no response is shorter than two tokens."""
         hidden, caches = self.model.prefill(tokens)
         return jnp.pad(hidden, ((0, 0), (0, 0), (0, 1))), (caches, self.lengths[...])
 
     def decode(self, token: Any, t: Any, prompt_lengths: Any, prompt_caches: Any, caches: Any) -> Any:
-        """As the model; the token drawn from its result is number t + 1."""
+        """Run the model's decode step; the token drawn from its result is number t + 1."""
         prompt_caches, lengths = prompt_caches
         hidden, caches = self.model.decode(token, t, prompt_lengths, prompt_caches, caches)
         ends = (lengths == t + 2).astype(hidden.dtype)
         return jnp.concatenate([hidden, ends[:, None]], axis=1), caches
 
     def empty_caches(self, B: int, T: int) -> Any:
-        """The model's."""
+        """Return the model's empty caches."""
         return self.model.empty_caches(B, T)
 
     def unembed(self, hidden: Any) -> Any:
-        """The model's logits, with all ruled out but the end token, or that alone."""
+        """Return the model's logits, masked to the end token alone or to everything else."""
         logits = self.model.unembed(hidden[:, :-1])
         return jnp.where((jnp.arange(logits.shape[-1]) == END) == (hidden[:, -1:] > 0), logits, -jnp.inf)

@@ -1,4 +1,4 @@
-"""Break runs in every way that they must survive; `python -m tools.faults`.
+"""Inject every fault that a run must survive; `python -m tools.faults`.
 
-Read cases and config_cases (the faults), then inject (how one is planted) and tiny_run (the run that is broken).
+Read cases and config_cases (the faults), then inject (how one is injected) and tiny_run (the run that it hits).
 """

@@ -1,12 +1,13 @@
-"""Break a run in every way that it must survive, for real, and show what came of it.
+"""Inject every fault that a run must survive into real runs, and show the outcome of each.
 
-    python -m tools.faults                     all of them, about ten minutes on two cores
+    python -m tools.faults                     all faults, about ten minutes on two cores
     python -m tools.faults --list              their names
-    python -m tools.faults --only=checkpoint   those whose name holds this
+    python -m tools.faults --only=checkpoint   those whose name contains "checkpoint"
 
-Each fault befalls the real command on a tiny model. Then the same command is given again, and what it comes to is
-compared bit for bit with the run that nothing happened to: weights, metrics (timings left out), pairs, samples. The
-last line is a summary, and the exit status 1 if anything was not as docs/reliability.md promises.
+Each fault hits the real command with a tiny model. The same command is then run again, and its results are compared
+bit for bit with those of an uninterrupted run: weights, metrics (without timings), pairs and samples. The last line
+is a summary. Exit status: 0 every fault had the outcome that docs/reliability.md promises, 1 some did not, 2 invalid
+input (one line explains).
 """
 
 from __future__ import annotations
@@ -25,25 +26,25 @@ from tools.faults.tiny_run import Runs
 from xpo_jax.io.text import error_line
 from xpo_jax.reporting.console import progress
 
-assert config_cases  # enters its cases
-WIDTHS = (44, 64)  # of fault and what happened
+assert config_cases  # importing it registers its cases
+WIDTHS = (44, 64)  # characters of the columns "fault" and "outcome"
 
 
 def chosen(only: str | None) -> list[str]:
-    """Names of the cases whose name holds `only`.
+    """Return the names of the cases, or of those whose name contains `only`.
 
     Raises:
-      ValueError: if there is none.
+      ValueError: there is none.
     """
-    found = [name for name in cases.CASES if only is None or only in name]
-    if not found:
-        raise ValueError(f"no fault is called {only!r}; --list shows them all")
-    return found
+    names = [name for name in cases.CASES if only is None or only in name]
+    if not names:
+        raise ValueError(f"--only={only}: no name of a fault contains this; --list shows all names")
+    return names
 
 
 def try_one(runs: Runs, name: str) -> tuple[bool, str]:
-    """Whether a case came out as promised, and what happened."""
-    slug = "".join(letter if letter.isalnum() else "-" for letter in name)
+    """Return whether a case had its promised outcome, and the outcome in words."""
+    slug = "".join(c if c.isalnum() else "-" for c in name)
     try:
         return True, cases.CASES[name](runs, slug)
     except (AssertionError, TimeoutError, OSError) as error:
@@ -52,9 +53,9 @@ def try_one(runs: Runs, name: str) -> tuple[bool, str]:
         shutil.rmtree(runs.path(slug), ignore_errors=True)
 
 
-def table_row(name: str, happened: str, verdict: str) -> str:
-    """One fault, wrapped into as many lines as it takes."""
-    cells = [textwrap.wrap(text, width) for text, width in zip((name, happened), WIDTHS, strict=True)]
+def table_row(name: str, outcome: str, verdict: str) -> str:
+    """Return the row of one fault, wrapped into as many lines as needed."""
+    cells = [textwrap.wrap(text, width) for text, width in zip((name, outcome), WIDTHS, strict=True)]
     height = max(map(len, cells))
     cells = [cell + [""] * (height - len(cell)) for cell in cells] + [[verdict] + [""] * height]
     rows = ("  ".join(f"{cell[i]:{width}}" for cell, width in zip(cells, (*WIDTHS, 0), strict=True))
@@ -63,10 +64,10 @@ def table_row(name: str, happened: str, verdict: str) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the matrix; returns the exit status."""
+    """Run the faults; return the exit status."""
     parser = Parser(prog="python -m tools.faults", description=__doc__)
-    parser.add_argument("--list", action="store_true", help="only show the names")
-    parser.add_argument("--only", metavar="NAME", help="those whose name holds this")
+    parser.add_argument("--list", action="store_true", help="print the names and run nothing")
+    parser.add_argument("--only", metavar="NAME", help="run those whose name contains this")
     try:
         arguments = parser.parse_args(argv)
         names = chosen(arguments.only)
@@ -77,16 +78,16 @@ def main(argv: Sequence[str]) -> int:
         print("\n".join(names))
         return 0
     begun, failed = time.monotonic(), 0
-    print(table_row("fault", "what happened", "verdict"))
+    print(table_row("fault", "outcome", "verdict"))
     print("-" * (sum(WIDTHS) + 11), flush=True)
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
         runs = Runs(Path(folder))
         for name in progress(names, "faults"):
-            passed, happened = try_one(runs, name)
+            passed, outcome = try_one(runs, name)
             failed += not passed
-            print(table_row(name, happened, "passed" if passed else "FAILED"), flush=True)
+            print(table_row(name, outcome, "passed" if passed else "FAILED"), flush=True)
     took = f"{time.monotonic() - begun:.0f} s"
-    print(f"\n{len(names) - failed} of {len(names)} faults came out as promised, in {took}")
+    print(f"\n{len(names) - failed} of {len(names)} faults had the promised outcome, in {took}")
     return 1 if failed else 0
 
 

@@ -1,10 +1,10 @@
-"""The faults that a run must survive, each as a function that produces it for real and says what came of it.
+"""The faults that a run must survive: each is a function that causes it in a real run and returns the outcome.
 
-A case takes the runs that it may share (`tiny_run.Runs`) and a name for its own run directory. It returns what
-happened, in a line, and raises AssertionError where that is not what was promised: after the fault, the same command
-again has to end bit for bit as the run that nothing happened to. faults.py shows them as a table.
+A case takes the runs that cases share (`tiny_run.Runs`) and a name for its run directory. It returns the outcome in
+one line, and raises AssertionError if that is not the promised one: after the fault, the same command run again must
+end bit for bit like an uninterrupted run. __main__.py prints the outcomes as a table.
 
-Left out on purpose: power cuts (what is flushed is flushed, but no test here pulls a plug), and GPUs.
+Left out on purpose: power cuts (files are flushed and synced, but nothing here cuts the power), and GPUs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from xpo_jax.models.hf import model_folder
 
 Case = Callable[[Runs, str], str]
 CASES: dict[str, Case] = {}
-NEWEST = 5  # the checkpoint of a run that was stopped, see `stopped`
+NEWEST = 5  # the last checkpoint of a stopped run, see `stopped`
 HANGS_SECONDS = 25
 
 
@@ -39,39 +39,39 @@ START_OF_UPDATE = "program zeros"
 
 
 def case(name: str) -> Callable[[Case], Case]:
-    """Enter a function into the matrix."""
+    """Register a function as the case of this name."""
 
-    def enter(function: Case) -> Case:
+    def register(function: Case) -> Case:
         CASES[name] = function
         return function
 
-    return enter
+    return register
 
 
-def expect(ended: Ended, status: int, said: str) -> str:
-    """The line that it ended with, if that is what it had to say."""
-    told = f"status {ended.status}, {ended.said or 'no message'!r}"
-    assert ended.status == status, f"{told} instead of status {status}: {ended.err[-1500:]}"
-    assert re.search(said, ended.err), f"{told} does not say {said!r}"
-    # on a full disk tensorstore's threads print tracebacks of asyncio's, of which none is ours
+def expect(ended: Ended, status: int, message: str) -> str:
+    """Return how a command ended, which must be with this status and with stderr that matches `message`."""
+    outcome = f"status {ended.status}, {ended.message or 'no message'!r}"
+    assert ended.status == status, f"{outcome} instead of status {status}: {ended.err[-1500:]}"
+    assert re.search(message, ended.err), f"{outcome} does not match {message!r}"
+    # on a full disk, tensorstore's threads print tracebacks from asyncio; they do not count
     ours = re.search(r'Traceback[^:]*:\n(?:  .*\n)*?  File ".*/xpo_jax/', ended.err)
-    assert not ours or status in (124, -9), f"{told}, with a traceback"
+    assert not ours or status in (124, -9), f"{outcome}, with a traceback"
     name = {-9: "killed"}.get(status, f"exit {status}")
-    return f"{name}: {ended.said}" if ended.said else name
+    return f"{name}: {ended.message}" if ended.message else name
 
 
 def same_again(runs: Runs, name: str, overrides: Sequence[str] = (), expected: Path | None = None) -> str:
-    """The same command again has to end well, as if nothing had happened."""
+    """Run the same command again, which must end like an uninterrupted run."""
     ended = runs.run(name, overrides)
-    assert ended.status == 0, f"again: status {ended.status}, {ended.said or ended.err[-1500:]}"
+    assert ended.status == 0, f"again: status {ended.status}, {ended.message or ended.err[-1500:]}"
     return same(runs, name, expected)
 
 
 def same(runs: Runs, name: str, expected: Path | None = None) -> str:
-    """A finished run has to be the uninterrupted one, bit for bit, with a last checkpoint that is whole."""
-    different = differences(runs.path(name), expected or runs.whole)
+    """Check that a finished run equals the uninterrupted one bit for bit, and that its last checkpoint is intact."""
+    different = differences(runs.path(name), expected or runs.uninterrupted)
     assert not different, (
-        f"not as the uninterrupted run: {', '.join(different[:5])} ({len(different)} in all)"
+        f"differs from the uninterrupted run: {', '.join(different[:5])} ({len(different)} in total)"
     )
     newest = runs.path(name) / "checkpoints" / str(STEPS)
     lines = (newest / "manifest.sha256").read_text().splitlines()
@@ -87,23 +87,31 @@ def same(runs: Runs, name: str, expected: Path | None = None) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Planted:
-    """What is planted ends the run with this status, and the run says this; a case when it is called."""
+    """A fault that is injected at a point of the run and ends it; a case.
+
+    Args:
+      at, call, do: see `inject`.
+      status: with which the run ends. message: a regex that its stderr matches.
+      overrides: of the config.
+    """
 
     at: str
     call: int
     do: str
     status: int
-    said: str
+    message: str
     overrides: tuple[str, ...] = ()
 
     def fault(self, runs: Runs, name: str) -> str:
-        """The command with the fault."""
+        """Run the command with the fault; return how it ended."""
         ended = runs.run(name, self.overrides, {"at": self.at, "call": self.call, "do": self.do})
-        assert "planted: " in ended.err, f"{self.at} was not come to {self.call} times: {ended.err[-1500:]}"
-        return expect(ended, self.status, self.said).replace(f"{runs.path(name)}/", "")
+        assert "injected: " in ended.err, (
+            f"call {self.call} of {self.at} was not reached: {ended.err[-1500:]}"
+        )
+        return expect(ended, self.status, self.message).replace(f"{runs.path(name)}/", "")
 
     def __call__(self, runs: Runs, name: str) -> str:
-        """The fault, and the same command again."""
+        """Run the command with the fault, then the same command again."""
         return f"{self.fault(runs, name)}; {same_again(runs, name, self.overrides)}"
 
 
@@ -127,8 +135,8 @@ for _name, (_at, _call) in KILLS.items():
     CASES[f"kill -9 {_name}"] = Planted(_at, _call, "SIGKILL", -9, "")
 for _signal, _status in (("SIGTERM", 143), ("SIGINT", 130)):
     for _name, _at, _call in (("sampling", "program sample", 10), ("judging", JUDGE, 5)):
-        _said = rf"stopped by {_signal} after step \d of {STEPS}, which is saved"
-        CASES[f"{_signal} while {_name}"] = Planted(_at, _call, _signal, _status, _said)
+        _message = rf"stopped by {_signal} after step \d of {STEPS}, which is saved"
+        CASES[f"{_signal} while {_name}"] = Planted(_at, _call, _signal, _status, _message)
     CASES[f"{_signal} twice"] = Planted(
         JUDGE, 5, f"{_signal} {_signal}", _status, f"{_signal} again: leaving at once"
     )
@@ -137,7 +145,7 @@ CASES |= {
     "SIGTERM while compiling": Planted("compile", 3, "SIGTERM", 143, "stopped by SIGTERM; run the same command"),
     "disk full in a checkpoint": Planted(SAVE, 2, "full 200000", 2, r"checkpoints/\d: cannot be saved .*too large"),
     "disk full in the export": Planted(call_of(model_folder.save), 1, "full 1000", 2, "export.*File too large"),
-    "judge raises": Planted(JUDGE, 5, "raise", 2, _no_verdict + "|a planted fault"),
+    "judge raises": Planted(JUDGE, 5, "raise", 2, _no_verdict + "|an injected fault"),
     "judge hangs": Planted(
         JUDGE, 5, "hang", 124, f"step .* has taken more than {HANGS_SECONDS} s", (f"max_step_seconds={HANGS_SECONDS}",)
     ),
@@ -147,9 +155,9 @@ CASES |= {
 }  # fmt: skip
 
 
-def full_pairs_log(runs: Runs, call: int, share: float) -> Planted:
-    """The log may hold no more than this share of what it holds at the end: the middle of a record, most likely."""
-    size = int((runs.whole / "pairs.jsonl").stat().st_size * share)
+def full_pairs_log(runs: Runs, call: int, fraction: float) -> Planted:
+    """Return a fault by which files cannot grow beyond a fraction of the final pairs log, most likely amid a record."""
+    size = int((runs.uninterrupted / "pairs.jsonl").stat().st_size * fraction)
     return Planted(
         call_of(Ledger.write_pairs), call, f"full {size}", 2, "pairs.jsonl: cannot be written .File too large"
     )
@@ -157,26 +165,28 @@ def full_pairs_log(runs: Runs, call: int, share: float) -> Planted:
 
 @case("disk full in the pairs log")
 def _(runs: Runs, name: str) -> str:
-    """While the fourth step is written."""
+    """Fill the disk while the fourth step is written."""
     return full_pairs_log(runs, 4, 0.6)(runs, name)
 
 
 @case("judge always ties")
 def _(runs: Runs, name: str) -> str:
-    """No fault: every pair is worth a half, and the bonus alone acts."""
+    """Make every pair a tie, which is no fault: only the bonus acts."""
     ended = runs.run(name, (), {"at": JUDGE, "call": 1, "do": 'answer "tie"', "times": 10**6})
-    happened = expect(ended, 0, "")
+    outcome = expect(ended, 0, "")
     rows = metrics(runs.path(name))[1:]
-    assert [row["judge/tie_rate"] for row in rows] == [1.0] * STEPS, "not all ties"
-    assert all(row["judge/win_rate"] == 0.5 and row["skipped"] == 0 for row in rows), "a tie is not a half"
-    return f"{happened}: ends by itself, every win rate is 0.5"
+    assert [row["judge/tie_rate"] for row in rows] == [1.0] * STEPS, "not all pairs are ties"
+    assert all(row["judge/win_rate"] == 0.5 and row["skipped"] == 0 for row in rows), (
+        "a tie does not count half"
+    )
+    return f"{outcome}: ends normally, every win rate is 0.5"
 
 
 # ---- numbers ---------------------------------------------------------------------------------------
 
 
 def _shortened(runs: Runs) -> Path:
-    """The run of three steps."""
+    """Return the run of three steps."""
     if not (runs.path("three") / "result.json").exists():
         expect(runs.run("three", ["steps=3"]), 0, "")
     return runs.path("three")
@@ -188,13 +198,13 @@ def _weights(run: Path) -> bytes:
 
 def _poisoned(output: int) -> Case:
     def run(runs: Runs, name: str) -> str:
-        """The fourth update, which is the last, has to leave the weights of the third."""
+        """Spoil the fourth and last update, which must leave the weights of the third."""
         plan = {"at": START_OF_UPDATE, "call": 4, "do": f"nan {output}"}
         expect(runs.run(name, ["steps=4"], plan), 0, "")
         row = metrics(runs.path(name))[-1]
-        assert row["step"] == 4 and row["skipped"] == 1, f"it is not counted: {row}"
-        assert _weights(runs.path(name)) == _weights(_shortened(runs)), "the weights are not untouched"
-        return "the update is skipped and counted, the weights are bit for bit those of before"
+        assert row["step"] == 4 and row["skipped"] == 1, f"the skipped update is not counted: {row}"
+        assert _weights(runs.path(name)) == _weights(_shortened(runs)), "the weights were changed"
+        return "the update is skipped and counted, the weights stay bit-equal"
 
     return run
 
@@ -205,22 +215,24 @@ CASES["NaN in the gradient"] = _poisoned(0)
 
 @case("NaN in the gradient, twice in a row")
 def _(runs: Runs, name: str) -> str:
-    """`max_skipped` is 2: the run ends, and again until something is changed; what is saved is what was before."""
+    """With `max_skipped` 2, end the run, now and when it is repeated; the checkpoint holds the last good weights."""
     plan = {"at": START_OF_UPDATE, "call": 4, "do": "nan 0", "times": 2}
-    said = "step 5: loss or gradient was not finite 2 times in a row"
-    happened = expect(runs.run(name, ["steps=5", "max_skipped=2"], plan), 2, said)
-    expect(runs.run(name, ["steps=5", "max_skipped=2"]), 2, said)
+    message = "step 5: loss or gradient was not finite 2 times in a row"
+    outcome = expect(runs.run(name, ["steps=5", "max_skipped=2"], plan), 2, message)
+    expect(runs.run(name, ["steps=5", "max_skipped=2"]), 2, message)
     expect(runs.run(name, ["steps=5", "max_skipped=3"]), 0, "")
-    assert _weights(runs.path(name)) == _weights(_shortened(runs)), "what was saved is not what was before"
-    happened = happened.replace(f"{runs.path(name)}/", "")
-    return f"{happened}; the checkpoint holds bit for bit the weights of before"
+    assert _weights(runs.path(name)) == _weights(_shortened(runs)), (
+        "the checkpoint does not hold the last good weights"
+    )
+    outcome = outcome.replace(f"{runs.path(name)}/", "")
+    return f"{outcome}; the checkpoint holds the last good weights, bit for bit"
 
 
 # ---- damage to a checkpoint ------------------------------------------------------------------------
 
 
 def stopped(runs: Runs, name: str) -> Path:
-    """A new run directory, of a run that was stopped after step 5; its checkpoints 4 and 5 are whole."""
+    """Return a new directory of a run that was stopped after step 5; its checkpoints 4 and 5 are intact."""
     if not runs.path("stopped").exists():
         plan = {"at": "program apply", "call": NEWEST, "do": "SIGTERM"}
         expect(runs.run("stopped", (), plan), 143, f"after step {NEWEST} of {STEPS}, which is saved")
@@ -232,7 +244,7 @@ def _largest(folder: Path) -> Path:
 
 
 def flip(checkpoints: Path) -> Path:
-    """Turn one bit in the largest file of the newest that is whole; returns the file."""
+    """Flip one bit in the largest file of the newest intact checkpoint; return the file."""
     newest = max(int(manifest.parent.name) for manifest in checkpoints.glob("*/manifest.sha256"))
     file = _largest(checkpoints / str(newest))
     data = bytearray(file.read_bytes())
@@ -263,19 +275,19 @@ def _empty(checkpoints: Path) -> Path:
 
 
 def _foreign(checkpoints: Path) -> Path:
-    (checkpoints / "notes").mkdir()  # beside the steps it does not matter
+    (checkpoints / "notes").mkdir()  # a folder that is no step is ignored
     file = checkpoints / str(NEWEST) / "notes.txt"
-    file.write_text("a file that no checkpoint has")
+    file.write_text("not a file of a checkpoint")
     return file
 
 
 def damaged(damage: Callable[[Path], Path]) -> Case:
-    """The newest checkpoint is damaged between two commands."""
+    """Return a case that damages the newest checkpoint between two commands."""
 
     def run(runs: Runs, name: str) -> str:
         file = damage(stopped(runs, name) / "checkpoints")
         ended = runs.run(name)
-        assert ended.status == 0, f"status {ended.status}, {ended.said or ended.err[-1500:]}"
+        assert ended.status == 0, f"status {ended.status}, {ended.message or ended.err[-1500:]}"
         warning = next((line for line in ended.err.splitlines() if "is passed over" in line), "no warning")
         assert str(file) in warning, f"{warning!r} does not name {file}"
         reason = warning.partition(": ")[2].replace(str(runs.path(name)) + "/", "")

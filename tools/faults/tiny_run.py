@@ -1,9 +1,9 @@
-"""A run of seconds, to break and to start again: a random model, the embedded prompts, a judge that measures.
+"""A run that takes seconds, for fault injection: a random model, the embedded prompts, a judge of lengths.
 
-What faults.py, torture.py and the tests share: the folder in which such runs live, the real command in a process
-of its own, and what two runs that ended alike have alike. A fault is planted by inject.py.
+tools.faults, tools.torture and the tests share it: a folder of runs, the real command in its own process, and the
+comparison of two finished runs. inject.py injects the faults.
 
-Left out on purpose: anything worth learning.
+Left out on purpose: any meaningful training.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from xpo_jax.values import Answer, Comparison, Verdict
 
 ROOT = Path(__file__).parents[2]
 EMBEDDED = ROOT / "xpo_jax" / "embedded" / "model"
-STEPS, EVERY = 6, 2  # of a run, and from one checkpoint to the next
-PATIENCE_SECONDS = 400  # after which a run is taken to hang, on a machine that may be busy with other things
+STEPS, EVERY = 6, 2  # of a run; between checkpoints
+HANG_SECONDS = 400  # after which a run counts as hanging; the machine may be busy
 MODEL = {
     **random_model.CONFIG_05B,
     "vocab_size": 2048,  # the embedded tokenizer's
@@ -45,31 +45,29 @@ MODEL = {
 
 
 class Judge:
-    """The longer text wins, equal lengths tie."""
+    """A judge by which the longer text wins and equal lengths tie."""
 
     def __call__(self, comparisons: Sequence[Comparison]) -> list[Answer]:
-        """See values.Judge."""
+        """Judge as `values.Judge` does."""
         return [Verdict((len(c.a) > len(c.b)) * 0.5 + (len(c.a) >= len(c.b)) * 0.5) for c in comparisons]
 
 
 def write_config(folder: Path) -> Path:
-    """The model and the config in `folder`; returns the config's path."""
+    """Write model and config into `folder`; return the config's path."""
     model = random_model.write(folder / "model", MODEL)
     for path in EMBEDDED.iterdir():
         if not (model / path.name).exists():
             shutil.copyfile(path, model / path.name)
-    # a quarter of the tokens end a response: random weights end theirs, too
+    # a quarter of all tokens end a response, so that random weights produce finished ones
     (model / "generation_config.json").write_text(json.dumps({"eos_token_id": [2043, *range(512)]}))
     config = get_config()
     config.model.path, config.model.dtype = str(model), "float32"
     config.steps, config.batch_size, config.layout.micro_batch_rows = STEPS, 8, 2
-    config.data.take, config.data.buckets = 21, (40,)  # 21: every third batch is a part batch
+    config.data.take, config.data.buckets = 21, (40,)  # 21: every third batch is partial
     config.sampling.max_new_tokens = 8
     config.sampling.temperature = 1.0
     config.judge = type(config)({"name": "tools.faults.tiny_run:Judge"})
-    config.judging.max_failed_batches = (
-        1  # a judge that fails ends the run at once, and it can go on from there
-    )
+    config.judging.max_failed_batches = 1  # a failing judge ends the run at once; it can be resumed
     config.loss.unfinished_loses = False
     config.optimizer.schedule, config.optimizer.learning_rate = "constant", 1e-2
     config.optimizer.warmup_steps = 0
@@ -83,26 +81,26 @@ def write_config(folder: Path) -> Path:
 
 @dataclasses.dataclass(frozen=True)
 class Ended:
-    """A command that has ended: exit status (negative: by that signal), and what it said."""
+    """A command that has ended: its exit status (negative: the signal that killed it) and its output."""
 
     status: int
     out: str
     err: str
 
     @property
-    def said(self) -> str:
-        """The last line on standard error that is ours."""
+    def message(self) -> str:
+        """The last line of the package on standard error."""
         lines = [line for line in self.err.splitlines() if line.startswith("xpo_jax: ")]
         return lines[-1].removeprefix("xpo_jax: ") if lines else ""
 
 
 class Runs:
-    """A folder of runs of one config, and of all that they share.
+    """A folder of runs of one config, with their compilation cache.
 
     Args:
-      folder: empty, or of an earlier Runs; its compilation cache makes starts quick.
-      config, overrides: the path of a config, and fields of it; None writes the tiny one.
-      devices: simulated ones of each process.
+      folder: empty, or that of an earlier Runs, whose compilation cache shortens the start.
+      config, overrides: the path of a config and overrides of its fields; None writes the tiny config.
+      devices: simulated devices of each process.
     """
 
     def __init__(
@@ -113,25 +111,25 @@ class Runs:
         self.config, self._tiny = config or str(write_config(folder)), config is None
 
     def path(self, name: str) -> Path:
-        """The run directory of that name."""
+        """Return the run directory of that name."""
         return self.folder / "runs" / name
 
     def command(self, name: str, overrides: Sequence[str], plan: Mapping[str, Any] | None) -> list[str]:
-        """The real command; with a plan, the same after a fault was planted."""
-        planted = [] if plan is None else [json.dumps(plan)]
+        """Return the real command; with a plan, the command that injects the fault."""
+        injected = [] if plan is None else [json.dumps(plan)]
         module = "xpo_jax.main" if plan is None else "tools.faults.inject"
         return [
-            sys.executable, "-m", module, *planted, f"--config={self.config}", f"--config.run_dir={self.path(name)}",
+            sys.executable, "-m", module, *injected, f"--config={self.config}", f"--config.run_dir={self.path(name)}",
             *(o if o.startswith("--") else f"--config.{o}" for o in (*self.overrides, *overrides)),
         ]  # fmt: skip
 
     def environ(self, devices: int) -> dict[str, str]:
-        """That of a process."""
-        # what runs briefly is better compiled fast than well
-        hasty = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"} if self._tiny else {}
+        """Return the environment of a process."""
+        # compiling takes longer than running
+        fast_compile = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"} if self._tiny else {}
         return {
             **os.environ,
-            **hasty,
+            **fast_compile,
             "JAX_PLATFORMS": "cpu",
             "HF_HUB_OFFLINE": "1",
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
@@ -150,7 +148,7 @@ class Runs:
         devices: int | None = None,
         environ: Mapping[str, str] | None = None,
     ) -> Iterator[subprocess.Popen[str]]:
-        """A command on its way, which is killed at the end of the block if it is still there."""
+        """Start a command, and kill it at the end of the block if it still runs."""
         process = subprocess.Popen(
             self.command(name, overrides, plan),
             cwd=ROOT,
@@ -166,16 +164,16 @@ class Runs:
             process.communicate()
 
     def run(self, name: str, overrides: Sequence[str] = (), plan: Any = None, **options: Any) -> Ended:
-        """The command to its end, whatever that is.
+        """Run the command until it ends in any way.
 
         Raises:
-          TimeoutError: if it hangs.
+          TimeoutError: it hangs.
         """
         with self.started(name, overrides, plan, **options) as process:
             return _end(process)
 
     def run_many(self, name: str, plans: Sequence[Any], overrides: Sequence[str] = ()) -> list[Ended]:
-        """One process for each plan (None: no fault), which join to a run of as many."""
+        """Run one process for each plan (None: no fault), which together form one run."""
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
@@ -183,67 +181,67 @@ class Runs:
             processes = []
             for number, plan in enumerate(plans):
                 joined = {"mode": "on", "coordinator": f"localhost:{port}", "num_processes": len(plans)}
-                own = [f"distributed.{k}={v}" for k, v in {**joined, "process_id": number}.items()]
-                processes.append(stack.enter_context(self.started(name, [*overrides, *own], plan)))
+                process_fields = [f"distributed.{k}={v}" for k, v in {**joined, "process_id": number}.items()]
+                processes.append(stack.enter_context(self.started(name, [*overrides, *process_fields], plan)))
             return [_end(process) for process in processes]
 
     def copy(self, name: str, new: str) -> Path:
-        """The run directory again, under another name."""
+        """Copy a run directory to another name; return the copy."""
         shutil.rmtree(self.path(new), ignore_errors=True)
         shutil.copytree(self.path(name), self.path(new))
         return self.path(new)
 
     @functools.cached_property
-    def whole(self) -> Path:
-        """The run that nothing happened to."""
-        ended = self.run("whole")
+    def uninterrupted(self) -> Path:
+        """The run directory of a run without a fault."""
+        ended = self.run("uninterrupted")
         if ended.status != 0:
             raise RuntimeError(f"the run without a fault fails: {ended.err[-2000:]}")
-        return self.path("whole")
+        return self.path("uninterrupted")
 
 
 def _end(process: subprocess.Popen[str]) -> Ended:
     try:
-        out, err = process.communicate(timeout=PATIENCE_SECONDS)
+        out, err = process.communicate(timeout=HANG_SECONDS)
     except subprocess.TimeoutExpired:
-        raise TimeoutError(f"it hangs: no end after {PATIENCE_SECONDS} s") from None
+        raise TimeoutError(f"it hangs: no end after {HANG_SECONDS} s") from None
     return Ended(process.returncode, out, err)
 
 
-# ---- what a run has come to -----------------------------------------------------------------------
+# ---- comparing finished runs -----------------------------------------------------------------------
 
 
 def result(run: Path) -> dict[str, str]:
-    """By file or metric, a digest of everything that a run came to and that may not depend on when it was stopped."""
-    found = {}
+    """Return {file or metric: digest} of all results of a run; none may depend on when the run was interrupted."""
+    digests = {}
     for path in sorted([*run.glob("export/*"), *run.glob("samples/*"), *run.glob("pairs*.jsonl")]):
-        found[str(path.relative_to(run))] = hashlib.sha256(path.read_bytes()).hexdigest()
+        digests[str(path.relative_to(run))] = hashlib.sha256(path.read_bytes()).hexdigest()
     for row in metrics(run):
         for name, value in row.items():
-            found[f"metrics.jsonl, step {row['step']}, {name}"] = json.dumps(value)
+            digests[f"metrics.jsonl, step {row['step']}, {name}"] = json.dumps(value)
     for name, value in json.loads((run / "result.json").read_bytes()).items():
         if name not in ("seconds", "run_dir", "export"):
-            found[f"result.json, {name}"] = json.dumps(value)
-    return found
+            digests[f"result.json, {name}"] = json.dumps(value)
+    return digests
 
 
 def is_timing(name: str) -> bool:
-    """Whether a metric measures time, and so differs between two runs that compute the same."""
+    """Return whether a metric measures time, and so differs between runs that compute the same."""
     return name.startswith("time/") or name == "tokens_per_second"
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl, timings left out."""
+    """Return the rows of metrics.jsonl without timings."""
     lines = (run / "metrics.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if not is_timing(k)} for line in lines]
 
 
 def differences(run: Path, expected: Path) -> list[str]:
-    """What two finished runs do not have in common, bit for bit; what is left over counts, too."""
-    ours, theirs = result(run), result(expected)
-    found = [name for name in {**theirs, **ours} if ours.get(name) != theirs.get(name)]
+    """Return the names of the results that differ between two finished runs, and of temporary files left over."""
+    ours, other = result(run), result(expected)
+    different = [name for name in {**other, **ours} if ours.get(name) != other.get(name)]
     rest = [path for path in run.rglob("*") if path.name.endswith((".tmp", ".partial", ".old"))]
-    return found + [f"{path.relative_to(run)} is left over" for path in rest]
+    return different + [f"{path.relative_to(run)} is left over" for path in rest]
 
 
 def main() -> None:
@@ -252,8 +250,8 @@ def main() -> None:
     for name in ("first", "second"):
         begun = time.monotonic()
         ended = runs.run(name)
-        print(name, ended.status, round(time.monotonic() - begun, 1), "s", ended.said or ended.out[-300:])
-    print(differences(runs.path("second"), runs.path("first")) or "the same")
+        print(name, ended.status, round(time.monotonic() - begun, 1), "s", ended.message or ended.out[-300:])
+    print(differences(runs.path("second"), runs.path("first")) or "equal")
 
 
 if __name__ == "__main__":

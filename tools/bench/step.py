@@ -1,0 +1,225 @@
+"""A training step as tools.bench runs it: the compiled programs of a run, with random prompts and verdicts.
+
+The programs are called as train.py calls them. Left out on purpose: the judge, decoding to text and logs, which take
+time on the host and not on the devices.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from tools.bench.workload import END, SEED, Ending, Workload
+from tools.planner import estimate
+from xpo_jax.algorithm.optimizer import make_optimizer
+from xpo_jax.algorithm.prefetch import together
+from xpo_jax.algorithm.programs import Programs, compute_dtype
+from xpo_jax.algorithm.sampler import Sampling, Vocabulary, make_sampler, row_keys
+from xpo_jax.models.hf import model_folder
+from xpo_jax.runtime import sharding
+from xpo_jax.runtime.compilation import CompilationCounter, Program
+from xpo_jax.runtime.rng import Stream
+from xpo_jax.values import Pairs, Prompts, Samples
+
+ALPHA, BETA = 1e-5, 0.1
+REFERENCE_SAMPLES = "ahead"  # the program that samples from the reference for several steps at once
+
+
+class Step:
+    """The compiled programs of a step, with their inputs.
+
+    Args:
+      folder: a Hugging Face folder with config.json and weights; it needs no tokenizer.
+      workload: the size of the step.
+
+    Attributes:
+      compiled: {name: (compiled program, compilations, seconds)}.
+    """
+
+    def __init__(self, folder: Path, workload: Workload):
+        self.workload, self.config = workload, model_folder.read_config(folder)
+        self.dtype = compute_dtype("auto")
+        self.mesh = sharding.make_mesh(data=-1, fsdp=1, tensor=1)
+        self.counter = CompilationCounter()
+        w, B = workload, workload.prompts
+        self._optimizer = make_optimizer(
+            name="adamw",
+            learning_rate=1e-6,
+            schedule="constant",
+            warmup_steps=0,
+            b1=0.9,
+            b2=0.999,
+            eps=1e-8,
+            mu_dtype="float32",
+            weight_decay=0.0,
+            clip_norm=1.0,
+            steps=1000,
+        )
+        self.setup = estimate.Setup(
+            self.config,
+            self.mesh,
+            self.dtype,
+            w.prompt_tokens,
+            w.new_tokens,
+            B,
+            w.micro_batch_rows,
+            w.chunk_tokens,
+            w.remat,
+            self._optimizer[0],
+        )
+        self.programs = self._make_programs(w.new_tokens, w.reference_steps)
+        self._one_token = self._make_programs(1, 1)  # its sampler is a prefill
+        rng = np.random.default_rng(SEED)
+        self.prompts = Prompts(
+            rows=({},) * B,
+            messages=((),) * B,
+            tokens=rng.integers(1, self.config.vocab_size, (B, w.prompt_tokens), dtype=np.int32),
+            lengths=np.full(B, w.prompt_tokens, np.int32),
+            position=np.arange(B, dtype=np.int32),
+            valid=np.ones(B, bool),
+        )
+        self.p_first = (np.arange(B) % 2).astype(np.float32)
+        self._compile()
+        masters = model_folder.load_params(folder, self.config, shardings=self.programs.params_sharding)
+        self.state = self.programs.init(masters)
+        self.policy = self.reference = self.programs.for_sampling(self.state.params)
+        self._dispatched: Any = None  # the reference's samples of the next steps, on the devices
+        self.prefetched: Any = None  # those of these steps, on the host
+
+    def _make_programs(self, new_tokens: int, reference_steps: int) -> Programs:
+        w, (optimizer, rate) = self.workload, self._optimizer
+        loss = {"kind": "sigmoid", "bonus_clip": 500.0, "entropy_weight": 0.0, "chunk_tokens": w.chunk_tokens}
+        return Programs(
+            self.mesh,
+            self.config,
+            Vocabulary(self.config.vocab_size, (), END),
+            self._sampling(new_tokens),
+            dtype=self.dtype,
+            seed=SEED,
+            batch_size=w.prompts,
+            prompt_buckets=[w.prompt_tokens],
+            micro_batch_rows=w.micro_batch_rows,
+            optimizer=optimizer,
+            rate=rate,
+            remat=w.remat,
+            loss=loss,
+            prefetch_depth=reference_steps,
+        )
+
+    def _sampling(self, new_tokens: int) -> Sampling:
+        return Sampling(
+            max_new_tokens=new_tokens,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            min_p=0.0,
+            repetition_penalty=1.0,
+        )
+
+    def _compile(self) -> None:
+        self.compiled: dict[str, tuple[Any, int, float]] = {}
+        declared = self._one_token.declared_programs()
+        calls = {"prefill": [next(call for label, call in declared if label.startswith("sample"))]}
+        for label, call in self.programs.declared_programs():
+            calls.setdefault(label.split()[0], []).append(call)
+        del calls["fingerprint"]  # runs when a run starts, not in its steps
+        self._ending: dict[int, Program] = {}  # by number of batches
+        if (self.workload.lengths < self.workload.new_tokens).any():
+            for name, batches in {"sample": 1, REFERENCE_SAMPLES: self.workload.reference_steps}.items():
+                if name in calls:
+                    calls[name] = [functools.partial(self._compile_ending, batches)]
+        for name, compilations in calls.items():
+            before, begun = self.counter.count, time.perf_counter()
+            widest = [compile_() for compile_ in compilations][-1]
+            self.compiled[name] = widest, self.counter.count - before, time.perf_counter() - begun
+
+    def _compile_ending(self, batches: int) -> Any:
+        """Compile a sampler whose responses have the prescribed lengths."""
+        rows = batches * self.workload.prompts
+        graphdef, abstract = nnx.split(nnx.eval_shape(lambda: Ending(self.config, rows)))
+        draw = make_sampler(
+            graphdef,
+            self._sampling(self.workload.new_tokens),
+            vocab_size=self.config.vocab_size,
+            end_tokens=(END,),
+            pad_token=END,
+        )
+
+        def sample(weights: Any, tokens: Any, lengths: Any, valid: Any, position: Any, candidate: Any) -> Any:
+            return draw(
+                weights, tokens, lengths, valid, row_keys(SEED, Stream.TRAINING, 0, position, candidate)
+            )
+
+        by_row, replicated = sharding.batch(self.mesh), sharding.replicated(self.mesh)
+        weights_sharding = {"model": self.programs.weights_sharding, "lengths": by_row}
+        self._ending[batches] = Program(
+            "sample",
+            self.mesh,
+            sample,
+            in_shardings=(weights_sharding, *[by_row] * 4, replicated),
+            out_shardings=by_row,
+        )
+        weights = nnx.to_pure_dict(abstract)
+        weights["model"] = self.programs.weights
+        p = together([self.prompts] * batches)
+        return self._ending[batches].compile(weights, p.tokens, p.lengths, p.valid, p.position, np.int32(0))
+
+    def prefill(self) -> Samples:
+        """Dispatch the prefill of all prompts, and one drawn token."""
+        return self._one_token.draw(self.policy, self.prompts, stream=Stream.TRAINING, step=0, candidate=0)
+
+    def draw(self, weights: Any, candidate: int, batches: int = 1) -> Samples:
+        """Dispatch the sampler for the rows of `batches` steps."""
+        p, steps = together([self.prompts] * batches), np.repeat(np.arange(batches), self.workload.prompts)
+        if not self._ending:
+            return self.programs.draw(weights, p, stream=Stream.TRAINING, step=steps, candidate=candidate)
+        lengths = np.tile(self.workload.lengths[candidate].astype(np.int32), batches)
+        parameters = {"model": weights, "lengths": lengths}
+        return self._ending[batches](
+            parameters, p.tokens, p.lengths, p.valid, p.position, np.int32(candidate)
+        )
+
+    def run(self, judge: float | None = None) -> Any:
+        """Take whole steps as train.py does: one, or all that share a call for the reference's samples.
+
+        Args:
+          judge: seconds that the judge takes in each step.
+        """
+        return [self._run(number, judge) for number in range(self.workload.reference_steps)][-1]
+
+    def _run(self, number: int, judge: float | None) -> Any:
+        pr, p, annotation, B = (
+            self.programs,
+            self.prompts,
+            jax.profiler.TraceAnnotation,
+            self.workload.prompts,
+        )
+        depth = self.workload.reference_steps
+        with annotation("sampling"):
+            policy_samples = self.draw(self.policy, 0)
+            if self._dispatched is None:
+                self._dispatched = self.draw(self.reference, 1, depth)
+            if number == 0:
+                self.prefetched = pr.fetch(self._dispatched)
+            rows = slice(number * B, (number + 1) * B)
+            samples = (pr.fetch(policy_samples), Samples(*(field[rows] for field in self.prefetched)))
+            lengths = np.stack([candidate.lengths for candidate in samples])
+            tokens = np.stack([candidate.tokens for candidate in samples])
+        with annotation("judging"):
+            ref_logps = pr.score(self.reference, p.tokens, p.lengths, tokens, lengths)
+            if number == depth - 1:
+                self._dispatched = self.draw(self.reference, 1, depth)
+            time.sleep(judge or 0)
+            ref_logps = jax.device_get(ref_logps)
+        with annotation("updating"):
+            weight = np.ones(B, np.float32)
+            pairs = Pairs(p.tokens, p.lengths, tokens, lengths, ref_logps, self.p_first, weight, p.valid)
+            self.state, sums, applied = pr.learn(self.state, pairs, ALPHA, BETA)
+            self.policy = pr.for_sampling(self.state.params)
+            return jax.block_until_ready((self.policy, sums, applied))
