@@ -14,7 +14,8 @@ from configs.paraphrase import get_config
 from tools import torture
 from tools.faults import __main__ as faults
 from tools.faults import config_cases
-from tools.faults.cases import CASES, Planted, flip, full_pairs_log, same_again
+from tools.faults.cases import CASES, Planted, full_pairs_log, same_again
+from tools.faults.checkpoint_cases import flip
 from tools.faults.tiny_run import ROOT, STEPS, Runs, differences
 
 SENTINEL = "sentinel-4711"

@@ -166,9 +166,9 @@ def test_share_and_regret_by_hand():
 
 
 def test_reached_first_and_for_good():
-    there = np.bool_([[0, 1, 0, 1, 1], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1], [0, 1, 1, 1, 0]])
+    at_goal = np.bool_([[0, 1, 0, 1, 1], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1], [0, 1, 1, 1, 0]])
     queries = np.tile([4, 8, 11, 15, 19], (4, 1))
-    first, last = (reached(there, queries, sustained=each) for each in (False, True))
+    first, last = (reached(at_goal, queries, sustained=sustained) for sustained in (False, True))
     np.testing.assert_array_equal(first.at_least, [8, 19, 4, 8])
     np.testing.assert_array_equal(first.at_most, [8, np.inf, 4, 8])
     np.testing.assert_array_equal(last.at_least, [15, 19, 4, 19])

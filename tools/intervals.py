@@ -1,7 +1,8 @@
-"""What seeds say together, with intervals of 95 %: medians and their ratios by the bootstrap, which takes runs that
-never got there for what they are; and means of a few seeds by the t-distribution.
+"""95 % intervals over seeds: of medians and their ratios by the bootstrap, and of means by the t-distribution.
 
-Left out: other levels, and intervals that are corrected for how many arms are compared.
+The bootstrap takes censored runs, which never reached the goal, into account.
+
+Left out on purpose: other levels, and corrections for the number of arms that are compared.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ RESAMPLES = 1000
 
 
 class Censored(NamedTuple):
-    """Queries of each seed: at_least f64[n]; at_most f64[n], inf for a run that never got there."""
+    """Bounds on the queries of each seed: at_least f64[n]; at_most f64[n], inf if the run never reached the goal."""
 
     at_least: np.ndarray
     at_most: np.ndarray
 
 
 class Estimate(NamedTuple):
-    """A median or a ratio of medians with its interval. Without censoring at_least and at_most are the same."""
+    """A median or a ratio of medians with its interval. Without censoring, at_least and at_most are equal."""
 
     at_least: float
     at_most: float
@@ -31,7 +32,9 @@ class Estimate(NamedTuple):
     high: float
 
     def __str__(self) -> str:
-        form = lambda x: f"{x:.0f}" if x >= 100 else f"{x:.2g}" if x < 10 else f"{x:.3g}"  # noqa: E731
+        def form(x: float) -> str:
+            return f"{x:.0f}" if x >= 100 else f"{x:.2g}" if x < 10 else f"{x:.3g}"
+
         if self.at_least == self.at_most:
             text = form(self.at_most)
         elif np.isfinite(self.at_most):
@@ -42,7 +45,7 @@ class Estimate(NamedTuple):
 
 
 class Mean(NamedTuple):
-    """A mean over seeds with the ends of its interval, which a single seed does not have."""
+    """A mean over seeds with the bounds of its interval; they are None for a single seed."""
 
     mean: float
     low: float | None
@@ -50,10 +53,10 @@ class Mean(NamedTuple):
 
 
 def t_interval(values: Sequence[float]) -> Mean:
-    """The mean with Student's interval: mean -+ t * s / sqrt(n), t of n - 1 degrees of freedom.
+    """Return the mean with Student's interval: mean -+ t * s / sqrt(n), with t of n - 1 degrees of freedom.
 
-    Of differences between runs of the same seeds it is the paired interval. It takes the values to be about normal,
-    which win rates over hundreds of prompts are.
+    For differences between runs of the same seeds this is the paired interval. It assumes that the values are roughly
+    normal, which win rates over hundreds of prompts are.
 
     Args:
       values: at least one, independent of each other.
@@ -65,30 +68,30 @@ def t_interval(values: Sequence[float]) -> Mean:
     return Mean(float(x.mean()), float(x.mean()) - half, float(x.mean()) + half)
 
 
-def reached(there: np.ndarray, queries: np.ndarray, *, sustained: bool) -> Censored:
-    """Queries until a run is there.
+def reached(at_goal: np.ndarray, queries: np.ndarray, *, sustained: bool) -> Censored:
+    """Return the queries until each run reaches the goal.
 
     Args:
-      there: bool[n rounds], whether it is after each round.
+      at_goal: bool[n rounds], whether the run is at the goal after each round.
       queries: i[n rounds], made by then.
-      sustained: from when on it is there to the end, and not for the first time.
+      sustained: count until the run stays at the goal to the end, instead of until it first reaches it.
     """
     if sustained:
-        there = np.logical_and.accumulate(there[:, ::-1], axis=1)[:, ::-1]
-    at = queries[np.arange(len(there)), there.argmax(axis=1)].astype(float)
-    ever = there.any(axis=1)
+        at_goal = np.logical_and.accumulate(at_goal[:, ::-1], axis=1)[:, ::-1]
+    at = queries[np.arange(len(at_goal)), at_goal.argmax(axis=1)].astype(float)
+    ever = at_goal.any(axis=1)
     return Censored(np.where(ever, at, queries[:, -1]), np.where(ever, at, np.inf))
 
 
 def median(x: Censored) -> Estimate:
-    """The median over seeds with its percentile bootstrap interval."""
+    """Return the median over seeds with its percentile bootstrap interval."""
     return _estimate(lambda i: (np.median(x.at_least[i], -1), np.median(x.at_most[i], -1)), len(x.at_least))
 
 
 def ratio(base: Censored, other: Censored) -> Estimate:
-    """median(base) / median(other) with its interval, of the same seeds in both.
+    """Return median(base) / median(other) with its interval; both have the same seeds.
 
-    Where a median is censored, the least and the most that the ratio can be are kept apart.
+    Where a median is censored, the least and the greatest possible ratio differ.
     """
 
     def medians(i: np.ndarray) -> tuple[Any, Any]:
@@ -98,9 +101,9 @@ def ratio(base: Censored, other: Censored) -> Estimate:
     return _estimate(medians, len(base.at_least))
 
 
-def _estimate(of: Callable[[np.ndarray], tuple[Any, Any]], n: int) -> Estimate:
+def _estimate(bounds: Callable[[np.ndarray], tuple[Any, Any]], n: int) -> Estimate:
     drawn = np.random.default_rng(0).integers(0, n, (RESAMPLES, n))
-    least, most = of(np.arange(n))
-    lows, highs = of(drawn)
+    least, most = bounds(np.arange(n))
+    lows, highs = bounds(drawn)
     low = np.quantile(lows, 0.025, method="lower")  # these methods never interpolate towards inf
     return Estimate(*map(float, (least, most, low, np.quantile(highs, 0.975, method="higher"))))

@@ -1,4 +1,5 @@
 """Inject every fault that a run must survive; `python -m tools.faults`.
 
-Read cases and config_cases (the faults), then inject (how one is injected) and tiny_run (the run that it hits).
+Read cases, checkpoint_cases and config_cases (the faults), then inject (how one is injected) and tiny_run (the run
+that it hits).
 """

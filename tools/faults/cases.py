@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,7 +23,6 @@ from xpo_jax.models.hf import model_folder
 
 Case = Callable[[Runs, str], str]
 CASES: dict[str, Case] = {}
-NEWEST = 5  # the last checkpoint of a stopped run, see `stopped`
 HANGS_SECONDS = 25
 
 
@@ -226,81 +224,3 @@ def _(runs: Runs, name: str) -> str:
     )
     outcome = outcome.replace(f"{runs.path(name)}/", "")
     return f"{outcome}; the checkpoint holds the last good weights, bit for bit"
-
-
-# ---- damage to a checkpoint ------------------------------------------------------------------------
-
-
-def stopped(runs: Runs, name: str) -> Path:
-    """Return a new directory of a run that was stopped after step 5; its checkpoints 4 and 5 are intact."""
-    if not runs.path("stopped").exists():
-        plan = {"at": "program apply", "call": NEWEST, "do": "SIGTERM"}
-        expect(runs.run("stopped", (), plan), 143, f"after step {NEWEST} of {STEPS}, which is saved")
-    return runs.copy("stopped", name)
-
-
-def _largest(folder: Path) -> Path:
-    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
-
-
-def flip(checkpoints: Path) -> Path:
-    """Flip one bit in the largest file of the newest intact checkpoint; return the file."""
-    newest = max(int(manifest.parent.name) for manifest in checkpoints.glob("*/manifest.sha256"))
-    file = _largest(checkpoints / str(newest))
-    data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 1
-    file.write_bytes(data)
-    return file
-
-
-def _truncate(checkpoints: Path) -> Path:
-    file = _largest(checkpoints / str(NEWEST))
-    os.truncate(file, file.stat().st_size - 1)
-    return file
-
-
-def _remove(which: str) -> Callable[[Path], Path]:
-    def remove(checkpoints: Path) -> Path:
-        file = _largest(checkpoints / str(NEWEST)) if not which else checkpoints / str(NEWEST) / which
-        file.unlink()
-        return file
-
-    return remove
-
-
-def _empty(checkpoints: Path) -> Path:
-    folder = checkpoints / str(NEWEST + 1)
-    folder.mkdir()
-    return folder
-
-
-def _foreign(checkpoints: Path) -> Path:
-    (checkpoints / "notes").mkdir()  # a folder that is no step is ignored
-    file = checkpoints / str(NEWEST) / "notes.txt"
-    file.write_text("not a file of a checkpoint")
-    return file
-
-
-def damaged(damage: Callable[[Path], Path]) -> Case:
-    """Return a case that damages the newest checkpoint between two commands."""
-
-    def run(runs: Runs, name: str) -> str:
-        file = damage(stopped(runs, name) / "checkpoints")
-        ended = runs.run(name)
-        assert ended.status == 0, f"status {ended.status}, {ended.message or ended.err[-1500:]}"
-        warning = next((line for line in ended.err.splitlines() if "is passed over" in line), "no warning")
-        assert str(file) in warning, f"{warning!r} does not name {file}"
-        reason = warning.partition(": ")[2].replace(str(runs.path(name)) + "/", "")
-        return f"passed over: {reason}; {same(runs, name)}"
-
-    return run
-
-
-CASES |= {
-    "checkpoint with a flipped bit": damaged(flip),
-    "checkpoint with a truncated file": damaged(_truncate),
-    "checkpoint with a missing file": damaged(_remove("")),
-    "checkpoint without a manifest": damaged(_remove("manifest.sha256")),
-    "checkpoint that is an empty folder": damaged(_empty),
-    "checkpoint with a foreign file": damaged(_foreign),
-}

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
-from tools.faults.cases import JUDGE, NEWEST, call_of, case, expect, same, same_again, stopped
+from tools.faults.cases import JUDGE, call_of, case, expect, same, same_again
+from tools.faults.checkpoint_cases import NEWEST, stopped
 from tools.faults.tiny_run import STEPS, Runs
 from xpo_jax.judges import ask
 

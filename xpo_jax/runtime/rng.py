@@ -14,4 +14,4 @@ class Stream(enum.IntEnum):
     TRAINING = 1
     EVALUATION = 2
     REPLAY = 3
-    CHAT = 4  # tools/chat.py, which is no part of a run
+    CHAT = 4  # tools.chat, which is no part of a run

@@ -1,0 +1,122 @@
+"""A model that answers conversations, with the project's own sampler."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from itertools import takewhile
+from typing import Any, cast
+
+import jax
+import numpy as np
+from flax import nnx
+
+from xpo_jax.algorithm.programs import compute_dtype
+from xpo_jax.algorithm.sampler import Sampling, make_sampler, row_keys
+from xpo_jax.data.batches import Batches
+from xpo_jax.data.rows import DataError, Prompt, Row
+from xpo_jax.models.hf import hub, model_folder
+from xpo_jax.models.qwen2 import Qwen2
+from xpo_jax.runtime.rng import Stream
+from xpo_jax.values import Message, Prompts, Samples
+
+
+class Chat:
+    """A model that answers prompts.
+
+    Programs are compiled on first use of a shape; prompts are padded to powers of two, so that there are few shapes.
+
+    Args:
+      model: a folder, a hub name, or "embedded".
+      sampling: how answers are sampled. seed: of the random keys.
+
+    Raises:
+      ValueError: an unusable model, a tokenizer without chat template, or max_new_tokens beyond the context.
+    """
+
+    def __init__(self, model: str, sampling: Sampling, *, seed: int, dtype: str = "auto"):
+        folder = str(hub.find(model).folder)
+        config = model_folder.read_config(folder)
+        self.tokenizer = model_folder.load_tokenizer(folder, config)
+        if self.tokenizer.chat_template is None:
+            raise ValueError(f"{model}: the tokenizer has no chat template; use an instruction-tuned model")
+        self.room = config.max_position_embeddings - sampling.max_new_tokens
+        if self.room < 1:
+            raise ValueError(
+                f"--max_new_tokens={sampling.max_new_tokens} leaves no room for a prompt in the model's context of"
+                f" {config.max_position_embeddings} tokens; lower it"
+            )
+        self.pad = model_folder.pad_token_id(folder, self.tokenizer)
+        graphdef = nnx.split(nnx.eval_shape(lambda: Qwen2(config, rngs=nnx.Rngs(0), stacked=False)))[0]
+        draw = make_sampler(
+            graphdef,
+            sampling,
+            vocab_size=len(self.tokenizer),
+            end_tokens=model_folder.end_token_ids(folder, self.tokenizer),
+            pad_token=self.pad,
+        )
+
+        def sample(weights: Any, tokens: Any, lengths: Any, valid: Any, position: Any, turn: Any) -> Samples:
+            return draw(weights, tokens, lengths, valid, row_keys(seed, Stream.CHAT, turn, position, 0))
+
+        self._sample, self._compiled = jax.jit(sample), cast(dict[Any, Any], {})
+        self._weights = model_folder.load_weights(folder, config, dtype=compute_dtype(dtype))
+        self.tokens, self.seconds = 0, 0.0
+
+    def prompt(self, messages: Sequence[Message], row: Row) -> Prompt:
+        """Apply the model's chat template to a conversation; control tokens in a message become ordinary text.
+
+        Raises:
+          DataError: the chat template rejects the conversation, or it is too long; the message names `row`.
+        """
+        try:
+            ids = self.tokenizer.apply_chat_template(
+                list(messages), add_generation_prompt=True, return_dict=False, sanitize_control_tokens=True
+            )
+        except Exception as error:  # a chat template is a program and can raise anything
+            raise DataError(
+                f"{row.at}: the model's chat template rejects the conversation: {error}"
+            ) from error
+        if len(ids) > self.room:
+            raise DataError(
+                f"{row.at}: the conversation has {len(ids)} tokens, but only {self.room} fit beside"
+                " --max_new_tokens; shorten it"
+            )
+        return Prompt(row, tuple(messages), np.asarray(ids, np.int32))
+
+    def batches(self, prompts: Sequence[Prompt], batch_size: int) -> Iterator[Prompts]:
+        """Yield the prompts in batches, in order; positions are counted over all prompts."""
+        powers = (2**i for i in range(4, 32))
+        buckets = [*takewhile(lambda width: width < self.room, powers), self.room]
+        for number, batch in enumerate(Batches(prompts, batch_size, buckets, self.pad, None)):
+            yield batch._replace(position=batch.position + np.int32(number * batch_size))
+
+    def answer(self, batch: Prompts, turn: int = 0) -> tuple[list[str], np.ndarray]:
+        """Return the answers to a batch's valid rows, and bool[rows], whether each is finished.
+
+        Args:
+          turn: of the conversation; it is part of the random keys.
+        """
+        args = (self._weights, batch.tokens, batch.lengths, batch.valid, batch.position, np.int32(turn))
+        if batch.tokens.shape not in self._compiled:
+            self._compiled[batch.tokens.shape] = self._sample.lower(*args).compile()
+        begun = time.monotonic()
+        samples = jax.device_get(self._compiled[batch.tokens.shape](*args))
+        self.seconds += time.monotonic() - begun
+        self.tokens += int(samples.lengths.sum())
+        rows = [
+            tokens[:n].tolist()
+            for tokens, n in zip(samples.tokens[batch.valid], samples.lengths[batch.valid], strict=True)
+        ]
+        return self.tokenizer.batch_decode(rows, skip_special_tokens=True), samples.finished[batch.valid]
+
+    def reply(self, messages: Sequence[Message], turn: int = 0) -> tuple[str, bool]:
+        """Return the answer to one conversation, and whether it is finished."""
+        row = Row("conversation", turn + 1, {})
+        texts, finished = self.answer(next(self.batches([self.prompt(messages, row)], 1)), turn)
+        return texts[0], bool(finished[0])
+
+    def speed(self) -> str:
+        """Return the number of sampled tokens and their rate as text."""
+        rate = self.tokens / self.seconds if self.seconds else 0.0
+        return f"{self.tokens:,} tokens in {self.seconds:.1f} s of sampling: {rate:,.1f} tokens/s"
