@@ -139,11 +139,11 @@ def embedded() -> ConfigDict:
         }
     )
 
-    # xpo_jax/config/settings.py: Loss
+    # xpo_jax/config/loss.py: Loss, with the fields of the loss that it names, xpo_jax/algorithm/losses.py: Sigmoid
     config.loss = ConfigDict(
         {
             "second_candidate": "reference",  # "policy" with alpha 0 is online DPO
-            "kind": "sigmoid",
+            "name": "sigmoid",  # or "ipo"
             # With 0.3 the policy stays nearer to the reference and wins less; with 0.1 it wins no more and makes
             # more mistakes.
             "beta": 0.2,

@@ -24,6 +24,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 
 from xpo_jax.models.hf import weights
 from xpo_jax.models.qwen2 import Qwen2, Qwen2Config, unstack
+from xpo_jax.models.registry import param_shapes
 from xpo_jax.values import Answer, Comparison, Verdict
 
 # ---- text ---------------------------------------------------------------------------------------
@@ -148,7 +149,7 @@ def random_params(seed: int, config: Qwen2Config, scale: float = 0.5) -> Any:
     """Parameters of Qwen2(stacked=True) as NumPy arrays, normally distributed around 0."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(
-        lambda leaf: rng.normal(scale=scale, size=leaf.shape).astype(np.float32), weights.param_shapes(config)
+        lambda leaf: rng.normal(scale=scale, size=leaf.shape).astype(np.float32), param_shapes(config)
     )
 
 
@@ -418,7 +419,7 @@ def tiny_config(folder: Path) -> ConfigDict:
             },
             "loss": {
                 "second_candidate": "reference",
-                "kind": "sigmoid",
+                "name": "sigmoid",
                 "beta": 0.1,
                 "alpha": 1e-3,
                 "bonus_clip": 500.0,

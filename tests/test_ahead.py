@@ -1,6 +1,7 @@
 """The reference's samples, several steps in a call: the same as one step at a time, whatever shares a call."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from fakes import compiled_once, run_main, tiny_config, write_config
 
 from xpo_jax.algorithm import prefetch
-from xpo_jax.algorithm.prefetch import ReferencePrefetcher, together
+from xpo_jax.algorithm.prefetch import ReferencePrefetcher, concat_batches
 from xpo_jax.algorithm.programs import Programs
 from xpo_jax.checkpointing import checkpoint
 from xpo_jax.experiment.setup import prepare
@@ -56,16 +57,16 @@ class Counting:
     """Stands in for programs and batches: what is drawn is the step and the place of each row."""
 
     def __init__(self, k, B=2):
-        self.prefetch_depth, self.batch_size, self.calls = k, B, []
+        self.shapes, self.calls = SimpleNamespace(prefetch_depth=k, batch_size=B), []
 
     def __getitem__(self, step):
-        rows = np.arange(self.batch_size, dtype=np.int32)
+        rows = np.arange(self.shapes.batch_size, dtype=np.int32)
         width = 3 + step % 2
-        tokens = np.full((self.batch_size, width), 10 + step, np.int32)
-        valid = np.ones(self.batch_size, bool)
+        tokens = np.full((self.shapes.batch_size, width), 10 + step, np.int32)
+        valid = np.ones(self.shapes.batch_size, bool)
         return prefetch.Prompts(({},) * 2, ((),) * 2, tokens, rows + 1, rows, valid)
 
-    def draw(self, weights, prompts, *, stream, step, candidate):
+    def sample(self, weights, prompts, *, stream, step, candidate):
         self.calls.append((weights, prompts, (stream, candidate), step.tolist()))
         return prefetch.Samples(prompts.tokens, step, prompts.valid)
 
@@ -108,9 +109,9 @@ def test_one_step_at_a_time_is_as_without_groups():
     assert found == [[0], [1], [2]] and [steps for *_, steps in calls] == [[0, 0], [1, 1], [2, 2]]
 
 
-def test_together_keeps_each_batch():
+def test_concat_batches_keeps_each_batch():
     narrow, wide = Counting(1)[0], Counting(1)[1]
-    both = together([narrow, wide])
+    both = concat_batches([narrow, wide])
     np.testing.assert_array_equal(both.tokens[:2, :3], narrow.tokens)
     np.testing.assert_array_equal(both.tokens[2:], wide.tokens)
     assert both.lengths.tolist() == [1, 2, 1, 2] and len(both.rows) == len(both.messages) == 4
@@ -128,7 +129,7 @@ def test_samples_are_those_of_one_step_at_a_time(folder, make_mesh, monkeypatch)
         if label.split()[0] in ("sample", "ahead", "init", "for_sampling"):
             compile_program()
     weights = p.programs.for_sampling(
-        model_folder.load_params(p.model.folder, p.model_config, shardings=p.programs.params_sharding)
+        model_folder.load_params(p.model.folder, p.model_config, shardings=p.programs.model.params_sharding)
     )
     second = ReferencePrefetcher(
         p.programs, p.batches, STEPS, lambda done: 0, stream=Stream.TRAINING, candidate=1
@@ -137,7 +138,7 @@ def test_samples_are_those_of_one_step_at_a_time(folder, make_mesh, monkeypatch)
     assert len(widths) == 2
     for step in range(STEPS):
         second.dispatch(weights, step)
-        alone = p.programs.draw(weights, p.batches[step], stream=Stream.TRAINING, step=step, candidate=1)
+        alone = p.programs.sample(weights, p.batches[step], stream=Stream.TRAINING, step=step, candidate=1)
         for ours, theirs in zip(second.take(step), p.programs.fetch(alone), strict=True):
             np.testing.assert_array_equal(ours, theirs)
 
@@ -186,18 +187,18 @@ def test_a_run_interrupted_within_a_group_goes_on_to_the_same_bits(run, alone, f
     whole = run("whole", layout__reference_steps=3, checkpoint__every_steps=1)
     assert drawn(whole) == drawn(alone)
     assert whole["announced"] == alone["announced"] + 2  # a wider sampler for each of two buckets
-    learn, calls = Programs.learn, iter(range(STEPS))
+    update, calls = Programs.update, iter(range(STEPS))
 
     class Killed(BaseException):
         pass
 
-    def learn_or_die(self, *args):
+    def update_or_die(self, *args):
         if next(calls) == 2:
             raise Killed
-        return learn(self, *args)
+        return update(self, *args)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Programs, "learn", learn_or_die)
+        patched.setattr(Programs, "update", update_or_die)
         with pytest.raises(Killed):
             run("killed", layout__reference_steps=3, checkpoint__every_steps=1)
     assert checkpoint.latest(folder / "killed" / "checkpoints") == 2  # the group is of steps 0, 1 and 2
@@ -206,7 +207,7 @@ def test_a_run_interrupted_within_a_group_goes_on_to_the_same_bits(run, alone, f
 
 @pytest.mark.slow
 def test_a_policy_that_draws_both_candidates_draws_nothing_ahead(run):
-    changes = {"loss__second": "policy", "loss__alpha": 0.0, "steps": 2}
+    changes = {"loss__second_candidate": "policy", "loss__alpha": 0.0, "steps": 2}
     assert run("dpo", **changes) == run("dpo_ahead", layout__reference_steps=2, **changes)
 
 

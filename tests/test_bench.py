@@ -104,7 +104,7 @@ def test_bench_programs_are_compiled_once_and_responses_have_their_lengths(folde
         "for_sampling",
         "step",
     ]
-    widths = len(parts.step.programs.pack.widths)
+    widths = len(parts.step.programs.packer.widths)
     expected = dict.fromkeys(COMPILED, 1) | {"score": widths, "accumulate": widths}
     assert {name: parts.parts[name].compilations for name in COMPILED} == expected
     np.testing.assert_array_equal(parts.drawn, lengths)

@@ -53,7 +53,7 @@ class Programs:
         self._lengths, self._ratio = lengths, ratio
         self.draws, self.keys = [], []
 
-    def draw(self, weights, prompts, *, stream, step, candidate):
+    def sample(self, weights, prompts, *, stream, step, candidate):
         self.draws.append((weights, stream, step, candidate))
         self.keys += [(stream, step, int(at), candidate) for at in prompts.position]
         wanted = [
@@ -68,7 +68,12 @@ class Programs:
     def fetch(self, tree):
         return tree
 
-    def score(self, weights, tokens, prompt_lengths, drawn, lengths):
+    def pack(self, prompts, tokens, lengths):
+        return prompts, tokens, lengths
+
+    def score(self, weights, packed):
+        prompts, drawn, lengths = packed
+        tokens = prompts.tokens
         assert drawn.shape[:2] == lengths.shape == (POLICY_SAMPLES, B)
         unreal = np.where(tokens[:, 0] == 0, 1e6, 0.0)  # absurd, so that counting one shows
         nats = -2.0 if weights == REFERENCE else -2.0 + self._ratio
@@ -235,14 +240,15 @@ class MarkovPrograms(Programs):
         )
         self._scoring = {"temperature": temperature, "vocab_size": V, "chunk_tokens": 1024}
 
-    def draw(self, weights, prompts, *, stream, step, candidate):
+    def sample(self, weights, prompts, *, stream, step, candidate):
         keys = sampler.row_keys(0, stream, step, prompts.position, candidate)
         drawn = self._sample(weights, prompts.tokens, prompts.lengths, prompts.valid, keys)
         return Samples(*map(np.asarray, drawn))
 
-    def score(self, weights, tokens, lengths, drawn, drawn_lengths):
+    def score(self, weights, packed):
+        prompts, *responses = packed
         scored = logps.response_logps(
-            self._graphdef, weights, tokens, lengths, drawn, drawn_lengths, **self._scoring
+            self._graphdef, weights, prompts.tokens, prompts.lengths, *responses, **self._scoring
         )
         return np.asarray(scored.logps)
 

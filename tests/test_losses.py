@@ -1,5 +1,6 @@
 """The loss against golden values (computed and checked by finite differences elsewhere) and a NumPy rewrite."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 
 from xpo_jax.algorithm import losses
+from xpo_jax.config.loss import make_loss
 
+SIGMOID = losses.Sigmoid(bonus_clip=500.0)
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "xpo_loss.json").read_text())
 
 
@@ -18,14 +21,13 @@ def total_of(case: dict, dtype, *, alpha_sign: float = 1.0):
     policy, reference = array("policy_logps"), array("ref_logps")
 
     def loss(policy):
-        terms = losses.xpo(
+        loss_fn = losses.LOSSES[case["kind"]](bonus_clip=case["clip"])
+        terms = loss_fn(
             policy,
             reference,
             array("p_first"),
             beta=dtype(case["beta"]),
             alpha=dtype(alpha_sign * case["alpha"]),
-            kind=case["kind"],
-            clip=case["clip"],
         )
         return losses.total(terms, array("weight"), policy.shape[1]), terms
 
@@ -57,15 +59,15 @@ def test_minimising_lowers_the_references_sample():
     """With ties only the bonus is left at z = 0, and descent lowers log pi(B) alone."""
     logps = jnp.array([[-5.0], [-7.0]])
     loss = lambda policy: losses.total(
-        losses.xpo(policy, logps, jnp.array([0.5]), beta=0.1, alpha=0.01, kind="sigmoid", clip=500.0),
+        SIGMOID(policy, logps, jnp.array([0.5]), beta=0.1, alpha=0.01),
         jnp.ones(1),
         1,
     )
     np.testing.assert_allclose(jax.grad(loss)(logps), [[0.0], [0.01]], atol=1e-9)
 
 
-@pytest.mark.parametrize("kind", ["sigmoid", "ipo"])
-def test_gradient_matches_finite_differences(kind):
+@pytest.mark.parametrize("name", ["sigmoid", "ipo"])
+def test_gradient_matches_finite_differences(name):
     rng = np.random.default_rng(0)
     policy, reference = rng.normal(-20, 3, (2, 2, 5))
     p, weight = rng.random(5), np.array([1, 1, 0, 0.5, 1.0])
@@ -73,7 +75,7 @@ def test_gradient_matches_finite_differences(kind):
     def numpy_loss(policy):
         ratio = policy - reference
         z = ratio[0] - ratio[1]
-        if kind == "sigmoid":
+        if name == "sigmoid":
             first, second = np.log1p(np.exp(-0.3 * z)), np.log1p(np.exp(0.3 * z))
         else:
             first, second = (z - 1 / 0.6) ** 2, (-z - 1 / 0.6) ** 2
@@ -83,9 +85,8 @@ def test_gradient_matches_finite_differences(kind):
     with jax.enable_x64(True):
 
         def ours(policy):
-            terms = losses.xpo(
-                policy, jnp.array(reference), jnp.array(p), beta=0.3, alpha=0.05, kind=kind, clip=2.0
-            )
+            loss_fn = losses.LOSSES[name](bonus_clip=2.0)
+            terms = loss_fn(policy, jnp.array(reference), jnp.array(p), beta=0.3, alpha=0.05)
             return losses.total(terms, jnp.array(weight), 7)
 
         value, grad = jax.value_and_grad(ours)(jnp.array(policy))
@@ -101,20 +102,16 @@ def test_pairs_without_verdict_have_no_say_even_when_they_are_nan():
     bad = jnp.array([[-1.0, jnp.nan], [-2.0, -3.0]])
 
     def loss(policy, weight):
-        terms = losses.xpo(
-            policy, jnp.zeros((2, 2)), jnp.ones(2), beta=0.1, alpha=0.0, kind="sigmoid", clip=500.0
-        )
+        terms = SIGMOID(policy, jnp.zeros((2, 2)), jnp.ones(2), beta=0.1, alpha=0.0)
         return losses.total(terms, weight, 2)
 
-    alone = losses.xpo(
-        bad[:, :1], jnp.zeros((2, 1)), jnp.ones(1), beta=0.1, alpha=0.0, kind="sigmoid", clip=500.0
-    )
+    alone = SIGMOID(bad[:, :1], jnp.zeros((2, 1)), jnp.ones(1), beta=0.1, alpha=0.0)
     assert loss(bad, jnp.array([1.0, 0.0])) == pytest.approx(float(alone.preference[0]) / 2)  # of two rows
     assert loss(bad, jnp.zeros(2)) == 0.0
 
 
 @pytest.mark.parametrize(
-    ("alpha", "beta", "kind", "words"),
+    ("alpha", "beta", "name", "words"),
     [
         (0.1, 0.1, "sigmoid", "no minimum"),
         (0.0, 0.0, "sigmoid", "must be positive"),
@@ -122,7 +119,91 @@ def test_pairs_without_verdict_have_no_say_even_when_they_are_nan():
         (float("nan"), 0.1, "sigmoid", "alpha is nan"),
     ],
 )
-def test_strengths_without_a_minimum_are_refused(alpha, beta, kind, words):
+def test_check_coefficients_without_a_minimum_are_refused(alpha, beta, name, words):
     with pytest.raises(ValueError, match=words):
-        losses.check_strengths(alpha, beta, kind, "step 3")
-    losses.check_strengths(0.1, 0.1, "ipo", "step 3")
+        losses.LOSSES[name](bonus_clip=500.0).check(alpha, beta)
+    losses.IPO(bonus_clip=500.0).check(0.1, 0.1)
+
+
+@pytest.mark.parametrize("loss", losses.LOSSES.values())
+def test_registered_losses_are_losses_and_refuse_a_clip_of_zero(loss):
+    assert isinstance(loss(bonus_clip=1.0), losses.LossFn)
+    with pytest.raises(ValueError, match="bonus_clip is 0, must be positive"):
+        loss(bonus_clip=0)
+
+
+# ---- the config's group ---------------------------------------------------------------------------
+
+GROUP = {
+    "second_candidate": "reference",
+    "name": "sigmoid",
+    "beta": 0.1,
+    "alpha": 1e-3,
+    "bonus_clip": 500.0,
+    "entropy_weight": 0.0,
+    "unfinished_loses": False,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Margin:
+    """A user's loss: a hinge with a margin of its own, and no bonus."""
+
+    margin: float
+
+    def __call__(self, policy_logps, ref_logps, p_first, *, alpha, beta):
+        z = (policy_logps - ref_logps)[0] - (policy_logps - ref_logps)[1]
+        preference = jnp.maximum(0, self.margin - beta * z * (2 * p_first - 1))
+        return losses.LossTerms(z, preference, jnp.zeros_like(z), jnp.zeros_like(z, bool))
+
+    def check(self, alpha, beta):
+        if alpha:
+            raise ValueError(f"alpha is {alpha}, must be 0; set loss.alpha=0")
+
+
+@dataclasses.dataclass
+class NoLoss:
+    """Has a field of the group and nothing that a loss has."""
+
+    bonus_clip: float
+
+
+def test_make_loss_builds_the_named_loss_from_its_fields_in_the_group():
+    settings, loss = make_loss(GROUP)
+    assert loss == losses.Sigmoid(bonus_clip=500.0) and settings.beta == 0.1
+    alpha, beta = settings.coefficients(loss, 3)
+    assert (alpha(2), beta(2)) == (1e-3, 0.1)
+    group = {name: value for name, value in GROUP.items() if name != "bonus_clip"}
+    settings, loss = make_loss(group | {"name": "test_losses:Margin", "margin": 2.0})
+    assert loss.margin == 2.0
+    with pytest.raises(ValueError, match=r"^loss at step 0: alpha is .* set loss.alpha=0$"):
+        settings.coefficients(loss, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"name": "hinge"}, r"loss.name: 'hinge' is unknown; choose sigmoid, ipo, .*package.module:Name"),
+        ({"name": None}, r"loss.name: a name is expected"),
+        ({"bonus_clipp": 1.0}, r"loss.bonus_clipp: no such field; did you mean 'bonus_clip'\?"),
+        ({"beeta": 1.0}, r"loss.beeta: no such field; did you mean 'beta'\?"),
+        ({"bonus_clip": None}, r"loss.bonus_clip: a number is expected, found None"),
+        ({"bonus_clip": 0.0}, r"loss.bonus_clip is 0.0, must be positive"),
+        ({"name": "test_losses:Margin"}, r"loss.bonus_clip: no such field; .*margin"),
+        (
+            {"name": "test_losses:NoLoss"},
+            r"loss.name: test_losses:NoLoss makes a NoLoss, which is no loss; define",
+        ),
+    ],
+)
+def test_make_loss_refuses_in_one_line_with_the_field(change, words):
+    group = GROUP | change
+    with pytest.raises(ValueError, match=words) as raised:
+        make_loss(group)
+    assert "\n" not in str(raised.value)
+
+
+def test_make_loss_missing_field_is_named():
+    for name in GROUP:
+        with pytest.raises(ValueError, match=rf"loss.{name} is missing"):
+            make_loss({field: value for field, value in GROUP.items() if field != name})

@@ -12,9 +12,11 @@ from fakes import hasty_compilation, random_params
 from jax.sharding import PartitionSpec as PS
 from test_optimizer import ADAFACTOR, ADAMW
 
+from xpo_jax.algorithm.losses import Sigmoid
+from xpo_jax.algorithm.model_spec import make_model_spec
 from xpo_jax.algorithm.optimizer import make_optimizer
-from xpo_jax.algorithm.packing import widths
-from xpo_jax.algorithm.programs import Programs
+from xpo_jax.algorithm.packing import sequence_lengths
+from xpo_jax.algorithm.programs import BatchShapes, Programs
 from xpo_jax.algorithm.sampler import Sampling, Vocabulary
 from xpo_jax.algorithm.update import SUMS, init_state, make_apply
 from xpo_jax.models.qwen2 import Qwen2Config
@@ -35,24 +37,24 @@ QWEN_7B = model(152064, 3584, 18944, 28, 28, 4, 128, tied=False)
 
 
 def programs(sizes, config=SMALL, *, T=T, optimizer=ADAMW, dtype=jnp.float32, chunk_tokens=16, **options):
-    transformation, rate = make_optimizer(**optimizer)
-    given = {"batch_size": B, "prompt_buckets": [P], "micro_batch_rows": 1, "remat": True}
+    mesh = sharding.make_mesh(**dict(zip(sharding.AXES, sizes, strict=True)))
+    shapes = {"batch_size": B, "prompt_buckets": (P,), "micro_batch_rows": 1} | options
     return Programs(
-        sharding.make_mesh(**dict(zip(sharding.AXES, sizes, strict=True))),
-        config,
-        Vocabulary(size=config.vocab_size - 24, end_tokens=(1, 2), pad_token=0),
+        make_model_spec(
+            mesh,
+            config,
+            dtype=dtype,
+            remat=True,
+            batch_size=shapes["batch_size"],
+            prompt_tokens=shapes["prompt_buckets"][-1],
+        ),
+        BatchShapes(chunk_tokens=chunk_tokens, **shapes),
         Sampling(max_new_tokens=T, temperature=0.9, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0),
-        dtype=dtype,
+        Vocabulary(size=config.vocab_size - 24, end_tokens=(1, 2), pad_token=0),
+        optimizer=make_optimizer(**optimizer),
+        loss=Sigmoid(bonus_clip=500.0),
+        entropy_weight=0.01,
         seed=0,
-        optimizer=transformation,
-        rate=rate,
-        loss={
-            "kind": "sigmoid",
-            "bonus_clip": 500.0,
-            "entropy_weight": 0.01,
-            "chunk_tokens": chunk_tokens,
-        },
-        **(given | options),
     )
 
 
@@ -119,7 +121,9 @@ def test_such_an_array_would_be_found():
 
 def smallest_matrix(programs):
     """Elements of the smallest weight matrix that one device holds for sampling."""
-    shapes = jax.tree.map(lambda w, s: s.shard_shape(w.shape), programs.weights, programs.weights_sharding)
+    shapes = jax.tree.map(
+        lambda w, s: s.shard_shape(w.shape), programs.model.weights, programs.model.weights_sharding
+    )
     leaves = jax.tree.leaves(shapes, is_leaf=lambda x: isinstance(x, tuple))
     return min(int(np.prod(shape)) for shape in leaves if len(shape) == 2)
 
@@ -157,7 +161,7 @@ def test_caches_are_split_over_rows_and_heads_all_through_the_decode_loop():
 def test_rows_are_split_over_fsdp_in_the_update_too():
     """XLA alone splits the features of activations as the weights' are, and every device has all rows."""
     text = small()[1]["accumulate"].as_text()
-    rows, slots, D = B // 2, widths(P, T)[-1], SMALL.hidden_size
+    rows, slots, D = B // 2, sequence_lengths(P, T)[-1], SMALL.hidden_size
     assert re.search(rf"f32\[{rows // 4 * slots},{D}\]", text)
     assert not re.search(rf"f32\[{rows * slots},{D}\]", text)
 
@@ -169,7 +173,7 @@ def test_what_is_replaced_is_given_away():
     """The new state takes the old one's memory, the sum of gradients that of the sum before."""
     here, programs = small()
     alias = {name: program.memory_analysis().alias_size_in_bytes for name, program in programs.items()}
-    params = sharding.bytes_per_device(here.params, here.params_sharding)
+    params = sharding.bytes_per_device(here.model.params, here.model.params_sharding)
     state = sharding.bytes_per_device(here.state, here.state_sharding)
     assert alias == {
         "init": params,
@@ -233,7 +237,7 @@ def test_optimizer_state_that_is_like_no_parameter_is_an_error():
     leaf = jax.ShapeDtypeStruct((3, 3), np.float32)
     odd = {"mu": {"norm": {"scale": leaf}}, "trace": leaf, "count": jax.ShapeDtypeStruct((), np.int32)}
     with pytest.raises(ValueError) as raised:
-        sharding.optimizer_shardings(here.mesh, odd, here.params, here.params_sharding)
+        sharding.optimizer_shardings(here.model.mesh, odd, here.model.params, here.model.params_sharding)
     assert (
         str(raised.value) == "optimizer state that is like no parameter: mu.norm.scale (3, 3); trace (3, 3)"
     )
@@ -246,7 +250,7 @@ def test_an_adafactor_update_on_a_mesh_is_that_of_one_device():
     here = programs((2, 2, 2), FACTORED, optimizer=ADAFACTOR)
     compiled(here, "init", "apply")
     params, grads = random_params(0, FACTORED), random_params(1, FACTORED)
-    put = functools.partial(jax.device_put, device=here.params_sharding)
+    put = functools.partial(jax.device_put, device=here.model.params_sharding)
     state, _ = here.apply(here.init(put(params)), put(grads), np.float32(0))
 
     optimizer, rate = make_optimizer(**ADAFACTOR)
@@ -272,15 +276,16 @@ def test_bfloat16_on_a_mesh_keeps_float32_masters_and_compiles_what_it_announced
         np.arange(B, dtype=np.int32),
         np.arange(B) < 7,
     )
-    state = here.init(jax.device_put(random_params(0, SMALL, scale=0.1), here.params_sharding))
+    state = here.init(jax.device_put(random_params(0, SMALL, scale=0.1), here.model.params_sharding))
     before = jax.device_get(state.params)
     for step in range(2):
         weights = here.for_sampling(state.params)
         drawn = jax.device_get(
-            [here.draw(weights, prompts, stream=Stream.TRAINING, step=step, candidate=c) for c in (0, 1)]
+            [here.sample(weights, prompts, stream=Stream.TRAINING, step=step, candidate=c) for c in (0, 1)]
         )
         tokens, lengths = (np.stack([getattr(d, name) for d in drawn]) for name in ("tokens", "lengths"))
-        logps = here.score(weights, prompts.tokens, prompts.lengths, tokens, lengths)
+        packed = here.pack(prompts, tokens, lengths)
+        logps = here.score(weights, packed)
         verdicts = [np.tile([1, 0], B // 2).astype(np.float32), np.ones(B, np.float32)]
         pairs = Pairs(
             prompts.tokens,
@@ -291,7 +296,7 @@ def test_bfloat16_on_a_mesh_keeps_float32_masters_and_compiles_what_it_announced
             *verdicts,
             prompts.valid,
         )
-        state, sums, told = here.learn(state, pairs, alpha=1e-3, beta=0.1)
+        state, sums, told = here.update(state, pairs, packed, alpha=1e-3, beta=0.1)
     grads, _ = here.zeros(state.params)
     assert told["finite"] and float(told["grad_norm"]) > 0 and logps.dtype == jnp.float32
     assert counter.count == len(declared_programs)
@@ -303,14 +308,17 @@ def test_bfloat16_on_a_mesh_keeps_float32_masters_and_compiles_what_it_announced
     assert float(moved) > 0.1
     split = lambda array, sharding: array.sharding.is_equivalent_to(sharding, array.ndim)
     assert all(jax.tree.leaves(jax.tree.map(split, state, here.state_sharding)))
-    assert all(jax.tree.leaves(jax.tree.map(split, grads, here.params_sharding)))
+    assert all(jax.tree.leaves(jax.tree.map(split, grads, here.model.params_sharding)))
 
     weights = here.for_sampling(state.params)
     assert dtypes(weights) == {np.dtype(jnp.bfloat16)}
-    assert all(jax.tree.leaves(jax.tree.map(split, weights, here.weights_sharding)))
+    assert all(jax.tree.leaves(jax.tree.map(split, weights, here.model.weights_sharding)))
     table = np.asarray(state.params["embed_tokens"]["embedding"]).astype(jnp.bfloat16)
     np.testing.assert_array_equal(np.asarray(weights["embed_tokens"]["embedding"]), table)
-    assert {spec for leaf in jax.tree.leaves(here.weights_sharding) for spec in leaf.spec} == {None, "tensor"}
+    assert {spec for leaf in jax.tree.leaves(here.model.weights_sharding) for spec in leaf.spec} == {
+        None,
+        "tensor",
+    }
 
 
 # ---- what does not divide ---------------------------------------------------------------------------
@@ -372,32 +380,41 @@ def test_7b_compiles_from_shapes_alone():
         QWEN_7B,
         dtype=jnp.bfloat16,
         chunk_tokens=64,
-        prompt_buckets=[P],
+        prompt_buckets=(P,),
     )
-    assert here.parameters == 7_615_616_512
+    assert here.model.parameters == 7_615_616_512
     found = {
         name: program.memory_analysis().argument_size_in_bytes
         for name, program in compiled(here, "sample", "score", "accumulate", "apply").items()
     }
     of = sharding.bytes_per_device
-    params, weights = of(here.params, here.params_sharding), of(here.weights, here.weights_sharding)
+    params, weights = (
+        of(here.model.params, here.model.params_sharding),
+        of(here.model.weights, here.model.weights_sharding),
+    )
     rows, word = B // 4, 4  # of the batch on one device; bytes of an int32 or float32
     # all rows have a position and a step and say whether they are real; scalars: stream, candidate
     assert found["sample"] == weights + rows * (P + 1) * word + rows * (2 * word + 1) + 2 * word
-    width = here.pack.widths[-1]
-    slots, pairs = 7 * here.pack.rows // 4 * width * word, here.pack.pairs(width)
+    width = here.packer.widths[-1]
+    slots, pairs = 7 * here.packer.rows // 4 * width * word, here.packer.pairs_per_shard(width)
     assert found["score"] == weights + S * B * word + slots + pairs * word
     told = pairs * (2 * S * word + 2 * word + 1)
     assert found["accumulate"] == 2 * params + len(SUMS) * word + slots + told + 4 * word
     assert found["apply"] == of(here.state, here.state_sharding) + params + word
-    assert params == here.parameters * word // 8 + of_scales(here)
+    assert params == here.model.parameters * word // 8 + of_scales(here)
     for name, bytes in found.items():
         print(f"{name}: {bytes / 2**30:.2f} GiB of arguments per device")
 
 
 def of_scales(here):
     """Norms are on every device: what they take there beyond an eighth."""
-    named = dict(zip(jax.tree.leaves(sharding.paths(here.params)), jax.tree.leaves(here.params), strict=True))
+    named = dict(
+        zip(
+            jax.tree.leaves(sharding.paths(here.model.params)),
+            jax.tree.leaves(here.model.params),
+            strict=True,
+        )
+    )
     whole = sum(leaf.size * 4 for path, leaf in named.items() if path.endswith("scale"))
     bias = sum(leaf.size * 4 for path, leaf in named.items() if path.endswith("bias"))  # over tensor alone
     return whole * 7 // 8 + bias * 3 // 8

@@ -91,16 +91,16 @@ def test_an_epoch_holds_every_judged_pair_once(run, folder, monkeypatch):
     judged = [record for record in records if record["weight"]]
     failed = len(records) - len(judged)
     assert failed > 0
-    seen, learn = [], Programs.learn
+    seen, update = [], Programs.update
 
-    def spy(self, state, pairs, alpha, beta):
+    def spy(self, state, pairs, packed, alpha, beta):
         for i in np.flatnonzero(pairs.valid):
             tokens = [pairs.tokens[c, i, : pairs.lengths[c, i]].tolist() for c in (0, 1)]
             prompt = pairs.prompt_tokens[i, : pairs.prompt_lengths[i]].tolist()
             seen.append((prompt, tokens, float(pairs.p_first[i]), float(pairs.weight[i])))
-        return learn(self, state, pairs, alpha, beta)
+        return update(self, state, pairs, packed, alpha, beta)
 
-    monkeypatch.setattr(Programs, "learn", spy)
+    monkeypatch.setattr(Programs, "update", spy)
     steps = 2 * -(-len(judged) // 8)
     status, out, err = run("epochs", pairs=[str(folder / "patchy" / "pairs*.jsonl")], steps=steps)
     assert status == 0, err
@@ -137,18 +137,18 @@ LETTER = byte_letters()
 def test_it_goes_on_where_it_was_interrupted(run, folder, online, monkeypatch):
     given = {"pairs": str(online / "pairs.jsonl"), "checkpoint__every_steps": 2}
     assert run("uninterrupted", **given)[0] == 0
-    learn, calls = Programs.learn, iter(range(STEPS))
+    update, calls = Programs.update, iter(range(STEPS))
 
     class Killed(BaseException):
         pass
 
-    def learn_or_die(self, *args):
+    def update_or_die(self, *args):
         if next(calls) == 3:
             raise Killed
-        return learn(self, *args)
+        return update(self, *args)
 
     with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(Programs, "learn", learn_or_die)
+        patched.setattr(Programs, "update", update_or_die)
         run("interrupted", **given)
     status, out, err = run("interrupted", **given)
     assert status == 0 and "after step 2, whose checkpoint is whole" in out, err

@@ -4,7 +4,14 @@ import jax
 import numpy as np
 import pytest
 
-from xpo_jax.algorithm.packing import LEAST, Packer, fill, needed, padding, widths
+from xpo_jax.algorithm.packing import (
+    MIN_MEAN_SLOTS,
+    Packer,
+    fill,
+    needed_slots,
+    padding,
+    sequence_lengths,
+)
 
 
 def batch(B, P, T, seed=0):
@@ -16,7 +23,7 @@ def batch(B, P, T, seed=0):
 def read_back(packer, packed, pairs):
     """{pair: (prompt, [what each response is told to be, what is fed of it])}, by the rules of `Packed` alone."""
     found, width = {}, packed.tokens.shape[1]
-    by_share = packer.rows // packer.shares
+    by_share = packer.rows // packer.shards
     for share, indices in enumerate(pairs):
         for place, index in enumerate(indices):
             if index < 0:
@@ -47,7 +54,7 @@ def read_back(packer, packed, pairs):
 def test_every_pair_is_there_once_and_whole(rows, shares):
     (prompts, prompt_lengths, tokens, lengths) = given = batch(23, 9, 7)
     keep = np.arange(23) != 5
-    packer, found = Packer(rows, widths(9, 7), shares), {}
+    packer, found = Packer(rows, sequence_lengths(9, 7), shares), {}
     micro_batches = packer(*given, keep)
     for packed, pairs in micro_batches:
         assert all(
@@ -71,22 +78,21 @@ def test_every_pair_is_there_once_and_whole(rows, shares):
             assert (told, fed) == (whole, whole[:-1])
 
 
-def test_the_same_arrays_are_laid_out_once():
-    given, keep = batch(23, 9, 7), np.arange(23) != 5
-    packer = Packer(4, widths(9, 7), 1)
-    once = packer(*given, keep)
-    assert packer(*given, keep.copy()) is once
-    for other in ((*given[:3], given[3].copy()), (given[0].copy(), *given[1:])):
-        again = packer(*other, keep)
-        assert again is not once and len(again) == len(once)
-        jax.tree.map(np.testing.assert_array_equal, again, once)
-    assert sum((pairs >= 0).sum() for _, pairs in packer(*given, np.arange(23) > 5)) == 17
+def test_packer_invalid_rows_are_left_out_whatever_they_hold():
+    packer, valid = Packer(4, sequence_lengths(9, 7), 1), np.arange(23) > 5
+    arrays = batch(23, 9, 7)
+    packed = packer(*arrays, valid)
+    assert sum((pairs >= 0).sum() for _, pairs in packed) == 17
+    noise = [x.copy() for x in arrays]
+    for x, axis in zip(noise, (0, 0, 1, 1), strict=True):
+        x.swapaxes(0, axis)[~valid] = 0  # a length of 0, too
+    jax.tree.map(np.testing.assert_array_equal, packer(*noise, valid), packed)
 
 
 def test_slots_of_a_pair_and_widths_by_hand():
-    assert needed(np.array([5, 1]), np.array([[4, 1], [2, 1]])).tolist() == [5 + 3 + 1, 2]
-    assert widths(64, 64) == (96, 144, 192)  # 64 + 2 * 63 = 190
-    assert widths(1, 1) == (8,)
+    assert needed_slots(np.array([5, 1]), np.array([[4, 1], [2, 1]])).tolist() == [5 + 3 + 1, 2]
+    assert sequence_lengths(64, 64) == (96, 144, 192)  # 64 + 2 * 63 = 190
+    assert sequence_lengths(1, 1) == (8,)
 
 
 def test_a_row_takes_the_largest_that_still_fit_and_the_width_that_they_fill_best():
@@ -94,13 +100,15 @@ def test_a_row_takes_the_largest_that_still_fit_and_the_width_that_they_fill_bes
     assert fill(np.array([10, 16, 6]), 1, (16, 24)) == [(16, [[1]]), (16, [[0, 2]])]
     assert fill(np.array([24, 12, 12]), 2, (16, 24)) == [(24, [[0], [2, 1]])]
     assert fill(np.array([], int), 2, (16,)) == []
-    many = fill(np.full(64, 2), 1, (16,))  # short ones: no row has more places than it is wide / LEAST
-    assert {len(row) for _, held in many for row in held} == {16 // LEAST}
+    many = fill(
+        np.full(64, 2), 1, (16,)
+    )  # short ones: no row has more places than it is long / MIN_MEAN_SLOTS
+    assert {len(row) for _, held in many for row in held} == {16 // MIN_MEAN_SLOTS}
 
 
 def test_under_a_tenth_is_empty_at_realistic_lengths():
     """A batch of 32 prompts of 64 tokens, responses lognormal with mean 40 and at most 128 tokens."""
-    packer, empty = Packer(2, widths(64, 128), 1), []
+    packer, empty = Packer(2, sequence_lengths(64, 128), 1), []
     for seed in range(10):
         drawn = np.random.default_rng(seed).lognormal(np.log(40) - 0.18, 0.6, (2, 32))
         lengths = np.clip(np.rint(drawn), 2, 128).astype(int)

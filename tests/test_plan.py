@@ -18,9 +18,11 @@ from tools import plan
 from tools.planner import estimate
 from tools.planner.fit import Source, remedies, setup
 from tools.planner.hardware import DEVICES, SIZES, size_of
+from xpo_jax.algorithm.losses import Sigmoid
+from xpo_jax.algorithm.model_spec import make_model_spec
 from xpo_jax.algorithm.optimizer import make_optimizer
-from xpo_jax.algorithm.packing import LEAST, widths
-from xpo_jax.algorithm.programs import Programs
+from xpo_jax.algorithm.packing import MIN_MEAN_SLOTS, sequence_lengths
+from xpo_jax.algorithm.programs import BatchShapes, Programs
 from xpo_jax.algorithm.sampler import Sampling, Vocabulary
 from xpo_jax.runtime import sharding
 
@@ -70,11 +72,17 @@ def compiled(s, which, fields=ADAMW):
         axis_types=(AxisType.Auto,) * 3,
         devices=jax.devices()[:count],
     )
-    transformation, rate = optimizer(fields)
+    spec = make_model_spec(
+        mesh, s.model, dtype=s.dtype, remat=s.remat, batch_size=s.batch_size, prompt_tokens=s.prompt_tokens
+    )
     programs = Programs(
-        mesh,
-        s.model,
-        Vocabulary(s.model.vocab_size, (1,), 0),
+        spec,
+        BatchShapes(
+            batch_size=s.batch_size,
+            prompt_buckets=(s.prompt_tokens,),
+            micro_batch_rows=s.micro_batch_rows,
+            chunk_tokens=s.chunk_tokens,
+        ),
         Sampling(
             max_new_tokens=s.response_tokens,
             temperature=1.0,
@@ -83,20 +91,11 @@ def compiled(s, which, fields=ADAMW):
             min_p=0.0,
             repetition_penalty=1.0,
         ),
-        dtype=s.dtype,
+        Vocabulary(s.model.vocab_size, (1,), 0),
+        optimizer=optimizer(fields),
+        loss=Sigmoid(bonus_clip=500.0),
+        entropy_weight=0.0,
         seed=0,
-        batch_size=s.batch_size,
-        prompt_buckets=[s.prompt_tokens],
-        micro_batch_rows=s.micro_batch_rows,
-        optimizer=transformation,
-        rate=rate,
-        loss={
-            "kind": "sigmoid",
-            "bonus_clip": 500.0,
-            "entropy_weight": 0.0,
-            "chunk_tokens": s.chunk_tokens,
-        },
-        remat=s.remat,
     )
     *_, widest = (call for label, call in programs.declared_programs() if label.split()[0] == which)
     return widest().memory_analysis()
@@ -168,8 +167,8 @@ def test_bytes_of_a_tiny_model_on_a_mesh_by_hand():
 def batch_bytes(s):
     """What sample and accumulate take beside weights: one device's share of a batch, and scalars."""
     rows, P = s.batch_size // s.shares, s.prompt_tokens
-    slots = s.micro_batch_rows * widths(P, s.response_tokens)[-1]
-    pairs = slots // LEAST
+    slots = s.micro_batch_rows * sequence_lengths(P, s.response_tokens)[-1]
+    pairs = slots // MIN_MEAN_SLOTS
     scalars = (14 + 4) * 4  # the sums; rows, alpha and beta, and the policy's tokens
     update = 7 * 4 * slots + pairs * (2 * 4 + 2 * 4 + 4 + 4 + 1) + scalars
     return rows * (P + 1) * 4 + rows * (1 + 4 + 4) + 2 * 4, update
@@ -259,7 +258,7 @@ def test_more_pairs_need_as_much_more_as_is_kept_for_them():
     """The terms for themselves: what 8 pairs more make XLA allocate is what they keep, and nothing else."""
     few, many = (planned(model=LARGER, B=B, P=64, T=64) for B in (8, 16))
     more = compiled(many, "accumulate").temp_size_in_bytes - compiled(few, "accumulate").temp_size_in_bytes
-    kept = 8 * estimate.saved_bytes(LARGER, widths(64, 64)[-1], jnp.float32, False)
+    kept = 8 * estimate.saved_bytes(LARGER, sequence_lengths(64, 64)[-1], jnp.float32, False)
     assert kept == pytest.approx(more, rel=0.01)
 
 

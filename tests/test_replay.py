@@ -84,14 +84,13 @@ def cut(mark, i):
 def test_a_round_is_its_own_pairs_and_then_past_ones_whole():
     kept = memory()
     fresh = pairs_of(0)
-    first, *more = kept.round(0, fresh)
-    assert first is fresh and len(more) == 2 and len(kept) == 4
+    more = list(kept.minibatches(0, fresh))
+    assert len(more) == 2 and len(kept) == 4
     for drawn in more:  # there are no others yet: all four, each once, in some order
         assert rows(drawn) == {i + 1: cut(i + 1, i) for i in range(4)}
     seen = {}
     for step in range(1, 6):
-        _, *more = kept.round(step, pairs_of(step))
-        for drawn in more:
+        for drawn in kept.minibatches(step, pairs_of(step)):
             seen |= rows(drawn)
             assert len(rows(drawn)) == B
     assert len(kept) == 24
@@ -101,39 +100,39 @@ def test_a_round_is_its_own_pairs_and_then_past_ones_whole():
 def test_a_batch_is_as_wide_as_what_is_in_it():
     kept = memory(updates=2)
     only_short = pairs_of(0, weight=(1, 1, 1, 0))
-    _, drawn = kept.round(0, only_short)
+    (drawn,) = kept.minibatches(0, only_short)
     assert (width_of(drawn), drawn.tokens.shape) == (4, (2, B, 3))
     assert drawn.valid.tolist() == [True, True, True, False]
     kept = memory(updates=2)
-    _, drawn = kept.round(0, pairs_of(0))
+    (drawn,) = kept.minibatches(0, pairs_of(0))
     assert (width_of(drawn), drawn.tokens.shape) == (8, (2, B, 6))
 
 
 def test_what_is_not_remembered():
     kept = memory(updates=2)
-    list(kept.round(0, pairs_of(0, weight=(1, 0, 1, 1), valid=(True, True, True, False))))
+    list(kept.minibatches(0, pairs_of(0, weight=(1, 0, 1, 1), valid=(True, True, True, False))))
     assert len(kept) == 2
     nothing = memory()
-    assert len(list(nothing.round(0, pairs_of(0, weight=(0, 0, 0, 0))))) == 1  # no update on nothing
+    assert list(nothing.minibatches(0, pairs_of(0, weight=(0, 0, 0, 0)))) == []  # no update on nothing
     fresh_only = memory(updates=1)
-    assert len(list(fresh_only.round(0, pairs_of(0)))) == 1 and len(fresh_only) == 0
+    assert list(fresh_only.minibatches(0, pairs_of(0))) == [] and len(fresh_only) == 0
     small = memory(updates=2, capacity=6)
     for step in range(3):
-        list(small.round(step, pairs_of(step)))
+        list(small.minibatches(step, pairs_of(step)))
     marks = set()
     for step in range(3, 40):
-        *_, drawn = small.round(step, pairs_of(2, weight=(0,) * 4))
+        (drawn,) = small.minibatches(step, pairs_of(2, weight=(0,) * 4))
         marks |= set(rows(drawn))
     assert marks == {13, 14, 21, 22, 23, 24}  # the newest six
 
 
 def test_draws_are_uniform_and_follow_from_seed_step_and_update():
     counts, kept = dict.fromkeys(range(1, 5), 0) | dict.fromkeys(range(11, 15), 0), memory(updates=2)
-    list(kept.round(0, pairs_of(0)))
-    list(kept.round(1, pairs_of(1)))
+    list(kept.minibatches(0, pairs_of(0)))
+    list(kept.minibatches(1, pairs_of(1)))
     none = pairs_of(0, weight=(0,) * 4)
     for step in range(2, 2002):
-        _, drawn = kept.round(step, none)
+        (drawn,) = kept.minibatches(step, none)
         for mark in rows(drawn):
             counts[mark] += 1
     assert sum(counts.values()) == 8000
@@ -141,9 +140,9 @@ def test_draws_are_uniform_and_follow_from_seed_step_and_update():
     orders = []
     for seed, step in ((5, 7), (5, 7), (5, 8), (6, 7)):
         other = memory(updates=3, seed=seed)
-        list(other.round(0, pairs_of(0)))
-        list(other.round(1, pairs_of(1)))
-        _, *drawn = other.round(step, none)
+        list(other.minibatches(0, pairs_of(0)))
+        list(other.minibatches(1, pairs_of(1)))
+        drawn = other.minibatches(step, none)
         orders.append([list(rows(each)) for each in drawn])
     assert orders[0] == orders[1] and orders[0][0] != orders[0][1]
     assert orders[0] != orders[2] and orders[0] != orders[3]
@@ -170,11 +169,11 @@ def test_a_memory_that_is_filled_again_draws_the_same():
                     "ref_logps": fresh.ref_logps[:, i].tolist(),
                 }
             )
-        list(kept.round(step, fresh))
+        list(kept.minibatches(step, fresh))
     again.refill(lambda: records[::-1], batches)
     assert len(again) == len(kept) == 10
     none = pairs_of(0, weight=(0,) * 4)
-    for mine, theirs in zip(kept.round(9, none), again.round(9, none), strict=True):
+    for mine, theirs in zip(kept.minibatches(9, none), again.minibatches(9, none), strict=True):
         jax.tree.map(np.testing.assert_array_equal, mine, theirs)
     memory(updates=1).refill(lambda: pytest.fail("read for nothing"), batches)
     del records[-1]["ref_logps"]
@@ -188,14 +187,14 @@ def test_a_memory_that_is_filled_again_draws_the_same():
 @pytest.fixture(scope="module")
 def replaying(run, folder):  # noqa: F811
     """What an uninterrupted run with three updates a step leaves, and what each update learned from."""
-    seen, learn = [], Programs.learn
+    seen, update = [], Programs.update
 
-    def spy(self, state, pairs, alpha, beta):
+    def spy(self, state, pairs, packed, alpha, beta):
         seen.append((pairs, alpha))
-        return learn(self, state, pairs, alpha, beta)
+        return update(self, state, pairs, packed, alpha, beta)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(Programs, "learn", spy)
+        patched.setattr(Programs, "update", spy)
         status, out, err, asked = run("replaying", replay__updates=3)
     assert status == 0, err
     assert "3 updates a step, all but one on the newest 1,000 pairs" in " ".join(out.split())
@@ -242,18 +241,18 @@ def test_its_metrics(replaying):
 @pytest.mark.parametrize("at", [7, pytest.param(15, marks=pytest.mark.slow)])
 def test_interrupted_it_replays_what_it_would_have(run, folder, replaying, monkeypatch, at):  # noqa: F811
     """In the middle of a step: after one of its updates."""
-    learn, calls = Programs.learn, iter(range(100))
+    update, calls = Programs.update, iter(range(100))
 
     class Killed(BaseException):
         pass
 
-    def learn_or_die(self, *args):
+    def update_or_die(self, *args):
         if next(calls) == at:
             raise Killed
-        return learn(self, *args)
+        return update(self, *args)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Programs, "learn", learn_or_die)
+        patched.setattr(Programs, "update", update_or_die)
         with pytest.raises(Killed):
             run(f"replaying_{at}", replay__updates=3)
     first = len(Counting.asked)
@@ -279,18 +278,18 @@ def test_a_renewed_reference_is_the_policy_of_then(run, folder, monkeypatch):  #
     # beside the two newest the one whose policy is the reference
     assert sorted(int(f.name) for f in (folder / "renewed" / "checkpoints").iterdir()) == [3, 4, 6]
 
-    learn, calls = Programs.learn, iter(range(100))
+    update, calls = Programs.update, iter(range(100))
 
     class Killed(BaseException):
         pass
 
-    def learn_or_die(self, *args):
+    def update_or_die(self, *args):
         if next(calls) == 5:
             raise Killed
-        return learn(self, *args)
+        return update(self, *args)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Programs, "learn", learn_or_die)
+        patched.setattr(Programs, "update", update_or_die)
         with pytest.raises(Killed):
             run("renewed_5", model__reference_every_steps=3, evaluation__every_steps=0)
     status, out, err, _ = run("renewed_5", model__reference_every_steps=3, evaluation__every_steps=0)

@@ -134,18 +134,18 @@ def test_the_uninterrupted_run(whole):
 def test_killed_while_it_learns(run, whole, folder, monkeypatch, at):
     """At an update, after the verdicts were paid: the last checkpoint is older by one step, or by none."""
     there, asked = whole
-    learn, calls = Programs.learn, iter(range(STEPS))
+    update, calls = Programs.update, iter(range(STEPS))
 
     class Killed(BaseException):
         pass
 
-    def learn_or_die(self, *args):
+    def update_or_die(self, *args):
         if next(calls) == at:
             raise Killed
-        return learn(self, *args)
+        return update(self, *args)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Programs, "learn", learn_or_die)
+        patched.setattr(Programs, "update", update_or_die)
         with pytest.raises(Killed):
             run(f"killed_{at}")
     first = len(Counting.asked)
@@ -248,18 +248,18 @@ def test_a_forbidden_change_is_refused_and_may_be_accepted(run, folder):
 
 def test_verdicts_of_another_config_are_asked_for_again(run, folder, monkeypatch):
     """It may have another judge; here the pairs of the step that is made again are the same."""
-    learn, calls = Programs.learn, iter(range(STEPS))
+    update, calls = Programs.update, iter(range(STEPS))
 
     class Killed(BaseException):
         pass
 
-    def learn_or_die(self, *args):
+    def update_or_die(self, *args):
         if next(calls) == 4:
             raise Killed
-        return learn(self, *args)
+        return update(self, *args)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Programs, "learn", learn_or_die)
+        patched.setattr(Programs, "update", update_or_die)
         with pytest.raises(Killed):
             run("judged_anew")
     lines = (folder / "judged_anew" / "pairs.jsonl").read_text().splitlines()

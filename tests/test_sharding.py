@@ -13,9 +13,11 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as PS
 
 from xpo_jax.algorithm.logps import response_logps
+from xpo_jax.algorithm.losses import Sigmoid
+from xpo_jax.algorithm.model_spec import make_model_spec
 from xpo_jax.algorithm.optimizer import make_optimizer
-from xpo_jax.algorithm.packing import Packer, widths
-from xpo_jax.algorithm.programs import Programs
+from xpo_jax.algorithm.packing import Packer, sequence_lengths
+from xpo_jax.algorithm.programs import BatchShapes, Programs
 from xpo_jax.algorithm.sampler import Sampling, Vocabulary, make_sampler, row_keys
 from xpo_jax.algorithm.update import gather_pair_targets, make_accumulate, zeros
 from xpo_jax.models.hf.model_folder import param_shapes
@@ -34,7 +36,7 @@ B, P, T, SEED = 16, 8, 6, 11
 ENDS = (30, 31, 32, 33, 37)
 VOCABULARY = Vocabulary(size=38, end_tokens=ENDS, pad_token=37)
 SAMPLING = Sampling(max_new_tokens=T, temperature=0.9, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0)
-LOSS = {"kind": "sigmoid", "bonus_clip": 500.0, "entropy_weight": 0.01, "chunk_tokens": 32}
+LOSS, ENTROPY_WEIGHT, CHUNK = Sigmoid(bonus_clip=500.0), 0.01, 32
 SCORING = {"temperature": 0.9, "vocab_size": 38, "chunk_tokens": 32}
 
 
@@ -202,21 +204,18 @@ def numbers():
 @functools.cache
 def on(sizes):
     """All programs of a run, announced and compiled for one shape."""
-    transformation, rate = optimizer()
+    spec = make_model_spec(
+        mesh_of(sizes), CONFIG, dtype=jnp.float32, remat=False, batch_size=B, prompt_tokens=P
+    )
     programs = Programs(
-        mesh_of(sizes),
-        CONFIG,
-        VOCABULARY,
+        spec,
+        BatchShapes(batch_size=B, prompt_buckets=(P,), micro_batch_rows=1, chunk_tokens=CHUNK),
         SAMPLING,
-        dtype=jnp.float32,
-        seed=SEED,
-        batch_size=B,
-        prompt_buckets=[P],
-        micro_batch_rows=1,
-        optimizer=transformation,
-        rate=rate,
+        VOCABULARY,
+        optimizer=optimizer(),
         loss=LOSS,
-        remat=False,
+        entropy_weight=ENTROPY_WEIGHT,
+        seed=SEED,
     )
     for _, compile_program in programs.declared_programs():
         compile_program()
@@ -232,16 +231,17 @@ def step_5():
 def results(sizes):
     """Everything that one step computes."""
     programs, pairs = on(sizes), batch()
-    params = jax.device_put(master(), programs.params_sharding)
+    params = jax.device_put(master(), programs.model.params_sharding)
     weights = programs.for_sampling(params)
     prompts = (pairs.prompt_tokens, pairs.prompt_lengths)
-    sample = programs.sample(weights, *prompts, pairs.valid, np.arange(B, dtype=np.int32), *step_5())
-    logps = programs.score(weights, *prompts, pairs.tokens, pairs.lengths)
-    state = programs.init(jax.device_put(master(), programs.params_sharding))  # it is given away
+    sample = programs.sample_rows(weights, *prompts, pairs.valid, np.arange(B, dtype=np.int32), *step_5())
+    packed = programs.pack_pairs(pairs)
+    logps = programs.score(weights, packed)
+    state = programs.init(jax.device_put(master(), programs.model.params_sharding))  # it is given away
     grads, sums = programs.zeros(state.params)
-    for packed, index in programs.pack(*pairs[:4], pairs.valid):
-        told = gather_pair_targets(pairs, index)
-        grads, sums = programs.accumulate(state.params, grads, sums, packed, told, *numbers())
+    for slots, index in packed:
+        targets = gather_pair_targets(pairs, index)
+        grads, sums = programs.accumulate(state.params, grads, sums, slots, targets, *numbers())
     kept = jax.device_get(grads)
     new, applied = programs.apply(state, grads, sums["loss"])
     return {
@@ -273,7 +273,7 @@ def on_one_device():
     accumulate = make_accumulate(stacked, dtype=jnp.float32, **SCORING, **options)
 
     # a row for every pair: one micro-batch
-    ((packed, index),) = Packer(B, widths(P, T)[-1:], shares=1)(*pairs[:4], pairs.valid)
+    ((packed, index),) = Packer(B, sequence_lengths(P, T)[-1:], shards=1)(*pairs[:4], pairs.valid)
 
     @jax.jit
     def step(params):
@@ -373,7 +373,7 @@ def test_a_shape_that_was_not_announced_is_refused():
     programs, pairs = on((8, 1, 1)), batch()
     weights = results((8, 1, 1))["weights"]
     with pytest.raises(RuntimeError, match="program 'sample' was not announced for shapes"):
-        programs.sample(
+        programs.sample_rows(
             weights, pairs.prompt_tokens[:, :4], pairs.prompt_lengths, pairs.valid, np.arange(B), *step_5()
         )
 

@@ -70,6 +70,7 @@ DEVICE_JUDGES = {
         "models.hf.hub",
         "models.hf.model_folder",
         "models.hf.tensors",
+        "models.registry",
         "values",
     },
 }

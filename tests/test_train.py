@@ -555,7 +555,7 @@ def test_the_reference_is_frozen_and_its_samples_do_not_depend_on_what_is_learne
     alpha = {"kind": "linear", "start": 0.02, "end": 0.0, "steps": 2}
     ipo = run(
         "ipo",
-        loss__kind="ipo",
+        loss__name="ipo",
         loss__alpha=alpha,
         loss__entropy_weight=0.05,
         loss__unfinished_loses=True,
@@ -673,12 +673,12 @@ def test_numbers_that_are_not_finite_stop_the_run(run):
 def test_skipped_updates_that_are_not_in_a_row_and_identical_responses(run, monkeypatch):
     """The likeliest token always: both candidates are one until the policy has moved. The first and the third
     update are spoiled, and max_skipped is 2."""
-    learn, number = Programs.learn, itertools.count()
+    update, number = Programs.update, itertools.count()
 
     def spoiled(self, state, pairs, alpha, beta):
-        return learn(self, state, pairs, math.nan if next(number) in (0, 2) else alpha, beta)
+        return update(self, state, pairs, math.nan if next(number) in (0, 2) else alpha, beta)
 
-    monkeypatch.setattr(Programs, "learn", spoiled)
+    monkeypatch.setattr(Programs, "update", spoiled)
     greedy = run("greedy", sampling__top_k=1, data__buckets=(40,), optimizer__warmup_steps=2)
     assert greedy.status == 0, greedy.err
     rows = greedy.metrics[1:]

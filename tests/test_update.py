@@ -12,6 +12,7 @@ from fakes import tiny
 
 from xpo_jax.algorithm import losses
 from xpo_jax.algorithm.logps import response_logps
+from xpo_jax.algorithm.losses import Sigmoid
 from xpo_jax.algorithm.optimizer import make_optimizer
 from xpo_jax.algorithm.packing import Packer
 from xpo_jax.algorithm.update import (
@@ -28,6 +29,7 @@ from xpo_jax.values import Pairs
 
 OPTIMIZER = {**fakes.ADAMW, "steps": 10}
 STACKED, PARAMS, _, _ = tiny(scale=1.0)
+SIGMOID = Sigmoid(bonus_clip=500.0)
 B = 8
 
 
@@ -60,10 +62,8 @@ def pairs(seed=0, valid=(True,) * 7 + (False,), weight=(1, 1, 0, 1, 0.5, 1, 1, 1
 
 
 @functools.cache
-def accumulate_of(**options):
-    return jax.jit(
-        make_accumulate(STACKED, bonus_clip=500.0, temperature=0.8, vocab_size=40, chunk_tokens=64, **options)
-    )
+def accumulate_of(loss, **options):
+    return jax.jit(make_accumulate(STACKED, loss, temperature=0.8, vocab_size=40, chunk_tokens=64, **options))
 
 
 @functools.cache
@@ -82,15 +82,15 @@ def gradient(
     alpha=0.01,
     beta=0.1,
     entropy_weight=0.0,
-    kind="sigmoid",
+    loss=SIGMOID,
     params=PARAMS,
     dtype=jnp.float32,
 ):
-    accumulate = accumulate_of(kind=kind, entropy_weight=entropy_weight, dtype=dtype)
+    accumulate = accumulate_of(loss, entropy_weight=entropy_weight, dtype=dtype)
     valid = np.asarray(batch.valid)
     numbers = [np.float32(x) for x in (valid.sum(), batch.lengths[0][valid].sum(), alpha, beta)]
     grads, sums = zeros(params)
-    for packed, index in Packer(rows, at, shares=1)(*batch[:4], valid):
+    for packed, index in Packer(rows, at, shards=1)(*batch[:4], valid):
         grads, sums = accumulate(params, grads, sums, packed, gather_pair_targets(batch, index), *numbers)
     return grads, jax.device_get(sums)
 
@@ -109,9 +109,7 @@ def unpacked():
 
     def loss_of(params):
         scored = response_logps(STACKED, params, *batch[:4], **scored_by)
-        terms = losses.xpo(
-            scored.logps, batch.ref_logps, batch.p_first, beta=0.1, alpha=0.01, kind="sigmoid", clip=500.0
-        )
+        terms = SIGMOID(scored.logps, batch.ref_logps, batch.p_first, beta=0.1, alpha=0.01)
         weight, valid = np.where(batch.valid, batch.weight, 0), batch.valid
         entropy = jnp.sum(jnp.where(valid, scored.entropy[0], 0))
         loss = losses.total(terms, weight, valid.sum()) - 0.1 * entropy / batch.lengths[0][valid].sum()

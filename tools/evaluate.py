@@ -69,17 +69,18 @@ def models(config: ConfigDict, policy: str) -> tuple[dict[str, Any], Sequence[Ma
         raise ValueError(
             f"{policy}: has another tokenizer than {p.model.given}; compare their answers with --answers"
         )
-    declared_programs = [
-        each for each in p.programs.declared_programs() if each[0].startswith(("sample", "score"))
-    ]
     device_judge = p.judge if isinstance(p.judge, contract.DeviceJudge) else None
     for _, compile_program in progress(
-        [*declared_programs, *(device_judge.declared_programs() if device_judge else ())], "compiling"
+        [*p.programs.evaluation_programs(), *(device_judge.declared_programs() if device_judge else ())],
+        "compiling",
     ):
         compile_program()
     weights, reference = (
         model_folder.load_weights(
-            each.folder, p.model_config, dtype=p.programs.dtype, shardings=p.programs.weights_sharding
+            each.folder,
+            p.model_config,
+            dtype=p.programs.model.dtype,
+            shardings=p.programs.model.weights_sharding,
         )
         for each in (found, p.model)
     )

@@ -35,7 +35,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from tools.cli import Parser, exit_status
-from xpo_jax.algorithm.programs import compute_dtype
+from xpo_jax.algorithm.model_spec import compute_dtype
 from xpo_jax.config import loader as configs
 from xpo_jax.config import settings
 from xpo_jax.data import templates, validate

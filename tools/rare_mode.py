@@ -45,7 +45,7 @@ from tools.cli import Parser, exit_status
 from tools.research import bandit
 from xpo_jax.algorithm.logps import response_logps
 from xpo_jax.models.hf import model_folder, weights
-from xpo_jax.models.qwen2 import Qwen2
+from xpo_jax.models.registry import family
 from xpo_jax.reporting.console import text_table
 from xpo_jax.reporting.summary import progress
 from xpo_jax.train import train
@@ -112,7 +112,7 @@ def build_model(folder: Path, mass: float, steps: int = 500) -> float:
     reference = np.float64(bandit.make_bandit(mass, beta=BETA).reference)
     wanted = jnp.float32(np.repeat(np.log(reference / len(DIGITS)), len(DIGITS)))[:, None]
     S, B = len(answers), len(prompts)
-    graphdef, state = nnx.split(Qwen2(config, rngs=nnx.Rngs(0), stacked=True))
+    graphdef, state = nnx.split(family(config).module(config, rngs=nnx.Rngs(0), stacked=True))
 
     def logps(params: Any) -> Any:
         return response_logps(

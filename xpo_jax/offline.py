@@ -52,9 +52,8 @@ def _learn(p: Parts, run: RunDir, ledger: Ledger, compilations: CompilationCount
             prompts = p.batches[done]
             answers = recorded(prompts, programs.max_new_tokens, p.data.pad_id)
             with timer("update"):
-                scored = programs.score(
-                    reference, prompts.tokens, prompts.lengths, answers.tokens, answers.lengths
-                )
+                packed = programs.pack(prompts, answers.tokens, answers.lengths)
+                scored = programs.score(reference, packed)
                 pairs = Pairs(
                     prompts.tokens,
                     prompts.lengths,
@@ -67,7 +66,7 @@ def _learn(p: Parts, run: RunDir, ledger: Ledger, compilations: CompilationCount
                 )
                 alpha, beta = p.alpha_at(done), p.beta_at(done)
                 del policy  # its memory is the update's, until there are new weights
-                state, sums, applied = programs.learn(state, pairs, alpha, beta)
+                state, sums, applied = programs.update(state, pairs, packed, alpha, beta)
                 policy = programs.for_sampling(state.params)
                 sums, applied = jax.device_get((sums, applied))
 

@@ -52,7 +52,7 @@ def _train(p: Parts, run: RunDir, ledger: Ledger, compilations: CompilationCount
             # Sample both candidates. The host needs them, so it waits.
             prompts = p.batches[done]
             with timer("sample"):
-                first = programs.draw(policy, prompts, stream=Stream.TRAINING, step=done, candidate=0)
+                first = programs.sample(policy, prompts, stream=Stream.TRAINING, step=done, candidate=0)
                 second.dispatch(reference if p.second_is_reference else policy, done)
                 samples: tuple[Samples, Samples] = (programs.fetch(first), second.take(done))
                 texts = (p.decode(samples[0]), p.decode(samples[1]))
@@ -61,7 +61,8 @@ def _train(p: Parts, run: RunDir, ledger: Ledger, compilations: CompilationCount
 
             # What needs no verdict is dispatched before the host turns to the judge; the reference is frozen,
             # so its next samples are known already.
-            scored = programs.score(reference, prompts.tokens, prompts.lengths, tokens, lengths)
+            packed = programs.pack(prompts, tokens, lengths)
+            scored = programs.score(reference, packed)
             if p.second_is_reference and not renews:
                 second.dispatch(reference, done + 1)
 
@@ -87,9 +88,11 @@ def _train(p: Parts, run: RunDir, ledger: Ledger, compilations: CompilationCount
                 alpha, beta = p.alpha_at(done), p.beta_at(done)
                 del policy  # its memory is the update's, until there are new weights
                 learned = []
-                for pairs in p.memory.round(done, fresh):
-                    state, *told = programs.learn(state, pairs, alpha, beta)
-                    learned.append(told)
+                state, *summary = programs.update(state, fresh, packed, alpha, beta)
+                learned.append(summary)
+                for pairs in p.memory.minibatches(done, fresh):
+                    state, *summary = programs.update(state, pairs, programs.pack_pairs(pairs), alpha, beta)
+                    learned.append(summary)
                 policy = programs.for_sampling(state.params)
                 reference = policy if renews else reference
                 learned = jax.device_get(learned)

@@ -178,7 +178,8 @@ def bench(options: argparse.Namespace) -> int:
     results = figures.figures(parts, peak, bandwidths)
     programs, counter = parts.step.programs, parts.step.counter
     about = {
-        "model": f"{options.model}, computing in {programs.dtype.name}, {programs.parameters:,} parameters",
+        "model": f"{options.model}, computing in {programs.model.dtype.name},"
+        f" {programs.model.parameters:,} parameters",
         "step": f"{options.batch} prompts of {options.prompt} tokens, responses of {options.new} ({options.lengths})",
         "machine": f"{len(os.sched_getaffinity(0))} core(s), load {load[0]:.1f} at the start;"
         f" {peak / 1e9:,.1f} GFLOP/s, {min(bandwidths.values()) / 1e9:,.1f} to"

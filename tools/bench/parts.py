@@ -76,22 +76,23 @@ class Bench:
         self.drawn = np.stack([candidate.lengths for candidate in samples])
         tokens = np.stack([candidate.tokens for candidate in samples])
         self._responses = (p.tokens, p.lengths, tokens, self.drawn.astype(np.int32))
-        ref_logps = np.asarray(programs.score(step.reference, *self._responses))
+        self._packed = programs.pack(p, *self._responses[2:])
+        ref_logps = np.asarray(programs.score(step.reference, self._packed))
         weight = np.ones(workload.prompts, np.float32)
         self._pairs = Pairs(*self._responses, ref_logps, step.p_first, weight, p.valid)
         self._sums = programs.zeros(step.state.params)
-        self.padding = packing.padding(programs.pack(*self._responses, p.valid))
+        self.padding = packing.padding(self._packed)
         self.parts = self._parts()
 
     def _score(self) -> Any:
-        return self.step.programs.score(self.step.reference, *self._responses)
+        return self.step.programs.score(self.step.reference, self._packed)
 
     def _accumulate(self) -> Any:
         programs, params = self.step.programs, self.step.state.params
         numbers = [np.float32(x) for x in (self.workload.prompts, self.drawn[0].sum(), ALPHA, BETA)]
-        for packed, index in programs.pack(*self._responses, self.step.prompts.valid):
+        for slots, index in self._packed:
             targets = gather_pair_targets(self._pairs, index)
-            self._sums = programs.accumulate(params, *self._sums, packed, targets, *numbers)
+            self._sums = programs.accumulate(params, *self._sums, slots, targets, *numbers)
         return self._sums
 
     def _apply(self) -> Any:

@@ -17,9 +17,11 @@ from flax import nnx
 
 from tools.bench.workload import END, SEED, Ending, Workload
 from tools.planner import estimate
+from xpo_jax.algorithm.losses import Sigmoid
+from xpo_jax.algorithm.model_spec import compute_dtype, make_model_spec
 from xpo_jax.algorithm.optimizer import make_optimizer
-from xpo_jax.algorithm.prefetch import together
-from xpo_jax.algorithm.programs import Programs, compute_dtype
+from xpo_jax.algorithm.prefetch import concat_batches
+from xpo_jax.algorithm.programs import BatchShapes, Programs
 from xpo_jax.algorithm.sampler import Sampling, Vocabulary, make_sampler, row_keys
 from xpo_jax.models.hf import model_folder
 from xpo_jax.runtime import sharding
@@ -71,7 +73,7 @@ class Step:
             w.micro_batch_rows,
             w.chunk_tokens,
             w.remat,
-            self._optimizer[0],
+            self._optimizer.transformation,
         )
         self.programs = self._make_programs(w.new_tokens, w.reference_steps)
         self._one_token = self._make_programs(1, 1)  # its sampler is a prefill
@@ -86,30 +88,38 @@ class Step:
         )
         self.p_first = (np.arange(B) % 2).astype(np.float32)
         self._compile()
-        masters = model_folder.load_params(folder, self.config, shardings=self.programs.params_sharding)
+        masters = model_folder.load_params(folder, self.config, shardings=self.programs.model.params_sharding)
         self.state = self.programs.init(masters)
         self.policy = self.reference = self.programs.for_sampling(self.state.params)
         self._dispatched: Any = None  # the reference's samples of the next steps, on the devices
         self.prefetched: Any = None  # those of these steps, on the host
 
     def _make_programs(self, new_tokens: int, reference_steps: int) -> Programs:
-        w, (optimizer, rate) = self.workload, self._optimizer
-        loss = {"kind": "sigmoid", "bonus_clip": 500.0, "entropy_weight": 0.0, "chunk_tokens": w.chunk_tokens}
-        return Programs(
+        w = self.workload
+        spec = make_model_spec(
             self.mesh,
             self.config,
-            Vocabulary(self.config.vocab_size, (), END),
-            self._sampling(new_tokens),
             dtype=self.dtype,
-            seed=SEED,
-            batch_size=w.prompts,
-            prompt_buckets=[w.prompt_tokens],
-            micro_batch_rows=w.micro_batch_rows,
-            optimizer=optimizer,
-            rate=rate,
             remat=w.remat,
-            loss=loss,
+            batch_size=w.prompts,
+            prompt_tokens=w.prompt_tokens,
+        )
+        shapes = BatchShapes(
+            batch_size=w.prompts,
+            prompt_buckets=(w.prompt_tokens,),
+            micro_batch_rows=w.micro_batch_rows,
+            chunk_tokens=w.chunk_tokens,
             prefetch_depth=reference_steps,
+        )
+        return Programs(
+            spec,
+            shapes,
+            self._sampling(new_tokens),
+            Vocabulary(self.config.vocab_size, (), END),
+            optimizer=self._optimizer,
+            loss=Sigmoid(bonus_clip=500.0),
+            entropy_weight=0.0,
+            seed=SEED,
         )
 
     def _sampling(self, new_tokens: int) -> Sampling:
@@ -124,7 +134,7 @@ class Step:
 
     def _compile(self) -> None:
         self.compiled: dict[str, tuple[Any, int, float]] = {}
-        declared = self._one_token.declared_programs()
+        declared = self._one_token.evaluation_programs()
         calls = {"prefill": [next(call for label, call in declared if label.startswith("sample"))]}
         for label, call in self.programs.declared_programs():
             calls.setdefault(label.split()[0], []).append(call)
@@ -157,7 +167,7 @@ class Step:
             )
 
         by_row, replicated = sharding.batch(self.mesh), sharding.replicated(self.mesh)
-        weights_sharding = {"model": self.programs.weights_sharding, "lengths": by_row}
+        weights_sharding = {"model": self.programs.model.weights_sharding, "lengths": by_row}
         self._ending[batches] = Program(
             "sample",
             self.mesh,
@@ -166,19 +176,22 @@ class Step:
             out_shardings=by_row,
         )
         weights = nnx.to_pure_dict(abstract)
-        weights["model"] = self.programs.weights
-        p = together([self.prompts] * batches)
+        weights["model"] = self.programs.model.weights
+        p = concat_batches([self.prompts] * batches)
         return self._ending[batches].compile(weights, p.tokens, p.lengths, p.valid, p.position, np.int32(0))
 
     def prefill(self) -> Samples:
         """Dispatch the prefill of all prompts, and one drawn token."""
-        return self._one_token.draw(self.policy, self.prompts, stream=Stream.TRAINING, step=0, candidate=0)
+        return self._one_token.sample(self.policy, self.prompts, stream=Stream.TRAINING, step=0, candidate=0)
 
     def draw(self, weights: Any, candidate: int, batches: int = 1) -> Samples:
         """Dispatch the sampler for the rows of `batches` steps."""
-        p, steps = together([self.prompts] * batches), np.repeat(np.arange(batches), self.workload.prompts)
+        p, steps = (
+            concat_batches([self.prompts] * batches),
+            np.repeat(np.arange(batches), self.workload.prompts),
+        )
         if not self._ending:
-            return self.programs.draw(weights, p, stream=Stream.TRAINING, step=steps, candidate=candidate)
+            return self.programs.sample(weights, p, stream=Stream.TRAINING, step=steps, candidate=candidate)
         lengths = np.tile(self.workload.lengths[candidate].astype(np.int32), batches)
         parameters = {"model": weights, "lengths": lengths}
         return self._ending[batches](
@@ -212,7 +225,8 @@ class Step:
             lengths = np.stack([candidate.lengths for candidate in samples])
             tokens = np.stack([candidate.tokens for candidate in samples])
         with annotation("judging"):
-            ref_logps = pr.score(self.reference, p.tokens, p.lengths, tokens, lengths)
+            packed = pr.pack(p, tokens, lengths)
+            ref_logps = pr.score(self.reference, packed)
             if number == depth - 1:
                 self._dispatched = self.draw(self.reference, 1, depth)
             time.sleep(judge or 0)
@@ -220,6 +234,6 @@ class Step:
         with annotation("updating"):
             weight = np.ones(B, np.float32)
             pairs = Pairs(p.tokens, p.lengths, tokens, lengths, ref_logps, self.p_first, weight, p.valid)
-            self.state, sums, applied = pr.learn(self.state, pairs, ALPHA, BETA)
+            self.state, sums, applied = pr.update(self.state, pairs, packed, ALPHA, BETA)
             self.policy = pr.for_sampling(self.state.params)
             return jax.block_until_ready((self.policy, sums, applied))

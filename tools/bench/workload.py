@@ -13,7 +13,8 @@ import numpy as np
 from flax import nnx
 
 from tools.planner import estimate
-from xpo_jax.models import qwen2
+from xpo_jax.models.family import ModelConfig
+from xpo_jax.models.registry import family
 
 SEED = 0
 END = 0  # the token that ends a response
@@ -49,7 +50,7 @@ def response_lengths(kind: str, B: int, T: int) -> np.ndarray:
     return np.clip(np.rint(drawn), 2, T).astype(np.int64)
 
 
-def work(model: qwen2.Qwen2Config, P: int, lengths: np.ndarray) -> dict[str, int]:
+def work(model: ModelConfig, P: int, lengths: np.ndarray) -> dict[str, int]:
     """Return the model FLOPs of a step's parts for responses of lengths i[S B]; `estimate.flops` if all are equal.
 
     Prefill and decode are those of both candidates.
@@ -71,8 +72,8 @@ class Ending(nnx.Module):
     beside its prompt's keys and values, which stay with the row when the sampler moves it.
     """
 
-    def __init__(self, config: qwen2.Qwen2Config, B: int):
-        self.config, self.model = config, qwen2.Qwen2(config, rngs=nnx.Rngs(0), stacked=False)
+    def __init__(self, config: ModelConfig, B: int):
+        self.config, self.model = config, family(config).module(config, rngs=nnx.Rngs(0), stacked=False)
         self.lengths = nnx.Param(jnp.zeros(B, jnp.int32))
 
     def prefill(self, tokens: Any) -> Any:

@@ -10,7 +10,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from xpo_jax.algorithm.sampler import Sampling, make_sampler, row_keys
 from xpo_jax.config.loader import build
@@ -18,7 +17,7 @@ from xpo_jax.config.loader import load as load_config
 from xpo_jax.data.prompts import load_prompts
 from xpo_jax.judges.paraphrase import paraphrase
 from xpo_jax.models.hf import model_folder
-from xpo_jax.models.qwen2 import Qwen2, unstack
+from xpo_jax.models.registry import abstract_model, family
 
 FOLDER = Path(__file__).parents[2] / "xpo_jax" / "embedded"
 
@@ -39,7 +38,7 @@ def measure(folder: Path, temperature: float, samples: int) -> dict[str, float]:
         max_new_tokens=32, temperature=temperature, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0
     )
     stacked = model_folder.load_params(folder, shape)
-    graphdef = nnx.split(nnx.eval_shape(lambda: Qwen2(shape, rngs=nnx.Rngs(0), stacked=False)))[0]
+    graphdef = abstract_model(shape, stacked=False)[0]
     sampler = jax.jit(
         make_sampler(
             graphdef,
@@ -49,7 +48,7 @@ def measure(folder: Path, temperature: float, samples: int) -> dict[str, float]:
             pad_token=model_folder.pad_token_id(folder, tokenizer),
         )
     )
-    weights = unstack(stacked)
+    weights = family(shape).unstack(stacked)
     found: list[dict[str, float]] = []
     distinct: list[float] = []
     for number, prompts in enumerate(data.held_out_batches(250, 1000)):

@@ -9,14 +9,13 @@ from typing import Any, cast
 
 import jax
 import numpy as np
-from flax import nnx
 
-from xpo_jax.algorithm.programs import compute_dtype
+from xpo_jax.algorithm.model_spec import compute_dtype
 from xpo_jax.algorithm.sampler import Sampling, make_sampler, row_keys
 from xpo_jax.data.batches import Batches
 from xpo_jax.data.rows import DataError, Prompt, Row
 from xpo_jax.models.hf import hub, model_folder
-from xpo_jax.models.qwen2 import Qwen2
+from xpo_jax.models.registry import abstract_model
 from xpo_jax.runtime.rng import Stream
 from xpo_jax.values import Message, Prompts, Samples
 
@@ -47,7 +46,7 @@ class Chat:
                 f" {config.max_position_embeddings} tokens; lower it"
             )
         self.pad = model_folder.pad_token_id(folder, self.tokenizer)
-        graphdef = nnx.split(nnx.eval_shape(lambda: Qwen2(config, rngs=nnx.Rngs(0), stacked=False)))[0]
+        graphdef, _ = abstract_model(config, stacked=False)
         draw = make_sampler(
             graphdef,
             sampling,

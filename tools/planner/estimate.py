@@ -17,15 +17,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import optax
-from flax import nnx
 from jax.sharding import AbstractMesh, Mesh
 
 from xpo_jax.algorithm import packing
 from xpo_jax.algorithm.logps import packed_logps
 from xpo_jax.algorithm.packing import Packer
-from xpo_jax.models import qwen2
-from xpo_jax.models.hf import model_folder
-from xpo_jax.models.qwen2 import Qwen2Config
+from xpo_jax.models import registry
+from xpo_jax.models.family import ModelConfig
 from xpo_jax.runtime import sharding
 
 CANDIDATES = 2  # per prompt
@@ -38,7 +36,7 @@ class Judge(NamedTuple):
     rows, tokens: of a call, over all devices, and the longest bucket. asked: comparisons per prompt.
     """
 
-    own: Qwen2Config | None
+    own: ModelConfig | None
     rows: int
     tokens: int
     asked: int
@@ -60,7 +58,7 @@ class Setup:
       reference_steps: steps whose samples of the reference are drawn in one call.
     """
 
-    model: Qwen2Config
+    model: ModelConfig
     mesh: Mesh | AbstractMesh
     dtype: Any
     prompt_tokens: int
@@ -87,18 +85,15 @@ class Setup:
 # ---- parts ----------------------------------------------------------------------------------------
 
 
-@functools.cache
-def param_shapes(model: Qwen2Config) -> Any:
-    """The tree of float32 masters, as ShapeDtypeStructs."""
-    return model_folder.param_shapes(model)
+param_shapes = functools.cache(registry.param_shapes)
 
 
-def parameters(model: Qwen2Config) -> int:
+def parameters(model: ModelConfig) -> int:
     """How many weights a model has; nothing is allocated."""
     return sum(leaf.size for leaf in jax.tree.leaves(param_shapes(model)))
 
 
-def local(model: Qwen2Config, mesh: Mesh | AbstractMesh) -> Qwen2Config:
+def local(model: ModelConfig, mesh: Mesh | AbstractMesh) -> ModelConfig:
     """The model as one of the devices that share it over `tensor` sees it: fewer heads, features, rows of logits."""
     by = mesh.shape["tensor"]
     return dataclasses.replace(
@@ -110,11 +105,11 @@ def local(model: Qwen2Config, mesh: Mesh | AbstractMesh) -> Qwen2Config:
     )
 
 
-def _split(model: Qwen2Config, mesh: Any, *, leave_out: tuple[str, ...] = ()) -> Any:
-    return sharding.shardings(mesh, param_shapes(model), qwen2.SHARDING, leave_out=leave_out)
+def _split(model: ModelConfig, mesh: Any, *, leave_out: tuple[str, ...] = ()) -> Any:
+    return sharding.shardings(mesh, param_shapes(model), registry.family(model).sharding, leave_out=leave_out)
 
 
-def _sampling_copy(model: Qwen2Config, mesh: Any, dtype: Any) -> int:
+def _sampling_copy(model: ModelConfig, mesh: Any, dtype: Any) -> int:
     """Bytes of the weights as the sampler has them, split over tensor alone."""
     tree = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, dtype), param_shapes(model))
     return sharding.bytes_per_device(tree, _split(model, mesh, leave_out=("fsdp",)))
@@ -127,24 +122,22 @@ def _optimizer(s: Setup) -> int:
     return sharding.bytes_per_device(state, split)
 
 
-def kv_bytes_per_token(model: Qwen2Config, itemsize: int) -> int:
+def kv_bytes_per_token(model: ModelConfig, itemsize: int) -> int:
     """Keys and values of one token in all layers."""
     return 2 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim * itemsize
 
 
 @functools.cache
-def saved_bytes(model: Qwen2Config, width: int, dtype: Any, remat: bool) -> int:
+def saved_bytes(model: ModelConfig, width: int, dtype: Any, remat: bool) -> int:
     """Bytes per row of slots that the forward pass keeps for the backward pass of the update.
 
     Those are the arrays that jax.vjp hands to its second half; one row more makes them this much larger (which
     leaves out the weights among them).
     """
-    graphdef = nnx.split(
-        nnx.eval_shape(lambda: qwen2.Qwen2(model, rngs=nnx.Rngs(0), stacked=True, remat=remat))
-    )[0]
+    graphdef, _ = registry.abstract_model(model, stacked=True, remat=remat)
 
     def kept(rows: int) -> int:
-        pack = Packer(rows, (width,), shares=1)
+        pack = Packer(rows, (width,), shards=1)
 
         def backward(params: Any, packed: Any) -> Any:
             def logps(params: Any) -> Any:
@@ -156,7 +149,7 @@ def saved_bytes(model: Qwen2Config, width: int, dtype: Any, remat: bool) -> int:
                     "entropy_gradient": False,
                 }
                 return packed_logps(
-                    graphdef, weights, packed, CANDIDATES * pack.pairs(width), **options
+                    graphdef, weights, packed, CANDIDATES * pack.pairs_per_shard(width), **options
                 ).logps
 
             return jax.vjp(logps, params)[1]
@@ -167,7 +160,7 @@ def saved_bytes(model: Qwen2Config, width: int, dtype: Any, remat: bool) -> int:
     return kept(2) - kept(1)
 
 
-def _recomputed_layer(model: Qwen2Config, width: int, dtype: Any) -> int:
+def _recomputed_layer(model: ModelConfig, width: int, dtype: Any) -> int:
     """Bytes per row of what remat computes again at a time: one layer."""
     one, two = (
         saved_bytes(dataclasses.replace(model, num_hidden_layers=n), width, dtype, False) for n in (1, 2)
@@ -175,7 +168,7 @@ def _recomputed_layer(model: Qwen2Config, width: int, dtype: Any) -> int:
     return two - one
 
 
-def _layer_working(model: Qwen2Config, tokens: int, scores: int, itemsize: int, copies: int) -> int:
+def _layer_working(model: ModelConfig, tokens: int, scores: int, itemsize: int, copies: int) -> int:
     """The widest moment of one layer's forward pass: its MLP, or its attention.
 
     Args:
@@ -188,7 +181,7 @@ def _layer_working(model: Qwen2Config, tokens: int, scores: int, itemsize: int, 
     return max(mlp, tokens * (2 * D + heads * H) * itemsize + copies * scores * 4)
 
 
-def _chunk(model: Qwen2Config, slots: int, chunk_tokens: int, shares: int) -> int:
+def _chunk(model: ModelConfig, slots: int, chunk_tokens: int, shares: int) -> int:
     """Bytes of one float32 array of logits; `slots` and the model are one device's."""
     return min(-(-slots // 4), max(1, chunk_tokens // shares)) * model.vocab_size * 4
 
@@ -219,7 +212,7 @@ def memory(s: Setup) -> dict[str, dict[str, int]]:
             "one layer": max(prefill, 3 * rows * V * 4),  # or logits, probabilities, their sum
         }
     }
-    W = packing.widths(P, T)[-1]
+    W = packing.sequence_lengths(P, T)[-1]
     slots = micro * W
     # a quarter of the queries at a time, see layers.BLOCKS
     passed = _layer_working(mine, slots, slots * heads * W // 4, item, copies=3)
@@ -241,8 +234,8 @@ def memory(s: Setup) -> dict[str, dict[str, int]]:
     return {name: {**always, **parts} for name, parts in phases.items()}
 
 
-def _backward(s: Setup, mine: Qwen2Config, micro: int, masters: int) -> dict[str, int]:
-    W, item = packing.widths(s.prompt_tokens, s.response_tokens)[-1], s.itemsize
+def _backward(s: Setup, mine: ModelConfig, micro: int, masters: int) -> dict[str, int]:
+    W, item = packing.sequence_lengths(s.prompt_tokens, s.response_tokens)[-1], s.itemsize
     split, tied = s.mesh.shape["fsdp"] > 1, s.model.tie_word_embeddings
     weights = masters // 4 * item  # in the computing dtype, split like the masters
     table = mine.vocab_size * mine.hidden_size * item
@@ -273,7 +266,7 @@ def peak(phases: Mapping[str, Mapping[str, int]]) -> tuple[str, int]:
 # ---- work -----------------------------------------------------------------------------------------
 
 
-def forward_flops(model: Qwen2Config, tokens: int, pairs: int, logits: int) -> int:
+def forward_flops(model: ModelConfig, tokens: int, pairs: int, logits: int) -> int:
     """FLOPs of a forward pass, a multiplication and an addition being two.
 
     Args:

@@ -23,10 +23,12 @@ from xpo_jax.algorithm.optimizer import make_optimizer
 from xpo_jax.algorithm.sampler import Sampling
 from xpo_jax.config import loader as configs
 from xpo_jax.config import settings
+from xpo_jax.config.loss import make_loss
 from xpo_jax.data.prompts import load_prompts
+from xpo_jax.models.family import ModelConfig
 from xpo_jax.models.hf import model_folder
 from xpo_jax.models.layers import KEY_VALUES
-from xpo_jax.models.qwen2 import SHARDING, Qwen2Config
+from xpo_jax.models.registry import family
 from xpo_jax.runtime import sharding
 
 MOST_DEVICES = 4096  # where the search for enough of them ends
@@ -57,9 +59,9 @@ def setup(source: Source) -> tuple[estimate.Setup, ConfigDict]:
     top = build(settings.Experiment, config, "config")
     model = build(settings.Model, config.model, "model")
     sampling = build(Sampling, config.sampling, "sampling")
-    loss = build(settings.Loss, config.loss, "loss")
+    loss, _ = make_loss(config.loss)
     layout = build(settings.Layout, config.layout, "layout")
-    optimizer, _ = build(make_optimizer, config.optimizer, "optimizer", steps=top.steps)
+    optimizer = build(make_optimizer, config.optimizer, "optimizer", steps=top.steps)
     configs.check(load_prompts, config.data, "data", given=("tokenizer", "max_new_tokens", "check"))
     mesh = build(_mesh, config.mesh, "mesh", devices=source.devices)
     shapes = model_shapes(source.model or model.path)
@@ -69,7 +71,7 @@ def setup(source: Source) -> tuple[estimate.Setup, ConfigDict]:
     )  # type: ignore[arg-type]
     heads = (top.batch_size, shapes.num_key_value_heads, config.data.buckets[-1], shapes.head_dim)
     tree = {**estimate.param_shapes(shapes), "key_values": jax.ShapeDtypeStruct(heads, np.float32)}
-    sharding.shardings(mesh, tree, (("key_values", KEY_VALUES), *SHARDING))  # type: ignore[arg-type]
+    sharding.shardings(mesh, tree, (("key_values", KEY_VALUES), *family(shapes).sharding))  # type: ignore[arg-type]
     planned = estimate.Setup(
         model=shapes,
         mesh=mesh,
@@ -82,7 +84,7 @@ def setup(source: Source) -> tuple[estimate.Setup, ConfigDict]:
         micro_batch_rows=layout.micro_batch_rows,
         chunk_tokens=layout.chunk_tokens,
         remat=layout.remat,
-        optimizer=optimizer,
+        optimizer=optimizer.transformation,
         judge=judge,
         reference_steps=layout.reference_steps
         if loss.second_candidate == "reference" and top.offline is None
@@ -91,7 +93,7 @@ def setup(source: Source) -> tuple[estimate.Setup, ConfigDict]:
     return planned, config
 
 
-def model_shapes(name: str) -> Qwen2Config:
+def model_shapes(name: str) -> ModelConfig:
     """Shapes from a config.json, a folder that holds one, "embedded", or the name of a Qwen2.5.
 
     Raises:

@@ -117,14 +117,12 @@ def loss(params: dict[str, Array], run: Run, counts: Array, wins: Array) -> Arra
     arms = len(run.bandit.reference)
     first, second = (x.ravel() for x in np.indices((arms, arms)))
     both = lambda logps: jnp.stack([logps[first], logps[second]])  # noqa: E731
-    terms = losses.xpo(
+    terms = losses.Sigmoid(bonus_clip=CLIP)(
         both(jax.nn.log_softmax(params["logits"])),
         both(jnp.log(run.bandit.reference)),
         (wins / jnp.maximum(counts, 1)).ravel(),
         beta=run.bandit.beta,
         alpha=run.alpha,
-        kind="sigmoid",
-        clip=CLIP,
     )
     return losses.total(terms, counts.ravel(), counts.sum())
 

@@ -16,6 +16,7 @@ from xpo_jax.algorithm.optimizer import make_optimizer
 from xpo_jax.algorithm.sampler import Sampling
 from xpo_jax.config import loader as configs
 from xpo_jax.config import settings
+from xpo_jax.config.loss import make_loss
 from xpo_jax.data.prompts import load_prompts
 from xpo_jax.experiment import config_changes, setup
 from xpo_jax.reporting.run_reader import read as read_run
@@ -176,7 +177,8 @@ def _check(run: Planned) -> None:
     for name in ("model", "judging", "layout", "replay", "evaluation", "checkpoint", "logging"):
         configs.build(getattr(settings, name.capitalize()), config[name], name)
     configs.build(Sampling, config.sampling, "sampling")
-    configs.build(settings.Loss, config.loss, "loss").strengths(top.steps)
+    loss_settings, loss = make_loss(config.loss)
+    loss_settings.coefficients(loss, top.steps)
     configs.build(make_optimizer, config.optimizer, "optimizer", steps=top.steps)
     configs.check(load_prompts, config.data, "data", given=("tokenizer", "max_new_tokens", "check"))
     setup.make_judge(config.judge, "judge")

@@ -1,19 +1,20 @@
-"""The preference losses: log-probabilities and verdicts in, loss terms out. They know no model.
+"""The preference losses: log-probabilities and verdicts in, loss terms out. No loss has access to a model.
 
-One function serves XPO (arXiv 2405.21046, Algorithm 1), online DPO (alpha 0, arXiv 2402.04792), offline
-DPO (arXiv 2305.18290, alpha 0 on recorded pairs) and IPO (arXiv 2310.12036, kind "ipo").
+`LOSSES` names them for the config. With a bonus they are XPO (arXiv 2405.21046, Algorithm 1); with alpha 0 they are
+online DPO (arXiv 2402.04792), or offline DPO (arXiv 2305.18290) on recorded pairs; "ipo" is arXiv 2310.12036.
+
+A new loss is a class like these: its fields are its hyperparameters, which a config gives beside `loss.name`.
 """
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+import dataclasses
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 
 from xpo_jax.values import Array
-
-Kind = Literal["sigmoid", "ipo"]
 
 
 class LossTerms(NamedTuple):
@@ -25,65 +26,122 @@ class LossTerms(NamedTuple):
     clipped: Array
 
 
-def xpo(
-    policy_logps: Array,
-    ref_logps: Array,
-    p_first: Array,
-    *,
-    beta: Array | float,
-    alpha: Array | float,
-    kind: Kind,
-    clip: float,
-) -> LossTerms:
-    """The XPO loss of each pair.
+@runtime_checkable
+class LossFn(Protocol):
+    """A loss of pairs."""
+
+    def __call__(
+        self,
+        policy_logps: Array,
+        ref_logps: Array,
+        p_first: Array,
+        *,
+        alpha: Array | float,
+        beta: Array | float,
+    ) -> LossTerms:
+        """Compute the loss terms of each pair.
+
+        Args:
+          policy_logps: f32[2 B], nats per sequence: the policy's sample, then the reference's.
+          ref_logps: f32[2 B], the same under the reference.
+          p_first: f32[B] in [0, 1], 1 where the policy's sample won.
+          alpha: coefficient of the optimism bonus.
+          beta: strength of the regularisation towards the reference.
+        """
+        ...
+
+    def check(self, alpha: float, beta: float) -> None:
+        """Raise ValueError if the loss has no minimum with these coefficients."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BonusLoss:
+    """p * l(z) + (1 - p) * l(-z), plus the optimism bonus; subclasses define l.
+
+    The bonus is + alpha * log pi(reference's sample). Minimising it lowers the probability of what the reference
+    already generates. Several public implementations have this sign wrong.
 
     Args:
-      policy_logps: f32[2 B], nats per sequence, of the policy's own sample and of the reference's.
-      ref_logps: f32[2 B], the same under the reference.
-      p_first: f32[B] in [0, 1], 1 where the policy's sample won.
-      beta: strength of the pull towards the reference.
-      alpha: strength of the optimism bonus. Minimising + alpha * log pi(reference's sample) lowers what
-        the reference already says (the sign that several implementations have wrong).
-      kind: "sigmoid" (DPO's) or "ipo".
-      clip: nats; beyond it log pi - log ref of the reference's sample no longer counts. Without it the
-        bonus is unbounded below (the paper's appendix clips at 500).
+      bonus_clip: nats of |log pi - log ref| of the reference's sample beyond which the bonus is constant. Without
+        it the bonus is unbounded below (the paper's appendix clips at 500).
     """
-    log_ratio = policy_logps - ref_logps
-    z = log_ratio[0] - log_ratio[1]
-    if kind == "sigmoid":
-        first, second = jax.nn.softplus(-beta * z), jax.nn.softplus(beta * z)
-    else:
-        first, second = (z - 0.5 / beta) ** 2, (-z - 0.5 / beta) ** 2
-    clipped = jnp.abs(log_ratio[1]) > clip
-    # where, so that the gradient is exactly zero beyond (jnp.clip would pass half of it at the edge)
-    bonus = alpha * (ref_logps[1] + jnp.where(clipped, jnp.sign(log_ratio[1]) * clip, log_ratio[1]))
-    return LossTerms(z, p_first * first + (1 - p_first) * second, bonus, clipped)
+
+    bonus_clip: float
+
+    def __post_init__(self) -> None:
+        if not self.bonus_clip > 0:
+            raise ValueError(f"bonus_clip is {self.bonus_clip}, must be positive")
+
+    def preference(self, z: Array, beta: Array | float) -> Array:
+        """Return l(z) of each pair, for z the log-ratio by which the preferred response leads."""
+        raise NotImplementedError
+
+    def __call__(
+        self,
+        policy_logps: Array,
+        ref_logps: Array,
+        p_first: Array,
+        *,
+        alpha: Array | float,
+        beta: Array | float,
+    ) -> LossTerms:
+        """Compute the loss terms of each pair, see `LossFn`."""
+        log_ratio = policy_logps - ref_logps
+        z = log_ratio[0] - log_ratio[1]
+        preference = p_first * self.preference(z, beta) + (1 - p_first) * self.preference(-z, beta)
+        clipped = jnp.abs(log_ratio[1]) > self.bonus_clip
+        # where, so that the gradient is exactly zero beyond (jnp.clip would pass half of it at the edge)
+        ratio = jnp.where(clipped, jnp.sign(log_ratio[1]) * self.bonus_clip, log_ratio[1])
+        return LossTerms(z, preference, alpha * (ref_logps[1] + ratio), clipped)
+
+    def check(self, alpha: float, beta: float) -> None:
+        """Raise ValueError unless beta is positive and alpha is not negative."""
+        if not beta > 0:
+            raise ValueError(f"beta is {beta}, must be positive")
+        if not alpha >= 0:
+            raise ValueError(f"alpha is {alpha}, must be 0 (online DPO) or more")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sigmoid(BonusLoss):
+    """DPO's l(z) = softplus(-beta z)."""
+
+    def preference(self, z: Array, beta: Array | float) -> Array:
+        """Return l(z)."""
+        return jax.nn.softplus(-beta * z)
+
+    def check(self, alpha: float, beta: float) -> None:
+        """Raise ValueError if the loss has no minimum.
+
+        From alpha >= beta on, the bonus pushes away from the reference's samples harder than any verdict pulls back.
+        """
+        super().check(alpha, beta)
+        if alpha >= beta:
+            raise ValueError(
+                f"alpha {alpha:g} >= beta {beta:g}, where the loss has no minimum; lower loss.alpha"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class IPO(BonusLoss):
+    """IPO's l(z) = (z - 1 / (2 beta))^2."""
+
+    def preference(self, z: Array, beta: Array | float) -> Array:
+        """Return l(z)."""
+        return (z - 0.5 / beta) ** 2
+
+
+LOSSES = {"sigmoid": Sigmoid, "ipo": IPO}
 
 
 def total(terms: LossTerms, weight: Array, rows: Array | float) -> Array:
-    """sum(weight * (preference + bonus)) / rows.
+    """Return sum(weight * (preference + bonus)) / rows.
 
     Args:
       weight: f32[B], 0 where there is no verdict.
-      rows: valid rows of the global batch, not the sum of weights: one survivor of 64 must not get 64
-        times its say.
+      rows: number of valid rows of the global batch. Dividing by the sum of weights instead would let one judged
+        pair of 64 count 64 times.
     """
-    # where, so that a pair without verdict cannot bring in a nan
+    # where, so that a pair without a verdict cannot bring in a nan
     return jnp.sum(jnp.where(weight > 0, weight * (terms.preference + terms.bonus), 0.0)) / rows
-
-
-def check_strengths(alpha: float, beta: float, kind: Kind, where: str) -> None:
-    """Refuse strengths for which the loss has no minimum.
-
-    Raises:
-      ValueError: beta not positive, alpha negative, or alpha >= beta for the sigmoid loss: there the pull
-        away from the reference's samples is stronger than the loss's own at any verdict.
-    """
-    if not beta > 0:
-        raise ValueError(f"{where}: beta is {beta}, must be positive")
-    if not alpha >= 0:
-        raise ValueError(f"{where}: alpha is {alpha}, must be 0 (online DPO) or more")
-    if kind == "sigmoid" and alpha >= beta:
-        raise ValueError(
-            f"{where}: alpha {alpha:g} >= beta {beta:g}, where the loss has no minimum; lower loss.alpha"
-        )

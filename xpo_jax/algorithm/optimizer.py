@@ -1,19 +1,26 @@
-"""The optimizer of a run, from optax: AdamW or Adafactor behind one clipping and one learning rate by step.
+"""The optimizer of a run, from optax: AdamW or Adafactor, behind the same clipping and learning rate schedule.
 
-Left out: other optimizers of optax, and Adafactor's step sizes relative to each parameter's own size (its
-`multiply_by_parameter_scale`): a learning rate here is the size of a step, whichever optimizer takes it.
+Left out on purpose: optax's other optimizers, and Adafactor's step sizes relative to the size of each parameter (its
+`multiply_by_parameter_scale`): a learning rate here is the size of a step, with either optimizer.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import optax
 
 from xpo_jax.values import Params
+
+
+class Optimizer(NamedTuple):
+    """An optimizer of optax, and its learning rate by the number of updates applied."""
+
+    transformation: optax.GradientTransformation
+    rate: optax.Schedule
 
 
 def make_optimizer(
@@ -29,39 +36,39 @@ def make_optimizer(
     weight_decay: float,
     clip_norm: float,
     steps: int,
-) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """Clipping by global norm, then AdamW or Adafactor with linear warm-up and decay; and the learning rate by step.
+) -> Optimizer:
+    """Build clipping by global norm, then AdamW or Adafactor, with linear warm-up and decay of the learning rate.
 
     Args:
       name: "adamw" keeps two numbers per weight; "adafactor" (Shazeer and Stern 2018, arXiv 1804.04235) keeps
         one per row and one per column of a matrix with at least 128 of each, and one per weight of others.
       learning_rate: the peak.
       schedule: after the warm-up: constant, or linear or cosine decay to 0 at the last step.
-      warmup_steps: updates from 0 to the peak; below 1 it is that share of `steps`, rounded.
-      b1, b2, eps: AdamW's; None for adafactor, whose own are optax's (second moments' decay 1 - t^-0.8).
+      warmup_steps: updates from 0 to the peak; below 1 it is that fraction of `steps`, rounded.
+      b1, b2, eps: AdamW's; None for adafactor, which has optax's defaults (second moments' decay 1 - t^-0.8).
       mu_dtype: of AdamW's first moments; bfloat16 saves two bytes per weight. None for adafactor.
-      weight_decay: of matrices only, times the learning rate; biases and norms are left alone.
-      clip_norm: largest norm of the whole gradient.
-      steps: of the run.
+      weight_decay: of matrices only, times the learning rate; biases and norms do not decay.
+      clip_norm: largest global norm of a gradient.
+      steps: updates of the run.
 
     Raises:
-      ValueError: values out of range or that do not go together.
+      ValueError: values out of range, or that contradict each other.
     """
-    own = {"b1": b1, "b2": b2, "eps": eps, "mu_dtype": mu_dtype}
-    missing = [field for field, value in own.items() if value is None]
-    given = [field for field, value in own.items() if value is not None]
+    of_adamw = {"b1": b1, "b2": b2, "eps": eps, "mu_dtype": mu_dtype}
+    missing = [field for field, value in of_adamw.items() if value is None]
+    present = [field for field, value in of_adamw.items() if value is not None]
     warmup = round(warmup_steps * steps) if warmup_steps < 1 else warmup_steps
     for bad, text in (
         (name == "adamw" and bool(missing), f"adamw needs {', '.join(missing)}; None is for adafactor"),
         (
-            name == "adafactor" and bool(given),
-            f"adafactor has no {', '.join(given)}; set to None what another optimizer needs",
+            name == "adafactor" and bool(present),
+            f"adafactor has no {', '.join(present)}; set to None what another optimizer needs",
         ),
         (not learning_rate > 0, f"learning_rate is {learning_rate}, must be positive"),
         (warmup_steps < 0, f"warmup_steps is {warmup_steps}, must be 0 or more"),
         (
             warmup != math.floor(warmup),
-            f"warmup_steps is {warmup_steps}; from 1 on a whole number is expected, below 1 a share of the steps",
+            f"warmup_steps is {warmup_steps}; from 1 on it must be an integer, below 1 it is a fraction of the steps",
         ),
         (
             warmup >= steps,
@@ -88,7 +95,7 @@ def make_optimizer(
             optax.scale_by_learning_rate(rate),
         ),
     )
-    return optimizer, rate
+    return Optimizer(optimizer, rate)
 
 
 def _rate(peak: float, schedule: str, warmup: int, steps: int) -> optax.Schedule:
@@ -97,8 +104,11 @@ def _rate(peak: float, schedule: str, warmup: int, steps: int) -> optax.Schedule
         "linear": lambda: optax.linear_schedule(peak, 0.0, steps - warmup),
         "cosine": lambda: optax.cosine_decay_schedule(peak, steps - warmup),
     }[schedule]()
-    # the first update already moves: step 0 of a warm-up over n steps has 1/n of the peak
-    rising = lambda step: peak * (step + 1) / max(1, warmup)  # noqa: E731
+
+    def rising(step: Any) -> Any:
+        # the first update already moves: step 0 of a warm-up over n steps has 1/n of the peak
+        return peak * (step + 1) / max(1, warmup)
+
     return optax.join_schedules([rising, after], [warmup])
 
 

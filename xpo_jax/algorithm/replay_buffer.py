@@ -1,15 +1,15 @@
 """Past pairs, from which later updates learn again: the D_t of Algorithm 1 (arXiv 2405.21046).
 
-The paper minimises the loss over all pairs so far, preference and bonus alike, after every round of samples. Here a
-round makes `updates` updates: the first on its own fresh pairs, so that what is measured there (KL, entropy) is of the
-policy that drew them, each further one on pairs drawn uniformly from the memory, the fresh ones among them. With one
-update a round nothing is replayed, and every update is on-policy; a further one is not.
+The paper minimises the loss over all pairs so far, preference and bonus alike, after every iteration. Here an iteration
+makes `updates` updates: the first on its fresh pairs, so that what is measured there (KL, entropy) is of the
+policy that sampled them, each further one on pairs drawn uniformly from the buffer, the fresh ones included. With one
+update per iteration nothing is replayed and every update is on-policy; further updates are not.
 
-A pair keeps the verdict and the reference's log-probabilities that it was given. A run that goes on fills its memory
-from its pairs logs, and draws what it would have drawn: the draw is a function of seed, step and update.
+A pair keeps its verdict and its log-probabilities under the reference. A resumed run refills its buffer from its pairs
+logs, and draws what it would have drawn: the draw is a function of seed, step and update.
 
-Left out on purpose: pairs without a verdict, priorities, and corrections for being off-policy, which a loss that fits
-verdicts on given answers does not need.
+Left out on purpose: pairs without a verdict, priorities, and off-policy corrections, which a loss that fits verdicts on
+fixed responses does not need.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 from xpo_jax.runtime.rng import Stream
 from xpo_jax.values import Pairs, Prompts
 
-Batches = Any  # batches[step] gives values.Prompts, see data/pipeline.py
+Batches = Any  # batches[step] gives values.Prompts, see data/batches.py
 
 
 class _Pair(NamedTuple):
@@ -37,12 +37,12 @@ class _Pair(NamedTuple):
 
 
 class ReplayBuffer:
-    """The newest judged pairs of a run, and what each round learns from.
+    """The newest judged pairs of a run, from which minibatches are drawn.
 
     Args:
       updates, capacity: see settings.Replay.
       batch_size: pairs of an update, B. seed: of the run.
-      pad_token: stands right of every prompt and response.
+      pad_token: right-pads prompts and responses.
     """
 
     def __init__(
@@ -61,14 +61,13 @@ class ReplayBuffer:
     def __len__(self) -> int:
         return len(self._pairs)
 
-    def round(self, step: int, fresh: Pairs) -> Iterator[Pairs]:
-        """The pairs of each update of a round: the fresh ones, which are remembered, then what is drawn.
+    def minibatches(self, step: int, fresh: Pairs) -> Iterator[Pairs]:
+        """Add the fresh pairs, and draw the pairs of each further update of the iteration.
 
         Args:
-          step: rounds before this one.
-          fresh: NumPy arrays, B rows; those that are not real or have no verdict are not remembered.
+          step: number of iterations before this one.
+          fresh: NumPy arrays, B rows; padding rows and pairs without a verdict are not added.
         """
-        yield fresh
         if self._updates == 1:
             return
         for i in map(int, np.flatnonzero(fresh.valid & (fresh.weight > 0))):
@@ -80,15 +79,15 @@ class ReplayBuffer:
             yield self._batch([self._pairs[i] for i in chosen])
 
     def refill(self, past: Callable[[], Iterable[Mapping[str, Any]]], batches: Batches) -> None:
-        """Remember the pairs of a run that goes on.
+        """Add the pairs of a run that is resumed.
 
         Args:
-          past: reads the records of its pairs logs (`pairs_log.pair_records`) in any order; not called where nothing is
+          past: reads the records of its pairs logs (`pairs_log.pair_records`) in any order; not called if nothing is
             replayed.
-          batches: the run's prompts by step, from which the prompts' tokens come.
+          batches: the run's prompts by step, which provide the prompts' tokens.
 
         Raises:
-          ValueError: a record that has no ref_logps, as logs of older versions.
+          ValueError: a record without ref_logps, as in logs of older versions.
         """
         if self._updates == 1:
             return
@@ -98,28 +97,30 @@ class ReplayBuffer:
         for record in judged[-(self._pairs.maxlen or 0) :]:
             if "ref_logps" not in record:
                 raise ValueError(
-                    f"step {record['step']} of the pairs log has no ref_logps, which replay needs; go on with"
-                    " replay.updates=1, or give another --config.run_dir"
+                    f"step {record['step']} of the pairs log has no ref_logps, which replay needs; resume with"
+                    " replay.updates=1, or start again with another --config.run_dir"
                 )
             if record["step"] != step:
                 step, prompts = record["step"], batches[record["step"]]
             assert prompts is not None
-            self._pairs.append(_recalled(record, prompts))
+            self._pairs.append(_pair_from_record(record, prompts))
 
     def metrics(self, replayed: Sequence[Mapping[str, float]]) -> dict[str, float]:
-        """What a round's further updates came to, means over them; nothing where there were none.
+        """Return means over an iteration's further updates; nothing if there were none.
 
         Args:
-          replayed: `update.summarise` of each. What they call objective/... is of answers of older policies.
+          replayed: `update.summarise` of each. Their objective/... would be of responses of older policies.
         """
         if not replayed:
             return {}
         names = ("loss/total", "rewards/accuracies", "rewards/margins")
-        means = {name.replace("/", "_"): float(np.mean([each[name] for each in replayed])) for name in names}
+        means = {
+            name.replace("/", "_"): float(np.mean([metrics[name] for metrics in replayed])) for name in names
+        }
         return {"replay/pairs": len(self), **{f"replay/{name}": mean for name, mean in means.items()}}
 
     def _batch(self, rows: Sequence[_Pair]) -> Pairs:
-        """B rows, the last of them not real where there are fewer."""
+        """Return B rows, the last of them padding if there are fewer."""
         B, width = self._batch_size, max(len(row.prompt) for row in rows)
         longest = max(len(response) for row in rows for response in row.responses)
         prompts, prompt_lengths = np.full((B, width), self._pad, np.int32), np.ones(B, np.int32)
@@ -156,8 +157,8 @@ def _row(pairs: Pairs, i: int) -> _Pair:
     )
 
 
-def _recalled(record: Mapping[str, Any], prompts: Prompts) -> _Pair:
-    """What `_row` gave when the pair was fresh."""
+def _pair_from_record(record: Mapping[str, Any], prompts: Prompts) -> _Pair:
+    """Return what `_row` returned when the pair was fresh."""
     i = int(np.flatnonzero(prompts.position == record["position"])[0])
     first, second = (np.array(response["tokens"], np.int32) for response in record["responses"])
     return _Pair(

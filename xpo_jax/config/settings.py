@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
-
-from xpo_jax.algorithm import losses
-from xpo_jax.config.schema import schedule
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,45 +124,6 @@ class Judging:
             )
         if self.max_failed_batches < 1:
             raise ValueError(f"max_failed_batches is {self.max_failed_batches}, must be at least 1")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Loss:
-    """What is learned from a verdict, see losses.py.
-
-    Args:
-      second_candidate: who draws the second candidate: the reference (XPO), or the policy (online DPO, alpha 0).
-      kind: "sigmoid" (DPO's) or "ipo".
-      beta, alpha: numbers, or schedules over steps: {"kind": "linear", "start": 1e-3, "end": 0.0, "steps": 100}.
-      bonus_clip: nats of log pi - log ref beyond which the bonus has no gradient.
-      entropy_weight: of the policy's mean entropy per token, added to what is maximised; 0 is off.
-      unfinished_loses: a response cut off at max_new_tokens loses to a finished one, unseen by the judge.
-    """
-
-    second_candidate: Literal["reference", "policy"]
-    kind: losses.Kind
-    beta: float | Mapping[str, Any]
-    alpha: float | Mapping[str, Any]
-    bonus_clip: float
-    entropy_weight: float
-    unfinished_loses: bool
-
-    def __post_init__(self) -> None:
-        if not self.bonus_clip > 0:
-            raise ValueError(f"bonus_clip is {self.bonus_clip}, must be positive")
-        if self.entropy_weight < 0:
-            raise ValueError(f"entropy_weight is {self.entropy_weight}, must be 0 (off) or more")
-
-    def strengths(self, steps: int) -> tuple[Callable[[int], float], Callable[[int], float]]:
-        """alpha and beta by step, checked for every step of the run."""
-        alpha, beta = schedule(self.alpha, "loss.alpha"), schedule(self.beta, "loss.beta")
-        for step in range(steps):
-            losses.check_strengths(alpha(step), beta(step), self.kind, f"loss at step {step}")
-            if self.second_candidate == "policy" and alpha(step) > 0:
-                raise ValueError(
-                    "loss.alpha must be 0 with loss.second_candidate='policy': the bonus is of the reference's sample"
-                )
-        return alpha, beta
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -150,7 +150,7 @@ class Evaluator:
 
     def _draw(self, weights: Params, prompts: Prompts, step: int, candidates: Iterable[int]) -> list[Any]:
         drawn = [
-            self.programs.draw(weights, prompts, stream=Stream.EVALUATION, step=step, candidate=candidate)
+            self.programs.sample(weights, prompts, stream=Stream.EVALUATION, step=step, candidate=candidate)
             for candidate in candidates
         ]
         return [(samples, self.decode(samples)) for samples in map(self.programs.fetch, drawn)]
@@ -189,8 +189,8 @@ class Evaluator:
 
             lengths = np.stack([samples.lengths for samples, _ in mine])
             drawn = np.stack([samples.tokens for samples, _ in mine])
-            args = (prompts.tokens, prompts.lengths, drawn, lengths)
-            scores = [self.programs.score(weights, *args) for weights in (policy, self.reference)]
+            packed = self.programs.pack(prompts, drawn, lengths)
+            scores = [self.programs.score(weights, packed) for weights in (policy, self.reference)]
             logps, ref_logps = map(np.asarray, scores)
             kl.extend((logps - ref_logps).mean(0)[valid])
             surprise.extend(-logps.mean(0)[valid])

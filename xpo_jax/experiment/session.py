@@ -83,7 +83,7 @@ def run(config: ConfigDict, loop: Loop, *, accept_changes: bool) -> dict[str, An
                 steps=p.top.steps,
                 reference_step=p.reference_step,
                 evaluations=of_evaluations(config),
-                devices=f"{dict(p.programs.mesh.shape)} of {jax.process_count()}",
+                devices=f"{dict(p.programs.model.mesh.shape)} of {jax.process_count()}",
                 accept_changes=accept_changes,
                 failure_tolerance=p.failure_tolerance,
                 signals=signals,
@@ -248,7 +248,7 @@ class Started:
         if p.checkpoint.export == "best" and (best := ledger.best()) not in (None, done):
             del state
             exported = best
-            state = ledger.state_of(exported, programs.like)
+            state = ledger.state_of(exported, programs.abstract_state)
             self.after = self._evaluated(programs.for_sampling(state.params), exported)
         after = self.after
         measured = summary.result_fields(self.before, after)
@@ -285,11 +285,11 @@ def _load(p: Parts, ledger: Ledger) -> tuple[TrainState, Params]:
     with all_or_none("loading the models"):
         if fresh:
             masters = model_folder.load_params(
-                p.model.folder, p.model_config, shardings=programs.params_sharding
+                p.model.folder, p.model_config, shardings=programs.model.params_sharding
             )
         if not fresh or p.reference.folder != p.model.folder:
             reference = _weights(p, p.reference.folder)
-    state: TrainState = programs.init(masters) if fresh else ledger.restore(programs.like)
+    state: TrainState = programs.init(masters) if fresh else ledger.restore(programs.abstract_state)
     return state, programs.for_sampling(state.params) if reference is None else reference
 
 
@@ -299,7 +299,7 @@ def _renewed(p: Parts, ledger: Ledger) -> Params | None:
     Before anything else is loaded: what comes with it, an optimizer's state, is large.
     """
     step = p.reference_step(ledger.newest or 0)
-    return p.programs.for_sampling(ledger.state_of(step, p.programs.like).params) if step else None
+    return p.programs.for_sampling(ledger.state_of(step, p.programs.abstract_state).params) if step else None
 
 
 def _first_policy(p: Parts, reference: Params) -> Params:
@@ -310,5 +310,5 @@ def _first_policy(p: Parts, reference: Params) -> Params:
 def _weights(p: Parts, folder: Path) -> Params:
     programs = p.programs
     return model_folder.load_weights(
-        folder, p.model_config, dtype=programs.dtype, shardings=programs.weights_sharding
+        folder, p.model_config, dtype=programs.model.dtype, shardings=programs.model.weights_sharding
     )

@@ -14,12 +14,14 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from xpo_jax.algorithm.model_spec import compute_dtype, make_model_spec
 from xpo_jax.algorithm.optimizer import make_optimizer
-from xpo_jax.algorithm.programs import Programs, compute_dtype
+from xpo_jax.algorithm.programs import BatchShapes, Programs
 from xpo_jax.algorithm.replay_buffer import ReplayBuffer
 from xpo_jax.algorithm.sampler import Sampling, Vocabulary
 from xpo_jax.config import loader as configs
 from xpo_jax.config import settings
+from xpo_jax.config.loss import Loss, make_loss
 from xpo_jax.data.answer_files import match_answers
 from xpo_jax.data.batches import Batches
 from xpo_jax.data.offline_pairs import load_pairs
@@ -38,7 +40,7 @@ class Parts(NamedTuple):
     """What `prepare` builds."""
 
     top: settings.Experiment
-    loss: settings.Loss
+    loss: Loss
     judging: settings.Judging
     evaluation: settings.Evaluation
     checkpoint: settings.Checkpoint
@@ -114,7 +116,7 @@ def prepare(config: ConfigDict) -> Parts:
     top = build(settings.Experiment, config, "config")
     model = build(settings.Model, config.model, "model")
     sampling = build(Sampling, config.sampling, "sampling")
-    loss = build(settings.Loss, config.loss, "loss")
+    loss, loss_fn = make_loss(config.loss)
     judging = build(settings.Judging, config.judging, "judging")
     replay = build(settings.Replay, config.replay, "replay")
     layout = build(settings.Layout, config.layout, "layout")
@@ -123,12 +125,12 @@ def prepare(config: ConfigDict) -> Parts:
     logging = build(settings.Logging, config.logging, "logging")
     if sampling.temperature == 0 or sampling.repetition_penalty != 1:
         raise ValueError("sampling: training needs a temperature above 0 and a repetition_penalty of 1")
-    alpha_at, beta_at = loss.strengths(top.steps)
+    alpha_at, beta_at = loss.coefficients(loss_fn, top.steps)
     replay.check(
         top.batch_size, offline=top.offline is not None, renewed=model.reference_every_steps is not None
     )
     updates = top.steps * replay.updates
-    optimizer, rate = build(make_optimizer, config.optimizer, "optimizer", steps=updates)
+    optimizer = build(make_optimizer, config.optimizer, "optimizer", steps=updates)
     judge = make_judge(config.judge, "judge")
     mesh = build(sharding.make_mesh, config.mesh, "mesh")
     sharding.check_rows(mesh, batch_size=top.batch_size)
@@ -179,29 +181,35 @@ def prepare(config: ConfigDict) -> Parts:
         every_steps=evaluation.every_steps,
     )
     budget.check(0 if offline else int(batches[0].valid.sum()))
-    programs = Programs(
+    prefetches = loss.second_candidate == "reference" and not offline
+    shapes = BatchShapes(
+        batch_size=top.batch_size,
+        prompt_buckets=tuple(
+            sorted({*batches.buckets_of(top.steps), *(b.tokens.shape[1] for b in held_out)})
+        ),
+        micro_batch_rows=layout.micro_batch_rows,
+        chunk_tokens=layout.chunk_tokens,
+        prefetch_depth=layout.reference_steps if prefetches else 1,
+    )
+    spec = make_model_spec(
         mesh,
         model_config,
-        Vocabulary(len(tokenizer), end_tokens, model_folder.pad_token_id(folder, tokenizer)),
-        sampling,
         dtype=compute_dtype(model.dtype),
-        seed=top.seed,
-        batch_size=top.batch_size,
-        prompt_buckets=sorted({*batches.buckets_of(top.steps), *(b.tokens.shape[1] for b in held_out)}),
-        micro_batch_rows=layout.micro_batch_rows,
-        prefetch_depth=layout.reference_steps if loss.second_candidate == "reference" and not offline else 1,
-        optimizer=optimizer,
-        rate=rate,
         remat=layout.remat,
         kernel=model.attention,
-        loss={
-            "kind": loss.kind,
-            "bonus_clip": loss.bonus_clip,
-            "entropy_weight": loss.entropy_weight,
-            "chunk_tokens": layout.chunk_tokens,
-        },
+        batch_size=top.batch_size,
+        prompt_tokens=shapes.prompt_buckets[-1],
     )
-
+    programs = Programs(
+        spec,
+        shapes,
+        sampling,
+        Vocabulary(len(tokenizer), end_tokens, model_folder.pad_token_id(folder, tokenizer)),
+        optimizer=optimizer,
+        loss=loss_fn,
+        entropy_weight=loss.entropy_weight,
+        seed=top.seed,
+    )
     memory = ReplayBuffer(
         **dataclasses.asdict(replay),
         batch_size=top.batch_size,

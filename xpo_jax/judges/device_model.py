@@ -19,13 +19,12 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from xpo_jax.models import qwen2
+from xpo_jax.models import registry
+from xpo_jax.models.family import ModelConfig
 from xpo_jax.models.hf import model_folder
 from xpo_jax.runtime import distributed, sharding
 from xpo_jax.runtime.compilation import Program
 from xpo_jax.values import Array, Params
-
-HEAD = "score.weight"  # Hugging Face's name of the head of a Qwen2ForSequenceClassification, [1 D]
 
 
 class _DeviceModel:
@@ -41,7 +40,7 @@ class _DeviceModel:
         self,
         name: str,
         mesh: Mesh,
-        model_config: qwen2.Qwen2Config,
+        model_config: ModelConfig,
         read: Callable[[Any, Array, Array], Array],
         *,
         numbers: int,
@@ -54,15 +53,13 @@ class _DeviceModel:
         self.weights: Params = None
         self._head: Any = None  # on the devices, whole on each
         self._model_config, self._dtype = model_config, dtype
-        graphdef, abstract = nnx.split(
-            nnx.eval_shape(lambda: qwen2.Qwen2(model_config, rngs=nnx.Rngs(0), stacked=False))
-        )
-        self._shapes = jax.tree.map(
-            lambda p: jax.ShapeDtypeStruct(p.shape, dtype), nnx.to_pure_dict(abstract)
-        )
+        graphdef, params = registry.abstract_model(model_config, stacked=False)
+        self._shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, dtype), params)
         self._head_shape = None if head is None else jax.ShapeDtypeStruct(head, dtype)
         # as the sampler holds its weights, so that a model can serve both
-        self._sharding = sharding.shardings(mesh, self._shapes, qwen2.SHARDING, leave_out=("fsdp",))
+        self._sharding = sharding.shardings(
+            mesh, self._shapes, registry.family(model_config).sharding, leave_out=("fsdp",)
+        )
         self._whole, rows = sharding.replicated(mesh), sharding.batch(mesh)
 
         def last(params: Params, head: Any, tokens: Array, lengths: Array) -> Array:
@@ -127,7 +124,7 @@ class TokenChoiceScorer(_DeviceModel):
     def __init__(
         self,
         mesh: Mesh,
-        model_config: qwen2.Qwen2Config,
+        model_config: ModelConfig,
         *,
         tokens: Sequence[int],
         vocab_size: int,
@@ -150,15 +147,16 @@ class TokenChoiceScorer(_DeviceModel):
 
 
 class RewardScorer(_DeviceModel):
-    """One score per sequence: a Qwen2ForSequenceClassification with a single label.
+    """One score per sequence: a sequence classifier of the model's family with a single label.
 
     Args: as `TokenChoiceScorer` has them; model_config is of the backbone (no lm_head).
     """
 
-    def __init__(self, mesh: Mesh, model_config: qwen2.Qwen2Config, **shape: Any):
+    def __init__(self, mesh: Mesh, model_config: ModelConfig, **shape: Any):
         def score(_: Any, head: Array, last: Array) -> Array:
             return jnp.einsum("bd,cd->bc", last, head, preferred_element_type=jnp.float32)
 
+        self._head_name = registry.family(model_config).reward_head
         self._head_size = (1, model_config.hidden_size)
         super().__init__("scores", mesh, model_config, score, numbers=1, head=self._head_size, **shape)
 
@@ -169,7 +167,9 @@ class RewardScorer(_DeviceModel):
             self._model_config,
             dtype=self._dtype,
             shardings=self._sharding,
-            head={HEAD: self._head_size},
+            head={self._head_name: self._head_size},
         )
-        head = model_folder.load_head(folder, self._model_config, HEAD, self._head_size).astype(self._dtype)
+        head = model_folder.load_head(folder, self._model_config, self._head_name, self._head_size).astype(
+            self._dtype
+        )
         self._head = distributed.put(head, self._whole)

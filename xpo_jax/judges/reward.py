@@ -4,7 +4,7 @@ The verdict is sigmoid((score of A - score of B) / temperature), or the higher o
 equal scores tie. Each answer is seen alone, so the order shown makes no difference, and nothing that one answer says
 can be taken for the other's. Control tokens in a text are ordinary text.
 
-`reward_model` reads a Hugging Face folder of a Qwen2ForSequenceClassification with one label: the conversation with
+`reward_model` reads a Hugging Face folder of a sequence classifier with one label: the conversation with
 the answer goes through the folder's chat template, and the score is taken from the last token of what comes out.
 `reward_function` calls score(prompt, answer), where prompt is the last turn of the user's.
 
@@ -24,12 +24,12 @@ from typing import Any, Literal
 from xpo_jax.config.schema import check_increasing, resolve
 from xpo_jax.io.text import error_line
 from xpo_jax.judges.contract import JudgeError
-from xpo_jax.judges.device_model import HEAD, RewardScorer
+from xpo_jax.judges.device_model import RewardScorer
 from xpo_jax.models.hf import hub, model_folder
 from xpo_jax.models.hf.tensors import read_model_json
+from xpo_jax.models.registry import family
 from xpo_jax.values import Comparison, Message, Params, Verdict
 
-ARCHITECTURE = "Qwen2ForSequenceClassification"
 Score = Callable[[str, str], float | None]
 
 
@@ -79,14 +79,16 @@ class RewardModel:
             )
         self._found = hub.find(self._path)
         self._folder = self._found.folder
-        stated = read_model_json(self._folder / "config.json").get("architectures")
-        if stated != [ARCHITECTURE]:
-            raise ValueError(
-                f"judge.path: {self._folder} is a model of the architectures {stated}, not of {ARCHITECTURE}"
-            )
-        # no lm_head is there, whatever the config says of ties
+        # a classifier has no lm_head, even if its config.json has untied embeddings
         config = dataclasses.replace(model_folder.read_config(self._folder), tie_word_embeddings=True)
-        model_folder.check_params(self._folder, config, {HEAD: (1, config.hidden_size)})
+        classifier = family(config)
+        stated = read_model_json(self._folder / "config.json").get("architectures")
+        if stated != [classifier.reward_architecture]:
+            raise ValueError(
+                f"judge.path: {self._folder} is a model of the architectures {stated}, not of"
+                f" {classifier.reward_architecture}"
+            )
+        model_folder.check_params(self._folder, config, {classifier.reward_head: (1, config.hidden_size)})
         self._tokenizer = model_folder.load_tokenizer(self._folder, config)
         if self._tokenizer.chat_template is None:
             raise ValueError(f"judge.path: the tokenizer of {self._folder} has no chat template")
@@ -159,7 +161,7 @@ def reward_model(
     """Build the judge.
 
     Args:
-      path: a folder or hub name of a Qwen2ForSequenceClassification with one label.
+      path: a folder or hub name of a sequence classifier with one label.
       temperature: what a difference of scores is divided by; 1 is how most reward models were trained (Bradley and
         Terry), 0 gives hard verdicts.
       batch_size: rows per call on the devices, divisible by mesh.data x mesh.fsdp; a comparison is two.

@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from xpo_jax.models.attention_kernels import EINSUM, attend
+from xpo_jax.models.family import Family, ModelConfig
 from xpo_jax.models.layers import KV, MLP, Causal, Segment, before, cache, rope_angles, rotate, wide
 from xpo_jax.runtime.sharding import ROWS, Rules, constrain
 
@@ -29,20 +30,10 @@ Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class Qwen2Config:
-    """Shapes and constants of one model, under Hugging Face's names."""
+class Qwen2Config(ModelConfig):
+    """Shapes and constants of a Qwen2 or Qwen2.5."""
 
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    rope_theta: float
-    rms_norm_eps: float
-    tie_word_embeddings: bool
-    max_position_embeddings: int
+    model_type: ClassVar[str] = "qwen2"
 
     @classmethod
     def from_hf(cls, hf: Mapping[str, Any]) -> Qwen2Config:
@@ -72,8 +63,7 @@ class Qwen2Config:
                 f"config.json has values of the wrong kind: {', '.join(wrong)}; restore the model's own"
             )
         fields["rope_theta"] = float(fields["rope_theta"])
-        asks = [
-            (hf.get("model_type") != "qwen2", f"model_type is {hf.get('model_type')!r}, not 'qwen2'"),
+        refused = [
             (hf.get("hidden_act", "silu") != "silu", f"hidden_act is {hf.get('hidden_act')!r}, not 'silu'"),
             (bool(hf.get("use_sliding_window")), "use_sliding_window is true"),
             (
@@ -85,7 +75,7 @@ class Qwen2Config:
                 "num_key_value_heads does not divide num_attention_heads",
             ),
         ]
-        unsupported = [why for bad, why in asks if bad]
+        unsupported = [why for bad, why in refused if bad]
         if unsupported:
             raise ValueError(f"config.json asks for what xpo_jax does not compute: {'; '.join(unsupported)}")
         return cls(**fields)
@@ -321,4 +311,16 @@ SHARDING: Rules = (
     (r"layers\..*\.(o_proj|down_proj)\.kernel", (None, "tensor", "fsdp")),
     (r"layers\..*layernorm\.scale", (None, None)),
     (r"norm\.scale", (None,)),
+)
+
+FAMILY = Family(
+    config=Qwen2Config,
+    module=Qwen2,
+    tensors=TENSORS,
+    embedding="model.embed_tokens.weight",
+    head="lm_head.weight",
+    sharding=SHARDING,
+    unstack=unstack,
+    reward_architecture="Qwen2ForSequenceClassification",
+    reward_head="score.weight",
 )

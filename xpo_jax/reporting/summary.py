@@ -31,13 +31,14 @@ CONSOLE = (
 
 def start_table(programs: Programs, fields: Mapping[str, Any], *, compilations: int) -> str:
     """Return what a run prints first: `fields`, then devices, sizes and compilations."""
-    mesh = ", ".join(f"{axis} {size}" for axis, size in programs.mesh.shape.items())
-    prompts, rows = programs.prompt_buckets, programs.pack.widths
+    model = programs.model
+    mesh = ", ".join(f"{axis} {size}" for axis, size in model.mesh.shape.items())
+    prompts, rows = programs.shapes.prompt_buckets, programs.packer.widths
     return console.field_table(
         {
             **fields,
             "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}; mesh {mesh}",
-            "parameters": f"{programs.parameters:,}, computing in {programs.dtype.name}",
+            "parameters": f"{model.parameters:,}, computing in {model.dtype.name}",
             "sequence lengths": f"prompts {prompts} tokens; rows of the update {rows}",
             "compilations": f"{compilations}, all before the first step",
         }

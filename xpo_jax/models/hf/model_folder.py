@@ -3,8 +3,7 @@
 An export is written so that transformers and vLLM load it: safetensors, with the source's tokenizer files
 carried over as they were, and its config.json in both spellings that readers know.
 
-Left out on purpose: downloading (`hub.py`), code that is shipped with a model (never run), and model families
-other than `models/qwen2.py`, the only one so far.
+Left out on purpose: downloading (`hub.py`), and code that is shipped with a model (never run).
 """
 
 from __future__ import annotations
@@ -17,9 +16,10 @@ from typing import Any
 
 from xpo_jax.io.files import sync
 from xpo_jax.io.text import error_line, shorten
-from xpo_jax.models.hf.tensors import LICENCES, model_folder, param_shapes, read_model_json
+from xpo_jax.models.family import ModelConfig
+from xpo_jax.models.hf.tensors import LICENCES, model_folder, read_model_json
 from xpo_jax.models.hf.weights import check_params, load_head, load_params, load_weights, write_params
-from xpo_jax.models.qwen2 import Qwen2Config
+from xpo_jax.models.registry import param_shapes, read_model_config
 from xpo_jax.runtime import distributed
 from xpo_jax.runtime.collectives import all_or_none
 from xpo_jax.values import Params
@@ -52,7 +52,7 @@ CARRIED = (
 )
 
 
-def read_config(folder: str | Path) -> Qwen2Config:
+def read_config(folder: str | Path) -> ModelConfig:
     """Read the model's shapes from config.json.
 
     Raises:
@@ -61,7 +61,7 @@ def read_config(folder: str | Path) -> Qwen2Config:
     folder = model_folder(folder)
     values = read_model_json(folder / "config.json")
     try:
-        return Qwen2Config.from_hf(values)
+        return read_model_config(values)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
 
@@ -69,7 +69,7 @@ def read_config(folder: str | Path) -> Qwen2Config:
 def save(
     folder: str | Path,
     params: Params,
-    model_config: Qwen2Config,
+    model_config: ModelConfig,
     source: str | Path,
     *,
     card: str | None = None,
@@ -122,7 +122,7 @@ def _put_in_place(partial: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _make_room(folder: Path, partial: Path, source: Path, model_config: Qwen2Config, replace: bool) -> None:
+def _make_room(folder: Path, partial: Path, source: Path, model_config: ModelConfig, replace: bool) -> None:
     if folder.exists() and not replace and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is already there; export to a new or an empty folder")
     if read_config(source) != model_config:
@@ -134,7 +134,7 @@ def _make_room(folder: Path, partial: Path, source: Path, model_config: Qwen2Con
     partial.mkdir(parents=True)
 
 
-def _complete(partial: Path, source: Path, model_config: Qwen2Config, dtype: str, card: str | None) -> None:
+def _complete(partial: Path, source: Path, model_config: ModelConfig, dtype: str, card: str | None) -> None:
     """What belongs to an export beside its weights, all of it flushed."""
     _write_config(partial / "config.json", source / "config.json", model_config, dtype)
     if card is not None:
@@ -149,7 +149,7 @@ def _complete(partial: Path, source: Path, model_config: Qwen2Config, dtype: str
     sync(partial)
 
 
-def load_tokenizer(folder: str | Path, model_config: Qwen2Config) -> Any:
+def load_tokenizer(folder: str | Path, model_config: ModelConfig) -> Any:
     """Read a transformers tokenizer from local files only; code in the folder is never run.
 
     Returns:
@@ -217,7 +217,7 @@ def _generation_config(folder: str | Path) -> tuple[Path, dict[str, Any]]:
     return path, read_model_json(path)
 
 
-def _write_config(target: Path, source: Path, model_config: Qwen2Config, dtype: str) -> None:
+def _write_config(target: Path, source: Path, model_config: ModelConfig, dtype: str) -> None:
     """Carry config.json over, adding what one of the spellings lacks and nothing else.
 
     transformers 4 and vLLM read rope_theta and torch_dtype where transformers 5 reads rope_parameters and

@@ -13,17 +13,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
-from flax import nnx, traverse_util
+from flax import traverse_util
 from safetensors import SafetensorError, safe_open
 
 from xpo_jax.io.files import read_json
-from xpo_jax.models.qwen2 import TENSORS, Qwen2, Qwen2Config
-from xpo_jax.values import Params
+from xpo_jax.models import registry
+from xpo_jax.models.family import ModelConfig
+from xpo_jax.models.registry import param_shapes
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE")  # go wherever the model goes
 FLOATS = ("F32", "BF16", "F16")  # safetensors' names of the dtypes that we read
 
@@ -49,14 +48,6 @@ class Stored(NamedTuple):
     dtype: str
 
 
-def param_shapes(model_config: Qwen2Config) -> Params:
-    """The tree that `load_params` returns, as ShapeDtypeStructs; nothing is allocated."""
-    model = nnx.eval_shape(lambda: Qwen2(model_config, rngs=nnx.Rngs(0), stacked=True))
-    return jax.tree.map(
-        lambda p: jax.ShapeDtypeStruct(p.shape, np.float32), nnx.to_pure_dict(nnx.state(model, nnx.Param))
-    )
-
-
 def model_folder(folder: str | Path) -> Path:
     """The path of a folder that exists, "embedded" being the project's own; ValueError otherwise."""
     path = EMBEDDED if folder == "embedded" else Path(folder)
@@ -72,11 +63,11 @@ def read_model_json(path: Path) -> dict[str, Any]:
     return read_json(path, remedy="give a complete Hugging Face model folder")
 
 
-def expected_tensors(model_config: Qwen2Config) -> dict[str, Tensor]:
+def expected_tensors(model_config: ModelConfig) -> dict[str, Tensor]:
     """Hugging Face's name of every tensor of this model, layers in order."""
     shapes = traverse_util.flatten_dict(param_shapes(model_config), sep=".")
     tensors: dict[str, Tensor] = {}
-    for path, name, how in TENSORS:
+    for path, name, how in registry.family(model_config).tensors:
         if path not in shapes:
             continue  # a tied model has no lm_head
         shape = shapes[path].shape
@@ -136,7 +127,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def checked(
-    folder: Path, model_config: Qwen2Config, head: Mapping[str, tuple[int, ...]] | None = None
+    folder: Path, model_config: ModelConfig, head: Mapping[str, tuple[int, ...]] | None = None
 ) -> tuple[Mapping[str, Tensor], Mapping[str, Stored]]:
     """What the config asks for and what the files hold, which are the same tensors.
 
@@ -146,9 +137,10 @@ def checked(
     stored, duplicates = _stored(folder)
     expected = expected_tensors(model_config)
     expected |= {name: Tensor(name, None, False, shape) for name, shape in (head or {}).items()}
-    if model_config.tie_word_embeddings and HEAD in stored and EMBEDDING in stored:
-        _check_tied(stored[HEAD], stored[EMBEDDING])
-        del stored[HEAD]
+    family = registry.family(model_config)
+    if model_config.tie_word_embeddings and family.head in stored and family.embedding in stored:
+        _check_tied(stored[family.head], stored[family.embedding])
+        del stored[family.head]
     _check(folder, expected, stored, duplicates)
     return expected, stored
 
@@ -191,7 +183,7 @@ def _check_tied(head: Stored, embedding: Stored) -> None:
         same = same and np.array_equal(read_slice(head, rows), read_slice(embedding, rows))
     if not same:
         raise ValueError(
-            f"{head.file}: config.json ties the embeddings, but {HEAD} differs from {EMBEDDING};"
+            f"{head.file}: config.json ties the embeddings, but {head.name} differs from {embedding.name};"
             " set tie_word_embeddings to false if the model is not tied, or remove the tensor"
         )
 

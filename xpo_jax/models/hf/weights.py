@@ -2,7 +2,7 @@
 
 They are read from the byte ranges of the files, a block at a time, straight into the shards that need them,
 in the dtype they are wanted in; at no time is there a second copy of the model on the host. One table,
-TENSORS of the model family, serves reading and writing.
+`Family.tensors`, serves reading and writing.
 
 Left out on purpose: whether files and config fit each other, which is `tensors.py`'s. What else a Hugging
 Face folder holds is `model_folder.py`'s, which is where the rest of the project imports these functions from.
@@ -23,6 +23,8 @@ from flax import traverse_util
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from xpo_jax.models import registry
+from xpo_jax.models.family import ModelConfig
 from xpo_jax.models.hf.tensors import (
     INDEX,
     WEIGHTS,
@@ -32,10 +34,9 @@ from xpo_jax.models.hf.tensors import (
     expected_tensors,
     listed,
     model_folder,
-    param_shapes,
     read_slice,
 )
-from xpo_jax.models.qwen2 import Qwen2Config, unstack
+from xpo_jax.models.registry import param_shapes
 from xpo_jax.runtime import distributed
 from xpo_jax.values import Params
 
@@ -43,7 +44,7 @@ DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat
 BLOCK_BYTES = 2**25  # of a file, mapped at a time: mapped pages count as resident memory
 
 
-def load_params(folder: str | Path, model_config: Qwen2Config, *, shardings: Any = None) -> Params:
+def load_params(folder: str | Path, model_config: ModelConfig, *, shardings: Any = None) -> Params:
     """Read the weights of a Hugging Face folder.
 
     Args:
@@ -53,7 +54,7 @@ def load_params(folder: str | Path, model_config: Qwen2Config, *, shardings: Any
         uncommitted. A process reads only the byte ranges that its own devices hold.
 
     Returns:
-      The parameters of Qwen2(stacked=True) as a nested dict of float32 arrays, layers on axis 0.
+      The parameters, stacked, as a nested dict of float32 arrays, layers on axis 0.
 
     Raises:
       ValueError: missing or damaged files; missing, unexpected, duplicate or mis-shaped tensors, all in one
@@ -64,7 +65,7 @@ def load_params(folder: str | Path, model_config: Qwen2Config, *, shardings: Any
 
 def load_weights(
     folder: str | Path,
-    model_config: Qwen2Config,
+    model_config: ModelConfig,
     *,
     dtype: Any,
     shardings: Any = None,
@@ -82,31 +83,31 @@ def load_weights(
       head: see `tensors.checked`; it is not read here.
 
     Returns:
-      The parameters of Qwen2(stacked=False), bit for bit what `Programs.for_sampling` makes of `load_params`.
+      The parameters, unstacked,, bit for bit what `Programs.for_sampling` makes of `load_params`.
 
     Raises:
       ValueError: as `load_params` does.
     """
-    shapes = jax.eval_shape(unstack, param_shapes(model_config))
+    shapes = jax.eval_shape(registry.family(model_config).unstack, param_shapes(model_config))
     wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), shapes)
     return _load(folder, model_config, wanted, shardings, head)
 
 
 def check_params(
-    folder: str | Path, model_config: Qwen2Config, head: Mapping[str, tuple[int, ...]] | None = None
+    folder: str | Path, model_config: ModelConfig, head: Mapping[str, tuple[int, ...]] | None = None
 ) -> None:
     """Raise what `load_params` would, from the headers of the files alone: before a run begins."""
     checked(model_folder(folder), model_config, head)
 
 
-def load_head(folder: str | Path, model_config: Qwen2Config, name: str, shape: tuple[int, ...]) -> np.ndarray:
+def load_head(folder: str | Path, model_config: ModelConfig, name: str, shape: tuple[int, ...]) -> np.ndarray:
     """One tensor beside the model's own, as float32; checked as `load_weights` does."""
     _, stored = checked(model_folder(folder), model_config, {name: shape})
     return read_slice(stored[name], (slice(None),) * len(shape)).astype(np.float32)
 
 
 def write_params(
-    folder: Path, params: Params, model_config: Qwen2Config, *, dtype: str, max_shard_bytes: int
+    folder: Path, params: Params, model_config: ModelConfig, *, dtype: str, max_shard_bytes: int
 ) -> None:
     """Write model.safetensors, or several shards with model.safetensors.index.json, into a folder.
 
@@ -173,7 +174,7 @@ def _write_shards(
 
 def _load(
     folder: str | Path,
-    model_config: Qwen2Config,
+    model_config: ModelConfig,
     wanted: Params,
     shardings: Any,
     head: Mapping[str, tuple[int, ...]] | None = None,

@@ -1,0 +1,112 @@
+"""The architecture that policy and reference share, in both layouts, and how its arrays are split over a mesh.
+
+Training holds all layers in one array each (`params`, float32); sampling and scoring hold one array per layer in the
+compute dtype (`weights`). Nothing is allocated here: the trees are of ShapeDtypeStructs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from xpo_jax.models import registry
+from xpo_jax.models.family import ModelConfig
+from xpo_jax.models.layers import KEY_VALUES
+from xpo_jax.runtime import sharding
+from xpo_jax.values import Params
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """One architecture on one mesh.
+
+    Args:
+      mesh: see `sharding.make_mesh`.
+      config: its shapes.
+      dtype: of all computation but the master weights, the sums and the optimizer.
+      stacked, unstacked: the graphdefs of the two layouts.
+      params, weights: the parameters in these layouts, as ShapeDtypeStructs.
+      params_sharding, weights_sharding: a NamedSharding for each.
+    """
+
+    # long: two layouts of one model, each with graphdef, shapes and shardings
+    mesh: Mesh
+    config: ModelConfig
+    dtype: np.dtype
+    stacked: Any
+    unstacked: Any
+    params: Params
+    weights: Params
+    params_sharding: Any
+    weights_sharding: Any
+
+    @property
+    def shards(self) -> int:
+        """G, the groups of devices that a batch is split over."""
+        return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+
+    @property
+    def parameters(self) -> int:
+        """The number of weights."""
+        return sum(int(np.prod(p.shape)) for p in jax.tree.leaves(self.params))
+
+    def for_sampling(self, params: Params) -> Params:
+        """Cast stacked master weights to the compute dtype and unstack them."""
+        unstacked = registry.family(self.config).unstack(params)
+        return jax.tree.map(lambda p: p.astype(self.dtype), unstacked)
+
+
+def make_model_spec(
+    mesh: Mesh,
+    config: ModelConfig,
+    *,
+    dtype: Any,
+    remat: bool,
+    batch_size: int,
+    prompt_tokens: int,
+    kernel: str = "einsum",
+) -> ModelSpec:
+    """Build the spec of an architecture.
+
+    Args:
+      mesh, config, dtype: see `ModelSpec`.
+      remat: recompute layers in the backward pass.
+      batch_size, prompt_tokens: of the largest batch of prompts, whose keys and values the mesh must divide as well.
+      kernel: of attention, see models/attention_kernels.py.
+
+    Raises:
+      ValueError: a mesh that does not divide the model, with the sizes that would.
+    """
+    stacked, params = registry.abstract_model(config, stacked=True, remat=remat, kernel=kernel)
+    unstacked, weights = registry.abstract_model(config, stacked=False, kernel=kernel)
+    weights = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, dtype), weights)
+    rules = (("key_values", KEY_VALUES), *registry.family(config).sharding)
+    key_values = jax.ShapeDtypeStruct(
+        (batch_size, config.num_key_value_heads, prompt_tokens, config.head_dim), dtype
+    )
+    # in one call, so that the error lists the mesh sizes that would work for all arrays
+    params_sharding = sharding.shardings(mesh, {**params, "key_values": key_values}, rules)
+    del params_sharding["key_values"]  # the model itself pins them
+    return ModelSpec(
+        mesh=mesh,
+        config=config,
+        dtype=np.dtype(dtype),
+        stacked=stacked,
+        unstacked=unstacked,
+        params=params,
+        weights=weights,
+        params_sharding=params_sharding,
+        weights_sharding=sharding.shardings(mesh, weights, rules, leave_out=("fsdp",)),
+    )
+
+
+def compute_dtype(name: str) -> Any:
+    """Resolve "auto": bfloat16 on accelerators and float32 on CPU, where bfloat16 is slower."""
+    if name == "auto":
+        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    return {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[name]

@@ -1,0 +1,153 @@
+"""How each program of a run is made: its function, the shardings of its arguments and results, what it donates."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+
+from xpo_jax.algorithm.logps import packed_logps
+from xpo_jax.algorithm.losses import LossFn
+from xpo_jax.algorithm.model_spec import ModelSpec
+from xpo_jax.algorithm.optimizer import Optimizer
+from xpo_jax.algorithm.packing import CANDIDATES, Packed
+from xpo_jax.algorithm.sampler import Sampling, Vocabulary, make_sampler, row_keys
+from xpo_jax.algorithm.update import SUMS, PairTargets, init_state, make_accumulate, make_apply, zeros
+from xpo_jax.runtime import sharding
+from xpo_jax.runtime.compilation import Program
+from xpo_jax.values import Array, Params, Samples, TrainState
+
+
+class Shardings(NamedTuple):
+    """How arguments and results other than parameters are split."""
+
+    replicated: NamedSharding
+    rows: NamedSharding
+    packed: Packed
+    targets: PairTargets
+    sums: dict[str, NamedSharding]
+
+
+def make_shardings(mesh: Mesh) -> Shardings:
+    """Split rows over the mesh, and replicate sums."""
+    rows, candidate_rows, replicated = (
+        sharding.batch(mesh),
+        sharding.batch(mesh, 1),
+        sharding.replicated(mesh),
+    )
+    return Shardings(
+        replicated=replicated,
+        rows=rows,
+        packed=Packed(**dict.fromkeys(Packed._fields, rows)),
+        targets=PairTargets(
+            lengths=candidate_rows, ref_logps=candidate_rows, p_first=rows, weight=rows, valid=rows
+        ),
+        sums=dict.fromkeys(SUMS, replicated),
+    )
+
+
+def sample_program(model: ModelSpec, sampling: Sampling, vocabulary: Vocabulary, seed: int) -> Program:
+    """Make the sampler, which derives a key for each row."""
+    split = make_shardings(model.mesh)
+    sampler = make_sampler(
+        model.unstacked,
+        sampling,
+        vocab_size=vocabulary.size,
+        end_tokens=vocabulary.end_tokens,
+        pad_token=vocabulary.pad_token,
+    )
+
+    def sample(
+        weights: Params,
+        tokens: Array,
+        lengths: Array,
+        valid: Array,
+        position: Array,
+        stream: Array,
+        step: Array,
+        candidate: Array,
+    ) -> Samples:
+        return sampler(weights, tokens, lengths, valid, row_keys(seed, stream, step, position, candidate))
+
+    rows, replicated = split.rows, split.replicated
+    return Program(
+        "sample",
+        model.mesh,
+        sample,
+        in_shardings=(model.weights_sharding, rows, rows, rows, rows, replicated, rows, replicated),
+        out_shardings=rows,
+    )
+
+
+def score_program(model: ModelSpec, batch_size: int, distribution: dict[str, Any]) -> Program:
+    """Make the program that writes the scores of one micro-batch into those of the batch, [S B]."""
+    split = make_shardings(model.mesh)
+
+    def score(weights: Params, scores: Array, packed: Packed, pairs: Array) -> Array:
+        G, per_shard = pairs.shape
+        scored = packed_logps(model.unstacked, weights, packed, CANDIDATES * per_shard, **distribution)
+        # results without a pair are written past the last row, and so dropped
+        at = jnp.where(pairs < 0, batch_size, pairs)
+        logps = jnp.moveaxis(scored.logps.reshape(G, per_shard, CANDIDATES), -1, 0)
+        return scores.at[:, at].set(logps, mode="drop")
+
+    return Program(
+        "score",
+        model.mesh,
+        score,
+        in_shardings=(model.weights_sharding, split.replicated, split.packed, split.rows),
+        out_shardings=split.replicated,
+    )
+
+
+class UpdatePrograms(NamedTuple):
+    """The first state, and the zeros, the sum and the application of a gradient."""
+
+    init: Program
+    zeros: Program
+    accumulate: Program
+    apply: Program
+
+
+def update_programs(
+    model: ModelSpec,
+    state_sharding: TrainState,
+    optimizer: Optimizer,
+    loss: LossFn,
+    *,
+    entropy_weight: float,
+    distribution: dict[str, Any],
+) -> UpdatePrograms:
+    """Make the programs of an update, see update.py."""
+    split, params = make_shardings(model.mesh), model.params_sharding
+    accumulate = make_accumulate(
+        model.stacked, loss, entropy_weight=entropy_weight, dtype=model.dtype, **distribution
+    )
+    return UpdatePrograms(
+        init=Program(
+            "init",
+            model.mesh,
+            lambda params: init_state(params, optimizer.transformation),
+            in_shardings=(params,),
+            out_shardings=state_sharding,
+            donate_argnums=0,  # what was loaded becomes the state
+        ),
+        zeros=Program("zeros", model.mesh, zeros, in_shardings=(params,), out_shardings=(params, split.sums)),
+        accumulate=Program(
+            "accumulate",
+            model.mesh,
+            accumulate,
+            in_shardings=(params, params, split.sums, split.packed, split.targets, *[split.replicated] * 4),
+            out_shardings=(params, split.sums),
+            donate_argnums=(1, 2),
+        ),
+        apply=Program(
+            "apply",
+            model.mesh,
+            make_apply(optimizer.transformation, optimizer.rate),
+            in_shardings=(state_sharding, params, split.replicated),
+            out_shardings=(state_sharding, split.replicated),
+            donate_argnums=0,  # not the gradients: no result could take their place
+        ),
+    )

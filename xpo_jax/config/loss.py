@@ -1,0 +1,86 @@
+"""The config's loss group: settings common to all losses, beside the hyperparameters of the loss that it names."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from ml_collections import ConfigDict
+
+from xpo_jax.algorithm.losses import LOSSES, LossFn
+from xpo_jax.config.schema import ConfigError, build, resolve, schedule, suggestion
+
+Schedule = Callable[[int], float]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Loss:
+    """The settings that every loss has.
+
+    Args:
+      second_candidate: the model that samples the second candidate: the reference (XPO), or the policy (online DPO,
+        which needs alpha 0).
+      beta, alpha: numbers, or schedules over steps: {"kind": "linear", "start": 1e-3, "end": 0.0, "steps": 100}.
+      entropy_weight: weight of the policy's mean entropy per token in the objective that is maximised; 0 is off.
+      unfinished_loses: a response cut off at max_new_tokens loses to a finished one without a query to the judge.
+    """
+
+    second_candidate: Literal["reference", "policy"]
+    beta: float | Mapping[str, Any]
+    alpha: float | Mapping[str, Any]
+    entropy_weight: float
+    unfinished_loses: bool
+
+    def __post_init__(self) -> None:
+        if self.entropy_weight < 0:
+            raise ValueError(f"entropy_weight is {self.entropy_weight}, must be 0 (off) or more")
+
+    def coefficients(self, loss: LossFn, steps: int) -> tuple[Schedule, Schedule]:
+        """Return alpha and beta as functions of the step, checked at every step of the run.
+
+        Raises:
+          ValueError: coefficients that `loss.check` refuses, or a bonus without samples of the reference.
+        """
+        alpha, beta = schedule(self.alpha, "loss.alpha"), schedule(self.beta, "loss.beta")
+        for step in range(steps):
+            try:
+                loss.check(alpha(step), beta(step))
+            except ValueError as error:
+                raise ConfigError(f"loss at step {step}: {error}") from error
+            if self.second_candidate == "policy" and alpha(step) > 0:
+                raise ConfigError(
+                    "loss.alpha must be 0 with loss.second_candidate='policy': the bonus applies to the reference's"
+                    " sample"
+                )
+        return alpha, beta
+
+
+def make_loss(group: Mapping[str, Any] | ConfigDict, where: str = "loss") -> tuple[Loss, LossFn]:
+    """Build the group's common settings and the loss that it names.
+
+    Args:
+      group: `name`, the fields of `Loss`, and the fields of the class that `name` stands for.
+      where: the group's path in the config, for errors.
+
+    Raises:
+      ValueError: an unknown name; an unknown, missing or ill-typed field; an object that is no loss.
+    """
+    if "name" not in group:
+        raise ConfigError(f'{where}.name is missing: one of {", ".join(LOSSES)}, or "package.module:Name"')
+    factory = resolve(group["name"], f"{where}.name", LOSSES)
+    common = {field.name for field in dataclasses.fields(Loss)}
+    known = [*common, *inspect.signature(factory).parameters]
+    for name in group:
+        if name not in known and name != "name":
+            hint = suggestion(name, known) or f"; {where} has {', '.join(sorted(known))}"
+            raise ConfigError(f"{where}.{name}: no such field{hint}")
+    settings = build(Loss, {name: group[name] for name in common if name in group}, where)
+    loss = build(factory, {name: group[name] for name in group if name not in common}, where)
+    if not isinstance(loss, LossFn):
+        raise ConfigError(
+            f"{where}.name: {group['name']} makes a {type(loss).__name__}, which is no loss; define"
+            " __call__(policy_logps, ref_logps, p_first, *, alpha, beta) and check(alpha, beta)"
+        )
+    return settings, loss

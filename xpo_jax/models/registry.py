@@ -1,0 +1,55 @@
+"""The model families by config.json's `model_type`; nothing else in the project names a family."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from flax import nnx
+
+from xpo_jax.models import qwen2
+from xpo_jax.models.family import Family, ModelConfig
+
+FAMILIES: dict[str, Family] = {
+    "qwen2": qwen2.FAMILY,
+}
+
+
+def family(config: ModelConfig) -> Family:
+    """Return the family of a model."""
+    return FAMILIES[config.model_type]
+
+
+def read_model_config(hf: Mapping[str, Any]) -> ModelConfig:
+    """Read the fields of a config.json, in the way of the family that its `model_type` names.
+
+    Raises:
+      ValueError: an unknown family, or a model that its modules do not compute.
+    """
+    name = hf.get("model_type")
+    if not isinstance(name, str) or name not in FAMILIES:
+        raise ValueError(
+            f"config.json: model_type is {name!r}; xpo_jax computes {', '.join(FAMILIES)}, choose a model of these"
+        )
+    return FAMILIES[name].config.from_hf(hf)
+
+
+def abstract_model(config: ModelConfig, *, stacked: bool, **options: Any) -> tuple[Any, Any]:
+    """Return the graphdef of a model and its parameters as ShapeDtypeStructs; nothing is allocated.
+
+    Args:
+      stacked: with all layers in one array each (training), or in a list (sampling).
+      options: `remat` and `kernel`, as the family's module takes them.
+    """
+    make = family(config).module
+    graphdef, params = nnx.split(
+        nnx.eval_shape(lambda: make(config, rngs=nnx.Rngs(0), stacked=stacked, **options))
+    )
+    return graphdef, nnx.to_pure_dict(params)
+
+
+def param_shapes(config: ModelConfig) -> Any:
+    """Return the tree of stacked float32 parameters, as ShapeDtypeStructs."""
+    params = abstract_model(config, stacked=True)[1]
+    return jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, "float32"), params)
