@@ -166,7 +166,8 @@ def test_truncated_missing_foreign_and_no_manifest(path):
     assert "is not a file of this checkpoint" in failure(verify, path, 7)
     (folder / MANIFEST).unlink()
     assert failure(restore, path, 7, abstract(make_state())) == (
-        f"{folder / MANIFEST}: is missing, so nothing vouches for it; delete that checkpoint to use an older one"
+        f"{folder / MANIFEST}: is missing, so the checkpoint cannot be verified;"
+        " delete that checkpoint to use an older one"
     )
 
 
@@ -203,22 +204,20 @@ def test_other_dtypes_shapes_and_leaves_are_refused(saved):
 
     beginning = f"{saved}/7: does not fit this model or optimizer "
     assert message(norm=leaf((8,), jnp.float32)) == (
-        beginning + "(params/norm is bfloat16[8] there, float32[8] here); use its config"
+        beginning + "(params/norm is bfloat16[8] in the checkpoint, float32[8] here); use its config"
     )
-    assert "(params/norm is bfloat16[8] there, bfloat16[4,2] here)" in message(
+    assert "(params/norm is bfloat16[8] in the checkpoint, bfloat16[4,2] here)" in message(
         norm=leaf((4, 2), jnp.bfloat16)
     )
-    assert "(params/more is absent there, float32[] here)" in message(more=leaf((), jnp.float32))
+    assert "(params/more is absent in the checkpoint, float32[] here)" in message(more=leaf((), jnp.float32))
     without = {name: leaf for name, leaf in like.params.items() if name != "norm"}
-    assert "(params/norm is bfloat16[8] there, absent here)" in failure(
+    assert "(params/norm is bfloat16[8] in the checkpoint, absent here)" in failure(
         restore, saved, 7, like._replace(params=without)
     )
     other = abstract(optax.sgd(0.1, momentum=0.9).init(make_state().params))
     assert failure(restore, saved, 7, like._replace(opt_state=other)).endswith(" more); use its config")
     bare = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), like)
-    assert failure(restore, saved, 7, bare).endswith(
-        "7: no sharding is given for step; give one for each leaf"
-    )
+    assert failure(restore, saved, 7, bare).endswith("7: step has no sharding; give one for each leaf")
 
 
 # Orbax closes its event loop while writes of other arrays still fail; Python 3.12 mentions each.
@@ -250,9 +249,7 @@ def test_a_failed_write_is_one_line_and_leaves_nothing(tmp_path, capfd, caplog):
 
 def test_saving_again(path):
     state = make_state(1)
-    assert (
-        failure(save, path, 7, state, {}) == f"{path}/7: is there already; delete it to save that step again"
-    )
+    assert failure(save, path, 7, state, {}) == f"{path}/7: already exists; delete it to save that step again"
     assert_bits_equal(restore(path, 7, abstract(state))[0], make_state(0))
     (path / "7" / MANIFEST).unlink()  # as after a kill
     assert save(path, 7, state, {"a": 1}) == path / "7"

@@ -51,7 +51,7 @@ def test_the_card_says_where_it_came_from_and_what_was_measured(top):
         "| | reference | this model |\n"
         "|---|---|---|\n"
         "| win rate against the reference | 50.0% | 63.5% [61.7%, 65.3%] |\n"
-        "| KL to the reference, nats per answer | 0 | 2 |\n"
+        "| KL to the reference, nats per sequence | 0 | 2 |\n"
         "| valid answers | 95.8% | 94.2% |\n"
         "\n## Settings\n"
     ) in text

@@ -61,7 +61,7 @@ def test_checkpoints_in_a_bucket(there, caplog):
     }
     assert (
         failure(save, path, 3, make_state(), {})
-        == f"{path}/3: is there already; delete it to save that step again"
+        == f"{path}/3: already exists; delete it to save that step again"
     )
 
     largest = max(there.objects, key=lambda n: len(there.objects[n]) * n.startswith("checkpoints/3/state"))
@@ -86,8 +86,8 @@ def test_gcsfs_is_asked_for(monkeypatch):
     monkeypatch.setattr(paths.importlib.util, "find_spec", lambda name: None)
     paths._prepare_buckets.cache_clear()
     with pytest.raises(ValueError, match=r"^gs:// paths need gcsfs; install xpo-jax\[gcs\]$"):
-        paths.find("gs://bucket/run")
-    assert str(paths.find("run")) == os.path.abspath("run")
+        paths.absolute("gs://bucket/run")
+    assert str(paths.absolute("run")) == os.path.abspath("run")
 
 
 # ---- the mirror -----------------------------------------------------------------------------------

@@ -2,18 +2,19 @@
 
     python -m tools.report RUN [RUN ...] [--out=FILE.html]
 
-RUN is a run directory, finished or under way. Of one, its report.html is written (again), or FILE.html. Of several, a
-table is printed: the last evaluation of each, and in which fields of their configs they differ; with --out the same
-as a page, with the win rates over judge queries and over KL in one picture each. The last line is one JSON object.
+RUN is a run directory, of a finished run or one under way. For one run, its report.html is written (again), or
+FILE.html. For several, a table is printed: the last evaluation of each, and the fields in which their configs differ;
+with --out the same becomes a page, with charts of the win rates over judge queries and over KL. The last line is one
+JSON object.
 
-Intervals are over the held-out prompts of one run each. Two runs whose intervals overlap may still differ, and two
-seeds of one config differ by more than an interval says: repeat a run with other seeds before you trust a small gap.
+Intervals are over the held-out prompts of one run. Two runs whose intervals overlap may still differ, and two seeds of
+one config differ by more than an interval shows: repeat a run with other seeds before you trust a small difference.
 
 Examples:
   python -m tools.report runs/paraphrase
   python -m tools.report runs/alpha_0 runs/alpha_1e-4 runs/alpha_1e-3 --out=comparison.html
 
-Exit status: 0 done, 2 something to mend (one line says what), 130 interrupted.
+Exit status: 0 success, 2 invalid input (one line explains), 130 interrupted.
 """
 
 from __future__ import annotations
@@ -45,61 +46,54 @@ HEADS = (
 )
 
 
-def row(run: Run) -> list[Any]:
-    """A line of the comparison: the last evaluation of a run."""
+def evaluation_row(run: Run) -> list[Any]:
+    """Return a run's row of the comparison: its last evaluation."""
     last, result = run.evaluations[-1], run.result or {}
     rates = [interval(last, name).replace(" %", "") for name in ("win_rate", "win_rate_controlled")]
-    others = [last.get(f"eval/policy/{name}") for name in ("valid", "copy", "tokens")]
-    return [
-        str(run.path),
-        last["step"],
-        last["queries"],
-        *rates,
-        last["eval/kl"],
-        *others,
-        result.get("seconds"),
-    ]
+    answers = [last.get(f"eval/policy/{name}") for name in ("valid", "copy", "tokens")]
+    seconds = result.get("seconds")
+    return [str(run.path), last["step"], last["queries"], *rates, last["eval/kl"], *answers, seconds]
 
 
 def differences(runs: Sequence[Run]) -> list[list[str]]:
-    """Per config field in which the runs differ: its name, and each run's value as JSON; run_dir left out."""
-    flat = [dict(_leaves(run.config)) for run in runs]
-    names = dict.fromkeys(name for each in flat for name in each if name != "run_dir")
-    rows = [[name, *(each.get(name, "absent") for each in flat)] for name in names]
-    return [entries for entries in rows if len(set(entries[1:])) > 1]
+    """Return each config field in which the runs differ, run_dir left out: its name, and the runs' values as JSON."""
+    configs = [dict(_leaves(run.config)) for run in runs]
+    names = dict.fromkeys(name for config in configs for name in config if name != "run_dir")
+    rows = [[name, *(config.get(name, "absent") for config in configs)] for name in names]
+    return [row for row in rows if len(set(row[1:])) > 1]
 
 
 def comparison(runs: Sequence[Run]) -> str:
-    """The page for several runs."""
+    """Return the page for several runs."""
     heads = ("field", *(str(run.path) for run in runs))
     return render(
         "comparison.html.j2",
         title="Runs compared: xpo_jax",
         runs=len(runs),
-        evaluations=table(HEADS, [row(run) for run in runs]),
+        evaluations=table(HEADS, list(map(evaluation_row, runs))),
         charts=report.held_out_charts(runs),
         differences=table(heads, differences(runs)),
     )
 
 
-def _last(run: Run) -> dict[str, Any]:
+def _summary(run: Run) -> dict[str, Any]:
     last = run.evaluations[-1]
-    found = {name: value for name, value in last.items() if name.startswith("eval/")}
-    return {"run": str(run.path), "step": last["step"], "queries": last["queries"], **found}
+    metrics = {name: value for name, value in last.items() if name.startswith("eval/")}
+    return {"run": str(run.path), "step": last["step"], "queries": last["queries"], **metrics}
 
 
 def _leaves(values: Mapping[str, Any], path: str = "") -> list[tuple[str, str]]:
-    found = []
+    leaves = []
     for name, value in values.items():
         if isinstance(value, Mapping) and value:
-            found += _leaves(value, f"{path}{name}.")
+            leaves += _leaves(value, f"{path}{name}.")
         else:
-            found.append((path + name, json.dumps(value, ensure_ascii=False)))
-    return found
+            leaves.append((path + name, json.dumps(value, ensure_ascii=False)))
+    return leaves
 
 
 def run(argv: Sequence[str]) -> dict[str, Any]:
-    """Write and print; returns the last line."""
+    """Write the report, or print the comparison; return the last line."""
     parser = Parser(prog="python -m tools.report", description=None)
     parser.add_argument("runs", nargs="+")
     parser.add_argument("--out")
@@ -109,29 +103,28 @@ def run(argv: Sequence[str]) -> dict[str, Any]:
         out = Path(options.out or runs[0].path / "report.html")
         atomic_write(out, report.html(runs[0]))
         return {"report": str(out)}
-    rows = [row(each) for each in runs]
-    print(text_table(HEADS, rows))
-    found = differences(runs)
-    if found:
+    print(text_table(HEADS, list(map(evaluation_row, runs))))
+    differing = differences(runs)
+    if differing:
         print()
-        print(text_table(["differs", *options.runs], found))
+        print(text_table(["differs", *options.runs], differing))
     if options.out:
         atomic_write(options.out, comparison(runs))
     print()
-    return {"runs": [_last(each) for each in runs], "report": options.out}
+    return {"runs": list(map(_summary, runs)), "report": options.out}
 
 
 def main(argv: Sequence[str]) -> int:
-    """Returns the exit status."""
+    """Run the tool and return its exit status."""
     if {"-h", "--help"} & set(argv):
         print(__doc__)
         return 0
 
-    def shown() -> int:
+    def print_result() -> int:
         print(to_json(run(argv)))
         return 0
 
-    return exit_status("report", shown)
+    return exit_status("report", print_result)
 
 
 if __name__ == "__main__":

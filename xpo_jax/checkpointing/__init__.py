@@ -1,4 +1,5 @@
 """Checkpoints: a state saved in the background, verified before it is restored, and removed by rule.
 
-Read checkpoint, then orbax_backend (how Orbax is configured), manifest (integrity), retention, weights_checksum.
+Read checkpoint, then manifest (integrity), leaves (names and shapes), retention (which checkpoints are kept),
+orbax_backend (how Orbax is configured) and weights_checksum.
 """

@@ -1,18 +1,18 @@
 """Checkpoints through Orbax, verified: what is restored is bit for bit what was saved, or an error.
 
     checkpoints/<step>/state/           the TrainState, as Orbax lays it out
-    checkpoints/<step>/checkpoint.json  step, dtype and shape of every leaf, score, what train adds
+    checkpoints/<step>/checkpoint.json  step, dtype and shape of every leaf, score, the run's counters
     checkpoints/<step>/manifest.sha256  written last, SHA-256 of each file above; see manifest.py
 
-A checkpoint without a manifest is not one. Orbax alone restores a flipped bit and casts a dtype
-without a word, hence the manifest and the leaves. `sha256sum -c manifest.sha256` checks it by hand.
+A folder without a manifest is no checkpoint. Orbax alone restores a flipped bit and casts a dtype
+silently, hence the manifest and the list of leaves. `sha256sum -c manifest.sha256` checks one by hand.
 
-Of many processes each writes and reads what its devices hold, on a disk that all share or in a bucket (gs://);
-process 0 makes the folder and the files beside state/. Saving goes on in the background, where processes wait for
-each other through Orbax alone, never in a computation of the devices.
+With several processes, each writes and reads what its devices hold, on a shared disk or in a bucket (gs://);
+process 0 makes the folder and the files beside state/. Files are written in the background, where processes wait
+for each other through Orbax only, never in a computation on the devices.
 
-Left out on purpose: going on where one of many processes cannot write. It raises and ends, and so the others do.
-Random keys are not stored: they follow from the seed and the step.
+Left out on purpose: continuing when one of several processes cannot write (it raises and ends, and so do the others),
+and random keys, which follow from the seed and the step.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ import jax
 import numpy as np
 from etils import epath
 
-from xpo_jax.checkpointing import manifest, orbax_backend, retention
+from xpo_jax.checkpointing import leaves, manifest, orbax_backend, retention
 from xpo_jax.checkpointing.manifest import CheckpointError
-from xpo_jax.checkpointing.retention import ABOUT
+from xpo_jax.checkpointing.retention import METADATA
 from xpo_jax.io import paths
 from xpo_jax.io.files import WriteError
 from xpo_jax.io.text import error_line
@@ -45,19 +45,19 @@ _log = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """The checkpoints of one run: saved in the background, verified, kept by rule.
+    """The checkpoints of one run: saved in the background, and removed by rule.
 
         with Checkpoints(run / "checkpoints", keep_last=2) as checkpoints:
             checkpoints.save(step, state, extra)
 
-    Only when a new one is whole are older ones removed: all but the newest, those of certain steps, those that are
-    held, and the one of the highest score. What a killed process left half-written goes with them.
+    Older checkpoints are removed only when a new one is complete, see `retention.kept_steps`; what a killed process
+    left half-written is removed with them.
 
     Args:
       path: their folder; made by the first `save`.
-      keep_last: how many of the newest stay; None for all.
-      keep_every: those whose step it divides stay, too.
-      background: `save` returns before the new one is whole.
+      keep_last: how many of the newest are kept; None for all.
+      keep_every: checkpoints of multiples of this step are kept, too; None for no others.
+      background: whether `save` returns before the new checkpoint is complete.
     """
 
     def __init__(
@@ -68,10 +68,10 @@ class Checkpoints:
         keep_every: int | None = None,
         background: bool = True,
     ):
-        self._path = paths.find(path)
+        self._path = paths.absolute(path)
         self._keep_last, self._keep_every, self._background = keep_last, keep_every, background
         self._thread: threading.Thread | None = None
-        self._problem: CheckpointError | None = None
+        self._failure: CheckpointError | None = None
         self._written = False
 
     def save(
@@ -86,33 +86,35 @@ class Checkpoints:
     ) -> None:
         """Save the state as <path>/<step>/. All processes call it, at the same step.
 
-        Returns once the arrays have been copied from the devices: their buffers may be donated, and `extra` changed.
+        It returns once the arrays have been copied from the devices: their buffers may then be donated.
 
         Args:
           step: updates done so far.
           state: arrays, on the devices or on the host.
-          extra: what JSON holds, exactly; returned by `restore`.
-          score: the higher the better, such as the held-out win rate; None for not known.
-          needs: the step of another one that stays as long as this one does.
+          extra: values that JSON can hold; `restore` returns them.
+          score: higher is better, such as the held-out win rate; None if it is not known.
+          needs: the step of another checkpoint, which is kept as long as this one is.
           hold: never remove this one by rule.
 
         Raises:
-          CheckpointError: of this one or the one before, which could not be written; what was half-written is
-            removed. Also if that step is there already and whole.
+          CheckpointError: this checkpoint or the one before cannot be written (what was half-written is removed),
+            or a complete one of that step exists.
         """
         self.wait()
         folder = self._path / str(step)
         state = jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf), state)
-        about = {"format": _FORMAT, "version": 1, "step": step, "hold": hold, "needs": needs}
-        about["score"] = None if score is None else float(score)
-        with all_or_none("starting a checkpoint"), _told(folder):
-            text = json.dumps({**about, "leaves": _leaves(state), "extra": extra}, indent=1, allow_nan=False)
+        metadata = {"format": _FORMAT, "version": 1, "step": step, "hold": hold, "needs": needs}
+        metadata["score"] = None if score is None else float(score)
+        with all_or_none("starting a checkpoint"), _as_checkpoint_error(folder):
+            text = json.dumps(
+                {**metadata, "leaves": leaves.describe(state), "extra": extra}, indent=1, allow_nan=False
+            )
             if distributed.is_lead_process():
-                _make_room(folder)
+                _remove_incomplete(folder)
                 folder.mkdir(parents=True)
         writer = orbax_backend.Writer(f"checkpoint-{step}")
         try:
-            with _told(folder):
+            with _as_checkpoint_error(folder):
                 writer.start(folder / "state", state)
         except BaseException:
             with contextlib.suppress(Exception):
@@ -126,22 +128,22 @@ class Checkpoints:
             self.wait()
 
     def wait(self) -> None:
-        """Wait until the one under way is whole, on every process.
+        """Wait until the checkpoint that is being written is complete, on every process.
 
         Raises:
-          CheckpointError: if it could not be written.
+          CheckpointError: it could not be written.
         """
-        if not self._joined():
+        if not self._join():
             return
-        problem, self._problem = self._problem, None
-        if problem and not self._written:
-            raise problem  # not together: the others may wait in Orbax for this process
+        failure, self._failure = self._failure, None
+        if failure and not self._written:
+            raise failure  # without the others, which may wait in Orbax for this process
         with all_or_none("sealing a checkpoint"):
-            if problem:
-                raise problem
+            if failure:
+                raise failure
 
     def close(self) -> None:
-        """The same as `wait`: there is nothing else to let go of."""
+        """Wait, see `wait`; nothing else has to be released."""
         self.wait()
 
     def __enter__(self) -> Self:
@@ -152,13 +154,13 @@ class Checkpoints:
     ) -> None:
         if error is None:
             self.close()
-        elif jax.process_count() == 1 or isinstance(error, Failed):  # else others may never come
-            self._joined()
-            if self._problem:
-                _log.warning("%s", self._problem)
+        elif jax.process_count() == 1 or isinstance(error, Failed):  # else the others may never arrive
+            self._join()
+            if self._failure:
+                _log.warning("%s", self._failure)
 
-    def _joined(self) -> bool:
-        """Waits for the thread, if there is one."""
+    def _join(self) -> bool:
+        """Wait for the thread; return whether there was one."""
         if self._thread is None:
             return False
         self._thread.join()
@@ -166,16 +168,16 @@ class Checkpoints:
         return True
 
     def _finish(self, writer: orbax_backend.Writer, folder: epath.Path, text: str) -> None:
-        """In the background: wait for the files of all processes, then seal them and remove older checkpoints."""
+        """Wait for the files of all processes, then seal them and remove older checkpoints; runs in the thread."""
         try:
-            with _told(folder):
+            with _as_checkpoint_error(folder):
                 writer.finish()
                 self._written = True
                 if distributed.is_lead_process():
-                    paths.write(folder / ABOUT, text + "\n")
+                    paths.write(folder / METADATA, text + "\n")
                     manifest.seal(folder)
         except BaseException as error:
-            self._problem = error if isinstance(error, CheckpointError) else CheckpointError(repr(error))
+            self._failure = error if isinstance(error, CheckpointError) else CheckpointError(repr(error))
             _discard(folder)
             return
         if distributed.is_lead_process():
@@ -183,16 +185,12 @@ class Checkpoints:
                 retention.remove_old(
                     self._path, int(folder.name), keep_last=self._keep_last, keep_every=self._keep_every
                 )
-            except Exception as error:  # tried again after the next one; this one is whole
+            except Exception as error:  # tried again after the next one; this one is complete
                 _log.warning("%s: older checkpoints cannot be removed (%s)", self._path, error)
 
 
 def save(path: str | Path | epath.Path, step: int, state: TrainState, extra: Mapping[str, Any]) -> epath.Path:
-    """Save one checkpoint and wait until it is whole; nothing is removed. See `Checkpoints.save`.
-
-    Returns:
-      Its folder.
-    """
+    """Save one checkpoint, wait until it is complete, and return its folder; none is removed."""
     with Checkpoints(path, keep_last=None, background=False) as checkpoints:
         checkpoints.save(step, state, extra)
     return _folder(path, step)
@@ -201,42 +199,33 @@ def save(path: str | Path | epath.Path, step: int, state: TrainState, extra: Map
 def restore(
     path: str | Path | epath.Path, step: int, like: TrainState, *, verified: bool = False
 ) -> tuple[TrainState, dict[str, Any]]:
-    """Verify the checkpoint of a step and restore it into the given shardings. All processes call it.
+    """Verify the checkpoint of a step and restore it into the shardings of `like`. All processes call it.
 
     Args:
       path: the folder of the checkpoints.
       step: which one; see `latest`.
       like: a TrainState of jax.ShapeDtypeStruct with shardings, or of arrays.
-      verified: `latest` has just read every file of it, which need not be done twice.
+      verified: whether `latest` has just read and verified all of its files.
 
     Returns:
       The state, and the `extra` it was saved with.
 
     Raises:
-      CheckpointError: if a file is missing, damaged or foreign, or a leaf differs in dtype or shape
-        from `like`, or is on one side only.
+      CheckpointError: a file is missing, damaged or foreign, or a leaf has another dtype or shape than in `like`,
+        or exists only in one of the two.
     """
     folder = _folder(path, step)
     if not verified:
-        with all_or_none("verifying a checkpoint"):  # each process its share of the files
-            share = slice(jax.process_index(), None, jax.process_count())
-            manifest.verify(folder, needed=[ABOUT], share=share)
-    about = json.loads((folder / ABOUT).read_text())
-    if about.get("format") != _FORMAT or about.get("version") != 1 or about.get("step") != step:
+        with all_or_none("verifying a checkpoint"):  # each process reads every n-th file
+            files = slice(jax.process_index(), None, jax.process_count())
+            manifest.verify(folder, needed=[METADATA], files=files)
+    metadata = json.loads((folder / METADATA).read_text())
+    if metadata.get("format") != _FORMAT or metadata.get("version") != 1 or metadata.get("step") != step:
         raise CheckpointError(f"{folder}: is not the checkpoint of step {step}; put back the right folder")
-    there, here = about["leaves"], _leaves(like)
-    differing = [name for name in {**there, **here} if there.get(name) != here.get(name)]
-    if differing:
-        shown = [
-            f"{n} is {there.get(n, 'absent')} there, {here.get(n, 'absent')} here" for n in differing[:3]
-        ]
-        more = f"; and {len(differing) - 3} more" if len(differing) > 3 else ""
-        raise CheckpointError(
-            f"{folder}: does not fit this model or optimizer ({'; '.join(shown)}{more}); use its config"
-        )
-    for name, leaf in _named(like):
+    leaves.require_equal(folder, metadata["leaves"], leaves.describe(like))
+    for name, leaf in leaves.named(like):
         if getattr(leaf, "sharding", None) is None:
-            raise CheckpointError(f"{folder}: no sharding is given for {name}; give one for each leaf")
+            raise CheckpointError(f"{folder}: {name} has no sharding; give one for each leaf")
     target = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), like)
     try:
         state = orbax_backend.read(folder / "state", target)
@@ -244,21 +233,21 @@ def restore(
         raise CheckpointError(
             f"{folder}: cannot be restored ({error_line(error)}); use an older one"
         ) from error
-    return state, about["extra"]
+    return state, metadata["extra"]
 
 
 def verify(path: str | Path | epath.Path, step: int) -> None:
     """Read every file of a checkpoint and compare it with the manifest.
 
     Raises:
-      CheckpointError: naming the first file that is missing, damaged or not of this checkpoint.
+      CheckpointError: names the first file that is missing, damaged or not of this checkpoint.
     """
-    manifest.verify(_folder(path, step), needed=[ABOUT])
+    manifest.verify(_folder(path, step), needed=[METADATA])
 
 
 def latest(path: str | Path | epath.Path) -> int | None:
-    """The newest step that verifies; damaged ones are passed over, each with a warning in the log."""
-    for step in reversed(retention.steps_in(paths.find(path))):
+    """Return the newest step whose checkpoint verifies; others are passed over, each with a warning in the log."""
+    for step in reversed(retention.steps_in(paths.absolute(path))):
         try:
             verify(path, step)
             return step
@@ -268,44 +257,34 @@ def latest(path: str | Path | epath.Path) -> int | None:
 
 
 def _folder(path: str | Path | epath.Path, step: int) -> epath.Path:
-    return paths.find(path) / str(int(step))
+    return paths.absolute(path) / str(int(step))
 
 
-def _make_room(folder: epath.Path) -> None:
+def _remove_incomplete(folder: epath.Path) -> None:
     try:
-        manifest.verify(folder, needed=[ABOUT])
+        manifest.verify(folder, needed=[METADATA])
     except CheckpointError:
         manifest.remove(folder)  # what a killed process left, or what is damaged
     else:
-        raise CheckpointError(f"{folder}: is there already; delete it to save that step again")
+        raise CheckpointError(f"{folder}: already exists; delete it to save that step again")
 
 
 def _discard(folder: epath.Path) -> None:
     if distributed.is_lead_process():
-        with contextlib.suppress(
-            OSError
-        ):  # there is an error to tell, and without a manifest it does no harm
+        # An error is being reported already, and without a manifest the folder does no harm.
+        with contextlib.suppress(OSError):
             manifest.remove(folder)
 
 
 @contextlib.contextmanager
-def _told(folder: epath.Path) -> Iterator[None]:
+def _as_checkpoint_error(folder: epath.Path) -> Iterator[None]:
     try:
         yield
     except CheckpointError:
         raise
-    except WriteError as error:  # tells where and how to mend it itself
+    except WriteError as error:  # it states where and how to fix it
         raise CheckpointError(str(error)) from error
     except Exception as error:
         raise CheckpointError(
             f"{folder}: cannot be saved ({error_line(error)}); free space or fix the permissions"
         ) from error
-
-
-def _named(tree: Any) -> list[tuple[str, Any]]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return [(jax.tree_util.keystr(keys, simple=True, separator="/"), leaf) for keys, leaf in leaves]
-
-
-def _leaves(tree: Any) -> dict[str, str]:
-    return {name: f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" for name, leaf in _named(tree)}

@@ -1,8 +1,8 @@
-"""What vouches for the files of a folder: manifest.sha256, written last, as `sha256sum -c` reads it.
+"""The integrity manifest of a folder: manifest.sha256, written last, in the format of `sha256sum -c`.
 
-A folder without it holds nothing that may be used. Sealing writes it when every other file is on disk, removing
-takes it away first: wherever a process is killed, a folder either is whole or does not look it. Folders may be
-local or in a bucket (gs://), where each file is an object and appears whole.
+A folder without it holds nothing that may be used. Sealing writes it when every other file is on disk, and removal
+deletes it first: wherever a process is killed, a folder with a manifest is complete. Folders may be local or in a
+bucket (gs://), where each file is an object that appears in one piece.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from xpo_jax.io.files import sync
 from xpo_jax.io.paths import in_bucket, write
 
 MANIFEST = "manifest.sha256"
-_THREADS = 8  # that read at a time; hashing lets go of Python's lock
+_THREADS = 8  # that read at the same time; hashing releases the GIL
 _REMOVAL_SECONDS = 10.0
 
 
 class CheckpointError(ValueError):
-    """A checkpoint cannot be saved or restored; one line that says what, where and how to mend it."""
+    """A checkpoint cannot be saved or restored; one line that states what, where and how to fix it."""
 
 
 def seal(folder: epath.Path) -> None:
-    """Write the manifest of all files in the folder, once they and the way to them are on disk.
+    """Write the manifest of all files in the folder, once the files and their folders are on disk.
 
     Raises:
-      OSError, WriteError: if something cannot be read or written.
+      OSError, WriteError: a file cannot be read or written.
     """
     names = _files(folder)
     if not in_bucket(folder):
@@ -41,48 +41,51 @@ def seal(folder: epath.Path) -> None:
     write(folder / MANIFEST, "".join(lines))
 
 
-def sealed(folder: epath.Path) -> bool:
-    """Whether there is a manifest; it may still be that something does not agree with it."""
+def is_sealed(folder: epath.Path) -> bool:
+    """Return whether there is a manifest; whether the files agree with it is for `verify`."""
     return (folder / MANIFEST).exists()
 
 
-def verify(folder: epath.Path, *, needed: Sequence[str] = (), share: slice = slice(None)) -> None:
-    """Compare a folder with its manifest: no file is missing, none is foreign, and they hold what was sealed.
+def verify(folder: epath.Path, *, needed: Sequence[str] = (), files: slice = slice(None)) -> None:
+    """Compare a folder with its manifest: no file is missing or foreign, and all hold what was sealed.
 
     Args:
+      folder: of the checkpoint.
       needed: files that must be among them.
-      share: which files to read, of all in order; for processes that divide the work.
+      files: which files to read, of all in order; for processes that divide the work.
 
     Raises:
-      CheckpointError: naming the first file that is missing, damaged or not of this folder.
+      CheckpointError: names the first file that is missing, damaged or not of this folder.
     """
-    mend = "delete that checkpoint to use an older one"
+    remedy = "delete that checkpoint to use an older one"
     try:
         lines = (folder / MANIFEST).read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = "is missing" if isinstance(error, FileNotFoundError) else "cannot be read"
-        raise CheckpointError(f"{folder / MANIFEST}: {reason}, so nothing vouches for it; {mend}") from error
+        raise CheckpointError(
+            f"{folder / MANIFEST}: {reason}, so the checkpoint cannot be verified; {remedy}"
+        ) from error
     sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     present = _files(folder)
     for name in sorted({*sums, *needed}.difference(present)):
-        raise CheckpointError(f"{folder / name}: is missing; {mend}")
+        raise CheckpointError(f"{folder / name}: is missing; {remedy}")
     for name in present:
         if name not in sums:
-            raise CheckpointError(f"{folder / name}: is not a file of this checkpoint; remove it or {mend}")
-    mine = present[share]
+            raise CheckpointError(f"{folder / name}: is not a file of this checkpoint; remove it or {remedy}")
+    to_read = present[files]
     try:
-        for name, digest in zip(mine, _hashes(folder, mine), strict=True):
+        for name, digest in zip(to_read, _hashes(folder, to_read), strict=True):
             if digest != sums[name]:
-                raise CheckpointError(f"{folder / name}: is damaged (its SHA-256 differs); {mend}")
+                raise CheckpointError(f"{folder / name}: is damaged (its SHA-256 differs); {remedy}")
     except OSError as error:
-        raise CheckpointError(f"{folder}: cannot be read ({error}); {mend}") from error
+        raise CheckpointError(f"{folder}: cannot be read ({error}); {remedy}") from error
 
 
 def remove(folder: epath.Path) -> None:
-    """Remove a folder, its manifest first, until it stays away: behind a write that failed others may go on.
+    """Remove a folder, its manifest first, again until it is gone: after a failed write other writers may continue.
 
     Raises:
-      OSError: if it is still there after ten seconds.
+      OSError: the folder still exists after ten seconds.
     """
     until = time.monotonic() + _REMOVAL_SECONDS
     while folder.exists():
@@ -94,13 +97,13 @@ def remove(folder: epath.Path) -> None:
                 raise
         else:
             if time.monotonic() > until:
-                raise OSError(f"something writes into {folder} again and again")
+                raise OSError(f"another writer keeps writing into {folder}")
         time.sleep(0.05)
 
 
 def _files(folder: epath.Path) -> list[str]:
-    """All files but the manifest, as paths relative to the folder."""
-    top = str(folder).rpartition("://")[2]  # what is walked in a bucket has no gs://
+    """Return all files but the manifest, as paths relative to the folder."""
+    top = str(folder).rpartition("://")[2]  # walking a bucket yields paths without gs://
     names = (
         posixpath.relpath(f"{root}/{name}".rpartition("://")[2], top)
         for root, _, names in folder.walk()
@@ -110,17 +113,17 @@ def _files(folder: epath.Path) -> list[str]:
 
 
 def _hashes(folder: epath.Path, names: Sequence[str]) -> Iterable[str]:
-    """SHA-256 of each file, in order."""
+    """Return the SHA-256 of each file, in order."""
 
-    def one(name: str) -> str:
+    def digest(name: str) -> str:
         with (folder / name).open("rb") as opened:
             return hashlib.file_digest(opened, "sha256").hexdigest()
 
     with ThreadPoolExecutor(_THREADS) as pool:
-        yield from pool.map(one, names)
+        yield from pool.map(digest, names)
 
 
 def _flush(folder: Path) -> None:
-    """Force files and folders to disk, so that a manifest that is there means that the rest is, too."""
+    """Force files and folders to disk, so that a manifest on disk implies that the rest is on disk, too."""
     for entry in (*folder.absolute().parents[:2], folder, *folder.rglob("*")):
         sync(entry)

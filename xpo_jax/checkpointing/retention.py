@@ -1,7 +1,12 @@
-"""Which checkpoints stay: the newest few, those of certain steps, the best one, what these need, and what is held.
+"""Which checkpoints are kept: the newest, those of certain steps, the best, what these need, and what is held.
 
-What a checkpoint says of itself (its score, what it needs, whether it is held) stands in its checkpoint.json, so that
-the rule holds across restarts.
+A checkpoint's checkpoint.json holds its score, the step that it needs, and whether it is held, so that the rule is the
+same after a restart.
+
+Left out on purpose: Orbax's CheckpointManager with its preservation policies (LatestN, EveryNSteps, BestN). It counts
+a checkpoint as complete, and removes older ones, as soon as its files are committed. Here that moment is when the
+manifest is on disk: before it no older checkpoint may go, or a kill could leave none that verifies. Nor has it a
+policy for "kept as long as another one that needs it" or for a single checkpoint that is held.
 """
 
 from __future__ import annotations
@@ -15,28 +20,28 @@ from etils import epath
 
 from xpo_jax.checkpointing import manifest
 
-ABOUT = "checkpoint.json"
+METADATA = "checkpoint.json"
 
 
 def kept_steps(
     scores: Mapping[int, float | None], *, keep_last: int | None, keep_every: int | None
 ) -> set[int]:
-    """Of the steps that have a checkpoint, those whose checkpoint stays.
+    """Return the steps whose checkpoint is kept, of those that have one.
 
     Args:
-      scores: by step; None where not known. Of equal ones the later is the best.
-      keep_last: the newest so many; None for all.
-      keep_every: the multiples of it; None for no others.
+      scores: by step; None where it is not known. Of equal scores the later step's is the best.
+      keep_last: how many of the newest are kept; None for all.
+      keep_every: multiples of it are kept as well; None for no others.
     """
-    kept = set(sorted(scores)[-keep_last:] if keep_last else scores)
-    kept |= {step for step in scores if keep_every and step % keep_every == 0}
+    steps = set(sorted(scores)[-keep_last:] if keep_last else scores)
+    steps |= {step for step in scores if keep_every and step % keep_every == 0}
     best = _best(scores)
-    return kept if best is None else kept | {best}
+    return steps if best is None else steps | {best}
 
 
 def best_step(root: epath.Path) -> int | None:
-    """The step whose checkpoint has the highest score of those that a manifest vouches for; None if none has one."""
-    return _best({step: _about(root / str(step)).get("score") for step in steps_in(root)})
+    """Return the step of the sealed checkpoint with the highest score; None if none has a score."""
+    return _best({step: _metadata(root / str(step)).get("score") for step in steps_in(root)})
 
 
 def _best(scores: Mapping[int, float | None]) -> int | None:
@@ -45,41 +50,42 @@ def _best(scores: Mapping[int, float | None]) -> int | None:
 
 
 def remove_old(root: epath.Path, newest: int, *, keep_last: int | None, keep_every: int | None) -> None:
-    """Remove the checkpoints up to the newest that need not stay, and what a killed process left half-written.
+    """Remove checkpoints that are not kept, and what a killed process left half-written, up to a step.
 
-    Later ones are left alone: they were passed over when the run was started again, and will be written anew.
+    Later ones are left alone: they were passed over when the run resumed, and will be written again.
 
     Args:
       root: the folder of the checkpoints.
-      newest: a step whose checkpoint is whole.
+      newest: a step whose checkpoint is complete.
+      keep_last, keep_every: see `kept_steps`.
 
     Raises:
-      OSError: if something cannot be read or removed.
+      OSError: a file cannot be read or removed.
     """
     steps = [step for step in steps_in(root) if step <= newest]
-    about = {step: _about(root / str(step)) for step in steps}
-    scores = {step: each.get("score") for step, each in about.items() if each}
-    kept = kept_steps(scores, keep_last=keep_last, keep_every=keep_every)
-    needed = {about[step].get("needs") for step in kept}
+    metadata = {step: _metadata(root / str(step)) for step in steps}
+    scores = {step: entries.get("score") for step, entries in metadata.items() if entries}
+    to_keep = kept_steps(scores, keep_last=keep_last, keep_every=keep_every)
+    needed = {metadata[step].get("needs") for step in to_keep}
     for step in steps:
-        if step not in kept | needed and not about[step].get("hold"):
+        if step not in to_keep | needed and not metadata[step].get("hold"):
             manifest.remove(root / str(step))
 
 
 def steps_in(root: epath.Path) -> list[int]:
-    """The steps that folders there are named after, ascending."""
+    """Return the steps that have a folder, complete or not, ascending."""
     if not root.is_dir():
         return []
     names = [f.name for f in root.iterdir() if re.fullmatch("0|[1-9][0-9]*", f.name) and f.is_dir()]
     return sorted(map(int, names))
 
 
-def _about(folder: epath.Path) -> dict[str, Any]:
-    """What checkpoint.json says; nothing where it is damaged or no manifest vouches for it."""
-    if not manifest.sealed(folder):
+def _metadata(folder: epath.Path) -> dict[str, Any]:
+    """Return what checkpoint.json holds; nothing if it is damaged or the folder is not sealed."""
+    if not manifest.is_sealed(folder):
         return {}
     try:
-        about = json.loads((folder / ABOUT).read_text())
+        metadata = json.loads((folder / METADATA).read_text())
     except (FileNotFoundError, ValueError):
         return {}
-    return about if isinstance(about, dict) else {}
+    return metadata if isinstance(metadata, dict) else {}

@@ -49,7 +49,7 @@ class Mirror:
     """
 
     def __init__(self, remote: str | Path | epath.Path, local: str | Path):
-        self._remote, self._local = paths.find(remote), Path(local)
+        self._remote, self._local = paths.absolute(remote), Path(local)
         self._known: dict[
             str, tuple[int, int]
         ] = {}  # size and time of change of what is the same on both sides
@@ -154,7 +154,7 @@ class Lease:
     ):
         import tensorstore  # of Orbax; gcsfs knows no such conditions
 
-        self._where, self._seconds = paths.find(remote), seconds
+        self._where, self._seconds = paths.absolute(remote), seconds
         self._who = {**who, "id": uuid.uuid4().hex}
         url = str(self._where) if paths.in_bucket(self._where) else f"file://{self._where}"
         self._lost: RemoteError | None = None

@@ -66,7 +66,7 @@ class RunDir:
     ):
         self.path, self.fixed, self.changes = path, fixed, tuple(changes)
         self._workplace: BucketWorkdir | None = None
-        self.address, self.checkpoints = str(path), paths.find(path) / "checkpoints"
+        self.address, self.checkpoints = str(path), paths.absolute(path) / "checkpoints"
         self._lock, self._writes = lock, lock is not None
         self.result = result
 
@@ -163,7 +163,11 @@ class RunDir:
             workplace.close()
             raise
         run._writes = distributed.is_lead_process()
-        run._workplace, run.address, run.checkpoints = workplace, address, paths.find(address) / "checkpoints"
+        run._workplace, run.address, run.checkpoints = (
+            workplace,
+            address,
+            paths.absolute(address) / "checkpoints",
+        )
         return run
 
     @property

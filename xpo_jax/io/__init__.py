@@ -1,4 +1,4 @@
-"""Files and paths: atomic writes, errors that name the file, local and remote paths.
+"""Files, paths and texts: atomic writes, strict JSON, local and remote paths, one-line errors.
 
-Read files, then paths.
+Read text, then files, then paths.
 """

@@ -1,4 +1,4 @@
-"""Paths that may be local or in a bucket (gs://), and writing one file whole in either."""
+"""Paths that may be local or in a bucket (gs://), and writing a complete file in either."""
 
 from __future__ import annotations
 
@@ -12,28 +12,27 @@ from etils import epath
 from xpo_jax.io.files import atomic_write
 
 
-def find(path: str | Path | epath.Path) -> epath.Path:
-    """The path, absolute; with pathlib's methods, wherever it is.
+def absolute(path: str | Path | epath.Path) -> epath.Path:
+    """Return the absolute path, which has pathlib's methods, local or in a bucket.
 
     Raises:
-      ValueError: a path in a bucket, without what is needed to get there.
+      ValueError: a path in a bucket, and the package that accesses buckets is not installed.
     """
-    found = epath.Path(path)
-    if not in_bucket(found):
-        return epath.Path(os.path.abspath(found))
+    if not in_bucket(path):
+        return epath.Path(os.path.abspath(path))
     _prepare_buckets()
-    return found
+    return epath.Path(path)
 
 
 def in_bucket(path: str | Path | epath.Path) -> bool:
-    """Whether it is no file of this machine's, nor of a disk that it mounts."""
+    """Return whether the path is in a bucket, rather than on a disk of this machine or one that it mounts."""
     return "://" in str(path)
 
 
 def write(file: epath.Path, text: str) -> None:
-    """Write a file whole or not at all, in a folder that is there."""
+    """Write a file completely or not at all, in an existing folder."""
     if in_bucket(file):
-        file.write_text(text)  # an object appears when it is whole
+        file.write_text(text)  # an object appears when it is complete
     else:
         atomic_write(Path(file), text)
 
@@ -44,6 +43,6 @@ def _prepare_buckets() -> None:
         raise ValueError("gs:// paths need gcsfs; install xpo-jax[gcs]")
     import fsspec.config
 
-    # Others write into the same folders (tensorstore in this process, the other processes): remember no listing.
+    # Others write into the same folders (tensorstore in this process, other processes), so listings are not cached.
     for protocol in ("gs", "gcs"):
         fsspec.config.conf.setdefault(protocol, {})["use_listings_cache"] = False

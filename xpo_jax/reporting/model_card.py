@@ -1,6 +1,6 @@
-"""The README.md of an export: what the model came from, how it was trained, and what was measured.
+"""The README.md of an export: the model's origin, how it was trained, and what was measured.
 
-It may be published as it is, so it holds nothing of the machine: groups of the config that name files, and a
+It may be published as it is, so it names nothing of the machine: groups of the config that name files, and a
 judge's arguments, which may hold addresses and keys, are left out on purpose.
 """
 
@@ -14,21 +14,24 @@ from xpo_jax.config.settings import Experiment
 from xpo_jax.io.files import to_json
 from xpo_jax.models.hf.hub import Model
 
-SHOWN = ("steps", "batch_size", "seed", "loss", "optimizer", "sampling")
+SETTINGS = ("steps", "batch_size", "seed", "loss", "optimizer", "sampling")
 
 
-def card(top: Experiment, policy: Model, reference: Model, found: Mapping[str, Any], *, held_out: int) -> str:
-    """The text of the card.
+def card(
+    top: Experiment, policy: Model, reference: Model, result: Mapping[str, Any], *, held_out: int
+) -> str:
+    """Return the text of the card.
 
     Args:
       top: the config.
-      policy, reference: what training started from, and what it was held against.
-      found: the last evaluation, as `summary.result_fields` tells it.
-      held_out: prompts of that evaluation.
+      policy: the model that training started from.
+      reference: the model that it was compared with.
+      result: the last evaluation, from `summary.result_fields`.
+      held_out: the number of prompts in that evaluation.
     """
     base, commit = policy.name, f" (commit {policy.commit})" if policy.commit else ""
     against = "a frozen copy of it" if reference == policy else _code(reference.name)
-    settings = {name: getattr(top, name) for name in SHOWN}
+    settings = {name: getattr(top, name) for name in SETTINGS}
     judge = _code(top.judge["name"])
     method, how = (
         ("XPO", f"its answers were compared with those of the reference, {against}, by the judge {judge}.")
@@ -56,7 +59,7 @@ At the end of training, on {held_out} held-out prompts. The interval is one of 9
 
 | | reference | this model |
 |---|---|---|
-{_rows(found)}
+{_rows(result)}
 ## Settings
 
 ```json
@@ -65,19 +68,17 @@ At the end of training, on {held_out} held-out prompts. The interval is one of 9
 """
 
 
-def _rows(found: Mapping[str, Any]) -> str:
-    share = lambda value: f"{value:.1%}"  # noqa: E731
+def _rows(result: Mapping[str, Any]) -> str:
     won = "no verdicts"
-    if found["win_rate"] is not None:
-        low, high = share(found["win_rate_low"]), share(found["win_rate_high"])
-        won = f"{share(found['win_rate'])} [{low}, {high}]"
+    if result["win_rate"] is not None:
+        won = f"{result['win_rate']:.1%} [{result['win_rate_low']:.1%}, {result['win_rate_high']:.1%}]"
     rows = [
         ("win rate against the reference", "50.0%", won),
-        ("KL to the reference, nats per answer", "0", f"{found['kl']:.3g}"),
+        ("KL to the reference, nats per sequence", "0", f"{result['kl']:.3g}"),
     ]
     for name, key in (("valid answers", "valid"), ("copies of the input", "copy_rate")):
-        if found[key] is not None:  # not every judge tells
-            rows.append((name, share(found[f"{key}_reference"]), share(found[key])))
+        if result[key] is not None:  # not every judge reports it
+            rows.append((name, f"{result[f'{key}_reference']:.1%}", f"{result[key]:.1%}"))
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 

@@ -1,6 +1,6 @@
-"""Where numbers and texts go beside metrics.jsonl: TensorBoard's event files, and Weights & Biases.
+"""Where metrics and sample texts go besides metrics.jsonl: TensorBoard's event files, and Weights & Biases.
 
-Each is opened only where it is asked for, and imported only then.
+Their packages are imported only if the config enables them.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from xpo_jax.io.text import markdown_table
 
 
 class Writer(Protocol):
-    """What `metrics.Metrics` asks of each of them."""
+    """A destination of `metrics.Metrics`."""
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
-        """Numbers after so many updates, by name."""
+        """Write metrics by name, after `step` updates."""
         ...
 
     def texts(self, step: int, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """A table to read, of rows with the same columns; called before the step's `scalars`."""
+        """Write a table of texts, of rows with the same columns; called before the step's `scalars`."""
         ...
 
     def close(self) -> None:
-        """The run is over."""
+        """Finish; the run is over."""
         ...
 
 
 class TensorBoard:
     """Event files in <run_path>/tensorboard/. A number that is not finite is a gap.
 
-    Where a run goes on after `first_step`, what is there of later ones is dropped.
+    When a run resumes after `first_step`, events of later steps are dropped.
     """
 
     def __init__(self, run_path: str | Path, first_step: int = 0):
-        from tensorboardX import SummaryWriter  # here: costs time where it is not wanted
+        from tensorboardX import SummaryWriter  # takes time to import
 
         self._writer = SummaryWriter(
             logdir=str(Path(run_path) / "tensorboard"), purge_step=first_step + 1 if first_step else None
@@ -45,7 +45,7 @@ class TensorBoard:
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
         """See `Writer`."""
         for name, value in values.items():
-            if math.isfinite(float(value)):  # tensorboardX prints a warning for each other one
+            if math.isfinite(float(value)):  # tensorboardX warns about all others
                 self._writer.add_scalar(name, float(value), step)
         self._writer.flush()
 
@@ -59,10 +59,10 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run of Weights & Biases, called after the run directory.
+    """A run of Weights & Biases, named after the run directory.
 
-    Its package takes key, project and mode from its own environment variables and settings. It is sent the numbers and
-    the samples: no config, command line, console or code, which may hold paths, addresses and keys.
+    Its package takes key, project and mode from its own environment variables and settings. It receives the metrics
+    and the samples only: config, command line, console and code may hold paths, addresses and keys.
     """
 
     def __init__(self, run_path: str | Path):
