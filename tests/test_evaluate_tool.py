@@ -1,4 +1,4 @@
-"""python -m tools.evaluate: two files of answers, two models; and what it refuses in one line."""
+"""tools.evaluate: two files of answers, two models, and invalid input as one line."""
 
 import dataclasses
 import json
@@ -6,18 +6,18 @@ import json
 import pytest
 from fakes import SPEAKING, hasty_compilation, tiny_config, write_config, write_model, write_rows
 
-from tools import evaluate as tool
+from tools.evaluate import __main__ as tool
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A tiny model with its prompts, and another beside it."""
-    where = tmp_path_factory.mktemp("evaluate")
-    config = tiny_config(where)
+    """A tiny model with its prompts, and a second model."""
+    path = tmp_path_factory.mktemp("evaluate")
+    config = tiny_config(path)
     config.data.buckets = (40,)  # one shape to compile
-    write_config(where / "config.py", config)
-    write_model(where / "other", seed=1)
-    return where
+    write_config(path / "config.py", config)
+    write_model(path / "other", seed=1)
+    return path
 
 
 def call(folder, capsys, *argv):
@@ -34,21 +34,21 @@ def rows(*answers):
 # ---- files --------------------------------------------------------------------------------------
 
 
-def test_two_files_by_hand(folder, capsys):
+def test_main_two_files_by_hand(folder, capsys):
     """The judge prefers the longer text. Prompt a: 2 and 1 answers, a win and a tie; b: a loss; c, d: unanswered."""
     first = write_rows(folder / "1.jsonl", rows(("a", "x y z"), ("b", "x"), ("a", "yy"), ("c", "x")))
     second = write_rows(folder / "2.jsonl", rows(("d", "x"), ("b", "xxxx"), ("a", "zz")))
     out_file = folder / "judged.jsonl"
     status, out, err = call(folder, capsys, "--answers", first, second, f"--out={out_file}")
-    assert status == 0 and "2 prompts are answered in one of the files only, and left out" in err
-    found = json.loads(out.splitlines()[-1])
-    assert (found["prompts"], found["left_out"], found["queries"]) == (2, 2, 3)
-    assert found["win_rate"] == pytest.approx((0.75 + 0.0) / 2)
-    assert found["win_rate_low"] == 0.0 and found["win_rate_high"] == 1.0  # two prompts tell little
-    assert found["first"]["characters"] == pytest.approx(((5 + 2) / 2 + 1) / 2)
-    assert found["first"]["valid"] == pytest.approx((0.5 + 0) / 2)  # more than three letters
-    assert found["second"]["characters"] == 3.0
-    assert found["first"]["distinct_2"] == 1.0 and found["second"]["distinct_1"] == 1.0
+    assert status == 0 and "2 prompts are answered in only one of the files and are left out" in err
+    findings = json.loads(out.splitlines()[-1])
+    assert (findings["prompts"], findings["left_out"], findings["queries"]) == (2, 2, 3)
+    assert findings["win_rate"] == pytest.approx((0.75 + 0.0) / 2)
+    assert findings["win_rate_low"] == 0.0 and findings["win_rate_high"] == 1.0  # of two prompts
+    assert findings["first"]["characters"] == pytest.approx(((5 + 2) / 2 + 1) / 2)
+    assert findings["first"]["valid"] == pytest.approx((0.5 + 0) / 2)  # more than three characters
+    assert findings["second"]["characters"] == 3.0
+    assert findings["first"]["distinct_2"] == 1.0 and findings["second"]["distinct_1"] == 1.0
     judged = [json.loads(line) for line in out_file.read_text().splitlines()]
     assert [(row["prompt"], row["policy"], row["reference"]) for row in judged] == [
         ("a", "x y z", "zz"),
@@ -61,26 +61,26 @@ def test_two_files_by_hand(folder, capsys):
     ]
 
 
-def test_a_file_against_itself_ties_unasked(folder, capsys):
+def test_main_file_against_itself_ties_without_a_query(folder, capsys):
     same = write_rows(folder / "same.jsonl", rows(*((str(i), "x" * i) for i in range(1, 80))))
     status, out, _ = call(folder, capsys, "--answers", same, same)
-    found = json.loads(out.splitlines()[-1])
-    assert status == 0 and found["queries"] == 0
-    assert found["win_rate"] == found["win_rate_low"] == found["win_rate_high"] == 0.5
-    assert found["win_rate_controlled"] == 0.5
+    findings = json.loads(out.splitlines()[-1])
+    assert status == 0 and findings["queries"] == 0
+    assert findings["win_rate"] == findings["win_rate_low"] == findings["win_rate_high"] == 0.5
+    assert findings["win_rate_controlled"] == 0.5
 
 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--answers", "{folder}/1.jsonl"], "--answers compares two files; name the second, too"),
+        (["--answers", "{folder}/1.jsonl"], "--answers compares two files"),
         (["--answers", "{folder}/x.jsonl", "{folder}/y.jsonl"], "no prompt is answered in both"),
         ([], "the following arguments are required: first"),
-        (["{folder}/other_shape"], "is of another architecture than"),
+        (["{folder}/other_shape"], "its architecture differs from"),
         (["{folder}/absent"], "absent"),
     ],
 )
-def test_what_it_cannot_do_is_one_line(folder, capsys, argv, message):
+def test_main_invalid_input_is_one_line(folder, capsys, argv, message):
     write_rows(folder / "x.jsonl", rows(("a", "1")))
     write_rows(folder / "y.jsonl", rows(("b", "1")))
     if not (folder / "other_shape").exists():
@@ -93,20 +93,20 @@ def test_what_it_cannot_do_is_one_line(folder, capsys, argv, message):
 # ---- models -------------------------------------------------------------------------------------
 
 
-def test_two_models(folder, capsys):
+def test_main_two_models(folder, capsys):
     status, out, err = call(folder, capsys, folder / "other", f"--out={folder / 'samples.jsonl'}")
     assert status == 0, err
-    found = json.loads(out.splitlines()[-1])
-    assert found["prompts"] == 11 and found["kl"] > 1.0
-    assert found["kl"] == pytest.approx(found["kl_per_token"] * found["first"]["tokens"])
-    assert 0 <= found["win_rate_low"] <= found["win_rate"] <= found["win_rate_high"] <= 1
+    findings = json.loads(out.splitlines()[-1])
+    assert findings["prompts"] == 11 and findings["kl"] > 1.0
+    assert findings["kl"] == pytest.approx(findings["kl_per_token"] * findings["first"]["tokens"])
+    assert 0 <= findings["win_rate_low"] <= findings["win_rate"] <= findings["win_rate_high"] <= 1
     assert (folder / "samples.jsonl").read_text().count("\n") == 11
     status, out, err = call(folder, capsys, folder / "other", folder / "other")
     assert status == 0, err
     itself = json.loads(out.splitlines()[-1])
     assert itself["kl"] == 0.0  # a model against itself, in other samples
     assert itself["first"]["tokens"] != itself["second"]["tokens"]
-    assert itself["first"]["tokens"] == found["first"]["tokens"]  # the same samples of the same model
+    assert itself["first"]["tokens"] == findings["first"]["tokens"]  # the same samples of the same model
 
 
 def test_help_shows_examples(capsys):

@@ -1,7 +1,7 @@
-"""The runs that follow from a sweep's file, and which value of the tuned field each arm takes.
+"""The runs of a sweep, and the value of the tuned field that each arm takes.
 
-Nothing here starts a run: sweep.py does. Left out on purpose: any rule for the tuned value but the best mean held-out
-win rate.
+Nothing here starts a run; sweep.py does. Left out on purpose: any rule for the tuned value other than the best mean
+held-out win rate.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from xpo_jax.experiment import config_changes, setup
 from xpo_jax.reporting.run_reader import read as read_run
 
 Result = Mapping[str, Any]
-Ended = Mapping[Path, Result | None]  # by run_dir, what runs came to; None: failed
+Ended = Mapping[Path, Result | None]  # by run_dir; None: failed
 
 
 class Planned(NamedTuple):
-    """One run: its arm, its value of the tuned field (None: not tuned), and the run that must be finished before."""
+    """One run: its arm, its value of the tuned field (None: not tuned), and the run that must finish before it."""
 
     arm: Arm
     value: float | None
@@ -37,20 +37,20 @@ class Planned(NamedTuple):
 
     @property
     def log(self) -> Path:
-        """Where its output goes: beside the run directory, which must be the run's own."""
+        """The file of its output, beside the run directory, which holds only the run's own files."""
         return self.run_dir.with_name(self.run_dir.name + ".log")
 
     @property
     def arguments(self) -> list[str]:
-        """Of `python -m xpo_jax.main`."""
+        """The arguments of `python -m xpo_jax.main`."""
         return [f"--config={self.arm.config}", *(f"--config.{override}" for override in self.overrides)]
 
 
 def check(sweep: Sweep) -> None:
-    """Hold each arm's config against everything that can be known without data, model or devices.
+    """Check each arm's config as far as possible without data, model or devices.
 
     Raises:
-      ValueError: one line with the arm's name.
+      ValueError: an invalid config; the message names the arm.
     """
     for arm in sweep.arms:
         for value in _values(sweep, arm) or (None,):
@@ -61,8 +61,8 @@ def check(sweep: Sweep) -> None:
 
 
 def plan(sweep: Sweep, ended: Ended) -> list[Planned]:
-    """The runs that are known so far: an arm's own once its value is chosen, in the order of the file."""
-    found = []
+    """Return the runs known so far, in the order of the file; an arm's final runs follow once its value is chosen."""
+    planned = []
     for arm in sweep.arms:
         best, seeds = chosen(sweep, arm, ended), _tuning_seeds(sweep)
         runs: list[tuple[float | None, int]] = [(v, seed) for v in _values(sweep, arm) for seed in seeds]
@@ -72,17 +72,17 @@ def plan(sweep: Sweep, ended: Ended) -> list[Planned]:
             runs += [(best, seed) for seed in sweep.seeds]
         for value, seed in runs:
             if arm.after is None:
-                found.append(_run(sweep, arm, value, seed, None))
+                planned.append(_run(sweep, arm, value, seed, None))
                 continue
             before = sweep.arm(arm.after)
-            taken = chosen(sweep, before, ended)
-            if not before.tuned or taken is not None:
-                found.append(_run(sweep, arm, value, seed, run_dir(sweep, before, taken, seed)))
-    return found
+            value_before = chosen(sweep, before, ended)
+            if not before.tuned or value_before is not None:
+                planned.append(_run(sweep, arm, value, seed, run_dir(sweep, before, value_before, seed)))
+    return planned
 
 
 def total(sweep: Sweep) -> int:
-    """How many runs there will be in all."""
+    """Return the total number of runs."""
     count = 0
     for arm in sweep.arms:
         tuning = len(_values(sweep, arm)) or int(_serves_tuning(sweep, arm))
@@ -91,7 +91,7 @@ def total(sweep: Sweep) -> int:
 
 
 def tuning(sweep: Sweep, arm: Arm, ended: Ended) -> dict[float, list[float | None]]:
-    """By value, the held-out win rates on the tuning seeds: None where a run failed or is not there yet."""
+    """Return {value: held-out win rates on the tuning seeds}; None for a run that failed or has not ended."""
     rates = {}
     for value in _values(sweep, arm):
         results = [ended.get(run_dir(sweep, arm, value, seed)) for seed in _tuning_seeds(sweep)]
@@ -100,9 +100,9 @@ def tuning(sweep: Sweep, arm: Arm, ended: Ended) -> dict[float, list[float | Non
 
 
 def chosen(sweep: Sweep, arm: Arm, ended: Ended) -> float | None:
-    """The value of the best mean held-out win rate on the tuning seeds, of equal ones the smaller.
+    """Return the value with the best mean held-out win rate on the tuning seeds; of equal ones, the smallest.
 
-    A value with a run that failed is none that anybody should take. None: not tuned, not known yet, or none is left.
+    A value with a failed run is never chosen. None: not tuned, not known yet, or all values failed.
     """
     tried = [
         run_dir(sweep, arm, value, seed) for value in _values(sweep, arm) for seed in _tuning_seeds(sweep)
@@ -115,18 +115,18 @@ def chosen(sweep: Sweep, arm: Arm, ended: Ended) -> float | None:
 
 
 def run_dir(sweep: Sweep, arm: Arm, value: float | None, seed: int) -> Path:
-    """The run directory of an arm's run; `value` is None where the arm is not tuned."""
+    """Return the run directory of an arm's run; `value` is None where the arm is not tuned."""
     folder = sweep.folder / arm.slug
     if value is not None and sweep.tune:
         folder /= f"{sweep.tune.short}_{value!r}"
     return folder / f"seed_{seed}"
 
 
-def result_of(run: Planned) -> Result | None:
-    """What a run came to, if it is finished.
+def read_result(run: Planned) -> Result | None:
+    """Return the result of a run, or None if it is not finished.
 
     Raises:
-      ValueError: the directory holds a run of another config; going on with it would mix the two up.
+      ValueError: the directory holds a run of another config, which must not be resumed.
     """
     config, result = run.run_dir / "config.json", run.run_dir / "result.json"
     if not config.is_file():
@@ -136,8 +136,8 @@ def result_of(run: Planned) -> Result | None:
     if result.is_file() and changes:
         refused: str | None = next(iter(changes.values()))
     else:
-        found = config_changes.refused(changes, finished=False, accept=False)
-        refused = found and found[0]
+        refusal = config_changes.refused(changes, finished=False, accept=False)
+        refused = refusal and refusal[0]
     if refused:
         raise ValueError(
             f"{run.run_dir}: is a run of another config ({refused}); delete it or give another --runs"
@@ -154,21 +154,21 @@ def _tuning_seeds(sweep: Sweep) -> tuple[int, ...]:
 
 
 def _serves_tuning(sweep: Sweep, arm: Arm) -> bool:
-    """Whether an arm that is not tuned itself must run on the tuning seeds, for one that is and comes after it."""
+    """Return whether an untuned arm must run on the tuning seeds, for a tuned arm that comes after it."""
     later = [other for other in sweep.arms if other.after == arm.name]
     return not arm.tuned and any(other.tuned or _serves_tuning(sweep, other) for other in later)
 
 
 def _run(sweep: Sweep, arm: Arm, value: float | None, seed: int, after: Path | None) -> Planned:
-    where = run_dir(sweep, arm, value, seed)
-    fields = {**arm.overrides, "seed": seed, "run_dir": str(where)}
+    path = run_dir(sweep, arm, value, seed)
+    fields = {**arm.overrides, "seed": seed, "run_dir": str(path)}
     if value is not None and sweep.tune:
         fields[sweep.tune.field] = value
     texts = []
-    for field, given in fields.items():
-        text = given if isinstance(given, str) else "None" if given is None else json.dumps(given)
+    for field, setting in fields.items():
+        text = setting if isinstance(setting, str) else "None" if setting is None else json.dumps(setting)
         texts.append(f"{field}={text.replace('{seed}', str(seed)).replace('{after}', str(after))}")
-    return Planned(arm, value, seed, where, after, tuple(texts))
+    return Planned(arm, value, seed, path, after, tuple(texts))
 
 
 def _check(run: Planned) -> None:

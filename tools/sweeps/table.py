@@ -1,7 +1,7 @@
-"""What a sweep came to: a line per arm, how the tuned values were chosen, and the same as JSON.
+"""The results of a sweep: a row per arm, how the tuned values were chosen, and the same as JSON.
 
-Left out on purpose: a verdict on which arm is the best. With several arms one of the intervals of the differences may
-miss 0 by chance; docs/choosing.md says how to read them.
+Left out on purpose: a verdict on which arm is best. With several arms, one of the intervals of the differences may
+exclude 0 by chance; docs/choosing.md explains how to read them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tools.sweeps.spec import Arm, Sweep
 from xpo_jax.io.text import markdown_table
 from xpo_jax.reporting.console import text_table
 
-# columns of plain means, by their names in result.json
+# columns of means without an interval: {column: name in result.json}
 MEANS = {
     "valid": "valid",
     "copies": "copy_rate",
@@ -27,34 +27,34 @@ MEANS = {
 
 
 def results(sweep: Sweep, arm: Arm, ended: Ended) -> dict[int, Result]:
-    """By seed, the results of an arm's own runs, those that are there."""
+    """Return {seed: result} of an arm's final runs that have a result."""
     value = chosen(sweep, arm, ended)
     if arm.tuned and value is None:
         return {}
-    found = {seed: ended.get(run_dir(sweep, arm, value, seed)) for seed in sweep.seeds}
-    return {seed: result for seed, result in found.items() if result is not None}
+    by_seed = {seed: ended.get(run_dir(sweep, arm, value, seed)) for seed in sweep.seeds}
+    return {seed: result for seed, result in by_seed.items() if result is not None}
 
 
 def difference(sweep: Sweep, arm: Arm, first: Arm, ended: Ended, name: str = "win_rate") -> dict[int, float]:
-    """By seed, an arm's rate less the first arm's."""
-    mine, theirs = (_values(results(sweep, each, ended), name) for each in (arm, first))
-    return {seed: mine[seed] - theirs[seed] for seed in mine if seed in theirs}
+    """Return {seed: an arm's rate minus the first arm's}."""
+    rates, first_rates = (_values(results(sweep, a, ended), name) for a in (arm, first))
+    return {seed: rates[seed] - first_rates[seed] for seed in rates if seed in first_rates}
 
 
 def summary(sweep: Sweep, ended: Ended) -> list[dict[str, Any]]:
-    """Per arm, its chosen value and what its seeds say together; None where nothing is there."""
+    """Return for each arm its chosen value and the means over its seeds; None without a result."""
     rows = []
     for arm in sweep.arms:
-        found = results(sweep, arm, ended)
+        by_seed = results(sweep, arm, ended)
         differences = difference(sweep, arm, sweep.arms[0], ended)
-        means = {name: _mean(_values(found, name)) for name in MEANS.values()}
+        means = {name: _mean(_values(by_seed, name)) for name in MEANS.values()}
         rows.append(
             {
                 "arm": arm.name,
                 "chosen": chosen(sweep, arm, ended),
-                "seeds": list(found),
-                "win_rate": _mean(_values(found, "win_rate")),
-                "win_rate_controlled": _mean(_values(found, "win_rate_controlled")),
+                "seeds": list(by_seed),
+                "win_rate": _mean(_values(by_seed, "win_rate")),
+                "win_rate_controlled": _mean(_values(by_seed, "win_rate_controlled")),
                 "difference": None if arm == sweep.arms[0] else _mean(differences),
                 **{name: mean and mean.mean for name, mean in means.items()},
             }
@@ -63,10 +63,10 @@ def summary(sweep: Sweep, ended: Ended) -> list[dict[str, Any]]:
 
 
 def tables(sweep: Sweep, ended: Ended, *, markdown: bool = False, width: int | None = None) -> str:
-    """The arms; below it how their values were chosen, and what to look at.
+    """Return the table of arms, the table of how their values were chosen, and notes.
 
     Args:
-      width: columns that text may take; the terminal's by default.
+      width: maximum characters of a line; the terminal's width by default.
     """
     rows: list[dict[str, Any]] = []
     for line in summary(sweep, ended):
@@ -75,8 +75,8 @@ def tables(sweep: Sweep, ended: Ended, *, markdown: bool = False, width: int | N
             row[sweep.tune.short] = None if line["chosen"] is None else f"{line['chosen']:g}"
         row["seeds"] = len(line["seeds"])
         row["win rate, %"] = _percent(line["win_rate"])
-        row["at equal lengths, %"] = _percent(line["win_rate_controlled"])
-        row["less the first arm"] = _percent(line["difference"], sign="+")
+        row["length-controlled, %"] = _percent(line["win_rate_controlled"])
+        row["minus the first arm"] = _percent(line["difference"], sign="+")
         rows.append(row | {head: line[name] for head, name in MEANS.items()})
     parts = [_table(rows, markdown, width)]
     if sweep.tune and (tuned := [arm for arm in sweep.arms if arm.tuned]):
@@ -84,9 +84,9 @@ def tables(sweep: Sweep, ended: Ended, *, markdown: bool = False, width: int | N
         for arm in tuned:
             line = {f"{sweep.tune.short}, mean win rate, %": arm.name}
             for value, rates in tuning(sweep, arm, ended).items():
-                there = [rate for rate in rates if rate is not None]
-                complete = len(there) == len(rates)
-                line[f"{value:g}"] = f"{100 * sum(there) / len(there):.1f}" if complete else "failed"
+                known = [rate for rate in rates if rate is not None]
+                complete = len(known) == len(rates)
+                line[f"{value:g}"] = f"{100 * sum(known) / len(known):.1f}" if complete else "failed"
             tried.append(line)
         parts.append(_table(tried, markdown, width))
     parts += ["\n".join(f"- {note}" for note in notes(sweep, ended))]
@@ -94,22 +94,22 @@ def tables(sweep: Sweep, ended: Ended, *, markdown: bool = False, width: int | N
 
 
 def notes(sweep: Sweep, ended: Ended) -> list[str]:
-    """What a reader of the table should look at."""
-    found = []
+    """Return what a reader of the table should look at."""
+    texts = []
     for arm in sweep.arms:
         value, missing = chosen(sweep, arm, ended), set(sweep.seeds) - results(sweep, arm, ended).keys()
         if missing:
-            found.append(f"{arm.name}: no result of seed {', '.join(map(str, sorted(missing)))}")
+            texts.append(f"{arm.name}: no result of seed {', '.join(map(str, sorted(missing)))}")
         if sweep.tune and value in (sweep.tune.values[0], sweep.tune.values[-1]):
             end, more = ("smallest", "smaller") if value == sweep.tune.values[0] else ("largest", "larger")
-            found.append(
-                f"{arm.name}: the best {sweep.tune.short} is the {end} that was tried; try {more} ones"
+            texts.append(
+                f"{arm.name}: the best {sweep.tune.short} is the {end} that was tried; try {more} values"
             )
-    return found
+    return texts
 
 
 def as_json(sweep: Sweep, ended: Ended) -> dict[str, Any]:
-    """The summary, the rates that values were chosen by, and the result of each run in it."""
+    """Return the summary, the rates by which values were chosen, and the result of each run."""
     arms = []
     for arm, line in zip(sweep.arms, summary(sweep, ended), strict=True):
         shown = {name: value._asdict() if isinstance(value, Mean) else value for name, value in line.items()}
@@ -118,9 +118,9 @@ def as_json(sweep: Sweep, ended: Ended) -> dict[str, Any]:
     return {"first": sweep.arms[0].name, "tuned": sweep.tune and sweep.tune.field, "arms": arms}
 
 
-def _values(found: dict[int, Result], name: str) -> dict[int, float]:
-    """By seed; without those whose judge does not tell."""
-    return {seed: result[name] for seed, result in found.items() if result.get(name) is not None}
+def _values(by_seed: dict[int, Result], name: str) -> dict[int, float]:
+    """Return {seed: value}, without seeds whose result lacks it."""
+    return {seed: result[name] for seed, result in by_seed.items() if result.get(name) is not None}
 
 
 def _mean(values: dict[int, float]) -> Mean | None:
