@@ -44,7 +44,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def error(function, *args, **kwargs) -> str:
-    """The one line that a call is refused with."""
+    """Return the one line of the ConfigError that a call raises."""
     with pytest.raises(ConfigError) as caught:
         function(*args, **kwargs)
     assert "\n" not in str(caught.value)
@@ -349,7 +349,7 @@ def test_a_group_that_does_not_fit(field, value, text):
 def test_every_field_must_stand_there_those_with_a_default_too():
     for field in FIELDS:
         group = {name: value for name, value in FIELDS.items() if name != field}
-        text = error(loader.check, factory, group, "loss", given=("tokenizer",))
+        text = error(loader.check, factory, group, "loss", provided=("tokenizer",))
         assert text.startswith(f"loss.{field} is missing: ")
     assert error(loader.check, Named, {"weight": 1}, "judge") == (
         "judge.names is missing: a list (each text) is expected"
@@ -432,5 +432,5 @@ def test_a_wrong_schedule(value, text):
 
 
 def test_a_config_loads_without_jax():
-    code = "import sys, xpo_jax.config; assert not {'jax', 'numpy', 'transformers'} & set(sys.modules)"
+    code = "import sys, xpo_jax.config.loader; assert not {'jax', 'numpy', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])

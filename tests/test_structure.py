@@ -79,7 +79,8 @@ LEAVES = {
     "values": set(),
     "io.text": set(),
     "io.files": {"io.text"},
-    "config.schema": {"io.text"},
+    "config.annotations": set(),
+    "config.schema": {"config.annotations", "io.text"},
 }
 
 

@@ -62,7 +62,7 @@ def setup(source: Source) -> tuple[estimate.Setup, ConfigDict]:
     loss, _ = make_loss(config.loss)
     layout = build(settings.Layout, config.layout, "layout")
     optimizer = build(make_optimizer, config.optimizer, "optimizer", steps=top.steps)
-    configs.check(load_prompts, config.data, "data", given=("tokenizer", "max_new_tokens", "check"))
+    configs.check(load_prompts, config.data, "data", provided=("tokenizer", "max_new_tokens", "check"))
     mesh = build(_mesh, config.mesh, "mesh", devices=source.devices)
     shapes = model_shapes(source.model or model.path)
     judge = _judge(config.judge, orders=1 + config.judging.both_orders)

@@ -180,5 +180,5 @@ def _check(run: Planned) -> None:
     loss_settings, loss = make_loss(config.loss)
     loss_settings.coefficients(loss, top.steps)
     configs.build(make_optimizer, config.optimizer, "optimizer", steps=top.steps)
-    configs.check(load_prompts, config.data, "data", given=("tokenizer", "max_new_tokens", "check"))
+    configs.check(load_prompts, config.data, "data", provided=("tokenizer", "max_new_tokens", "check"))
     setup.make_judge(config.judge, "judge")

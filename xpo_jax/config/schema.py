@@ -1,18 +1,15 @@
-"""The factory's signature is the schema: hold a config's group against the factory that it feeds.
+"""The factory's signature is the schema: a config's group is checked against the factory that it feeds.
 
-Names and types come from the signature alone. Every parameter must stand in the config, those with a
-default too, so that a config shows all that a run depends on.
+Names and types come from the signature alone. Every parameter must be in the config, those with a default too, so
+that a config shows everything that a run depends on.
 
-What it leaves out: ranges and combinations (the factory raises ValueError, and `build` puts the group's name
-in front), and annotations it does not know (they accept anything). No jax here.
+Left out on purpose: ranges and combinations (the factory raises ValueError, and `build` adds the group's name);
+pydantic and draccus, because the arguments of each factory, a user's own judge or data source among them, would have
+to be repeated as a model, and their errors take several lines and suggest no name. No JAX is imported here.
 """
 
 from __future__ import annotations
 
-import builtins
-import collections.abc
-import contextlib
-import dataclasses
 import difflib
 import importlib
 import inspect
@@ -21,18 +18,17 @@ import math
 import os
 import re
 import sys
-import types
-import typing
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, Literal, Union
+from typing import Any, Literal
 
 from ml_collections import ConfigDict
 
+from xpo_jax.config.annotations import describe, fits, parameters_of
 from xpo_jax.io.text import error_line, one_line, shorten
 
 
 class ConfigError(ValueError):
-    """A config that cannot be used; one line that says what, where and how to mend it."""
+    """A config that cannot be used; one line that states what, where and how to fix it."""
 
 
 # ------------------------------------------------------------------------------------- check and build
@@ -42,61 +38,63 @@ def check(
     factory: Callable[..., Any],
     group: Mapping[str, Any] | ConfigDict,
     where: str,
-    given: Collection[str] = (),
+    provided: Collection[str] = (),
 ) -> None:
-    """Compares a config group with a factory's signature and annotations.
+    """Check a config group against a factory's signature and annotations.
 
     Args:
       factory: a function, a class or a dataclass.
-      group: the fields; `name`, which chooses the factory, is passed over if it has no such parameter.
+      group: the fields; `name`, which chooses the factory, is ignored if the factory has no such parameter.
       where: the group's path in the config, for errors ("loss").
-      given: parameters that the program provides; they must not stand in the group.
+      provided: parameters that the program passes itself; they must not be in the group.
 
     Raises:
       ConfigError: an unknown or missing field, or a value of the wrong type, with its path.
     """
     if not isinstance(group, Mapping | ConfigDict):
-        raise ConfigError(f"{where}: a group of fields is expected, found {shown(group)}")
-    parameters = _parameters(factory)
+        raise ConfigError(f"{where}: a group of fields is expected, found {abbreviate(group)}")
+    parameters = parameters_of(factory)
     open_ended = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(factory).parameters.values())
     for name in group:
-        if name in parameters and name in given:
+        if name in parameters and name in provided:
             raise ConfigError(f"{where}.{name} is set by the program; take it out of the config")
         if name not in parameters and name != "name" and not open_ended:
-            wanted = [parameter for parameter in parameters if parameter not in given]
+            wanted = [parameter for parameter in parameters if parameter not in provided]
             hint = suggestion(name, wanted)
             raise ConfigError(f"{where}.{name}: no such field{hint or f'; {where} has ' + ', '.join(wanted)}")
     for name, annotation in parameters.items():
-        if name in given:
+        if name in provided:
             continue
         if name not in group:
-            raise ConfigError(f"{where}.{name} is missing: {_expected(annotation)} is expected")
+            raise ConfigError(f"{where}.{name} is missing: {describe(annotation)} is expected")
         value = plain(group[name], f"{where}.{name}")
-        if not _fits(value, annotation):
-            raise ConfigError(f"{where}.{name}: {_expected(annotation)} is expected, found {shown(value)}")
+        if not fits(value, annotation):
+            raise ConfigError(
+                f"{where}.{name}: {describe(annotation)} is expected, found {abbreviate(value)}"
+            )
 
 
 def build(
-    factory: Callable[..., Any], group: Mapping[str, Any] | ConfigDict, where: str, **given: Any
+    factory: Callable[..., Any], group: Mapping[str, Any] | ConfigDict, where: str, **provided: Any
 ) -> Any:
-    """Checks a group, then calls its factory with it.
+    """Check a group, then call its factory with it, and return what that returns.
 
     Args:
       factory, group, where: as for `check`.
-      given: what the program offers; a factory gets what its signature names.
+      provided: arguments that the program can pass; the factory receives those that its signature names.
 
     Raises:
-      ConfigError: what `check` raises, and a ValueError of the factory with the group's name in front. Our
-        own named errors (a DataError) pass as they are: they name their place themselves.
+      ConfigError: what `check` raises, or a ValueError of the factory with the group's name in front. Error classes
+        of this package, such as DataError, pass unchanged: their message already states where.
     """
-    parameters = _parameters(factory)
-    check(factory, group, where, given)
+    parameters = parameters_of(factory)
+    check(factory, group, where, provided)
     fields = {
         name: plain(group[name], f"{where}.{name}") for name in group if name != "name" or name in parameters
     }
-    offered = {name: value for name, value in given.items() if name in parameters}
+    fields |= {name: value for name, value in provided.items() if name in parameters}
     try:
-        return factory(**fields, **offered)
+        return factory(**fields)
     except ValueError as error:
         if type(error).__module__.startswith("xpo_jax."):
             raise
@@ -108,31 +106,31 @@ def build(
         raise ConfigError(f"{where}{joint}{text}") from error
 
 
-def resolve(name: str, where: str, own: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
-    """Finds the factory that a config names.
+def resolve(name: str, where: str, known: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
+    """Return the factory that a config names.
 
     Args:
-      name: one of `own`, or `package.module:Name`; the current directory can be imported from.
+      name: one of `known`, or `package.module:Name`, which may be in the current directory.
       where: the field, for errors ("judge.name").
-      own: our factories by name.
+      known: the built-in factories by name.
 
     Raises:
-      ConfigError: an unknown name (with the choices), or a module or attribute that is not there.
+      ConfigError: an unknown name (with the choices), or a module or attribute that does not exist.
     """
     if not isinstance(name, str):
-        raise ConfigError(f"{where}: a name is expected, found {shown(name)}")
-    if name in own:
-        return own[name]
+        raise ConfigError(f"{where}: a name is expected, found {abbreviate(name)}")
+    if name in known:
+        return known[name]
     module_name, colon, attribute = name.partition(":")
     if not (module_name and colon and attribute):
         raise ConfigError(
-            f"{where}: {name!r} is unknown; choose {', '.join(own)}, "
-            f"or one of yours as package.module:Name{suggestion(name, own)}"
+            f"{where}: {name!r} is unknown; choose {', '.join(known)}, "
+            f"or one of yours as package.module:Name{suggestion(name, known)}"
         )
     import_from_here()
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # a module of the user's can fail in any way
+    except Exception as error:  # a user's module can fail in any way
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing and (module_name + ".").startswith(missing + "."):
             raise ConfigError(f"{where}: no module {missing!r}, seen from {os.getcwd()}") from error
@@ -142,7 +140,7 @@ def resolve(name: str, where: str, own: Mapping[str, Callable[..., Any]]) -> Cal
         raise ConfigError(f"{where}: module {module_name!r} has no {attribute!r}{hint}")
     factory = getattr(module, attribute)
     if not callable(factory):
-        raise ConfigError(f"{where}: {name} is {shown(factory)}, which cannot be called")
+        raise ConfigError(f"{where}: {name} is {abbreviate(factory)}, which cannot be called")
     return factory
 
 
@@ -152,11 +150,10 @@ SCHEDULE_FIELDS = frozenset(("kind", "start", "end", "steps"))
 
 
 def schedule(value: float | Mapping[str, Any], where: str) -> Callable[[int], float]:
-    """A number, or a path from one number to another, as a function of the step (from 0).
+    """Return a constant or a schedule as a function of the step (from 0).
 
     Args:
-      value: a number, or {"kind": "linear" or "cosine", "start": a, "end": b, "steps": n}: a at step 0,
-        b from step n on.
+      value: a number, or {"kind": "linear" or "cosine", "start": a, "end": b, "steps": n}: a at step 0, b from step n.
       where: the field, for errors ("loss.alpha").
 
     Raises:
@@ -164,108 +161,28 @@ def schedule(value: float | Mapping[str, Any], where: str) -> Callable[[int], fl
     """
     value = plain(value, where)
     if not isinstance(value, Mapping):
-        if not _fits(value, float):
-            raise ConfigError(f"{where}: a number or a schedule is expected, found {shown(value)}")
+        if not fits(value, float):
+            raise ConfigError(f"{where}: a number or a schedule is expected, found {abbreviate(value)}")
         constant = float(value)
         return lambda step: constant
-    check(_path, value, where, given=("step",))
+    check(_interpolate, value, where, provided=("step",))
     if value["steps"] < 1:
         raise ConfigError(f"{where}.steps: at least 1 is expected, found {value['steps']}")
-    return lambda step: _path(**value, step=step)
+    return lambda step: _interpolate(**value, step=step)
 
 
-def _path(kind: Literal["linear", "cosine"], start: float, end: float, steps: int, step: int) -> float:
-    done = min(max(step / steps, 0.0), 1.0)
+def _interpolate(kind: Literal["linear", "cosine"], start: float, end: float, steps: int, step: int) -> float:
+    fraction = min(max(step / steps, 0.0), 1.0)
     if kind == "cosine":
-        done = 0.5 - 0.5 * math.cos(math.pi * done)
-    return start * (1.0 - done) + end * done  # exactly start and end at the ends
-
-
-# ---------------------------------------------------------------------------------- signatures and types
-
-
-def _parameters(factory: Callable[..., Any]) -> dict[str, Any]:
-    """The factory's keyword parameters with their resolved annotations; Any where one cannot be resolved."""
-    plain_class = inspect.isclass(factory) and not (
-        dataclasses.is_dataclass(factory) or hasattr(factory, "_fields")
-    )
-    target = factory.__init__ if plain_class else factory
-    try:
-        hints = typing.get_type_hints(target)
-    except (NameError, AttributeError, TypeError):  # one annotation is for type checkers only: one by one
-        names = vars(sys.modules.get(factory.__module__, builtins))
-        hints = {}
-        for name, parameter in inspect.signature(factory).parameters.items():
-            with contextlib.suppress(NameError, AttributeError, TypeError):
-                alone = types.SimpleNamespace(__annotations__={name: parameter.annotation})
-                hints |= typing.get_type_hints(alone, names)
-    return {
-        name: hints.get(name, Any)
-        for name, parameter in inspect.signature(factory).parameters.items()
-        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-    }
-
-
-def _fits(value: Any, annotation: Any) -> bool:
-    """Whether a plain value (None, bool, int, float, str, tuple, dict) is of the annotated type."""
-    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
-    if annotation is None or annotation is types.NoneType:
-        return value is None
-    if annotation in (bool, str):
-        return isinstance(value, annotation)
-    if annotation is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if annotation is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if origin in (Union, types.UnionType):
-        return any(_fits(value, arg) for arg in args)
-    if origin is Literal:
-        return any(type(value) is type(arg) and value == arg for arg in args)
-    if origin is typing.Annotated:
-        return _fits(value, args[0])
-    kind = origin or annotation
-    if kind is tuple and args and args[-1] is not Ellipsis:
-        return isinstance(value, tuple) and len(value) == len(args) and all(map(_fits, value, args))
-    if kind in _SEQUENCES:
-        return isinstance(value, tuple) and all(_fits(item, args[0]) for item in value if args)
-    if kind in _MAPPINGS:
-        return isinstance(value, dict) and all(_fits(item, args[1]) for item in value.values() if args)
-    return True
-
-
-_SEQUENCES = (tuple, list, collections.abc.Sequence, collections.abc.Collection, collections.abc.Iterable)
-_MAPPINGS = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
-_WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
-
-
-def _expected(annotation: Any) -> str:
-    """The annotation in words: "a number or None"."""
-    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
-    if annotation is None or annotation is types.NoneType:
-        return "None"
-    if annotation in _WORDS:
-        return _WORDS[annotation]
-    if origin in (Union, types.UnionType):
-        return " or ".join(_expected(arg) for arg in sorted(args, key=lambda arg: arg is types.NoneType))
-    if origin is Literal:
-        return " or ".join(repr(arg) for arg in args)
-    if origin is typing.Annotated:
-        return _expected(args[0])
-    kind = origin or annotation
-    if kind is tuple and args and args[-1] is not Ellipsis:
-        return f"a list of {len(args)} values ({', '.join(_expected(arg) for arg in args)})"
-    if kind in _SEQUENCES:
-        return f"a list (each {_expected(args[0])})" if args else "a list"
-    if kind in _MAPPINGS:
-        return f"a mapping (each {_expected(args[1])})" if args and args[1] is not Any else "a mapping"
-    return "a value"
+        fraction = 0.5 - 0.5 * math.cos(math.pi * fraction)
+    return start * (1.0 - fraction) + end * fraction  # exactly start and end at the ends
 
 
 # -------------------------------------------------------------------------------------------- small tools
 
 
 def plain(value: Any, where: str) -> Any:
-    """A config value as None, bool, int, float, str, tuple or dict; ConfigError for anything else."""
+    """Return a config's value as None, bool, int, float, str, tuple or dict; ConfigError for anything else."""
     if value is None or isinstance(value, bool | str):
         return value
     if isinstance(value, int):
@@ -283,19 +200,19 @@ def plain(value: Any, where: str) -> Any:
                 raise ConfigError(f"{where or 'config'}: {name!r} cannot be a field's name")
         return {name: plain(value[name], f"{where}.{name}" if where else name) for name in value}
     raise ConfigError(
-        f"{where}: a config holds numbers, text, true, false, None, lists and groups, not {shown(value)}"
+        f"{where}: a config holds numbers, text, true, false, None, lists and groups, not {abbreviate(value)}"
     )
 
 
 def finite(number: float) -> float:
-    """The number itself; ValueError if it is infinite or not a number."""
+    """Return the number; ValueError if it is infinite or not a number."""
     if not math.isfinite(number):
         raise ValueError(f"{number} is not finite")
     return number
 
 
-def shown(value: Any) -> str:
-    """A value for an error line, not too long."""
+def abbreviate(value: Any) -> str:
+    """Return a value as an error's line shows it, in at most 80 characters."""
     return shorten(one_line(repr(value.to_dict() if isinstance(value, ConfigDict) else value)), 80)
 
 
@@ -305,7 +222,7 @@ def reason(error: BaseException) -> str:
 
 
 def suggestion(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """'; did you mean ...?' for the nearest of the known names, or nothing."""
+    """Return "; did you mean ...?" with the nearest of the known names, or nothing."""
     close = difflib.get_close_matches(name, [k for k in known if not k.startswith("__")], 1, cutoff)
     return f"; did you mean {close[0]!r}?" if close else ""
 
@@ -317,6 +234,6 @@ def check_increasing(numbers: Sequence[int], where: str) -> None:
 
 
 def import_from_here() -> None:
-    """Lets modules in the current directory be imported, after the installed ones."""
+    """Let modules in the current directory be imported, after the installed ones."""
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())
