@@ -139,15 +139,14 @@ def embedded() -> ConfigDict:
         }
     )
 
-    # xpo_jax/config/loss.py: Loss, with the fields of the loss that it names, xpo_jax/algorithm/losses.py: Sigmoid
+    # xpo_jax/config/loss.py: Loss, and the fields of the loss that `name` selects in xpo_jax/algorithm/losses.py.
     config.loss = ConfigDict(
         {
             "second_candidate": "reference",  # "policy" with alpha 0 is online DPO
-            "name": "sigmoid",  # or "ipo"
-            # With 0.3 the policy stays nearer to the reference and wins less; with 0.1 it wins no more and makes
-            # more mistakes.
+            "name": "sigmoid",  # or "ipo", or your own: CONTRIBUTING.md
+            # 0.3 keeps the policy closer to the reference and wins less; 0.1 wins no more and makes more mistakes.
             "beta": 0.2,
-            # The bonus stays a small part of the loss: with hard verdicts it has no floor of its own.
+            # Small, because with hard verdicts only bonus_clip bounds the loss from below.
             "alpha": 1e-4,
             "bonus_clip": 500.0,
             "entropy_weight": 0.0,

@@ -154,6 +154,13 @@ def test_each_part_is_read_by_few():
     assert all(importers(loop) <= {"xpo_jax.main"} for loop in loops)
     assert importers("xpo_jax.experiment.session") <= loops
     assert importers("xpo_jax.experiment.setup") <= {"xpo_jax.experiment.session", *loops}
+    # a family is reached through the registry, so that adding one is a file and a line
+    families = {name for name in PACKAGE if "xpo_jax.models.family" in OURS[name] and room(name) == "models"}
+    families = {
+        name for name in families if not name.startswith(("xpo_jax.models.hf.", "xpo_jax.models.registry"))
+    }
+    assert families >= {"xpo_jax.models.qwen2"}
+    assert all(importers(family) == {"xpo_jax.models.registry"} for family in families)
     # only session and setup read the config; main loads it, and a config may name the loader's helpers
     readers = {"xpo_jax.main", "xpo_jax.experiment.session", "xpo_jax.experiment.setup"}
     assert importers("xpo_jax.config.loader") <= {*readers, *CONFIGS}
