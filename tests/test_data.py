@@ -407,8 +407,8 @@ def test_a_batch_is_padded_to_its_bucket_and_a_part_batch_filled_up():
     assert [a.dtype for a in part[2:]] == [np.int32, np.int32, np.int32, np.bool_]
     assert same(batches[3], batches[0])  # the next epoch starts afresh, it does not fill the part batch
     assert [ids(batch) for batch in batches] == [[0, 1], [2, 3], [4]]
-    assert batches.buckets_of(1) == (2,)
-    assert batches.buckets_of(9) == (2, 8)
+    assert batches.buckets_used(1) == (2,)
+    assert batches.buckets_used(9) == (2, 8)
 
 
 def test_every_epoch_holds_every_row_once_in_an_order_of_its_own():
@@ -450,9 +450,9 @@ def test_buckets_of_names_every_bucket_that_occurs_and_no_other():
         batches = Batches(rows, 3, (2, 4, 6, 12, 20), 0, seed=trial)
         for steps in (1, 3, 7):
             occurring = {batches[step].tokens.shape[1] for step in range(steps)}
-            assert batches.buckets_of(steps) == tuple(sorted(occurring))
+            assert batches.buckets_used(steps) == tuple(sorted(occurring))
     # the shortest row, alone in its batch, comes last
-    assert Batches(prompts(3, 1), 1, (2, 4), 0, None).buckets_of(2) == (2, 4)
+    assert Batches(prompts(3, 1), 1, (2, 4), 0, None).buckets_used(2) == (2, 4)
 
 
 def test_one_row_a_large_batch_and_a_large_step():

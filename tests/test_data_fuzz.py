@@ -139,7 +139,7 @@ def test_ten_thousand_rows(folder, tokenizer, monkeypatch):  # noqa: F811
             try:
                 data = load(tokenizer, max_new_tokens=8, **arguments)
                 train = data.train.prompts
-                held = train.first(99) if isinstance(train, prompts.PassingPrompts) else train
+                held = train.head(99) if isinstance(train, prompts.StreamingPrompts) else train
                 found.append([(p.row, p.messages, p.tokens.tolist()) for p in held])
             except ValueError as error:
                 told(error)

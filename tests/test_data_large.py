@@ -13,7 +13,7 @@ from test_data import folder, ids, load, refused, same, tokenizer  # noqa: F401
 from tools import data as tool
 from xpo_jax.data import indexed_lines, prompts, sources, streaming
 from xpo_jax.data.rows import DataError
-from xpo_jax.data.streaming import PassingPrompts
+from xpo_jax.data.streaming import StreamingPrompts
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +51,7 @@ def test_lines_are_found_wherever_the_chunks_end(folder, monkeypatch, chunk):  #
 def test_a_large_source_gives_the_batches_of_a_small_one(folder, tokenizer, monkeypatch):  # noqa: F811
     write(folder, ["x" * (i % 17 + 1) for i in range(23)])
     passing_by = load(tokenizer).train_batches(4, seed=5)
-    assert isinstance(passing_by._prompts, PassingPrompts)
+    assert isinstance(passing_by._prompts, StreamingPrompts)
     monkeypatch.setattr(prompts, "MAX_ROWS_IN_MEMORY", 50_000)
     held = load(tokenizer).train_batches(4, seed=5)
     assert passing_by.steps_per_epoch == held.steps_per_epoch == 6
@@ -59,7 +59,7 @@ def test_a_large_source_gives_the_batches_of_a_small_one(folder, tokenizer, monk
         assert same(passing_by[step], held[step])
     assert sorted(ids(batch) for batch in passing_by) == sorted(ids(batch) for batch in held)
     # what is not known before the rows are read is compiled ahead all the same
-    assert held.buckets_of(10) == (16, 32) and passing_by.buckets_of(10) == (16, 32, 64)
+    assert held.buckets_used(10) == (16, 32) and passing_by.buckets_used(10) == (16, 32, 64)
 
 
 def test_a_row_that_cannot_be_used_is_replaced_by_the_next(folder, tokenizer):  # noqa: F811
@@ -86,7 +86,7 @@ def test_a_row_that_cannot_be_used_is_replaced_by_the_next(folder, tokenizer):  
 def test_a_bad_row_met_on_the_way_is_an_error(folder, tokenizer, monkeypatch):  # noqa: F811
     write(folder, ["a"] * 20 + [" "] + ["b"] * 20)
     assert refused(tokenizer) == "t.jsonl, row 21: column 'text' is empty"  # among the first
-    monkeypatch.setattr(streaming, "_LOOKED_AT", 10)
+    monkeypatch.setattr(streaming, "_CHECKED_ROWS", 10)
     batches = load(tokenizer, shuffle=False).train_batches(4, seed=0)
     assert len(batches[4].rows) == 4
     with pytest.raises(DataError, match="^t.jsonl, row 21: column 'text' is empty$"):
@@ -98,7 +98,7 @@ def test_a_bad_row_met_on_the_way_is_an_error(folder, tokenizer, monkeypatch):  
 
 
 def test_too_many_rows_on_end_that_cannot_be_used(folder, tokenizer, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(streaming, "_MOST_REPLACED", 6)
+    monkeypatch.setattr(streaming, "_MAX_SKIPPED", 6)
     write(folder, [" "] * 10)
     assert refused(tokenizer, on_bad_row="skip") == (
         "t.jsonl: 6 rows on end from place 1 cannot be used, the last because of on_bad_row; loosen that field, or "
@@ -117,9 +117,9 @@ def test_deduplicate_and_take_look_at_all_rows_first(folder, tokenizer):  # noqa
     )
     batches = unique.train_batches(4, seed=0)
     assert [ids(batches[0]), ids(batches[1])] == [[0, 2, 3, 5], [7, 9, 11]]
-    assert batches.buckets_of(1) == (16,) and batches.buckets_of(2) == (16, 32)
+    assert batches.buckets_used(1) == (16,) and batches.buckets_used(2) == (16, 32)
     six = load(tokenizer, **fields, take=8, shuffle=False).train
-    assert isinstance(six.prompts, PassingPrompts) and six.dropped["take"] == 2
+    assert isinstance(six.prompts, StreamingPrompts) and six.dropped["take"] == 2
     few = load(
         tokenizer, **fields, take=3
     ).train  # few enough to be held, and the rows beyond are not looked at

@@ -16,7 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from xpo_jax.algorithm.update import applied_metrics, summarise
-from xpo_jax.data.offline_pairs import recorded
+from xpo_jax.data.offline_pairs import recorded_pairs
 from xpo_jax.experiment import session
 from xpo_jax.experiment.resume import Ledger
 from xpo_jax.experiment.run_directory import RunDir
@@ -50,7 +50,7 @@ def _learn(p: Parts, run: RunDir, ledger: Ledger, compilations: CompilationCount
     with ledger.open(metrics), started.tracing, limits.save_on_judge_error(ledger.save):
         while not (ended := started.between(done, policy, asks=False)):
             prompts = p.batches[done]
-            answers = recorded(prompts, programs.max_new_tokens, p.data.pad_id)
+            answers = recorded_pairs(prompts, programs.max_new_tokens, p.data.pad_id)
             with timer("update"):
                 packed = programs.pack(prompts, answers.tokens, answers.lengths)
                 scored = programs.score(reference, packed)

@@ -1,13 +1,19 @@
-"""Prompts: from files to batches.
+"""Prompts and pairs: from files to batches that are a function of the step.
 
-indexed_lines.py      a file of lines of any size, random access
-formats.py    a file -> rows
-sources.py    files, globs, data sets, your own, joined or mixed -> rows
-templates.py  a row and a template -> text or messages
-validate.py   what a row, a text and a conversation must be
-transforms.py      a row -> a prompt, or what leaves it out
-streaming.py    the prompts of a source that is too large to be held
-prompts.py    all of this in order: `load_prompts`, the factory of the config's `data` group
-offline_pairs.py   a log of judged pairs -> prompts that bring their answers along: `load_pairs`, of the `offline` group
-batches.py   prompts -> batches, random access by step
+Each prompt carries its row, because judges, logs and errors need it.
+Read prompts.py first, then its parts in this order:
+
+prompts.py        the factory of the config's `data` group, `load_prompts`: from sources to prompts
+sources.py        files, globs, data sets, your own, concatenated or mixed -> rows
+formats.py        one file -> rows
+indexed_lines.py  a file of lines of any size, with random access
+transforms.py     a row -> a prompt, or the field that excludes it
+templates.py      a row and a template -> text or messages
+validate.py       checks of rows, texts and conversations
+rows.py           Row, Prompt and the errors about them
+streaming.py      the prompts of a source too large for memory
+batches.py        prompts -> batches, with random access by step
+pairs_log.py      the log of judged pairs, and its reader
+offline_pairs.py  the factory of the `offline` group, `load_pairs`: logged pairs -> prompts with their responses
+answer_files.py   answers made elsewhere, matched to held-out prompts
 """

@@ -1,9 +1,9 @@
-"""Files of answers: who is asked what is found by the conversation, not by the place in the file.
+"""Answer files: rows are matched to prompts by conversation, not by position in the file.
 
-A row has the text column "answer" and says what was asked by one of these, the first that it has:
-the columns that the config's template (or its column) wants, "messages" (a conversation), "prompt" (its only turn, a
-text). So the rows of a source with an answer added, as tools.chat writes them, do as they are. Of the config only
-`rename` is done before; what else stands in a row is passed on.
+A row has the text column "answer", and its prompt in the first of these that it has: the columns of the config's
+template (or its column), "messages" (a conversation), "prompt" (the only turn, as text). So a source's rows with an
+answer added, as tools.chat writes them, need no conversion. Of the config's transforms only `rename` is applied; the
+other columns are passed on.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from xpo_jax.values import Message, Prompts
 
 
 class Answered(NamedTuple):
-    """One conversation of a file, the row that first asked it, and its answers in their order."""
+    """One conversation of a file, the first row that has it, and its answers in file order."""
 
     messages: Sequence[Message]
     row: Row
@@ -33,7 +33,7 @@ def read_answers(
     column: str | None,
     rename: Mapping[str, str] | None,
 ) -> dict[str, Answered]:
-    """All answers of a file, by `key` of their conversation, in the order of the file.
+    """Return all answers of a file, by the `key` of their conversation, in file order.
 
     Args:
       path: what `sources.read_rows` takes.
@@ -42,39 +42,39 @@ def read_answers(
     Raises:
       DataError: a row without an answer or a conversation, with file and row.
     """
-    found: dict[str, tuple[Sequence[Message], Row, list[str]]] = {}
+    answered: dict[str, tuple[Sequence[Message], Row, list[str]]] = {}
     for row in read_rows(path):
         row = row._replace(values={(rename or {}).get(name, name): v for name, v in row.values.items()})
         answer = validate.column(row, "answer")
         if not isinstance(answer, str):
-            raise DataError(f"{row.at}: column 'answer' must be text, found {answer!r}")
-        messages = _asked(row, template, column)
-        found.setdefault(key(messages), (messages, row, []))[2].append(answer)
-    if not found:
-        raise DataError(f"{path}: has no rows")
-    return {name: Answered(*each) for name, each in found.items()}
+            raise DataError(f"{row.at}: column 'answer' must be text, got {answer!r}")
+        messages = _conversation(row, template, column)
+        answered.setdefault(key(messages), (messages, row, []))[2].append(answer)
+    if not answered:
+        raise DataError(f"{path}: has no rows; add at least one")
+    return {name: Answered(*fields) for name, fields in answered.items()}
 
 
 def match_answers(batches: Sequence[Prompts], path: str, **columns: Any) -> list[list[str]]:
-    """Per batch the B answers to its prompts, "" in padding rows.
+    """Return for each batch the B answers to its prompts, "" in padding rows.
 
     Args:
       path, columns: as for `read_answers`.
 
     Raises:
-      DataError: a prompt that the file has no answer to, or two different ones.
+      DataError: a prompt that has no answer in the file, or two different ones.
     """
-    found = read_answers(path, **columns)
+    by_conversation = read_answers(path, **columns)
 
     def answer(messages: Sequence[Message]) -> str:
-        answered = found.get(key(messages))
-        asked = repr(messages[-1]["content"])[:80]
+        answered = by_conversation.get(key(messages))
+        prompt = repr(messages[-1]["content"])[:80]
         if answered is None:
             raise DataError(
-                f"{path}: has no answer to the held-out prompt {asked}; add it, or lower evaluation.prompts"
+                f"{path}: has no answer to the held-out prompt {prompt}; add it, or lower evaluation.prompts"
             )
         if len(set(answered.answers)) > 1:
-            raise DataError(f"{answered.row.at}: {asked} has several answers in this file; keep one of them")
+            raise DataError(f"{answered.row.at}: {prompt} has several answers in this file; keep one of them")
         return answered.answers[0]
 
     return [
@@ -84,13 +84,13 @@ def match_answers(batches: Sequence[Prompts], path: str, **columns: Any) -> list
 
 
 def key(messages: Sequence[Message]) -> str:
-    """The same for the same conversation."""
+    """Return a text that identifies a conversation."""
     return json.dumps([[message["role"], message["content"]] for message in messages])
 
 
-def _asked(row: Row, template: str | Sequence[Mapping[str, str]] | None, column: str | None) -> Any:
-    wanted = templates.check(template) if template is not None else [column]
-    if all(name in row.values for name in wanted):
+def _conversation(row: Row, template: str | Sequence[Mapping[str, str]] | None, column: str | None) -> Any:
+    required = templates.check(template) if template is not None else [column]
+    if all(name in row.values for name in required):
         filled = row.values[column] if template is None and column else templates.fill(template or "", row)
         what = "the prompt"
     elif "messages" in row.values:
@@ -99,7 +99,7 @@ def _asked(row: Row, template: str | Sequence[Mapping[str, str]] | None, column:
         filled, what = row.values["prompt"], "column 'prompt'"
     else:
         raise DataError(
-            f"{row.at}: does not say what was asked; give {', '.join(map(repr, wanted))}, or 'messages' or 'prompt'"
+            f"{row.at}: has no prompt; add column {', '.join(map(repr, required))}, or 'messages' or 'prompt'"
         )
     if isinstance(filled, str):
         return (Message(role="user", content=validate.text(filled, row.at, what)),)

@@ -1,10 +1,11 @@
-"""Batches of prompts, random access by step: `batches[step]` is a function of rows, seed, size, step.
+"""Batches of prompts with random access by step: `batches[step]` depends only on rows, seed, batch size and step.
 
-There is no iterator state to save: a run that resumes at step k asks for `batches[k]`. All processes of a
-run see the global batch, for its longest prompt chooses the bucket; each takes its slice afterwards
-(distributed.py). The order of an epoch is a function from place to place, so that none is laid down for a million
-rows. Left out: mixing epochs in a batch, dropping the last part batch, workers (a batch is a few copies of rows that
-are tokenised already, or a few dozen that are read and tokenised).
+There is no iterator state to save: a run that resumes at step k reads `batches[k]`. Every process of a run sees the
+global batch, because its longest prompt selects the bucket; each takes its slice afterwards (runtime/distributed.py).
+An epoch's order is a function from position to row, so no permutation of a million rows is ever stored.
+
+Left out on purpose: batches that span two epochs, dropping the last partial batch, and worker processes (a batch
+copies a few tokenised rows, or reads and tokenises a few dozen).
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ import grain
 import numpy as np
 
 from xpo_jax.data.rows import Prompt
-from xpo_jax.data.streaming import PassingPrompts
+from xpo_jax.data.streaming import StreamingPrompts
 from xpo_jax.values import Prompts
 
 
 class Batches:
-    """Batches over epochs without end; iterating over it gives the first epoch.
+    """Batches over an endless sequence of epochs; iterating gives the first epoch.
 
-    An epoch holds each prompt once, in an order of its own where there is a seed, else in the given order.
-    Its last batch is filled up with padding rows.
+    An epoch holds each prompt once: in an order of its own if there is a seed, otherwise in the prompts' order. Its
+    last batch is filled up with padding rows.
     """
 
     def __init__(
@@ -34,29 +35,28 @@ class Batches:
         pad_id: int,
         seed: int | None,
     ):
-        """Lays the order of the batches down; nothing is copied yet.
+        """Set the order of the batches; nothing is copied yet.
 
         Args:
           prompts: at least one, none longer than the last bucket.
           batch_size: rows of the global batch, B.
-          buckets: padded lengths, tokens, rising; a batch takes the first that holds its longest prompt.
-          pad_id: the token on the right of each prompt.
-          seed: of the order, 0 to 2^32 - 1; None keeps the prompts' order.
+          buckets: padded prompt lengths, tokens, increasing; a batch takes the first that holds its longest prompt.
+          pad_id: the token that fills a prompt up on the right.
+          seed: of the shuffled order, 0 to 2^32 - 1; None keeps the prompts' order.
 
         Raises:
-          ValueError: no prompts, no batch size, a prompt that no bucket holds, a seed out of range.
+          ValueError: no prompts, a batch size below 1, a prompt longer than every bucket, a seed out of range.
         """
         if not prompts:
             raise ValueError("there are no prompts to make batches of")
         if batch_size < 1:
-            raise ValueError(f"batch_size: at least 1 is expected, found {batch_size}")
+            raise ValueError(f"batch_size: must be at least 1, got {batch_size}")
         if seed is not None and not 0 <= seed < 2**32:
-            raise ValueError(f"seed: 0 to {2**32 - 1} is expected, found {seed}")
-        passing = isinstance(prompts, PassingPrompts)
+            raise ValueError(f"seed: must be from 0 to {2**32 - 1}, got {seed}")
         self._prompts = prompts
         self._lengths = (
-            prompts.lengths  # type: ignore[attr-defined]
-            if passing
+            prompts.lengths
+            if isinstance(prompts, StreamingPrompts)
             else np.array([len(prompt.tokens) for prompt in prompts], np.int32)
         )
         if self._lengths is not None and self._lengths.max() > buckets[-1]:
@@ -69,35 +69,36 @@ class Batches:
         self._replaced: dict[int, int] = {}
         order = grain.MapDataset.source(range(len(prompts)))
         if seed is not None:
-            # each epoch anew: grain adds the epoch's number to the seed
+            # grain adds the epoch's number to the seed, so each epoch is shuffled differently
             order = order.seed(seed).shuffle()
         self._order = order.batch(batch_size, drop_remainder=False, batch_fn=list).repeat()
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches in an epoch, the last part batch included."""
+        """Batches in an epoch, including the last partial batch."""
         return -(-len(self._prompts) // self.batch_size)
 
     def __getitem__(self, step: int) -> Prompts:
-        """The batch of a step from 0; the epoch is step // steps_per_epoch.
+        """Return the batch of a step, counted from 0; its epoch is step // steps_per_epoch.
 
         Returns:
           Prompts with NumPy arrays. A padding row has no values, no messages and one pad token.
 
         Raises:
           IndexError: a negative step.
+          DataError: streaming prompts met a row that ends the run.
         """
-        prompts = self._made(step)
-        size, bucket = self.batch_size, self._bucket(_longest(prompts))
+        prompts = self._read(step)
+        size, bucket = self.batch_size, self._bucket(max(len(prompt.tokens) for prompt in prompts))
         tokens = np.full((size, bucket), self.pad_id, np.int32)
         lengths = np.ones(size, np.int32)  # one pad token: an empty prompt would have no last position
         for i, prompt in enumerate(prompts):
             lengths[i] = len(prompt.tokens)
             tokens[i, : lengths[i]] = prompt.tokens
-        unreal = size - len(prompts)
+        padding = size - len(prompts)
         return Prompts(
-            rows=tuple(prompt.row.values for prompt in prompts) + ({},) * unreal,
-            messages=tuple(prompt.messages for prompt in prompts) + ((),) * unreal,
+            rows=tuple(prompt.row.values for prompt in prompts) + ({},) * padding,
+            messages=tuple(prompt.messages for prompt in prompts) + ((),) * padding,
             tokens=tokens,
             lengths=lengths,
             position=np.arange(size, dtype=np.int32),
@@ -105,52 +106,48 @@ class Batches:
         )
 
     def __iter__(self) -> Iterator[Prompts]:
-        """The first epoch: every prompt once."""
+        """Iterate over the first epoch: every prompt once."""
         return (self[step] for step in range(self.steps_per_epoch))
 
-    def buckets_of(self, steps: int) -> tuple[int, ...]:
-        """The buckets that the first so many steps take, rising: what has to be compiled ahead.
+    def buckets_used(self, steps: int) -> tuple[int, ...]:
+        """Return the buckets that the first `steps` batches take, increasing: these are compiled at start-up.
 
-        Where the lengths are not known before the rows are read, all of them.
+        Where prompt lengths are unknown until the rows are read, these are all buckets.
         """
         if self._lengths is None:
             return self.buckets
-        # The longest of k rows is at least the k-th shortest of all: no bucket below that one's can occur.
+        # The longest of k rows is at least the k-th shortest of all: no smaller bucket than that one's can occur.
         fewest = len(self._lengths) % self.batch_size or self.batch_size
         possible = {self._bucket(length) for length in set(np.sort(self._lengths)[fewest - 1 :].tolist())}
         seen: set[int] = set()
         for step in range(steps):
-            seen.add(self._bucket(int(self._lengths[self._places(step)].max())))
-            if seen == possible:  # most runs are done here after a few steps
+            seen.add(self._bucket(int(self._lengths[self._indices(step)].max())))
+            if seen == possible:  # most runs stop here after a few steps
                 break
         return tuple(sorted(seen))
 
     def metrics(self, step: int) -> dict[str, float]:
-        """How many rows of a step's batch could not be used and were replaced, where rows are read as they pass."""
-        if not isinstance(self._prompts, PassingPrompts):
+        """Count the rows of a step's batch that were unusable and replaced; empty unless prompts are streamed."""
+        if not isinstance(self._prompts, StreamingPrompts):
             return {}
         if step not in self._replaced:
-            self._made(step)
+            self._read(step)
         return {"data/replaced_rows": self._replaced[step]}
 
-    def _places(self, step: int) -> list[int]:
+    def _indices(self, step: int) -> list[int]:
         if step < 0:
             raise IndexError(f"step {step} is negative")
         return self._order[step]
 
-    def _made(self, step: int) -> list[Prompt]:
-        places = self._places(step)
-        if not isinstance(self._prompts, PassingPrompts):
-            return [self._prompts[place] for place in places]
-        made = [self._prompts.made(place) for place in places]
-        # of this step and the one before: what a run asks for after it has drawn a batch ahead
+    def _read(self, step: int) -> list[Prompt]:
+        indices = self._indices(step)
+        if not isinstance(self._prompts, StreamingPrompts):
+            return [self._prompts[index] for index in indices]
+        read = [self._prompts.read(index) for index in indices]
+        # of this step and the one before: what a run reads after it has prefetched a batch
         self._replaced = {step - 1: self._replaced[step - 1]} if step - 1 in self._replaced else {}
-        self._replaced[step] = sum(passed > 0 for _, passed in made)
-        return [prompt for prompt, _ in made]
+        self._replaced[step] = sum(skipped > 0 for _, skipped in read)
+        return [prompt for prompt, _ in read]
 
     def _bucket(self, length: int) -> int:
         return next(bucket for bucket in self.buckets if bucket >= length)
-
-
-def _longest(prompts: Sequence[Prompt]) -> int:
-    return max(len(prompt.tokens) for prompt in prompts)

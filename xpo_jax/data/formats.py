@@ -1,8 +1,9 @@
-"""From one file to its rows: jsonl, json, csv, text (one prompt a line, in the column "text") and parquet.
+"""From one file to its rows: jsonl, json, csv, txt (one prompt per line, in the column "text") and parquet.
 
-jsonl and text may be of any size: only where each line begins is held in memory, and a line is read when it is
-asked for. The others are held whole, parquet in Arrow's compact form. Left out: compressed and remote files,
-other separators than the comma, other encodings than UTF-8.
+jsonl and txt may be of any size: memory holds only where each line begins, and a line is read on access. The other
+formats are held in memory, parquet in Arrow's compact form.
+
+Left out on purpose: compressed and remote files, separators other than the comma, encodings other than UTF-8.
 """
 
 from __future__ import annotations
@@ -17,164 +18,166 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from xpo_jax.data.indexed_lines import CHUNK, MARK, Lines
+from xpo_jax.data.indexed_lines import BYTE_ORDER_MARK, CHUNK, IndexedLines
 from xpo_jax.data.rows import DataError, Row, Rows, SourceError
 from xpo_jax.io.text import one_line, shorten
 
 
 def read(name: str, path: Path) -> Rows:
-    """The rows of one file, in its order.
+    """Return the rows of one file, in file order.
 
     Args:
       name: of the file, for errors.
-      path: its ending says what it is: .jsonl, .json, .csv, .txt or .parquet.
+      path: its extension determines the format: .jsonl, .json, .csv, .txt or .parquet.
 
     Returns:
       At least one row.
 
     Raises:
-      SourceError: a file that is missing, unreadable, empty, or not what its ending says.
+      SourceError: the file is missing, unreadable, empty, or not of the format that its extension names.
     """
     reader = _READERS.get(path.suffix.lower())
     if path.is_dir():
-        raise SourceError(f"{name}: this is a directory; write {os.path.join(name, '*.jsonl')} for its files")
+        raise SourceError(f"{name}: is a directory; write {os.path.join(name, '*.jsonl')} for its files")
     if reader is None and path.exists():
         raise SourceError(
-            f"{name}: the ending {path.suffix!r} is of no known kind; convert or rename the file to one of "
+            f"{name}: the extension {path.suffix!r} is unknown; convert or rename the file to one of "
             + ", ".join(_READERS)
         )
     try:
         return (reader or _jsonl)(name, path)
     except FileNotFoundError:
-        raise SourceError(f"{name}: there is no such file, seen from {Path.cwd()}") from None
+        raise SourceError(f"{name}: no such file in {Path.cwd()}; correct the path") from None
     except (OSError, MemoryError) as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
-        raise SourceError(f"{name}: cannot be read: {reason}") from None
+        raise SourceError(f"{name}: cannot be read: {reason}; check the file and its permissions") from None
 
 
-class Listed:
-    """Rows that are in memory; a row that could not be read stands there as its error."""
+class RowsInMemory:
+    """Rows held in memory; a row that could not be read is stored as its error, and reading it raises that."""
 
     def __init__(self, rows: Sequence[Row | DataError], identity: Mapping[str, Any]):
-        """Args are held as they are."""
+        """Store the arguments."""
         self._rows, self.identity = rows, (identity,)
 
     def __len__(self) -> int:
-        """How many."""
+        """Count the rows."""
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Row:
-        """One row, or its error."""
+        """Return one row, or raise its error."""
         row = self._rows[index]
         if isinstance(row, DataError):
             raise row
         return row
 
 
-class Table:
-    """Rows behind any sequence of mappings, asked for one by one; what that raises is the row's error."""
+class RowsOfSequence:
+    """The rows of any sequence of mappings, read one by one; an exception from it becomes the row's DataError."""
 
     def __init__(self, name: str, sequence: Any, identity: Mapping[str, Any]):
-        """`sequence` has a length and gives a mapping for a place from 0."""
+        """Store the arguments; `sequence` has `__len__`, and `__getitem__` from 0 that returns a mapping."""
         self._name, self._sequence, self.identity = name, sequence, (identity,)
 
     def __len__(self) -> int:
-        """How many."""
+        """Count the rows."""
         return len(self._sequence)
 
     def __getitem__(self, index: int) -> Row:
-        """One row."""
+        """Return one row."""
         at = f"{self._name}, row {index + 1}"
         try:
             values = self._sequence[index]
-        except Exception as error:  # a decoder or code of the user's, which can fail in any way
-            raise DataError(f"{at}: cannot be read: {_told(error)}") from error
-        return row_of(self._name, index + 1, values)
+        except Exception as error:  # a decoder, or the user's code, which can fail in any way
+            raise DataError(f"{at}: cannot be read: {_one_line(error)}; fix the source") from error
+        return make_row(self._name, index + 1, values)
 
 
-def row_of(name: str, number: int, values: Any) -> Row:
-    """A row of a mapping from text to anything; DataError for anything else."""
+def make_row(name: str, number: int, values: Any) -> Row:
+    """Make a row of a mapping with text keys; raise DataError for anything else."""
     at = f"{name}, row {number}"
     if not isinstance(values, Mapping):
-        raise DataError(f'{at}: an object is expected, such as {{"text": "..."}}; found {_kind(values)}')
-    wrong = [column for column in values if not isinstance(column, str)]
-    if wrong:
-        raise DataError(f"{at}: a column's name must be text, found {_told(wrong[0])}")
+        raise DataError(f'{at}: must be an object, such as {{"text": "..."}}; got {_kind(values)}')
+    not_text = [column for column in values if not isinstance(column, str)]
+    if not_text:
+        raise DataError(f"{at}: a column's name must be text, got {_one_line(not_text[0])}")
     return Row(name, number, dict(values))
 
 
-# ------------------------------------------------------------------------------------------------ kinds
+# ---------------------------------------------------------------------------------------------- formats
 
 
 def _jsonl(name: str, path: Path) -> Rows:
-    return Lines(name, path, _object, "one JSON object")
+    return IndexedLines(name, path, _object, "one JSON object")
 
 
 def _text(name: str, path: Path) -> Rows:
     def parse(line: bytes, at: str) -> dict[str, Any]:
         return {"text": _decoded(line, at).rstrip("\r\n")}
 
-    return Lines(name, path, parse, "one prompt")
+    return IndexedLines(name, path, parse, "one prompt")
 
 
 def _object(line: bytes, at: str) -> dict[str, Any]:
-    values = _parsed(_decoded(line, at), at, "each line holds one object")
+    values = _parsed(_decoded(line, at), at, "write one object per line")
     if not isinstance(values, dict):
-        raise DataError(f'{at}: a JSON object is expected, such as {{"text": "..."}}; found {_kind(values)}')
+        raise DataError(f'{at}: must be a JSON object, such as {{"text": "..."}}; got {_kind(values)}')
     return values
 
 
 def _json(name: str, path: Path) -> Rows:
-    data, identity = _whole(name, path)
+    data, identity = _read_file(name, path)
     try:
-        values = _parsed(_decoded(data, name), name, "the file holds one list of objects")
+        values = _parsed(_decoded(data, name), name, "write one list of objects")
     except DataError as error:
         raise SourceError(str(error)) from None
     if isinstance(values, dict):
         lists = [value for value in values.values() if isinstance(value, list)]
         if len(lists) != 1:
             raise SourceError(
-                f"{name}: an object with exactly one list in it is expected, this one has {len(lists)};"
+                f"{name}: must be a list of objects, or an object with exactly one list; got one with {len(lists)} lists;"
                 " save the list of rows alone"
             )
         values = lists[0]
     if not isinstance(values, list):
-        raise SourceError(f"{name}: a list of objects is expected, found {_kind(values)}")
+        raise SourceError(f"{name}: must be a list of objects, got {_kind(values)}")
     if not values:
-        raise SourceError(f"{name}: the list is empty; at least one object is expected")
-    return Listed([_caught(name, i, value) for i, value in enumerate(values, start=1)], identity)
+        raise SourceError(f"{name}: the list is empty; add at least one object")
+    return RowsInMemory([_row_or_error(name, i, value) for i, value in enumerate(values, start=1)], identity)
 
 
 def _csv(name: str, path: Path) -> Rows:
-    data, identity = _whole(name, path)
+    data, identity = _read_file(name, path)
     try:
         text = _decoded(data, name)
-        csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # of the whole process; 131,072 letters are too few
+        csv.field_size_limit(
+            min(sys.maxsize, 2**31 - 1)
+        )  # for the whole process; the default of 131,072 characters is too small
         records = list(csv.reader(io.StringIO(text, newline=""), strict=True))
     except DataError as error:
         raise SourceError(str(error)) from None
     except csv.Error as error:
         raise SourceError(
-            f"{name}: not CSV: {error}; separate by commas, and double the quotes in quotes"
+            f"{name}: not CSV: {error}; separate fields by commas, and double the quotes inside quotes"
         ) from None
     header = records[0] if records else []
     names = {column.strip() for column in header}
     if not header or "" in names or len(names) != len(header):
-        raise SourceError(f"{name}, row 1: the header must name each column once, found {_told(header)}")
+        raise SourceError(f"{name}, row 1: the header must name each column once, got {_one_line(header)}")
     rows: list[Row | DataError] = []
     for number, record in enumerate(records[1:], start=2):
         if record and len(record) != len(header):
             rows.append(
                 DataError(
-                    f"{name}, row {number}: {len(record)} fields, the header has {len(header)}; quote commas"
+                    f"{name}, row {number}: has {len(record)} fields, the header has {len(header)}; quote commas"
                 )
             )
         elif record:
             columns = (column.strip() for column in header)
             rows.append(Row(name, number, dict(zip(columns, record, strict=True))))
     if not rows:
-        raise SourceError(f"{name}: there is no row below the header; add one")
-    return Listed(rows, identity)
+        raise SourceError(f"{name}: has no row below the header; add one")
+    return RowsInMemory(rows, identity)
 
 
 class _Arrow(NamedTuple):
@@ -201,10 +204,10 @@ def _parquet(name: str, path: Path) -> Rows:
     try:
         table = pyarrow.parquet.read_table(path)
     except (pyarrow.ArrowException, OSError) as error:
-        raise SourceError(f"{name}: not Parquet: {_told(error)}; write the file anew") from None
+        raise SourceError(f"{name}: not Parquet: {_one_line(error)}; write the file again") from None
     if not table.num_rows:
-        raise SourceError(f"{name}: the file is empty; at least one row is expected")
-    return Table(name, _Arrow(table), {"file": name, "bytes": size, "sha256": digest.hexdigest()})
+        raise SourceError(f"{name}: the file is empty; add at least one row")
+    return RowsOfSequence(name, _Arrow(table), {"file": name, "bytes": size, "sha256": digest.hexdigest()})
 
 
 _READERS: dict[str, Callable[[str, Path], Rows]] = {
@@ -216,15 +219,15 @@ _READERS: dict[str, Callable[[str, Path], Rows]] = {
 }
 
 
-# ------------------------------------------------------------------------------------------- small parts
+# ---------------------------------------------------------------------------------------------- helpers
 
 
-def _whole(name: str, path: Path) -> tuple[bytes, dict[str, Any]]:
+def _read_file(name: str, path: Path) -> tuple[bytes, dict[str, Any]]:
     data = path.read_bytes()
     if not data.strip():
-        raise SourceError(f"{name}: the file is empty")
+        raise SourceError(f"{name}: the file is empty; add at least one row")
     identity = {"file": name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    return data.removeprefix(MARK), identity
+    return data.removeprefix(BYTE_ORDER_MARK), identity
 
 
 def _decoded(data: bytes, at: str) -> str:
@@ -238,32 +241,32 @@ def _decoded(data: bytes, at: str) -> str:
         ) from None
 
 
-def _parsed(text: str, at: str, holds: str) -> Any:
+def _parsed(text: str, at: str, remedy: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
         line = f" of line {error.lineno}" if error.lineno > 1 else ""
-        raise DataError(f"{at}: not JSON: {error.msg} at column {error.colno}{line}; {holds}") from None
+        raise DataError(f"{at}: not JSON: {error.msg} at column {error.colno}{line}; {remedy}") from None
     except RecursionError:
-        raise DataError(f"{at}: nested too deeply") from None
-    except ValueError as error:  # a whole number of thousands of digits
-        raise DataError(f"{at}: not JSON that can be read: {_told(error)}") from None
+        raise DataError(f"{at}: nested too deeply; flatten it") from None
+    except ValueError as error:  # an integer of thousands of digits
+        raise DataError(f"{at}: unreadable JSON: {_one_line(error)}; {remedy}") from None
 
 
-def _caught(name: str, number: int, values: Any) -> Row | DataError:
+def _row_or_error(name: str, number: int, values: Any) -> Row | DataError:
     try:
-        return row_of(name, number, values)
+        return make_row(name, number, values)
     except DataError as error:
         return error
 
 
 def _kind(value: object) -> str:
-    names = {list: "a list", str: "a text", bool: "true or false", type(None): "null", dict: "an object"}
+    names = {list: "a list", str: "text", bool: "true or false", type(None): "null", dict: "an object"}
     numbers = {int: "a number", float: "a number"}
     return {**names, **numbers}.get(type(value)) or f"a {type(value).__name__}"
 
 
-def _told(value: object) -> str:
-    """On one line, not too long; an error with its type."""
+def _one_line(value: object) -> str:
+    """Return an exception with its type, or a value's repr, on one line of at most 200 characters."""
     text = f"{type(value).__name__}: {value}" if isinstance(value, Exception) else repr(value)
     return shorten(one_line(text), 200)

@@ -1,4 +1,4 @@
-"""A file of lines, of any size, random access: where each line begins is held in memory, nothing else."""
+"""A file of lines, of any size, with random access: only the byte offset of each line is held in memory."""
 
 from __future__ import annotations
 
@@ -12,51 +12,53 @@ import numpy as np
 
 from xpo_jax.data.rows import Row, SourceError
 
-CHUNK = 1 << 22  # bytes of a file that are looked at at once
-MARK = b"\xef\xbb\xbf"  # of UTF-8, as some editors put it in front
+CHUNK = 1 << 22  # bytes of a file that are scanned at once
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # of UTF-8; some editors put it at the start of a file
 
 
-class Lines:
-    """The lines of a file, blank ones passed over; in memory is only where each begins."""
+class IndexedLines:
+    """The lines of a file without the blank ones; memory holds only where each begins."""
 
-    def __init__(self, name: str, path: Path, parse: Callable[[bytes, str], Mapping[str, Any]], holds: str):
-        """Goes through the file once, for the places of its lines and its hash.
+    def __init__(self, name: str, path: Path, parse: Callable[[bytes, str], Mapping[str, Any]], content: str):
+        """Read the file once, for the offsets of its lines and its hash.
 
         Args:
           name, path: as for `formats.read`.
-          parse: a line and its place, for errors, to its columns.
-          holds: what a line is, for errors.
+          parse: maps a line, and its location for errors, to its columns.
+          content: what a line holds, for errors.
         """
         self._name, self._path, self._parse = name, path, parse
         digest, begins, numbers = hashlib.sha256(), [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-        offset, start, lines, filled = 0, 0, 0, False
+        offset, line_begin, lines, filled = 0, 0, 0, False
         with open(path, "rb") as file:
             self._state = _state(file.fileno())
             while chunk := file.read(CHUNK):
                 digest.update(chunk)
-                found, count, carry, filled = _scan(chunk, start, offset, filled)
-                begins.append(found[0])
-                numbers.append(found[1] + lines)
-                offset, start, lines = offset + len(chunk), carry, lines + count
+                (chunk_begins, chunk_numbers), count, line_begin, filled = _scan(
+                    chunk, line_begin, offset, filled
+                )
+                begins.append(chunk_begins)
+                numbers.append(chunk_numbers + lines)
+                offset, lines = offset + len(chunk), lines + count
         if filled:
-            begins.append(np.array([start], np.int64))
+            begins.append(np.array([line_begin], np.int64))
             numbers.append(np.array([lines + 1], np.int64))
         self._begins = np.concatenate(begins)
         self._numbers = np.concatenate(numbers).astype(np.uint32)
         if not len(self) or (len(self) == 1 and not self._line(0).strip()):
-            raise SourceError(f"{name}: the file is empty; {holds} per line is expected")
+            raise SourceError(f"{name}: the file is empty; write {content} per line")
         self.identity = ({"file": name, "bytes": offset, "sha256": digest.hexdigest()},)
 
     def __len__(self) -> int:
-        """Lines that are not blank."""
+        """Count the lines that are not blank."""
         return len(self._begins)
 
     def __getitem__(self, index: int) -> Row:
-        """Reads one line.
+        """Read one line.
 
         Raises:
-          DataError: a line that is not what it should be.
-          SourceError: a file that has changed since its lines were found.
+          DataError: `parse` rejects the line.
+          SourceError: the file has changed since it was indexed.
         """
         number = int(self._numbers[index])
         return Row(self._name, number, self._parse(self._line(index), f"{self._name}, row {number}"))
@@ -64,16 +66,18 @@ class Lines:
     def _line(self, index: int) -> bytes:
         try:
             with open(self._path, "rb") as file:
-                same = _state(file.fileno()) == self._state
+                unchanged = _state(file.fileno()) == self._state
                 file.seek(int(self._begins[index]))
                 line = file.readline().removesuffix(b"\n")
         except OSError as error:
-            raise SourceError(f"{self._name}: cannot be read any more: {error.strerror}") from None
-        if not same:
+            raise SourceError(
+                f"{self._name}: can no longer be read: {error.strerror}; restore the file"
+            ) from None
+        if not unchanged:
             raise SourceError(
                 f"{self._name}: the file has changed during the run; start again with a copy of it"
             )
-        return line.removeprefix(MARK) if index == 0 else line
+        return line.removeprefix(BYTE_ORDER_MARK) if index == 0 else line
 
 
 def _state(file: int) -> tuple[int, int]:
@@ -82,27 +86,27 @@ def _state(file: int) -> tuple[int, int]:
 
 
 def _scan(
-    chunk: bytes, start: int, offset: int, filled: bool
+    chunk: bytes, line_begin: int, offset: int, filled: bool
 ) -> tuple[tuple[np.ndarray, np.ndarray], int, int, bool]:
-    """Where the lines that end in a chunk begin.
+    """Locate the lines that end in a chunk.
 
     Args:
-      start: where the line begins that the chunk goes on with, bytes from the file's begin.
+      line_begin: where the line begins that continues into the chunk, bytes from the start of the file.
       offset: where the chunk begins.
-      filled: whether that line has something but white space so far.
+      filled: whether that line has anything but white space so far.
 
     Returns:
-      Begins and numbers (from 1, in the chunk) of the lines that are not blank; how many ended; start and filled
-      for the next chunk.
+      Begins and numbers (from 1, in the chunk) of the lines that are not blank; how many lines ended; line_begin and
+      filled for the next chunk.
     """
     data = np.frombuffer(chunk, np.uint8)
-    # split at \n alone: JSON strings may hold the other line separators that splitlines() knows
+    # split at \n alone: JSON strings may hold the other line separators that splitlines() splits at
     ends = np.flatnonzero(data == 10)
-    solid = np.append(data > 32, False)  # what JSON and bytes.strip() call white space is below that
-    begins = np.concatenate(([0], ends + 1))
-    some = np.logical_or.reduceat(solid, begins)
-    some[0] |= filled
-    places = begins + offset
-    places[0] = start
-    kept = np.flatnonzero(some[:-1])
-    return (places[kept], kept + 1), len(ends), int(places[-1]), bool(some[-1])
+    visible = np.append(data > 32, False)  # white space, as JSON and bytes.strip() define it, is at most 32
+    starts = np.concatenate(([0], ends + 1))
+    nonblank = np.logical_or.reduceat(visible, starts)
+    nonblank[0] |= filled
+    begins = starts + offset
+    begins[0] = line_begin
+    lines = np.flatnonzero(nonblank[:-1])
+    return (begins[lines], lines + 1), len(ends), int(begins[-1]), bool(nonblank[-1])

@@ -1,23 +1,24 @@
-"""The pairs log: every pair that was sampled and judged, appended before the update learns from it.
+"""The pairs log: every pair that was sampled and judged, on disk before the update learns from it.
 
-One JSON object per line and pair. It is the journal of verdicts, the replay data and a DPO dataset:
+One JSON object per line and pair. It is the journal of verdicts, the replay data and a DPO data set:
 
-    step, position      which update, and the place in its global batch
-    hash                `content_hash` of all that the judge is given: messages, row and both texts
+    step, position      the update, and the row's position in its global batch
+    hash                `content_hash` of everything the judge receives: messages, row and both texts
     row, messages       the raw row, and the conversation that was the prompt
     responses           two of {tokens, text, finished}, tokens cut to their length; candidate 0 is
-                        the policy's, candidate 1 the reference's (in online DPO the policy's too)
+                        the policy's, candidate 1 the reference's (in online DPO also the policy's)
     shown               the candidates in the order in which the judge saw them as A and B: [0, 1] or
-                        [1, 0]; null if it was not asked
-    flipped             1 if the judge preferred otherwise in the other order, 0 if not, null if not asked twice
+                        [1, 0]; null if the judge was not asked
+    flipped             1 if the judge preferred the other candidate in the other order, 0 if not, null if it
+                        judged one order only
     p_first, weight     the verdict: probability that candidate 0 is better; null and 0 for none
     ref_logps           the reference's log-probability of each response, in nats
-    reason, scores      what the judge said
+    reason, scores      the judge's reason and scores
     failure             why there is no verdict; null if there is one
 
-Each process logs the rows that it judges, in a file of its own: pairs.jsonl, pairs-1.jsonl, and so on.
+Each process logs the rows that it judges in its own file: pairs.jsonl, pairs-1.jsonl, and so on.
 
-Left out on purpose: what a resumed run does with it, see resume.py.
+Left out on purpose: how a resumed run uses the log, see experiment/resume.py.
 """
 
 from __future__ import annotations
@@ -40,9 +41,12 @@ _FIELDS = ("step", "position", "hash", "row", "messages", "responses", "shown", 
 
 
 def content_hash(messages: Sequence[Message], row: Mapping[str, Any], first: str, second: str) -> str:
-    """SHA-256 over what a verdict depends on: messages, row (a judge may look at any column), candidate 0's text, 1's.
+    """Return the SHA-256 of everything a verdict depends on: messages, row (a judge may read any column), both texts.
 
-    Stable: it is taken over JSON in ASCII with sorted keys and no blanks, of the values as the log holds them.
+    The hash is stable: it covers the values as the log stores them, as ASCII JSON with sorted keys and no spaces.
+
+    Args:
+      first, second: the texts of candidate 0 and 1.
     """
     content = json.loads(to_json([messages, row, first, second]))
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
@@ -58,13 +62,13 @@ def pair_records(
     shown: Sequence[Sequence[int] | None],
     ref_logps: np.ndarray,
 ) -> list[dict[str, Any]]:
-    """The records of one batch, valid rows only, with values on the host.
+    """Return the log records of one batch, valid rows only, with values on the host.
 
     Args:
-      step: updates done before this one.
+      step: updates completed before this one.
       prompts, verdicts: B rows.
       samples, texts: of candidate 0 and 1, B rows each.
-      shown: per row the candidates shown as A and B, or None where the judge was not asked.
+      shown: for each row the candidates shown as A and B, or None if the judge was not asked.
       ref_logps: f32[S B].
     """
     records = []
@@ -96,23 +100,23 @@ def pair_records(
 
 
 class PairsLog:
-    """An open log. `offset` is the length in bytes of the whole records in it."""
+    """An open log; `offset` is the length in bytes of its complete records."""
 
     def __init__(self, path: str | Path):
-        """Open or create the log; a torn last line, which a killed process left, is cut off."""
+        """Open or create the log; cut off an incomplete last line, which a killed process left."""
         self.path = Path(path)
         self._file = open(self.path, "ab+", buffering=0)  # noqa: SIM115, closed by close()
         size = self._file.seek(0, os.SEEK_END)
         self.offset = _end_of_last_line(self._file, size)
         if self.offset < size:
-            _log.warning("%s: a torn last line of %d bytes is cut off", self.path, size - self.offset)
+            _log.warning("%s: an incomplete last line of %d bytes is cut off", self.path, size - self.offset)
             self._file.truncate(self.offset)
 
     def append(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Write the records and wait until they are on disk: all of them, or none.
+        """Write the records and wait until they are on disk; on an error, write none of them.
 
         Raises:
-          ValueError: if a record does not fit the format, or the disk refuses.
+          ValueError: a record does not fit the format, or the disk is full or unwritable.
         """
         lines = []
         for record in records:
@@ -122,11 +126,11 @@ class PairsLog:
                 raise ValueError(f"{where}: the record lacks {', '.join(missing)}; see pair_records")
             p, weight = record["p_first"], record["weight"]
             if not (0 <= weight < float("inf")) or not (weight == 0 if p is None else 0 <= p <= 1):
-                raise ValueError(f"{where}: p_first {p} with weight {weight} is no verdict; mend the judge")
+                raise ValueError(f"{where}: p_first {p} with weight {weight} is not a verdict; fix the judge")
             try:
                 lines.append(to_json(record) + "\n")
             except TypeError as error:
-                raise ValueError(f"{where}: {error}; keep to text, numbers and lists in rows") from error
+                raise ValueError(f"{where}: {error}; use only text, numbers and lists in rows") from error
         data = "".join(lines).encode()
         try:
             append_whole(self._file, data)
@@ -152,26 +156,28 @@ def read_pairs(
 
     Args:
       path: the file.
-      offset: bytes to pass over, up to the beginning of a line.
-      warn: gets one line if the last line is torn, which is ignored: its process was killed.
+      warn: receives one line if the last line is incomplete, because its process was killed; that line is ignored.
+      offset: bytes to skip, up to the beginning of a line.
 
     Raises:
-      ValueError: naming file and line of a record that is damaged, or the file if it is missing.
+      ValueError: a damaged record, with file and line, or a missing file.
     """
     try:
         file = open(path, "rb")  # noqa: SIM115, closed below
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}); give the path of a log") from error
+        raise ValueError(
+            f"{path}: cannot be read ({error.strerror}); give the path of a pairs log"
+        ) from error
     with file:
         skipped = file.read(offset).count(b"\n")
         for number, line in enumerate(file, skipped + 1):
             if not line.endswith(b"\n"):
-                warn(f"{path}, line {number}: torn, {len(line)} bytes are ignored")
+                warn(f"{path}, line {number}: incomplete, {len(line)} bytes are ignored")
                 return
             problem = "is not JSON"
             try:
                 record = json.loads(line)
-                problem = "is not a pair"
+                problem = "is not a pair record"
                 first, second = (response["text"] for response in record["responses"])
                 problem = "does not match its hash"
                 intact = record["hash"] == content_hash(record["messages"], record["row"], first, second)

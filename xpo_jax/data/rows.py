@@ -1,4 +1,4 @@
-"""The values that this package passes on: rows as they were read, prompts as they were tokenised."""
+"""The values of this room: rows as they were read, prompts as they were tokenised, and the errors about them."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from xpo_jax.values import Message
 
 
 class DataError(ValueError):
-    """Prompts that cannot be used; one line that names file and row and says how to mend it."""
+    """Unusable data; one line that names file and row and how to fix it."""
 
     def __init__(self, text: str):
-        """What a row holds may stand in `text`: line breaks and control characters in it are written as escapes."""
+        """Escape line breaks and control characters in `text`, which may quote a row."""
         super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in text))
 
 
 class SourceError(DataError):
-    """A whole source that cannot be used, so that no row of it can be skipped."""
+    """A source that is unusable as a whole, so skipping rows does not help."""
 
 
 class Row(NamedTuple):
     """One row of a source.
 
-    file: the file or the name of the source.
-    number: from 1; the line in jsonl and text, the row in csv (the header is row 1), the place elsewhere.
+    file: the file, or the name of the source.
+    number: from 1; the line in jsonl and txt, the row in csv (the header is row 1), the index plus 1 elsewhere.
     values: by column.
     """
 
@@ -36,12 +36,12 @@ class Row(NamedTuple):
 
     @property
     def at(self) -> str:
-        """Where the row stands, as errors name it: "data/train.jsonl, row 17"."""
+        """The row's location for errors: "data/train.jsonl, row 17"."""
         return f"{self.file}, row {self.number}"
 
 
 class Rows(Protocol):
-    """The rows of a source, random access; one that cannot be read raises DataError when it is asked for.
+    """The rows of a source, with random access; reading a row that is unreadable raises DataError.
 
     identity: what was read, for environment.json: files with size and sha256, data sets with their commit.
     """
@@ -52,11 +52,11 @@ class Rows(Protocol):
         ...
 
     def __len__(self) -> int:
-        """How many, broken ones included."""
+        """Count the rows, unreadable ones included."""
         ...
 
     def __getitem__(self, index: int) -> Row:
-        """The row at a place from 0."""
+        """Return the row at an index from 0."""
         ...
 
 
@@ -64,7 +64,7 @@ class Prompt(NamedTuple):
     """One prompt, ready for a batch.
 
     row: where it came from.
-    messages: its conversation, ending with the user's turn; a plain text is one message of the user's.
+    messages: its conversation, ending with a user turn; plain text is one user message.
     tokens: i32[length].
     """
 

@@ -1,15 +1,20 @@
-"""From what a config calls a source to its rows.
+"""From a source, as a config names it, to its rows.
 
     "my/train.jsonl", "my/*.parquet"     a file or a glob: jsonl, json, csv, txt, parquet
     "embedded:train"                     the package's own prompts; "embedded:held_out"
     "package.module:Name"                your own: called without arguments, it returns mappings
     {"hf": "owner/name", "split": "train", "config": ..., "revision": ...}
-                                         a Hugging Face data set; the last two may be left out
-    [source, source]                     one after the other
+                                         a Hugging Face data set; config and revision are optional
+    [source, source]                     concatenated
     {"sources": [...], "weights": [...], "seed": 0}
                                          mixed
 
-Left out: code that comes with a data set, which is never run, and streaming over the network.
+Why not Hugging Face `datasets` for all of these (`load_dataset`, `interleave_datasets`): its readers parse a file as a
+whole into one typed table, so an error could not name file and row, on_bad_row = "skip" could not skip one broken line,
+and a large file would first be copied into its cache. Its streams (`IterableDataset.state_dict`) resume by skipping to
+a saved position, whereas a batch here is random access by step. It reads what it is best at: data sets on the hub.
+
+Left out on purpose: code that a data set brings, which is never run, and streaming over the network.
 """
 
 from __future__ import annotations
@@ -34,11 +39,11 @@ from xpo_jax.data.rows import Row, Rows, SourceError
 Source = str | Sequence[str | Mapping[str, Any]] | Mapping[str, Any]
 
 _EMBEDDED = {"embedded:train": "train.jsonl", "embedded:held_out": "held_out.jsonl"}
-_OWN = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+_CUSTOM = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 
 def open_rows(source: Source) -> Rows:
-    """The rows of a source, random access.
+    """Return the rows of a source, with random access.
 
     Args:
       source: see above; the matches of a glob are sorted.
@@ -47,7 +52,7 @@ def open_rows(source: Source) -> Rows:
       At least one row.
 
     Raises:
-      SourceError: a source that cannot be read or has no rows, a glob without match.
+      SourceError: a source that is unreadable or has no rows, or a glob without a match.
     """
     if isinstance(source, Mapping):
         if "sources" in source:
@@ -55,150 +60,150 @@ def open_rows(source: Source) -> Rows:
         return _hf(**_fields(source, {"hf", "split"}, {"config", "revision"}))
     if not isinstance(source, str):
         if not source:
-            raise SourceError("the list of prompt files is empty; name at least one")
+            raise SourceError("the list of sources is empty; name at least one")
         parts = [open_rows(part) for part in source]
-        return parts[0] if len(parts) == 1 else Joined(parts)
+        return parts[0] if len(parts) == 1 else Concatenated(parts)
     if source.startswith("{") and not os.path.exists(source):
         raise SourceError(
-            f"{source}: there is no such file; lists and mappings stand in a config, on the command line a source is a"
-            " path, a glob or a name"
+            f"{source}: no such file; write lists and mappings in a config, on the command line a source is a path,"
+            " a glob or a name"
         )
     if source.startswith("embedded:"):
         return _embedded(source)
-    if _OWN.fullmatch(source) and not os.path.exists(source):
-        return _own(source)
+    if _CUSTOM.fullmatch(source) and not os.path.exists(source):
+        return _custom(source)
     if os.path.exists(source) or not glob.has_magic(source):
         return formats.read(source, Path(source))
     matches = sorted(glob.glob(source, recursive=True))
     if not matches:
-        raise SourceError(f"{source}: no file matches, seen from {Path.cwd()}")
+        raise SourceError(f"{source}: no file matches in {Path.cwd()}; correct the pattern")
     return open_rows(matches) if len(matches) > 1 else formats.read(matches[0], Path(matches[0]))
 
 
 def read_rows(source: Source) -> list[Row]:
-    """All rows of a source, held in memory.
+    """Return all rows of a source, in memory.
 
     Raises:
-      DataError: as `open_rows`, and the first row that cannot be read.
+      DataError: as `open_rows`, and for the first unreadable row.
     """
     rows = open_rows(source)
     return [rows[index] for index in range(len(rows))]
 
 
-def named(source: Source) -> str:
-    """The source for an error line."""
+def source_name(source: Source) -> str:
+    """Return the source's name for errors."""
     if isinstance(source, str):
         return source
     if isinstance(source, Mapping):
-        return named(source["sources"]) if "sources" in source else f"hf {source.get('hf')}"
-    return ", ".join(named(part) for part in source)
+        return source_name(source["sources"]) if "sources" in source else f"hf {source.get('hf')}"
+    return ", ".join(source_name(part) for part in source)
 
 
-class Joined:
-    """Sources one after the other."""
+class Concatenated:
+    """Sources one after another."""
 
     def __init__(self, parts: Sequence[Rows]):
-        """Args are held as they are."""
+        """Store the arguments."""
         self._parts, self._ends = parts, np.array(list(accumulate(map(len, parts))))
-        self.identity = tuple(each for part in parts for each in part.identity)
+        self.identity = tuple(entry for part in parts for entry in part.identity)
 
     def __len__(self) -> int:
-        """Rows of all."""
+        """Count the rows of all sources."""
         return int(self._ends[-1])
 
     def __getitem__(self, index: int) -> Row:
-        """One row."""
+        """Return one row."""
         part = int(np.searchsorted(self._ends, index, side="right"))
         return self._parts[part][index - int(self._ends[part]) + len(self._parts[part])]
 
 
 class Mixed:
-    """Sources mixed by weight: no row twice, as many as there are until one source is used up.
+    """Sources mixed by weight, without repeating a row, until one source is exhausted.
 
-    Which rows of each are taken, and in which order, is drawn from the seed; nothing is laid down in memory.
+    The rows of each source, and their order, are functions of the seed; no permutation is stored.
     """
 
     def __init__(self, sources: Sequence[Any], weights: Sequence[float], seed: int = 0):
-        """`sources` are sources, `weights` as many numbers above 0, of any sum; seed from 0 to 2^32 - 1."""
-        lists = all(isinstance(each, list | tuple) for each in (sources, weights))
+        """Check and open the sources; as many weights above 0, of any sum; seed from 0 to 2^32 - 1."""
+        lists = isinstance(sources, list | tuple) and isinstance(weights, list | tuple)
         if not lists or len(sources) != len(weights) or len(weights) < 2:
-            raise SourceError("sources and weights: two lists of the same length, at least 2, are expected")
+            raise SourceError("sources and weights: must be two lists of the same length, at least 2")
         for weight in weights:
             if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < 1e9:
-                raise SourceError(f"weights: numbers above 0 are expected, found {weight!r}")
+                raise SourceError(f"weights: must be numbers above 0, got {weight!r}")
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-            raise SourceError(f"seed of the mixture: 0 to {2**32 - 1} is expected, found {seed!r}")
+            raise SourceError(f"seed of a mixture: must be from 0 to {2**32 - 1}, got {seed!r}")
         self._parts = [open_rows(source) for source in sources]
-        drawn = [
+        shuffled = [
             grain.MapDataset.source(range(len(part)))
             .seed((seed + i) % 2**32)
             .shuffle()
             .map(partial(_pair, i))
             for i, part in enumerate(self._parts)
         ]
-        self._places = grain.MapDataset.mix(drawn, [weight / sum(weights) for weight in weights])
-        self.identity = tuple(each for part in self._parts for each in part.identity)
+        self._order = grain.MapDataset.mix(shuffled, [weight / sum(weights) for weight in weights])
+        self.identity = tuple(entry for part in self._parts for entry in part.identity)
 
     def __len__(self) -> int:
-        """Rows until one source is used up."""
-        return len(self._places)
+        """Count the rows until one source is exhausted."""
+        return len(self._order)
 
     def __getitem__(self, index: int) -> Row:
-        """One row."""
-        part, place = self._places[index]
-        return self._parts[part][place]
+        """Return one row."""
+        part, row = self._order[index]
+        return self._parts[part][row]
 
 
-def _pair(part: int, place: int) -> tuple[int, int]:
-    return part, place
+def _pair(part: int, row: int) -> tuple[int, int]:
+    return part, row
 
 
-def _fields(source: Mapping[str, Any], wanted: set[str], optional: set[str]) -> dict[str, Any]:
-    """The mapping, if it has what is wanted and nothing unknown."""
-    missing, unknown = wanted - set(source), set(source) - wanted - optional
+def _fields(source: Mapping[str, Any], required: set[str], optional: set[str]) -> dict[str, Any]:
+    """Return the mapping after checking that it has the required fields and no unknown ones."""
+    missing, unknown = required - set(source), set(source) - required - optional
     if missing or unknown:
         raise SourceError(
-            f"a source has {', '.join(sorted(wanted))} and may have {', '.join(sorted(optional))};"
-            f" found {', '.join(source) or 'nothing'}"
+            f"a source must have {', '.join(sorted(required))} and may have {', '.join(sorted(optional))};"
+            f" got {', '.join(source) or 'nothing'}"
         )
     return dict(source)
 
 
 def _embedded(name: str) -> Rows:
     if name not in _EMBEDDED:
-        raise SourceError(f"{name}: there is no such file; the package's own are {', '.join(_EMBEDDED)}")
+        raise SourceError(f"{name}: no such embedded prompts; name one of {', '.join(_EMBEDDED)}")
     with importlib.resources.as_file(importlib.resources.files("xpo_jax") / "embedded" / "prompts") as folder:
         return formats.read(name, folder / _EMBEDDED[name])
 
 
-def _own(name: str) -> Rows:
+def _custom(name: str) -> Rows:
     factory = schema.resolve(name, "data source", {})
     try:
-        made = factory()
-        if not (hasattr(made, "__len__") and hasattr(made, "__getitem__")) or isinstance(made, Mapping):
-            made = list(made)
-        count = len(made)
-    except Exception as error:  # code of the user's, which can fail in any way
+        rows = factory()
+        if not (hasattr(rows, "__len__") and hasattr(rows, "__getitem__")) or isinstance(rows, Mapping):
+            rows = list(rows)
+        count = len(rows)
+    except Exception as error:  # the user's code, which can fail in any way
         raise SourceError(
-            f"{name}: called without arguments it must return rows: {schema.reason(error)}"
+            f"{name}: must return rows when called without arguments: {schema.reason(error)}"
         ) from error
     if not count:
-        raise SourceError(f"{name}: it returned no rows; return at least one mapping")
-    return formats.Table(name, made, {"source": name, "rows": count})
+        raise SourceError(f"{name}: returned no rows; return at least one mapping")
+    return formats.RowsOfSequence(name, rows, {"source": name, "rows": count})
 
 
 def _hf(hf: Any, split: Any, config: Any = None, revision: Any = None) -> Rows:
-    """A Hugging Face data set, in the local cache of `datasets`, memory-mapped; code of it is never run."""
+    """Load a Hugging Face data set into the local cache of `datasets`, memory-mapped; its code is never run."""
     for field, value in {"hf": hf, "split": split, "config": config, "revision": revision}.items():
         if not isinstance(value, str) and not (value is None and field in ("config", "revision")):
-            raise SourceError(f"{field} of a Hugging Face data set: text is expected, found {value!r}")
+            raise SourceError(f"{field} of a Hugging Face data set: must be text, got {value!r}")
     import datasets  # takes 1.4 s
 
     name = f"hf {hf}" + (f" {config}" if config else "") + f" {split}"
     try:
         data = datasets.load_dataset(hf, config, split=split, revision=revision)
         count = len(data)
-    except Exception as error:  # of the network, the hub, the file formats: each has its own kinds
+    except Exception as error:  # network, hub and file formats each have their own exceptions
         reason = re.sub(r"\w+://\S+", "(address)", schema.reason(error))[:300]  # addresses may be signed
         raise SourceError(
             f"{name}: cannot be loaded: {reason}; check name, config, split and revision"
@@ -215,4 +220,4 @@ def _hf(hf: Any, split: Any, config: Any = None, revision: Any = None) -> Rows:
         "commits": commits,
         "rows": count,
     }
-    return formats.Table(name, data, identity)
+    return formats.RowsOfSequence(name, data, identity)

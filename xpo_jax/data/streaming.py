@@ -1,8 +1,8 @@
-"""The prompts of a source that is too large to be held: each is made when it is asked for.
+"""Streaming prompts: those of a source too large for memory, read and tokenised on each access.
 
-A row that its steps leave out (a bad one under on_bad_row = "skip", a long one, ...) is replaced by the next row of the
-source that can be used, so that batches stay full and a batch remains a function of rows, seed and step. That row
-then occurs twice in the epoch.
+A row that the transforms exclude (a bad one under on_bad_row = "skip", a long one, ...) is replaced by the source's next
+usable row, so batches stay full and a batch remains a function of rows, seed and step. The replacement then occurs
+twice in the epoch.
 """
 
 from __future__ import annotations
@@ -13,95 +13,98 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from xpo_jax.data.rows import DataError, Prompt, Rows
-from xpo_jax.data.transforms import REASONS, Steps
+from xpo_jax.data.transforms import REASONS, Transforms
 
-_LOOKED_AT = 1_000  # rows looked at before the run: most mistakes are in all rows
-_MOST_REPLACED = 1_000  # rows passed over in a row, before the source is refused
+_CHECKED_ROWS = 1_000  # rows checked before the run: most mistakes are in every row
+_MAX_SKIPPED = 1_000  # consecutive unusable rows before the source is rejected
 
 
-class PassingPrompts(Sequence[Prompt]):
-    """Prompts by their place, made anew each time.
+class StreamingPrompts(Sequence[Prompt]):
+    """Prompts by index, re-read from disk on each access.
 
-    lengths: i32[prompts], tokens, where all rows have been looked at; else None.
-    dropped: how many of the first rows each step left out.
+    lengths: i32[prompts], tokens, if every row was read before the run; otherwise None.
+    dropped: how many of the first rows each transform excluded, by config field.
     """
 
     def __init__(
         self,
         name: str,
         rows: Rows,
-        steps: Steps,
-        places: np.ndarray | None = None,
+        transforms: Transforms,
+        indices: np.ndarray | None = None,
         lengths: np.ndarray | None = None,
     ):
-        """Makes the first prompts, to see that the settings fit the rows.
+        """Make the first prompts, to check that the settings fit the rows.
 
         Args:
           name: of the source, for errors.
-          rows, steps: from these a prompt is made.
-          places: i64[prompts], the rows that are prompts, where all have been looked at.
-          lengths: of these, tokens.
+          rows, transforms: what a prompt is made from, and how.
+          indices: i64[prompts], the rows that give a prompt, if every row was read before the run.
+          lengths: of these prompts, tokens.
 
         Raises:
-          DataError: as `Steps`.
+          DataError: as `Transforms`.
         """
-        self._name, self._rows, self._steps, self._places, self.lengths = name, rows, steps, places, lengths
+        self._name, self._rows, self._transforms = name, rows, transforms
+        self._indices, self.lengths = indices, lengths
         counts: Counter[str] = Counter()
         shortest, longest = 2**31, 0
-        for index in range(min(_LOOKED_AT, len(rows)) if places is None else 0):
-            prompt = steps(rows, index)
+        for index in range(min(_CHECKED_ROWS, len(rows)) if indices is None else 0):
+            prompt = transforms(rows, index)
             if isinstance(prompt, str):
                 counts[prompt] += 1
             else:
                 shortest, longest = min(shortest, len(prompt.tokens)), max(longest, len(prompt.tokens))
         self._range = (shortest, longest)
-        if places is None and not longest:
-            self[0]  # none of the first can be used: perhaps a later one
-        self.dropped: Mapping[str, int] = {name: counts[name] for name in REASONS if counts[name]}
+        if indices is None and not longest:
+            self[0]  # none of the first rows is usable: a later one may be
+        self.dropped: Mapping[str, int] = {reason: counts[reason] for reason in REASONS if counts[reason]}
 
     def __len__(self) -> int:
-        """How many, those included that will be replaced."""
-        return len(self._rows if self._places is None else self._places)
+        """Count the prompts, including rows that will be replaced."""
+        return len(self._rows if self._indices is None else self._indices)
 
     def __getitem__(self, index):  # type: ignore[no-untyped-def,override]
-        """The prompt at a place from 0."""
-        return self.made(index)[0]
+        """Return the prompt at an index from 0."""
+        return self.read(index)[0]
 
-    def made(self, index: int) -> tuple[Prompt, int]:
-        """The prompt at a place from 0, and how many rows were passed over for it.
+    def read(self, index: int) -> tuple[Prompt, int]:
+        """Return the prompt at an index from 0, and how many unusable rows were skipped to reach it.
 
         Raises:
-          DataError: a bad row where that is an error, or too many in a row that cannot be used.
+          DataError: a bad row where that is an error, or too many consecutive unusable rows.
         """
-        if self._places is not None:
-            prompt = self._steps(self._rows, int(self._places[index]))
+        if self._indices is not None:
+            prompt = self._transforms(self._rows, int(self._indices[index]))
             assert not isinstance(prompt, str)  # it was a prompt before, and a source that changes raises
             return prompt, 0
-        for passed in range(_MOST_REPLACED):
-            prompt = self._steps(self._rows, (index + passed) % len(self._rows))
+        for skipped in range(_MAX_SKIPPED):
+            prompt = self._transforms(self._rows, (index + skipped) % len(self._rows))
             if not isinstance(prompt, str):
-                return prompt, passed
+                return prompt, skipped
         raise DataError(
-            f"{self._name}: {_MOST_REPLACED} rows on end from place {index + 1} cannot be used, the last"
-            f" because of {prompt}; loosen that field, or take these rows out"
+            f"{self._name}: {_MAX_SKIPPED} consecutive rows, from row {index + 1} of the source, are unusable, the last"
+            f" because of {prompt}; loosen that field, or remove these rows"
         )
 
-    def first(self, count: int) -> list[Prompt]:
-        """The first so many prompts, in memory, no row twice; all where there are fewer."""
-        found: list[Prompt] = []
+    def head(self, count: int) -> list[Prompt]:
+        """Return the first `count` prompts, in memory, no row twice; all of them if there are fewer."""
+        prompts: list[Prompt] = []
         for index in range(len(self)):
-            if len(found) == count:
+            if len(prompts) == count:
                 break
-            prompt = self._steps(self._rows, index if self._places is None else int(self._places[index]))
+            prompt = self._transforms(
+                self._rows, index if self._indices is None else int(self._indices[index])
+            )
             if not isinstance(prompt, str):
-                found.append(prompt)
-        return found
+                prompts.append(prompt)
+        return prompts
 
-    def described(self) -> str:
-        """For the start-up summary."""
+    def summary(self) -> str:
+        """Describe the prompts for the start-up summary."""
         if self.lengths is not None:
-            return f"{len(self)} prompts of {self.lengths.min()} to {self.lengths.max()} tokens, read as they pass"
+            return f"{len(self)} prompts of {self.lengths.min()} to {self.lengths.max()} tokens, streamed"
         return (
-            f"prompts of {self._range[0]} to {self._range[1]} tokens in the first {_LOOKED_AT} rows, the others checked"
-            " as they pass (overlap with the held-out prompts is not counted)"
+            f"prompts of {self._range[0]} to {self._range[1]} tokens in the first {_CHECKED_ROWS} rows, the others"
+            " checked when read (overlap with the held-out prompts is not counted)"
         )

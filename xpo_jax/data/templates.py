@@ -1,7 +1,7 @@
 """A message template: text with `{column}` placeholders, `{{` and `}}` for braces.
 
-Left out on purpose: format specs, conversions, attributes and indices. A template is data from a config and
-reads whole text columns, nothing else.
+Left out on purpose: format specs, conversions, attributes and indices. A template is data from a config and reads
+complete text columns, nothing else.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ _PIECES = re.compile(r"(\{\{|\}\})|\{([^{}]*)\}|([{}])")
 
 
 def check(template: str | Sequence[Mapping[str, str]]) -> list[str]:
-    """Refuses a template that could not fill any row.
+    """Reject a template that could not fill any row.
 
     Returns:
       The placeholders' names, in order.
 
     Raises:
       ValueError: a stray brace, `{a.b}`, `{a!r}`, `{a:>8}`, `{a[0]}`, `{}`, no placeholder at all, or
-        messages that are no conversation.
+        messages that are not a conversation.
     """
     try:
         messages = _messages(template, "template")
@@ -33,12 +33,12 @@ def check(template: str | Sequence[Mapping[str, str]]) -> list[str]:
         raise ValueError(str(error)) from None
     columns = [name for message in messages for name in _columns(message["content"])]
     if not columns:
-        raise ValueError("template: it has no {column}, so every prompt would be the same")
+        raise ValueError("template: has no {column}, so every prompt would be the same; add one")
     return columns
 
 
 def fill(template: str | Sequence[Mapping[str, str]], row: Row) -> str | tuple[Message, ...]:
-    """Fills a template with a row's columns: text gives text, messages give messages.
+    """Fill a template with a row's columns: text gives text, messages give messages.
 
     Raises:
       DataError: a column that is missing, empty or not text.
@@ -51,7 +51,7 @@ def fill(template: str | Sequence[Mapping[str, str]], row: Row) -> str | tuple[M
 def substitute(
     template: str | Sequence[Mapping[str, str]], value: Callable[[str], str]
 ) -> str | tuple[Message, ...]:
-    """Puts value(name) in the place of each `{name}`, once: braces in a value stay as they are."""
+    """Replace each `{name}` by value(name), once: braces in a value stay unchanged."""
 
     def replace(piece: re.Match[str]) -> str:
         brace, name, _ = piece.groups()
@@ -72,18 +72,18 @@ def _messages(template: str | Sequence[Mapping[str, str]], at: str) -> Sequence[
 
 
 def _columns(content: str) -> list[str]:
-    """The columns that a template's text names."""
+    """Return the columns that a template's text names."""
     columns = []
     for brace, name, stray in _PIECES.findall(content):
         if stray:
             raise ValueError(
-                f"template: a single {stray!r} in {content!r}; a literal brace is written {stray * 2!r}"
+                f"template: a single {stray!r} in {content!r}; write a literal brace as {stray * 2!r}"
             )
         if brace:
             continue
         if not name or re.search(r"[.!:\[\]]", name):
             raise ValueError(
-                f"template: {{{name}}} is no placeholder; write {{column}}, or {{{{{name}}}}} for braces"
+                f"template: {{{name}}} is not a placeholder; write {{column}}, or {{{{{name}}}}} for braces"
             )
         columns.append(name)
     return columns

@@ -185,7 +185,7 @@ def prepare(config: ConfigDict) -> Parts:
     shapes = BatchShapes(
         batch_size=top.batch_size,
         prompt_buckets=tuple(
-            sorted({*batches.buckets_of(top.steps), *(b.tokens.shape[1] for b in held_out)})
+            sorted({*batches.buckets_used(top.steps), *(b.tokens.shape[1] for b in held_out)})
         ),
         micro_batch_rows=layout.micro_batch_rows,
         chunk_tokens=layout.chunk_tokens,
