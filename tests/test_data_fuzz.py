@@ -1,4 +1,4 @@
-"""Rows as nobody meant them: each gives prompts or one line that says what is wrong, never anything else.
+"""Malformed rows: each gives prompts, or an error of one line, never anything else.
 
 More than 10,000 rows in all; `derandomize` makes each run try the same ones.
 """
@@ -10,12 +10,11 @@ import sys
 from collections import Counter
 
 import pytest
+from fakes import load_data
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_data import folder, load, tokenizer  # noqa: F401
 
 from xpo_jax.data import prompts, sources
-from xpo_jax.data.prompts import PromptData
 
 ALIKE = settings(
     deadline=None,
@@ -78,7 +77,7 @@ LINE = st.one_of(
         [b"[" * 3000, b'{"text": ' + b'{"a":' * 3000, b'{"text": "a", "text": "b"}', b"1e999", b"9" * 5000]
     ),
 )
-# now and then a file without a mistake, so that the steps after validation see rows too
+# sometimes a file without a mistake, so that the transforms after validation see rows too
 LINES = st.one_of(
     st.lists(LINE, min_size=5, max_size=16),
     st.lists(
@@ -113,58 +112,58 @@ PROMPT = st.sampled_from(
         {"template": [{"role": "user", "content": "{text} {other}"}], "column": None},
     ]
 )
-# all rows before the run, or as they pass; where both, they must agree
+# in memory, streamed, or both, which must agree
 LIMITS = st.sampled_from([(50_000,), (50_000,), (0,), (50_000, 0)])
 
 
-def told(error: ValueError) -> None:
-    """One line, not endless, with something to go by."""
+def check_message(error: ValueError) -> None:
+    """Assert that an error is one line of bounded length, and not blank."""
     text = str(error)
     assert text.strip() and len(text.splitlines()) == 1 and len(text) < 600
 
 
 @pytest.mark.slow
-def test_ten_thousand_rows(folder, tokenizer, monkeypatch):  # noqa: F811
+def test_ten_thousand_rows(data_folder, tokenizer, monkeypatch):
     seen: Counter[str] = Counter()
 
     @given(LINES, FIELDS, PROMPT, LIMITS)
     @settings(ALIKE, max_examples=2001)
     def holds(lines, fields, prompt, limits):
-        (folder / "t.jsonl").write_bytes(b"\n".join(lines))
+        (data_folder / "t.jsonl").write_bytes(b"\n".join(lines))
         seen["rows"] += len(lines)
         arguments = {"held_out": "t.jsonl", "shuffle": False, **prompt, **fields}
-        found: list[PromptData | str] = []
+        results: list[list | str] = []
         for limit in limits:
             monkeypatch.setattr(prompts, "MAX_ROWS_IN_MEMORY", limit)
             try:
-                data = load(tokenizer, max_new_tokens=8, **arguments)
+                data = load_data(tokenizer, max_new_tokens=8, **arguments)
                 train = data.train.prompts
-                held = train.head(99) if isinstance(train, prompts.StreamingPrompts) else train
-                found.append([(p.row, p.messages, p.tokens.tolist()) for p in held])
+                loaded = train.head(99) if isinstance(train, prompts.StreamingPrompts) else train
+                results.append([(p.row, p.messages, p.tokens.tolist()) for p in loaded])
             except ValueError as error:
-                told(error)
-                found.append(str(error))
+                check_message(error)
+                results.append(str(error))
                 continue
-            seen["prompts"] += len(held)
-            assert 1 <= len(held) <= fields.get("take", 16)
+            seen["prompts"] += len(loaded)
+            assert 1 <= len(loaded) <= fields.get("take", 16)
             if limit:
-                assert len(held) + sum(data.train.dropped.values()) == data.train.read
-            for each in held:
-                assert 1 <= len(each.tokens) <= 64 and each.messages[-1]["content"].strip()
-                json.dumps(each.row.values, allow_nan=False)
-            tokens = [each.tokens.tobytes() for each in held]
+                assert len(loaded) + sum(data.train.dropped.values()) == data.train.read
+            for prompt in loaded:
+                assert 1 <= len(prompt.tokens) <= 64 and prompt.messages[-1]["content"].strip()
+                json.dumps(prompt.row.values, allow_nan=False)
+            tokens = [prompt.tokens.tobytes() for prompt in loaded]
             assert len(set(tokens)) == len(tokens) or not fields.get("deduplicate")
             batch = data.train_batches(4, seed=1)[0]
             assert batch.valid.any()
-        if not isinstance(found[0], str):
-            assert found[0] == found[-1]
+        if not isinstance(results[0], str):
+            assert results[0] == results[-1]
 
     holds()
     assert seen["rows"] > 10_000 and seen["prompts"] > 1_000
 
 
 @pytest.mark.parametrize("ending", [".jsonl", ".json", ".csv", ".txt", ".parquet"])
-def test_any_bytes_in_any_format(folder, ending):  # noqa: F811
+def test_any_bytes_in_any_format(data_folder, ending):
     starts = {".json": [b"[", b"{", b'[{"a": 1},'], ".csv": [b"a,b\n", b'"a'], ".parquet": [b"PAR1"]}
     pieces = st.sampled_from(
         [*starts.get(ending, [b'{"a": 1}\n']), b'"', b",", b"\n", b"\r", b"\x00", b"\xff", b"]}"]
@@ -173,11 +172,11 @@ def test_any_bytes_in_any_format(folder, ending):  # noqa: F811
     @given(st.lists(st.one_of(pieces, st.binary(max_size=8)), max_size=8).map(b"".join))
     @settings(ALIKE, max_examples=300)
     def holds(data):
-        (folder / f"x{ending}").write_bytes(data)
+        (data_folder / f"x{ending}").write_bytes(data)
         try:
             rows = sources.read_rows(f"x{ending}")
         except ValueError as error:
-            told(error)
+            check_message(error)
         else:
             assert rows and all(isinstance(name, str) for row in rows for name in row.values)
 
@@ -207,7 +206,7 @@ ANY_SOURCE = st.recursive(
 )
 
 
-def test_any_source(folder, monkeypatch):  # noqa: F811
+def test_any_source(data_folder, monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
 
     @given(ANY_SOURCE)
@@ -216,6 +215,6 @@ def test_any_source(folder, monkeypatch):  # noqa: F811
         try:
             assert sources.read_rows(source)
         except ValueError as error:
-            told(error)
+            check_message(error)
 
     holds()

@@ -1,10 +1,9 @@
-"""From a pairs log to a preference data set and back: literal rows, and what the offline loop reads of them."""
+"""From a pairs log to a preference data set and back: literal rows, and what the offline loop reads from them."""
 
 import json
 
 import pytest
-from fakes import write_model, write_rows
-from test_pairs_log import MESSAGES, batch
+from fakes import PAIR_MESSAGES, logged_pairs, write_model, write_rows
 
 from tools import pairs
 from xpo_jax.data.offline_pairs import load_pairs
@@ -18,11 +17,11 @@ def record(p, first, second, weight=1.0):
     """A pair of two texts with the byte tokenizer's tokens left out."""
     responses = [{"tokens": [1], "text": text, "finished": text != "cut"} for text in (first, second)]
     return {
-        **batch()[0],
+        **logged_pairs()[0],
         "p_first": p,
         "weight": weight,
         "responses": responses,
-        "hash": content_hash(MESSAGES, batch()[0]["row"], first, second),
+        "hash": content_hash(PAIR_MESSAGES, logged_pairs()[0]["row"], first, second),
     }
 
 
@@ -43,17 +42,17 @@ def rows_of(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def says(text):
+def assistant(text):
     return [{"role": "assistant", "content": text}]
 
 
 DPO = [
-    {"prompt": MESSAGES, "chosen": says("cut"), "rejected": says("falsch"), "p_chosen": 0.75},
-    {"prompt": MESSAGES, "chosen": says("ja"), "rejected": says("nein"), "p_chosen": 0.75},
+    {"prompt": PAIR_MESSAGES, "chosen": assistant("cut"), "rejected": assistant("falsch"), "p_chosen": 0.75},
+    {"prompt": PAIR_MESSAGES, "chosen": assistant("ja"), "rejected": assistant("nein"), "p_chosen": 0.75},
 ]
 
 
-def test_a_log_becomes_a_preference_data_set(log, tmp_path, capsys):
+def test_pairs_log_to_preference_data_set(log, tmp_path, capsys):
     assert convert(log / "pairs*.jsonl", f"--out={tmp_path / 'dpo.jsonl'}") == 0
     assert rows_of(tmp_path / "dpo.jsonl") == DPO
     counts = json.loads(capsys.readouterr().out)
@@ -61,30 +60,30 @@ def test_a_log_becomes_a_preference_data_set(log, tmp_path, capsys):
     assert counts == {"pairs": 2, "with an unfinished answer": 1, "ties": 1, "no verdict": 1}
 
 
-def test_the_datasets_library_reads_it(log, tmp_path):
+def test_preference_data_set_is_readable_by_datasets(log, tmp_path):
     import datasets
 
     convert(log / "pairs.jsonl", f"--out={tmp_path / 'dpo.jsonl'}")
-    found = datasets.Dataset.from_json(str(tmp_path / "dpo.jsonl"), cache_dir=str(tmp_path / "cache"))
-    assert found.column_names == ["prompt", "chosen", "rejected", "p_chosen"] and found[0] == DPO[1]
+    data_set = datasets.Dataset.from_json(str(tmp_path / "dpo.jsonl"), cache_dir=str(tmp_path / "cache"))
+    assert data_set.column_names == ["prompt", "chosen", "rejected", "p_chosen"] and data_set[0] == DPO[1]
 
 
-def letters(text):
-    """The byte tokenizer's tokens of ASCII: the printable bytes from "!" on come first in its alphabet."""
-    return [ord(letter) - ord("!") for letter in text]
+def ascii_tokens(text):
+    """Return the byte tokenizer's tokens of ASCII: the printable bytes from "!" on come first in its alphabet."""
+    return [ord(character) - ord("!") for character in text]
 
 
 @pytest.mark.parametrize("plain", [False, True])
-def test_and_back_to_what_the_offline_loop_reads(tmp_path, plain, capsys):
+def test_preference_data_set_to_pairs_log_is_readable_by_load_pairs(tmp_path, plain, capsys):
     model = write_model(tmp_path / "model")
     tokenizer = model_folder.load_tokenizer(model, model_folder.read_config(model))
     rows = [{**row, "number": 7} for row in DPO]
-    if plain:  # another's file, without our column
+    if plain:  # a file from elsewhere, without p_chosen
         rows = [{"prompt": "Sag ja!", "chosen": "ja", "rejected": "nein", "number": 7}]
     source = write_rows(tmp_path / "dpo.jsonl", rows)
     assert convert(source, f"--model={model}", f"--out={tmp_path / 'back.jsonl'}") == 0
     assert json.loads(capsys.readouterr().out)["pairs"] == len(rows)
-    found = load_pairs(
+    loaded = load_pairs(
         pairs=str(tmp_path / "back.jsonl"),
         template=None,
         column="prompt",
@@ -95,25 +94,25 @@ def test_and_back_to_what_the_offline_loop_reads(tmp_path, plain, capsys):
         end_tokens=(END,),
         max_new_tokens=8,
     )
-    last = found.prompts[-1]
+    last = loaded.prompts[-1]
     assert last.row.values == {
-        "responses": [[*letters("ja"), END], [*letters("nein"), END]],
+        "responses": [[*ascii_tokens("ja"), END], [*ascii_tokens("nein"), END]],
         "p_first": 1.0 if plain else 0.75,
         "weight": 1.0,
     }
     text = (
         "Sag ja!"
         if plain
-        else tokenizer.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True)
+        else tokenizer.apply_chat_template(PAIR_MESSAGES, tokenize=False, add_generation_prompt=True)
     )
     assert tokenizer.decode(last.tokens) == text
     assert rows_of(tmp_path / "back.jsonl")[-1]["row"] == {"prompt": rows[-1]["prompt"], "number": 7}
 
 
-def test_what_does_not_fit_is_told_in_one_line(log, tmp_path, capsys):
+def test_pairs_tool_bad_input_is_one_line(log, tmp_path, capsys):
     model, out = write_model(tmp_path / "model"), f"--out={tmp_path / 'out.jsonl'}"
 
-    def told(*argv):
+    def error(*argv):
         assert convert(*argv, out) == 2
         err = capsys.readouterr().err
         assert len(err.splitlines()) == 1 and not (tmp_path / "out.jsonl").exists()
@@ -122,15 +121,15 @@ def test_what_does_not_fit_is_told_in_one_line(log, tmp_path, capsys):
     def data(**changes):
         return write_rows(tmp_path / "bad.jsonl", [DPO[0], {**DPO[1], **changes}])
 
-    assert "none.jsonl: cannot be read" in told(tmp_path / "none.jsonl")
-    assert "the following arguments are required" in told()
+    assert "none.jsonl: cannot be read" in error(tmp_path / "none.jsonl")
+    assert "the following arguments are required" in error()
     (tmp_path / "ties.jsonl").write_text((log / "pairs.jsonl").read_text().splitlines(keepends=True)[1])
-    assert "no pair has a verdict that prefers one answer" in told(tmp_path / "ties.jsonl")
-    given = f"--model={model}"
-    assert "bad.jsonl, row 2: column 'chosen' must be a text, or a list of" in told(
-        data(chosen=MESSAGES), given
+    assert "no pair has a verdict that prefers one answer" in error(tmp_path / "ties.jsonl")
+    option = f"--model={model}"
+    assert "bad.jsonl, row 2: column 'chosen' must be a text, or a list of" in error(
+        data(chosen=PAIR_MESSAGES), option
     )
-    assert "bad.jsonl, row 2: column 'rejected' must be" in told(data(rejected=None), given)
-    assert "column 'p_chosen' must be a number from 0 to 1, found 2" in told(data(p_chosen=2), given)
+    assert "bad.jsonl, row 2: column 'rejected' must be" in error(data(rejected=None), option)
+    assert "column 'p_chosen' must be a number from 0 to 1, found 2" in error(data(p_chosen=2), option)
     write_rows(tmp_path / "bad.jsonl", [{"chosen": "a", "rejected": "b"}])
-    assert "bad.jsonl, row 1: no column 'prompt'" in told(tmp_path / "bad.jsonl", given)
+    assert "bad.jsonl, row 1: no column 'prompt'" in error(tmp_path / "bad.jsonl", option)

@@ -135,8 +135,8 @@ def _json(name: str, path: Path) -> Rows:
         lists = [value for value in values.values() if isinstance(value, list)]
         if len(lists) != 1:
             raise SourceError(
-                f"{name}: must be a list of objects, or an object with exactly one list; got one with {len(lists)} lists;"
-                " save the list of rows alone"
+                f"{name}: must be a list of objects, or an object with exactly one list; got {len(lists)}"
+                " lists; save the list of rows alone"
             )
         values = lists[0]
     if not isinstance(values, list):

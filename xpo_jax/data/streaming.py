@@ -1,8 +1,8 @@
 """Streaming prompts: those of a source too large for memory, read and tokenised on each access.
 
-A row that the transforms exclude (a bad one under on_bad_row = "skip", a long one, ...) is replaced by the source's next
-usable row, so batches stay full and a batch remains a function of rows, seed and step. The replacement then occurs
-twice in the epoch.
+A row that the transforms exclude (a bad one under on_bad_row = "skip", a long one, ...) is replaced by the next usable
+row of the source, so batches stay full and a batch remains a function of rows, seed and step. The replacement then
+occurs twice in the epoch.
 """
 
 from __future__ import annotations
