@@ -115,7 +115,7 @@ def test_unknown_and_mistyped_fields(folder, override, expected):
             lambda c: c["data"].update({"take": "all"}),
             "data.take: an integer or None is expected, found 'all'",
         ),
-        (lambda c: c["data"].update({"train": []}), "the list of prompt files is empty; name at least one"),
+        (lambda c: c["data"].update({"train": []}), "the list of sources is empty; name at least one"),
         (
             lambda c: c["judge"].update({"name": "fakes:Broken"}),
             "judge.at is missing: an integer is expected",
@@ -196,9 +196,9 @@ def test_config_files_that_are_broken(folder, tmp_path, text, expected):
         (["logging.table_every_steps=0"], "logging.table_every_steps is 0, must be at least 1"),
         (["data.buckets=40,32"], "data.buckets: increasing positive integers are expected, found [40, 32]"),
         (["data.buckets=16,32"], "data.buckets: the last one, 32, is shorter than max_prompt_tokens = 40"),
-        (["data.take=0"], "data.take: at least 1 is expected, or None for all rows; found 0"),
-        (["data.column=text"], "data.column: set template or column, and the other to None"),
-        (["data.template=same"], "data.template: it has no {column}, so every prompt would be the same"),
+        (["data.take=0"], "data.take: must be at least 1, or None for all rows; got 0"),
+        (["data.column=text"], "data.column: set either template or column, and the other to None"),
+        (["data.template=same"], "data.template: has no {column}, so every prompt would be the same"),
         (["mesh.data=3"], "mesh: data 3 x fsdp 2 x tensor 2 is not the 8 device(s) here"),
         (["mesh.fsdp=0"], "mesh: sizes are positive and at most one is -1"),
         (["batch_size=6"], "batch_size 6 is not divisible by mesh.data x mesh.fsdp = 4"),
@@ -303,17 +303,17 @@ GOOD = b'{"text": "Guten Tag"}\n'
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (None, "{file}: there is no such file, seen from "),
-        (b"", "{file}: the file is empty; one JSON object per line is expected"),
+        (None, "{file}: no such file in "),
+        (b"", "{file}: the file is empty; write one JSON object per line"),
         (b"\n \n", "{file}: the file is empty"),
         (GOOD + b'{"txt": "Guten Tag"}\n', "{file}, row 2: no column 'text'; the row has: txt"),
         (GOOD + b"{}\n", "{file}, row 2: no column 'text'; the row has: nothing"),
         (GOOD + b'{"text": ""}\n', "{file}, row 2: column 'text' is empty"),
         (GOOD + b'{"text": " \\n"}\n', "{file}, row 2: column 'text' is empty"),
-        (GOOD + b'{"text": null}\n', "{file}, row 2: column 'text' must be text, found None"),
-        (GOOD + b'\n{"text": 3}\n', "{file}, row 3: column 'text' must be text, found 3"),
-        (GOOD + b'{"text": ["a"]}\n', "{file}, row 2: column 'text' must be text, found ['a']"),
-        (GOOD + b'["text"]\n', "{file}, row 2: a JSON object is expected"),
+        (GOOD + b'{"text": null}\n', "{file}, row 2: column 'text' must be text, got None"),
+        (GOOD + b'\n{"text": 3}\n', "{file}, row 3: column 'text' must be text, got 3"),
+        (GOOD + b'{"text": ["a"]}\n', "{file}, row 2: column 'text' must be text, got ['a']"),
+        (GOOD + b'["text"]\n', "{file}, row 2: must be a JSON object"),
         (GOOD + b'{"text": "Guten Tag"\n', "{file}, row 2: not JSON: "),
         (
             GOOD + b'{"text": "Gr\xfc\xdfe"}\n',
@@ -346,8 +346,8 @@ USER, ANSWER = {"role": "user", "content": "Hallo"}, {"role": "assistant", "cont
         ([USER, {"role": "system", "content": "Halt"}, USER], "turn 2 of column 'chat' is a system turn"),
         ([{"role": "bot", "content": "Hallo"}, USER], "turn 1 of column 'chat' has the unknown role 'bot'"),
         ([{"role": "user"}], "turn 1 of column 'chat' must have role and content, it has: role"),
-        ([{"role": "user", "content": 3}], "the content of turn 1 of column 'chat' must be text, found 3"),
-        (["Hallo"], "turn 1 of column 'chat' must be a message with role and content, found 'Hallo'"),
+        ([{"role": "user", "content": 3}], "the content of turn 1 of column 'chat' must be text, got 3"),
+        (["Hallo"], "turn 1 of column 'chat' must be a message with role and content, got 'Hallo'"),
         ({"role": "user", "content": "Hallo"}, "column 'chat' must be text or a list of messages"),
     ],
 )
@@ -360,11 +360,11 @@ def test_conversations_that_cannot_be_used(folder, tmp_path, conversation, expec
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["data.train={folder}/no*.jsonl"], "/no*.jsonl: no file matches, seen from "),
-        (["data.train={folder}"], ": this is a directory; write "),
+        (["data.train={folder}/no*.jsonl"], "/no*.jsonl: no file matches in "),
+        (["data.train={folder}"], ": is a directory; write "),
         (
             ["data.train=embedded:dev"],
-            "embedded:dev: there is no such file; the package's own are embedded:train",
+            "embedded:dev: no such embedded prompts; name one of embedded:train",
         ),
         (
             ["data.max_prompt_tokens=10", "data.on_long=drop"],

@@ -1,4 +1,4 @@
-"""docs/data.md: every example is written out, loaded as a config, and says what the page says that it says."""
+"""docs/data.md: every example is written to files and loaded as a config, and prints what the page shows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PAGE = (Path(__file__).parents[1] / "docs" / "data.md").read_text(encoding="utf-
 SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", PAGE, flags=re.MULTILINE | re.DOTALL))
 EXAMPLES = {name: text for name, text in SECTIONS.items() if "`my_config.py`:" in text}
 FILE = re.compile(r"^`([\w./]+)`:\n\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-SAID = re.compile(r"^```text\ntraining: (.*)\n```$", re.MULTILINE)
+PRINTED = re.compile(r"^```text\ntraining: (.*)\n```$", re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
@@ -26,18 +26,18 @@ def tokenizer():
     return model_folder.load_tokenizer(folder, model_folder.read_config(folder))
 
 
-def test_every_way_has_its_example():
+def test_data_page_has_an_example_for_every_source_and_field():
     assert set(SECTIONS) - set(EXAMPLES) == {"A million rows"}
     headings = {re.sub(r"[^\w -]", "", name).lower().replace(" ", "-") for name in SECTIONS}
     assert set(re.findall(r"\]\(#([\w-]+)\)", PAGE)) == headings
     assert load_prompts.__kwdefaults__ is None  # every field stands in a config
     fields = set(re.findall(r"`(\w+)\b", PAGE)) | set(re.findall(r"config\.data\.(\w+)", PAGE))
-    given = {"tokenizer", "max_new_tokens", "check"}
-    assert set(load_prompts.__annotations__) - given - {"return"} <= fields
+    not_fields = {"tokenizer", "max_new_tokens", "check"}
+    assert set(load_prompts.__annotations__) - not_fields - {"return"} <= fields
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_an_example_says_what_the_page_says(name, tmp_path, monkeypatch, tokenizer):
+def test_data_page_example_prints_what_the_page_shows(name, tmp_path, monkeypatch, tokenizer):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     for path, content in FILE.findall(EXAMPLES[name]):
@@ -53,8 +53,8 @@ def test_an_example_says_what_the_page_says(name, tmp_path, monkeypatch, tokeniz
         load_prompts, config.data, "data", tokenizer=tokenizer, max_new_tokens=32, check=None
     )
     make_judge(config.judge, "judge")
-    for own in ("my_rows", "my_judge"):
-        sys.modules.pop(own, None)
-    (said,) = SAID.findall(EXAMPLES[name])
-    assert data.train.summary() == said
+    for module in ("my_rows", "my_judge"):
+        sys.modules.pop(module, None)
+    (printed,) = PRINTED.findall(EXAMPLES[name])
+    assert data.train.summary() == printed
     assert configs.load("my_config.py").data == config.data

@@ -307,7 +307,7 @@ def test_a_column_that_is_not_there(judge):
         ValueError, match=r"^judge\.template: no column 'input'; the row has: text; \{prompt\}, the"
     ):
         judge.check((), {"text": "x"})
-    with pytest.raises(ValueError, match=r"^judge\.template: column 'input' must be text, found 3"):
+    with pytest.raises(ValueError, match=r"^judge\.template: column 'input' must be text, got 3"):
         judge.check((), {"input": 3})
 
 

@@ -64,7 +64,7 @@ def test_a_step_on_recorded_pairs_is_the_step_that_recorded_them(run, folder, on
     changes = {"data__shuffle": False, "data__train": "is not read", "judge__name": "fakes:Recording"}
     status, out, err = run("offline", pairs=str(online / "pairs.jsonl"), **changes)
     assert status == 0, err
-    assert "29 prompts of" in out and "each with two answers and their verdict" in " ".join(out.split())
+    assert "29 prompts of" in out and "each with two responses and their verdict" in " ".join(out.split())
     there, here = metrics(online)[1], metrics(folder / "offline")[1]
     left_out = {"objective/kl", "objective/kl_per_token", "objective/entropy"}
     names = [n for n in there if n.split("/")[0] in ("loss", "rewards", "logps")] + [
@@ -187,11 +187,13 @@ def test_what_does_not_fit_is_told_in_one_line(run, folder, online):
     (folder / "empty.jsonl").touch()
     assert "empty.jsonl: no pair is left of 0 (they are empty)" in told(str(folder / "empty.jsonl"))
     beyond = edit(log, folder / "beyond.jsonl", lambda r: r["tokens"].insert(0, 259))
-    assert "beyond.jsonl, row 1: an answer has no tokens, or some beyond the tokenizer's 259" in told(beyond)
+    assert "beyond.jsonl, row 1: a response has no tokens, or token ids beyond the tokenizer's 259" in told(
+        beyond
+    )
     ends = edit(log, folder / "ends.jsonl", lambda r: r.update(finished=not r["finished"]))
-    assert "ends.jsonl, row 1: an answer ends elsewhere" in told(ends)
+    assert "ends.jsonl, row 1: a response does not end where" in told(ends)
     other = edit(log, folder / "other.jsonl", lambda r: r["tokens"].insert(0, 70))
-    assert "other.jsonl, row 1: an answer has tokens that are not its text" in told(other)
+    assert "other.jsonl, row 1: a response has token ids that do not decode" in told(other)
     short = {"sampling__max_new_tokens": 7}
     assert "tokens, more than sampling.max_new_tokens = 7" in told(str(log), **short)
     told_prompt = told(str(log), data__max_prompt_tokens=30, data__held_out=str(folder / "train.jsonl"))
