@@ -11,9 +11,9 @@ from fakes import hasty_compilation
 from tools.bench import __main__ as bench
 from tools.bench import figures, trl_client
 from tools.bench.parts import Bench, Part
-from tools.bench.workload import Workload, response_lengths, work
+from tools.bench.workload import Workload, part_flops, response_lengths
 from tools.build import random_model
-from tools.planner import estimate
+from tools.planner import estimate, work
 from xpo_jax.models.hf import model_folder
 from xpo_jax.models.qwen2 import Qwen2Config
 
@@ -39,10 +39,10 @@ def test_sizes_have_their_parameters_by_hand():
     assert (S.head_dim, S.num_key_value_heads, M.head_dim, M.num_key_value_heads) == (32, 2, 64, 2)
 
 
-def test_work_of_size_s_by_hand():
+def test_part_flops_of_size_s_by_hand():
     """8 prompts of 64 tokens, 64 new ones each: 8,454,144 FLOPs a token, 6,144 a pair, 4,194,304 a row of logits."""
     fed = 16 * 63
-    assert work(S, 64, response_lengths("fixed", 8, 64)) == {
+    assert part_flops(S, 64, response_lengths("fixed", 8, 64)) == {
         "prefill": 1024 * 8_454_144 + 16 * 64 * 64 * 6_144 + 16 * 4_194_304,
         "decode": fed * (8_454_144 + 128 * 6_144 + 4_194_304),
         "score": (512 + fed) * 8_454_144 + (8 * 64 * 64 + fed * 127) * 6_144 + 1024 * 4_194_304,
@@ -50,17 +50,17 @@ def test_work_of_size_s_by_hand():
     }
 
 
-def test_work_of_equal_lengths_is_that_of_the_planner():
+def test_part_flops_of_equal_lengths_is_that_of_the_planner():
     s = SimpleNamespace(model=S, batch_size=8, prompt_tokens=16, response_tokens=24, judge=None, remat=False)
-    planned, flops = estimate.flops(s), work(S, 16, response_lengths("fixed", 8, 24))
+    planned, flops = work.flops(s), part_flops(S, 16, response_lengths("fixed", 8, 24))
     assert flops["prefill"] + flops["decode"] == planned["sample"][0]
     assert (flops["score"], flops["accumulate"]) == (planned["score"][0], planned["update"][0])
 
 
-def test_work_of_a_batch_is_that_of_its_rows():
+def test_part_flops_of_a_batch_is_that_of_its_rows():
     rows = np.array([[2, 9, 5], [7, 2, 3]])
-    one_by_one = [work(S, 4, rows[:, [i]]) for i in range(3)]
-    assert work(S, 4, rows) == {name: sum(row[name] for row in one_by_one) for name in one_by_one[0]}
+    one_by_one = [part_flops(S, 4, rows[:, [i]]) for i in range(3)]
+    assert part_flops(S, 4, rows) == {name: sum(row[name] for row in one_by_one) for name in one_by_one[0]}
 
 
 def test_response_lengths_lognormal_have_the_stated_mean():
@@ -149,7 +149,7 @@ def test_bench_with_reference_steps_samples_for_three_steps_in_one_call(folder):
     parts.parts["step"].run()
     np.testing.assert_array_equal(step.prefetched.lengths, np.tile(lengths[1], 3))
     assert step.counter.count == before and parts.parts["step"].steps == 3
-    sampled = work(step.config, 4, lengths[1:])
+    sampled = part_flops(step.config, 4, lengths[1:])
     assert prefetch.flops == sampled["prefill"] + sampled["decode"]
     weights = 4 * estimate.parameters(step.config)
     decoded = (6 - 1) * (weights // 3 + (4 + 6) * 2 * 2 * 2 * 2 * 4)

@@ -12,8 +12,8 @@ import jax
 import numpy as np
 
 from tools.bench.step import ALPHA, BETA, REFERENCE_SAMPLES, Step
-from tools.bench.workload import Workload, work
-from tools.planner import estimate
+from tools.bench.workload import Workload, part_flops
+from tools.planner import work
 from xpo_jax.algorithm import packing
 from xpo_jax.algorithm.update import gather_pair_targets
 from xpo_jax.values import Pairs
@@ -102,7 +102,7 @@ class Bench:
 
     def _parts(self) -> dict[str, Part]:
         step, w, B = self.step, self.workload, self.workload.prompts
-        flops, drawn = work(step.config, w.prompt_tokens, self.drawn), int(self.drawn.sum())
+        flops, drawn = part_flops(step.config, w.prompt_tokens, self.drawn), int(self.drawn.sum())
         policy_tokens = int(self.drawn[0].sum())
         # Prefill, sample and decode are the policy's: one call, half of the FLOPs of both candidates.
         parts = [
@@ -130,14 +130,14 @@ class Bench:
     def _add_sums(self, parts: dict[str, Part], flops: dict[str, int]) -> None:
         """Fill in the FLOPs and bytes of decode and of the parts that consist of others."""
         depth = self.workload.reference_steps
-        weights, cache = estimate.decode_bytes(self.step.setup)
+        weights, cache = work.decode_bytes(self.step.setup)
         steps = int(self.drawn[0].max()) - 1
         parts["decode"].passes, parts["decode"].bytes = steps, steps * (weights + cache)
         parts["sample"].flops = parts["prefill"].flops + parts["decode"].flops
         parts["sample"].bytes = parts["prefill"].bytes + parts["decode"].bytes
         reference = parts.get(PREFETCH, parts["sample"])
         if depth > 1:
-            sampled = work(self.step.config, self.workload.prompt_tokens, self.drawn[1:])
+            sampled = part_flops(self.step.config, self.workload.prompt_tokens, self.drawn[1:])
             reference.flops = sampled["prefill"] + sampled["decode"]
             a_token = weights // depth + cache  # one read of the weights serves the rows of all these steps
             reference.bytes = parts["prefill"].bytes + (int(self.drawn[1].max()) - 1) * a_token

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tools.planner import estimate
+from tools.planner import estimate, work
 from xpo_jax.models.family import ModelConfig
 from xpo_jax.models.registry import family
 
@@ -50,18 +50,18 @@ def response_lengths(kind: str, B: int, T: int) -> np.ndarray:
     return np.clip(np.rint(drawn), 2, T).astype(np.int64)
 
 
-def work(model: ModelConfig, P: int, lengths: np.ndarray) -> dict[str, int]:
-    """Return the model FLOPs of a step's parts for responses of lengths i[S B]; `estimate.flops` if all are equal.
+def part_flops(model: ModelConfig, P: int, lengths: np.ndarray) -> dict[str, int]:
+    """Return the model FLOPs of a step's parts for responses of lengths i[S B]; `work.flops` if all are equal.
 
     Prefill and decode are those of both candidates.
     """
     S, B = lengths.shape
     last, total = lengths - 1, int(lengths.sum())  # the first token needs only the prompt
     fed = int(last.sum())
-    prefill = estimate.forward_flops(model, S * B * P, S * B * P * P, S * B)
-    decode = estimate.forward_flops(model, fed, int((last * (P + lengths)).sum()), fed)
+    prefill = work.forward_flops(model, S * B * P, S * B * P * P, S * B)
+    decode = work.forward_flops(model, fed, int((last * (P + lengths)).sum()), fed)
     pairs = B * P * P + int((last * (P + last)).sum())
-    score = estimate.forward_flops(model, B * P + fed, pairs, total)
+    score = work.forward_flops(model, B * P + fed, pairs, total)
     return {"prefill": prefill, "decode": decode, "score": score, "accumulate": 3 * score}
 
 

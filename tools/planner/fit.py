@@ -1,8 +1,8 @@
-"""From a config to what `estimate` takes, and the search for changes that make it fit into a memory.
+"""From a config to an `estimate.Setup`, and the search for changes that make it fit into memory.
 
-Nothing is guessed: each change is an override of the config, loaded, checked and estimated like the config itself.
-Left out: changes to the model, and a search over all combinations (they are tried in one order, the cheapest first,
-and those that turn out not to be needed are taken back).
+Each change is an override of the config, and is loaded, checked and estimated like the config itself. Left out on
+purpose: changes to the model, and a search over all combinations (changes are tried in one order, the cheapest first,
+and those that turn out to be unnecessary are reverted).
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from xpo_jax.models.layers import KEY_VALUES
 from xpo_jax.models.registry import family
 from xpo_jax.runtime import sharding
 
-MOST_DEVICES = 4096  # where the search for enough of them ends
-Change = tuple[str, ...]  # overrides that go together: ("mesh.fsdp=4", "mesh.data=-1")
+MOST_DEVICES = 4096  # limit of the search for enough devices
+Change = tuple[str, ...]  # overrides that are made together: ("mesh.fsdp=4", "mesh.data=-1")
 
 
 class Source(NamedTuple):
-    """Where a plan comes from: a config, its overrides, how many devices, and whose shapes (None: model.path's)."""
+    """What a plan is made from: a config, its overrides, the number of devices, and a model (None: model.path)."""
 
     spec: str
     overrides: tuple[str, ...]
@@ -44,15 +44,15 @@ class Source(NamedTuple):
     model: str | None
 
     def changed(self, change: Change) -> Source:
-        """The same with more overrides."""
+        """Return this source with more overrides."""
         return self._replace(overrides=self.overrides + change)
 
 
 def setup(source: Source) -> tuple[estimate.Setup, ConfigDict]:
-    """What a config asks for, with the same checks as a run where they need no files.
+    """Return the setup of a config, after those checks of a run that need no files.
 
     Raises:
-      ValueError: a config that cannot be used, sizes that do not divide, a model whose shapes are not known.
+      ValueError: an invalid config, sizes that do not divide, or a model with unknown shapes.
     """
     config = configs.load(source.spec, source.overrides)
     build = configs.build
@@ -94,7 +94,7 @@ def setup(source: Source) -> tuple[estimate.Setup, ConfigDict]:
 
 
 def model_shapes(name: str) -> ModelConfig:
-    """Shapes from a config.json, a folder that holds one, "embedded", or the name of a Qwen2.5.
+    """Return the shapes of a model: a config.json, a folder with one, "embedded", or the name of a Qwen2.5 model.
 
     Raises:
       ValueError: none of these.
@@ -102,51 +102,51 @@ def model_shapes(name: str) -> ModelConfig:
     path = Path(name)
     if path.suffix == ".json" and path.is_file():
         if path.name != "config.json":
-            raise ValueError(f"{path}: a model's config.json is expected, or the folder that holds it")
+            raise ValueError(f"{path}: give a model's config.json, or the folder that holds it")
         return model_folder.read_config(path.parent)
     if name == "embedded" or path.is_dir():
         return model_folder.read_config(name)
     known = size_of(name)
     if known is None:
         raise ValueError(
-            f"{name}: neither a folder nor a config.json nor a Qwen2.5 of known size; give --model_config=FOLDER or"
-            f" --model_config=Qwen2.5-7B (known: {', '.join(SIZES)})"
+            f"{name}: not a folder, a config.json or a Qwen2.5 model of known size; give --model_config=FOLDER or"
+            f" --model_config=Qwen2.5-7B (known sizes: {', '.join(SIZES)})"
         )
     return known
 
 
 def _mesh(*, data: int, fsdp: int, tensor: int, devices: int) -> AbstractMesh:
-    """As `sharding.make_mesh` does it, over devices that need not exist."""
+    """Return the mesh of `sharding.make_mesh` over devices that need not exist."""
     sizes = [data, fsdp, tensor]
     known = 1
     for size in sizes:
         known *= 1 if size == -1 else size
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
         raise ValueError(
-            f"sizes are positive and at most one is -1, not {dict(zip(sharding.AXES, sizes, strict=True))}"
+            f"sizes must be positive, and at most one may be -1, not {dict(zip(sharding.AXES, sizes, strict=True))}"
         )
     if -1 in sizes and devices % known == 0:
         sizes[sizes.index(-1)], known = devices // known, devices
     if -1 in sizes or known != devices:
         raise ValueError(
-            f"data {data} x fsdp {fsdp} x tensor {tensor} is not {devices}, which --devices gives"
+            f"data {data} x fsdp {fsdp} x tensor {tensor} is not {devices}, the number in --devices"
         )
     return AbstractMesh(tuple(sizes), sharding.AXES, axis_types=(AxisType.Auto,) * len(sharding.AXES))
 
 
 def _judge(group: ConfigDict, orders: int) -> estimate.Judge | None:
-    """A judge of the config that runs a model on the devices; its own where it names a folder."""
+    """Return the config's judge if it runs a model on the devices, else None."""
     if group.name != "llm":
         return None
-    own = None if group.path is None else model_shapes(group.path)
-    return estimate.Judge(own, group.batch_size, group.buckets[-1], asked=orders)
+    model = None if group.path is None else model_shapes(group.path)
+    return estimate.Judge(model, group.batch_size, group.buckets[-1], orders)
 
 
-# ---- what would have to change ----------------------------------------------------------------------
+# ---- the search for changes ----------------------------------------------------------------------
 
 
 def ladders(planned: estimate.Setup, config: ConfigDict) -> Iterator[list[Change]]:
-    """What can be changed to save memory, the cheapest first; each a ladder of ever stronger changes."""
+    """Yield what can be changed to save memory, the cheapest first: each time a list of increasingly strong changes."""
     devices, shape = planned.mesh.size, planned.mesh.shape
 
     def doubled(axis: str, others: int, *rest: str) -> list[Change]:
@@ -162,32 +162,32 @@ def ladders(planned: estimate.Setup, config: ConfigDict) -> Iterator[list[Change
     yield [] if planned.remat else [("layout.remat=True",)]
     yield halved("layout.chunk_tokens", planned.chunk_tokens, 128)
     yield [("optimizer.mu_dtype=bfloat16",)] if config.optimizer.get("mu_dtype") == "float32" else []
-    yield halved("judge.batch_size", planned.judge.rows, planned.shares) if planned.judge else []
+    yield halved("judge.batch_size", planned.judge.rows, planned.shards) if planned.judge else []
     yield doubled("tensor", 1, "mesh.data=1", "mesh.fsdp=-1")
-    yield halved("batch_size", planned.batch_size, planned.shares)
+    yield halved("batch_size", planned.batch_size, planned.shards)
 
 
 class Remedies(NamedTuple):
-    """What was found: single changes with the peak that each leaves, and changes that together fit, if any do."""
+    """Single changes, each with its peak in bytes, and a combination of changes that fits, if there is one."""
 
     single: list[tuple[Change, int]]
-    together: Change
+    combined: Change
     peak: int | None
 
 
 def remedies(source: Source, limit: float) -> Remedies:
-    """Try what `ladders` has, alone and together."""
+    """Try the changes of `ladders`, alone and combined."""
     planned, config = setup(source)
 
     def tried(change: Change) -> int | None:
         try:
             return estimate.peak(estimate.memory(setup(source.changed(change))[0]))[1]
         except ValueError:
-            return None  # sizes that do not go together
+            return None  # incompatible sizes
 
     single: list[tuple[Change, int]] = []
     chosen: list[Change] = []
-    together: Change = ()
+    combined: Change = ()
     best = estimate.peak(estimate.memory(planned))[1]
     for ladder in ladders(planned, config):
         alone = [(change, peak) for change in ladder if (peak := tried(change)) is not None]
@@ -196,28 +196,28 @@ def remedies(source: Source, limit: float) -> Remedies:
             single.append(next(fits, min(alone, key=lambda pair: pair[1])))
         if best <= limit:
             continue
-        for change in ladder:  # on top of what was chosen so far, no stronger than needed
-            peak = tried(together + change)
+        for change in ladder:  # in addition to the changes chosen so far, no stronger than needed
+            peak = tried(combined + change)
             if peak is not None and peak < best:
                 best, chosen = peak, [c for c in chosen if c not in ladder] + [change]
                 if peak <= limit:
                     break
-        together = tuple(override for change in chosen for override in change)
+        combined = tuple(override for change in chosen for override in change)
     if best > limit:
-        return Remedies(single, together, None)
-    for change in list(chosen):  # some are not needed any more
+        return Remedies(single, combined, None)
+    for change in list(chosen):  # some may be unnecessary by now
         rest = tuple(override for other in chosen if other != change for override in other)
         peak = tried(rest)
         if peak is not None and peak <= limit:
             chosen.remove(change)
-            best, together = peak, rest
-    return Remedies(single, together, best)
+            best, combined = peak, rest
+    return Remedies(single, combined, best)
 
 
 def enough_devices(source: Source, limit: float) -> tuple[int, Change] | None:
-    """The number of devices, doubled again and again, that a mesh alone makes enough; and that mesh.
+    """Return the smallest number of devices, doubling, on which some mesh fits without further changes; and that mesh.
 
-    As little of tensor as fits: what it splits is sent to and fro in every layer.
+    The tensor axis is as small as possible, because it communicates in every layer.
     """
     devices = source.devices * 2
     while devices <= MOST_DEVICES:
@@ -226,7 +226,7 @@ def enough_devices(source: Source, limit: float) -> tuple[int, Change] | None:
             try:
                 planned, _ = setup(source._replace(devices=devices).changed(mesh))
             except ValueError:
-                continue  # sizes that do not divide, or more shares than rows
+                continue  # sizes that do not divide, or more shards than rows
             if estimate.peak(estimate.memory(planned))[1] <= limit:
                 return devices, mesh
         devices *= 2

@@ -1,4 +1,4 @@
-"""What the planner knows by name: the published Qwen2.5 shapes, and accelerators by their makers' figures."""
+"""What the planner knows by name: the published Qwen2.5 shapes, and accelerators with the figures of their makers."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def _qwen(hidden: int, inner: int, layers: int, heads: int, kv_heads: int, vocab
     )
 
 
-# From the config.json of each release. Base, instruct, coder and math models of one size have one shape, and
-# so have Qwen2's.
+# From the config.json of each release. Base, instruct, coder and math models of one size have the same shape, and
+# so do those of Qwen2.
 SIZES = {
     "0.5B": _qwen(896, 4864, 24, 14, 2, 151936),
     "1.5B": _qwen(1536, 8960, 28, 12, 2, 151936),
@@ -41,9 +41,9 @@ _NAME = re.compile(
 
 
 def size_of(name: str) -> Qwen2Config | None:
-    """The shapes behind a model's name ("Qwen/Qwen2.5-7B-Instruct", "Qwen2.5-Coder-3B"); None for any other."""
-    found = _NAME.fullmatch(name)
-    return SIZES.get(found[1].upper()) if found else None
+    """Return the shapes of a model by its name ("Qwen/Qwen2.5-7B-Instruct", "Qwen2.5-Coder-3B"); None if unknown."""
+    match = _NAME.fullmatch(name)
+    return SIZES.get(match[1].upper()) if match else None
 
 
 class Device(NamedTuple):
@@ -54,9 +54,9 @@ class Device(NamedTuple):
     bandwidth: float
 
 
-# Makers' data sheets, per chip and without sparsity: NVIDIA's for the SXM form; Google Cloud's TPU pages ("per
-# chip"). What a program gets is less: CUDA and the runtime hold some hundred MB, and JAX takes three quarters of a
-# GPU unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
+# From the makers' data sheets, per chip and without sparsity: NVIDIA's for the SXM form, Google Cloud's TPU pages
+# ("per chip"). A program gets less: CUDA and the runtime hold a few hundred MB, and JAX takes three quarters of a GPU
+# unless XLA_PYTHON_CLIENT_MEM_FRACTION is set.
 DEVICES = {
     "a100-80gb": Device(80e9, 312e12, 2039e9),
     "h100-80gb": Device(80e9, 989e12, 3350e9),

@@ -1,0 +1,60 @@
+"""The work of a step, from shapes alone: model FLOPs by phase, and the bytes that a decoded token reads."""
+
+from __future__ import annotations
+
+import functools
+
+from tools.planner import estimate
+from xpo_jax.models.family import ModelConfig
+
+
+def forward_flops(model: ModelConfig, tokens: int, pairs: int, logits: int) -> int:
+    """Return the FLOPs of a forward pass, a multiplication and an addition being two.
+
+    Args:
+      tokens: through the layers: 2 FLOPs per weight of a matrix.
+      pairs: of a query and a key, including masked ones: 4 x heads x head size per layer.
+      logits: positions whose logits are computed.
+    """
+    D, F, H, L = model.hidden_size, model.intermediate_size, model.head_dim, model.num_hidden_layers
+    N, K = model.num_attention_heads, model.num_key_value_heads
+    matrices = L * (2 * D * N * H + 2 * D * K * H + 3 * D * F)  # q and o, k and v, the MLP
+    return 2 * matrices * tokens + 4 * N * H * L * pairs + 2 * D * model.vocab_size * logits
+
+
+def flops(s: estimate.Setup) -> dict[str, tuple[int, int]]:
+    """Return {phase: (model FLOPs, computed FLOPs)} of one step over all devices, with responses of T tokens.
+
+    The backward pass is twice the forward pass. Computed FLOPs include the logits that the backward pass recomputes,
+    and with remat the layers.
+    """
+    B, P, T = s.batch_size, s.prompt_tokens, s.response_tokens
+    answers, last = (
+        estimate.CANDIDATES * B,
+        T - 1,
+    )  # the first token needs only the prompt, the last is never read
+    forward = functools.partial(forward_flops, s.model)
+    sample = forward(answers * (P + last), answers * (P * P + last * (P + T)), answers * T)
+    layers = forward(B * P + answers * last, B * P * P + answers * last * (P + last), 0)
+    logits = forward(0, 0, answers * T)
+    phases = {"sample": (sample, sample), "score": (layers + logits, layers + logits)}
+    if s.judge:
+        rows, tokens = s.judge.comparisons * B, s.judge.tokens
+        judge = forward_flops(s.judge.model or s.model, rows * tokens, rows * tokens**2, rows)
+        phases["judge"] = (judge, judge)
+    phases["update"] = (3 * (layers + logits), 3 * layers + 4 * logits + (layers if s.remat else 0))
+    return phases
+
+
+def decode_bytes(s: estimate.Setup) -> tuple[int, int]:
+    """Return the bytes that a device reads per decoded token of all its rows: weights, and keys and values.
+
+    Only a few rows of an untied model's embedding are read.
+    """
+    weights = estimate.sampling_copy(s.model, s.mesh, s.dtype)
+    shard, rows = estimate.local(s.model, s.mesh), s.batch_size // s.shards
+    if not s.model.tie_word_embeddings:
+        weights -= shard.vocab_size * shard.hidden_size * s.itemsize
+    return weights, rows * (s.prompt_tokens + s.response_tokens) * estimate.kv_bytes_per_token(
+        shard, s.itemsize
+    )
