@@ -195,6 +195,38 @@ def test_what_each_part_must_not_know():
         assert not top_names(IMPORTS[name]) & {"torch", "tools", "tests", "configs"}, name
 
 
+# Beside a family's own file and its line in the registry: the planner's table of published models, a client of another
+# library, and the tools that made the embedded and golden models.
+NAME_FAMILIES = ("xpo_jax.models.qwen2", "tools.planner.hardware", "tools.bench.trl_worker", "tools.build.")
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in SOURCES if not name.startswith(("configs", *NAME_FAMILIES))]
+)
+def test_model_family_is_named_by_the_registry_alone(name):
+    docstrings = {
+        ast.get_docstring(node, clean=False)
+        for node in ast.walk(TREES[name])
+        if hasattr(node, "body") and isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+    }
+    words = [
+        word
+        for node in ast.walk(TREES[name])
+        for word in (
+            getattr(node, "id", ""),
+            getattr(node, "attr", ""),
+            getattr(node, "name", ""),
+            getattr(node, "module", ""),
+            getattr(node, "value", "") if isinstance(node, ast.Constant) else "",
+        )
+        if isinstance(word, str)
+        and word not in docstrings
+        and re.search(r"qwen2(?!\.5)", word, re.IGNORECASE)
+    ]
+    allowed = ["qwen2"] * 3 if name == "xpo_jax.models.registry" else []  # the import, and the line
+    assert sorted(words) == allowed
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_config_is_only_a_config(name):
     assert IMPORTS[name] <= {"__future__", "ml_collections", "xpo_jax.config.loader"}

@@ -52,7 +52,10 @@ def _learn(p: Parts, run: RunDir, ledger: Ledger, compilations: CompilationCount
             prompts = p.batches[done]
             answers = recorded_pairs(prompts, programs.max_new_tokens, p.data.pad_id)
             with timer("update"):
-                packed = programs.pack(prompts, answers.tokens, answers.lengths)
+                # The rows that fill up a partial batch are scored too: which rows share a micro-batch decides how
+                # sums round, and runs of earlier versions scored them.
+                all_rows = prompts._replace(valid=np.ones_like(prompts.valid))
+                packed = programs.pack(all_rows, answers.tokens, answers.lengths)
                 scored = programs.score(reference, packed)
                 pairs = Pairs(
                     prompts.tokens,
@@ -66,7 +69,9 @@ def _learn(p: Parts, run: RunDir, ledger: Ledger, compilations: CompilationCount
                 )
                 alpha, beta = p.alpha_at(done), p.beta_at(done)
                 del policy  # its memory is the update's, until there are new weights
-                state, sums, applied = programs.update(state, pairs, packed, alpha, beta)
+                state, sums, applied = programs.update(
+                    state, pairs, packed if prompts.valid.all() else programs.pack_pairs(pairs), alpha, beta
+                )
                 policy = programs.for_sampling(state.params)
                 sums, applied = jax.device_get((sums, applied))
 

@@ -71,7 +71,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(
         prog="python -m tools.bench", description=__doc__, usage="python -m tools.bench S|M|FOLDER"
     )
-    parser.add_argument("model", help="S, M, or a Hugging Face folder of a Qwen2 model")
+    parser.add_argument("model", help="S, M, or a Hugging Face model folder")
     parser.add_argument("--batch", type=int, default=8, help="prompts (8)")
     parser.add_argument("--prompt", type=int, default=64, help="tokens of each prompt (64)")
     parser.add_argument("--new", type=int, default=64, help="tokens of the longest response (64)")
