@@ -1,5 +1,4 @@
-"""The rare good answer as text: its judge against Bradley-Terry's closed form, what is read from a run's log, and,
-slow, the reference and a run."""
+"""tools.rare_mode: its judge against Bradley-Terry's closed form, what it reads from a pairs log; slow: a run."""
 
 import json
 import math
@@ -11,7 +10,7 @@ from tools import rare_mode
 from xpo_jax.values import Comparison
 
 
-def test_the_judge_draws_from_bradley_terry():
+def test_judge_draws_from_bradley_terry():
     pairs = [("F0", "A5"), ("A5", "F0"), ("G1", "E2"), ("F0", "AA"), ("F00", "A0"), ("A0", "A5")]
     gaps = [
         3 - 0.5,
@@ -23,12 +22,12 @@ def test_the_judge_draws_from_bradley_terry():
     ]  # F is good, A to E are common, the rest is 0, other texts -1
     judge, n = rare_mode.judge(seed=1), 4000
     answers = np.array([judge([Comparison((), {}, a, b) for a, b in pairs]) for _ in range(n)])
-    for share, gap in zip((answers == "A").mean(axis=0), gaps, strict=True):
-        assert share == pytest.approx(1 / (1 + math.exp(-gap)), abs=0.03)
+    for rate, gap in zip((answers == "A").mean(axis=0), gaps, strict=True):
+        assert rate == pytest.approx(1 / (1 + math.exp(-gap)), abs=0.03)
     assert set(answers.ravel()) == {"A", "B"}
 
 
-def test_shares_are_those_of_the_log(tmp_path):
+def test_fractions_are_those_of_the_log(tmp_path):
     texts = {0: ["F0", "A1", "Fx"], 2: ["F5", "F1", "F", "F22"]}
     lines = [
         json.dumps({"step": step, "responses": [{"text": text}, {"text": "F0"}], "shown": shown}) + "\n"
@@ -36,28 +35,28 @@ def test_shares_are_those_of_the_log(tmp_path):
         for text, shown in zip(batch, ([0, 1], None, [1, 0], [0, 1]), strict=False)
     ]
     (tmp_path / "pairs.jsonl").write_text("".join(lines))
-    good, other, asked = rare_mode.shares(tmp_path)
+    good, other, verdicts = rare_mode.fractions(tmp_path)
     np.testing.assert_array_equal(good[:4] * rare_mode.BATCH, [1, 0, 2, 0])
     np.testing.assert_array_equal(other[:4] * rare_mode.BATCH, [1, 0, 2, 0])
-    np.testing.assert_array_equal(asked[:4], [2, 2, 5, 5])
-    assert len(good) == rare_mode.STEPS and asked[-1] == 5
+    np.testing.assert_array_equal(verdicts[:4], [2, 2, 5, 5])
+    assert len(good) == rare_mode.STEPS and verdicts[-1] == 5
 
 
 @pytest.mark.slow
-def test_the_reference_and_a_run(tmp_path, monkeypatch, capsys):
-    """The fitted model says the good letter as seldom as asked, and the run that the tool makes of it goes through."""
+def test_main_fits_the_reference_and_trains(tmp_path, monkeypatch, capsys):
+    """The fitted model gives the good letter with the probability asked for, and the runs end."""
     monkeypatch.setattr(rare_mode, "STEPS", 3)
     monkeypatch.setattr(rare_mode, "SEEDS", 1)
     assert rare_mode.main([f"--out={tmp_path}", "--mass=0.01"]) == 0
     out = capsys.readouterr().out
-    said = float(out.split("gives F with ")[1].split(",")[0])
+    good = float(out.split("gives F with ")[1].split(",")[0])
     letters = float(out.split("one of the letters with ")[1].split("\n")[0])
-    assert said == pytest.approx(0.01, rel=0.15) and letters == pytest.approx(1, abs=0.02)
+    assert good == pytest.approx(0.01, rel=0.15) and letters == pytest.approx(1, abs=0.02)
     lines = (tmp_path / "0.01" / "updates_1_alpha_0.1_seed_0" / "pairs.jsonl").read_text().splitlines()
     assert len(lines) == 3 * rare_mode.BATCH
     assert [line.split()[0] for line in out.splitlines()[-3:]] == ["0", "0.02", "0.1"]
 
 
-def test_a_wrong_command_line_is_one_line(capsys):
+def test_main_invalid_input_is_one_line(capsys):
     assert rare_mode.main([]) == 2
     assert "--out" in capsys.readouterr().err

@@ -157,7 +157,7 @@ def test_share_and_regret_by_hand():
     low, high = bandit.ends(RARE)
     way = high - low
     curve = bandit.Curve(low + way * np.array([[0.5, 1.0, 1.0]]), np.array([[4, 6, 10]]))
-    np.testing.assert_allclose(bandit.share(RARE, curve), [[0.5, 1, 1]])
+    np.testing.assert_allclose(bandit.progress_to_optimum(RARE, curve), [[0.5, 1, 1]])
     # 4 verdicts at the reference's value, 2 halfway, 4 at the optimum
     np.testing.assert_allclose(bandit.regret(RARE, curve), [4 * way + 2 * way / 2])
 
@@ -187,9 +187,11 @@ def test_censored_runs_make_bounds_not_numbers():
     assert ratio(known(*[4] * 5), never) == (0, 0.04, 0, 0.04)
     assert ratio(never, never) == (0, np.inf, 0, np.inf)
     # one of five censored: the median is known, but not every resample's
-    some = Censored(np.float64([1, 2, 3, 4, 90]), np.float64([1, 2, 3, 4, np.inf]))
-    assert median(some)[:2] == (3, 3) and median(some).high == np.inf
-    shown = [str(Estimate(*each)) for each in ((3, 3, 1, 1234), (25, np.inf, 9, np.inf), (0, 0.04, 0, 0.05))]
+    partly = Censored(np.float64([1, 2, 3, 4, 90]), np.float64([1, 2, 3, 4, np.inf]))
+    assert median(partly)[:2] == (3, 3) and median(partly).high == np.inf
+    shown = [
+        str(Estimate(*bounds)) for bounds in ((3, 3, 1, 1234), (25, np.inf, 9, np.inf), (0, 0.04, 0, 0.05))
+    ]
     assert shown == ["3 [1, 1234]", "> 25 [9, inf]", "< 0.04 [0, 0.05]"]
     assert str(Estimate(0, np.inf, 0, np.inf)) == "- [0, inf]"
 
@@ -208,8 +210,8 @@ def test_intervals_hold_as_often_as_they_say(seeds):
     truth = 20 + 100 * math.log(2)
     for _ in range(n):
         base, other = waiting(1.0), waiting(0.125)
-        found, of_ratio = median(base), ratio(base, other)
-        medians += found.low <= truth <= found.high
+        estimate, of_ratio = median(base), ratio(base, other)
+        medians += estimate.low <= truth <= estimate.high
         ratios += of_ratio.low <= 8 <= of_ratio.high
     assert 0.93 <= medians / n <= 0.97
     assert 0.93 <= ratios / n <= 0.97
@@ -253,19 +255,19 @@ def test_and_with_the_wrong_sign_it_costs(quick, arm):
 
 
 def test_every_setting_begins_with_what_it_is_compared_to():
-    for found in (sample_efficiency.cases(quick=False), sample_efficiency.rate_cases()):
+    for all_cases in (sample_efficiency.cases(quick=False), sample_efficiency.rate_cases()):
         firsts = {}
-        for case in found:
+        for case in all_cases:
             firsts.setdefault(case.setting, case)
         assert {first.arm for first in firsts.values()} == {"alpha/beta 0"}
-        for case in found:  # and a setting is one bandit and one optimizer
+        for case in all_cases:  # and a setting is one bandit and one optimizer
             base = firsts[case.setting]
             assert (case.bandit, case.optimizer, case.learning_rate) == (
                 base.bandit,
                 base.optimizer,
                 base.learning_rate,
             )
-        assert len({(case.setting, case.arm) for case in found}) == len(found)
+        assert len({(case.setting, case.arm) for case in all_cases}) == len(all_cases)
 
 
 # ---- the command ------------------------------------------------------------------------------------
@@ -282,7 +284,7 @@ def test_the_files_and_the_figure(quick_curves, monkeypatch, tmp_path, capsys):
     assert "wrong sign, -0.1" in out and "Times fewer verdicts" in out
     written = json.loads((tmp_path / "new" / "results.json").read_text())
     assert written["about"]["seeds"] == 12 and len(written["rows"]) == 8
-    row = written["rows"][4]  # with the wrong sign by 0.1 beta nobody ever gets there, and JSON knows no inf
+    row = written["rows"][4]  # with the wrong sign and 0.1 beta no run reaches the goal, and JSON has no inf
     assert (
         row["arm"] == "wrong sign, -0.1"
         and row["first"]["at_least"] > 3000
@@ -301,12 +303,12 @@ def test_without_matplotlib_a_figure_is_refused_before_the_run(monkeypatch, tmp_
 
 
 @pytest.mark.parametrize(
-    ("argv", "told"),
-    [(["--quik"], "unrecognized arguments: --quik"), (["--rates", "--quick"], "--rates goes with neither")],
+    ("argv", "message"),
+    [(["--quik"], "unrecognized arguments: --quik"), (["--rates", "--quick"], "--rates cannot be combined")],
 )
-def test_a_wrong_command_line_is_one_line(argv, told, capsys):
+def test_main_invalid_input_is_one_line(argv, message, capsys):
     assert sample_efficiency.main(argv) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_the_document_shows_every_arm():

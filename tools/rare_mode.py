@@ -1,24 +1,25 @@
-"""Does exploration pay in a network? A small Qwen2 with a rare good answer, trained by `xpo_jax.train.train` itself.
+"""Measure whether exploration pays in a network: a small Qwen2 with a rare good answer, trained by ordinary runs.
 
     python -m tools.rare_mode --out=FOLDER [--mass=0.001] [--updates=1]
 
-The bandit of tools/research/bandit.py as text: an answer is a letter, A to M, and a digit, 0 to 5. Five letters are
-common in the reference, eight are rare with the same probability each, and one of these is the good one: reward 3,
-the others 0.5 to 1 (common), 0 (rare) and -1 (any other text). A model of two layers is first fitted to give such
-answers, and is then policy and reference of ordinary runs: sampling, judge, update, logs. So unlike in the bandit
-answers share weights; and nothing is replayed but with --updates above 1, which makes so many updates for each
+This is the bandit of tools/research/bandit.py as text: an answer is a letter, A to M, and a digit, 0 to 5. Five
+letters are common in the reference, eight are rare and equally likely, and one of these is the good one: its reward is
+3, that of the others 0.5 to 1 (common), 0 (rare) and -1 (any other text). A model of two layers is fitted to these
+probabilities, and is then policy and reference of ordinary runs: sampling, judge, update, logs. So, unlike in the
+bandit, answers share weights; and nothing is replayed unless --updates is above 1, the number of updates for each
 batch of verdicts, all but the first on past pairs.
 
-Counted are the verdicts until half of a batch of the policy's answers begin with the good letter; the optimum's share
-is over nine tenths. Shown for each alpha / beta and seed are these verdicts, "> n" where the run ended before; the
-share of good answers at the end; and the share of all the policy's answers that are no letter with a digit.
+It counts the verdicts until half of a batch of the policy's answers begin with the good letter; for the optimum, more
+than nine tenths do. It prints, for each alpha / beta and seed, these verdicts ("> n" if the run ended before), the
+fraction of good answers at the end, and the fraction of the policy's answers that are not a letter and a digit.
 
 Examples:
-  python -m tools.rare_mode --out=build/rare_mode                  five seeds of three arms, some ten minutes
-  python -m tools.rare_mode --out=build/rare_mode --mass=0.03      a good answer that is not so rare
+  python -m tools.rare_mode --out=build/rare_mode                  five seeds of three arms, about ten minutes
+  python -m tools.rare_mode --out=build/rare_mode --mass=0.03      a less rare good answer
   python -m tools.rare_mode --out=build/rare_mode --updates=4      with replay
 
-A run that is in FOLDER already is read, not done again. Exit status: 0, or 2 for invalid input.
+Runs that FOLDER already holds are read and not repeated. Exit status: 0 done, 2 invalid input (one line explains),
+130 interrupted.
 """
 
 from __future__ import annotations
@@ -53,9 +54,9 @@ from xpo_jax.values import Comparison
 
 LETTERS, DIGITS = "ABCDEFGHIJKLM", "012345"
 GOOD = LETTERS[bandit.COMMON]
-STRENGTHS, SEEDS = (0.0, 0.02, 0.1), 5
+RATIOS, SEEDS = (0.0, 0.02, 0.1), 5
 BETA, STEPS, BATCH = 0.2, 400, 64
-# With alpha 0 and seed 0 the policy is there earlier with 1e-2, and loses it again for a while.
+# With 1e-2, alpha 0 and seed 0 reach the goal earlier, but lose it again for a while.
 LEARNING_RATE = 3e-3
 TEMPLATE = "{text}"
 SHAPE = {
@@ -69,7 +70,7 @@ SHAPE = {
 
 
 def judge(*, seed: int) -> Callable[[Sequence[Comparison]], list[str]]:
-    """A judge for the config: draws each verdict from Bradley-Terry's model of the letters' rewards."""
+    """Return a judge for the config, which draws verdicts from the Bradley-Terry model of the letters' rewards."""
     rewards = dict(zip(LETTERS, map(float, bandit.make_bandit(0.0, beta=BETA).rewards), strict=True))
     good = {letter + digit: rewards[letter] for letter in LETTERS for digit in DIGITS}
     chance = random.Random(seed)
@@ -85,18 +86,18 @@ def judge(*, seed: int) -> Callable[[Sequence[Comparison]], list[str]]:
 
 
 def build_model(folder: Path, mass: float, steps: int = 500) -> float:
-    """Fit a small model to the reference's answers, and write its folder.
+    """Fit a small model to the reference's probabilities, and write its folder.
 
     Returns:
-      The probability that its answers to a prompt begin with the good letter.
+      The probability that its answer begins with the good letter.
     """
     embedded_folder = model_folder.model_folder("embedded")
     folder.mkdir(parents=True, exist_ok=True)
     for file in embedded_folder.iterdir():
         if file.name not in ("config.json", "model.safetensors"):
             shutil.copyfile(file, folder / file.name)
-    about = {**json.loads((embedded_folder / "config.json").read_text()), **SHAPE}
-    (folder / "config.json").write_text(json.dumps(about, indent=2) + "\n")
+    shape = {**json.loads((embedded_folder / "config.json").read_text()), **SHAPE}
+    (folder / "config.json").write_text(json.dumps(shape, indent=2) + "\n")
     config = model_folder.read_config(folder)
     tokenizer = model_folder.load_tokenizer(folder, config)
     prompts = [
@@ -107,8 +108,9 @@ def build_model(folder: Path, mass: float, steps: int = 500) -> float:
     ]
     length = max(map(len, prompts))
     padded = jnp.int32([p + [0] * (length - len(p)) for p in prompts])
-    ids = lambda text: tokenizer.convert_tokens_to_ids(text)  # noqa: E731
-    answers = np.int32([[ids(a), ids(b), tokenizer.eos_token_id] for a in LETTERS for b in DIGITS])
+    answers = np.int32(
+        [[*tokenizer.convert_tokens_to_ids([a, b]), tokenizer.eos_token_id] for a in LETTERS for b in DIGITS]
+    )
     reference = np.float64(bandit.make_bandit(mass, beta=BETA).reference)
     wanted = jnp.float32(np.repeat(np.log(reference / len(DIGITS)), len(DIGITS)))[:, None]
     S, B = len(answers), len(prompts)
@@ -128,9 +130,9 @@ def build_model(folder: Path, mass: float, steps: int = 500) -> float:
         ).logps
 
     def loss(params: Any) -> Any:
-        found = logps(params)  # f32[S B]
-        rest = 1 - jnp.exp(jax.nn.logsumexp(found, axis=0))  # what goes to other texts
-        return jnp.mean((found - wanted) ** 2) + 10 * jnp.mean(jnp.abs(rest))
+        fitted = logps(params)  # f32[S B]
+        rest = 1 - jnp.exp(jax.nn.logsumexp(fitted, axis=0))  # probability of other texts
+        return jnp.mean((fitted - wanted) ** 2) + 10 * jnp.mean(jnp.abs(rest))
 
     optimizer = optax.adam(optax.cosine_decay_schedule(1e-2, steps))
 
@@ -159,7 +161,7 @@ def _prompts(chance: random.Random, n: int) -> list[str]:
 
 
 def run_config(folder: Path, name: str, *, ratio: float, seed: int, updates: int = 1) -> ConfigDict:
-    """The embedded default with this model, judge and prompts."""
+    """Return the embedded default with this model, judge and prompts."""
     config = embedded()
     config.run_dir, config.seed = str(folder / name), seed
     config.steps, config.batch_size = STEPS, BATCH
@@ -178,30 +180,32 @@ def run_config(folder: Path, name: str, *, ratio: float, seed: int, updates: int
     return config
 
 
-def shares(run: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What a run's log of pairs says, by step.
+def fractions(run: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Read a run's pairs log.
 
     Returns:
-      f64[steps], the share of the policy's answers that begin with the good letter; f64[steps], the share that is
-      no letter with a digit; i64[steps], verdicts by then.
+      By step, f64[steps], the fraction of the policy's answers that begin with the good letter; f64[steps], the
+      fraction that is not a letter and a digit; i64[steps], verdicts so far.
     """
-    good, other, asked = np.zeros((3, STEPS))
+    good, other, verdicts = np.zeros((3, STEPS))
     with open(run / "pairs.jsonl", encoding="utf-8") as file:
         for pair in map(json.loads, file):
             text, step = pair["responses"][0]["text"], pair["step"]
             known = len(text) == 2 and text[0] in LETTERS and text[1] in DIGITS
             good[step] += known and text[0] == GOOD
             other[step] += not known
-            asked[step] += pair["shown"] is not None
-    return good / BATCH, other / BATCH, np.cumsum(asked).astype(int)
+            verdicts[step] += pair["shown"] is not None
+    return good / BATCH, other / BATCH, np.cumsum(verdicts).astype(int)
 
 
 def run(argv: Sequence[str]) -> int:
-    """Train all of them and show what came of it."""
+    """Train all runs and print the results; return the exit status."""
     parser = Parser(prog="python -m tools.rare_mode", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="where model and runs are, or are put")
-    parser.add_argument("--mass", type=float, default=0.001, help="of each rare letter (0.001)")
-    parser.add_argument("--updates", type=int, default=1, help="for each batch of verdicts (1: no replay)")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the model and the runs")
+    parser.add_argument("--mass", type=float, default=0.001, help="probability of each rare letter (0.001)")
+    parser.add_argument(
+        "--updates", type=int, default=1, help="updates for each batch of verdicts (1: no replay)"
+    )
     options = parser.parse_args(argv)
     folder = options.out / f"{options.mass:g}"
     if not (folder / "model" / "model.safetensors").is_file():
@@ -210,18 +214,18 @@ def run(argv: Sequence[str]) -> int:
         rows = (json.dumps({"text": text}) + "\n" for text in _prompts(random.Random(name), n))
         (folder / f"{name}.jsonl").write_text("".join(rows))
     cells = []
-    for ratio in STRENGTHS:
-        found = []
+    for ratio in RATIOS:
+        results = []
         for seed in range(SEEDS):
             name = f"updates_{options.updates}_alpha_{ratio:g}_seed_{seed}"
             with open(folder / f"{name}.txt", "w") as log, contextlib.redirect_stdout(log):
                 train(run_config(folder, name, ratio=ratio, seed=seed, updates=options.updates))
-            good, other, asked = shares(folder / name)
-            there = good >= 0.5
-            count = f"{asked[there.argmax()]}" if there.any() else f"> {asked[-1]}"
-            found.append((count, f"{good[-10:].mean():.2f}", f"{other.mean():.3f}"))
-            print(name, *found[-1], file=sys.stderr, flush=True)
-        cells.append([f"{ratio:g}", *(", ".join(column) for column in zip(*found, strict=True))])
+            good, other, verdicts = fractions(folder / name)
+            at_goal = good >= 0.5
+            count = f"{verdicts[at_goal.argmax()]}" if at_goal.any() else f"> {verdicts[-1]}"
+            results.append((count, f"{good[-10:].mean():.2f}", f"{other.mean():.3f}"))
+            print(name, *results[-1], file=sys.stderr, flush=True)
+        cells.append([f"{ratio:g}", *(", ".join(column) for column in zip(*results, strict=True))])
     heads = [
         "alpha/beta",
         "verdicts, by seed",
@@ -233,7 +237,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Returns the exit status."""
+    """Run the experiment; return the exit status."""
     return exit_status("rare_mode", lambda: run(argv))
 
 

@@ -2,11 +2,11 @@
 
 There is one prompt and a response is an arm. The policy is a softmax over arms that starts as the reference; loss
 and optimizer are those of a training run. A round draws pairs (policy, reference), asks a Bradley-Terry judge, adds
-them to all pairs so far, and takes a few steps on the loss over all of them: Algorithm 1 of arXiv 2405.21046 with
+them to all earlier pairs, and takes a few steps on the loss over all of them: Algorithm 1 of arXiv 2405.21046 with
 its argmin replaced by gradient steps. Since pairs are counted by arms, a step costs the same however many there are.
 
-Left out: prompts, sequences, shared parameters (a network moves answers together, a softmax over arms does not), and
-a judge that errs otherwise than Bradley-Terry's.
+Left out on purpose: prompts, sequences, shared parameters (a network moves similar answers at once, a softmax over
+arms does not), and judges with errors other than those of the Bradley-Terry model.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CHUNK = 64  # rounds
 
 
 class Bandit(NamedTuple):
-    """reference f32[K], probabilities; rewards f32[K]; beta f32[], of the objective. K arms."""
+    """A bandit of K arms: reference f32[K], probabilities; rewards f32[K]; beta f32[] of the objective."""
 
     reference: Array
     rewards: Array
@@ -48,14 +48,14 @@ def make_bandit(
     junk: int = 0,
     uniform: bool = False,
 ) -> Bandit:
-    """5 common arms with rewards 0.5 to 1 and 8 rare ones, of which one is best.
+    """Return a bandit with 5 common arms with rewards 0.5 to 1 and 8 rare ones, one of which is the best.
 
     Args:
-      mass: the reference's probability of each rare arm; the common ones share the rest equally.
-      beta: strength of the pull towards the reference.
-      best: "common" gives the reward of 3 to a common arm, and nothing to all rare ones.
-      junk: further rare arms with reward 0.
-      uniform: all arms have the same probability instead.
+      mass: the reference's probability of each rare arm; the rest is divided equally among the common ones.
+      beta: coefficient of the KL term.
+      best: "common" gives the reward of 3 to a common arm and 0 to all rare ones.
+      junk: number of further rare arms with reward 0.
+      uniform: give all arms the same probability instead.
     """
     rare = RARE + junk
     reference = np.full(COMMON + rare, mass, np.float64)
@@ -69,12 +69,12 @@ def make_bandit(
 
 
 def value(bandit: Bandit, logps: Array) -> Array:
-    """J(pi) = E_pi[reward] - beta KL(pi, reference), of a policy's log-probabilities f32[K]."""
+    """Return J(pi) = E_pi[reward] - beta KL(pi, reference) of a policy with log-probabilities f32[K]."""
     return jnp.sum(jnp.exp(logps) * (bandit.rewards - bandit.beta * (logps - jnp.log(bandit.reference))))
 
 
 def optimum(bandit: Bandit) -> Array:
-    """The log-probabilities of the policy with the largest value, reference * exp(reward / beta), normalised."""
+    """Return the log-probabilities f32[K] of the optimal policy, reference * exp(reward / beta), normalised."""
     return jax.nn.log_softmax(jnp.log(bandit.reference) + bandit.rewards / bandit.beta)
 
 
@@ -82,38 +82,38 @@ def optimum(bandit: Bandit) -> Array:
 
 
 class Run(NamedTuple):
-    """One run. Numbers are arrays of no dimension, so that runs can be stacked.
+    """One run. Numbers are scalar arrays, so that runs can be stacked.
 
-    The temperature is that of sampling, from policy and reference alike. Unlike in a training run loss and value do
-    not know of it: they are those of temperature 1, so that all settings are after the same optimum.
+    The temperature applies to sampling from policy and reference. Unlike in a training run, it does not apply to loss
+    and value, so that all settings have the same optimum.
     """
 
     bandit: Bandit
     alpha: Array  # f32[]
     temperature: Array  # f32[]
-    on_policy: Array  # bool[], both candidates are the policy's
+    on_policy: Array  # bool[]: the policy samples both candidates
     seed: Array  # i32[]
 
 
 class Learner(NamedTuple):
-    """What a run carries from round to round."""
+    """The state of a run between rounds."""
 
     params: dict[str, Array]  # logits f32[K]
     opt_state: Any
-    counts: Array  # f32[K K], pairs by their arms, (policy's, reference's)
-    wins: Array  # f32[K K], of the policy's arm; a tie is half a win
-    queries: Array  # i32[], verdicts asked for
+    counts: Array  # f32[K K], number of pairs by their arms (policy, reference)
+    wins: Array  # f32[K K], wins of the policy's arm; a tie is half a win
+    queries: Array  # i32[], verdicts so far
 
 
 class Curve(NamedTuple):
-    """After each round: value f32[rounds]; queries i32[rounds], verdicts asked for since the start."""
+    """After each round: value f32[rounds]; queries i32[rounds], verdicts since the start."""
 
     value: Array
     queries: Array
 
 
 def loss(params: dict[str, Array], run: Run, counts: Array, wins: Array) -> Array:
-    """The XPO loss over all pairs so far; pairs of the same two arms are one with their share of wins as verdict."""
+    """Return the XPO loss over all pairs; those of the same two arms count as one, with their win rate as verdict."""
     arms = len(run.bandit.reference)
     first, second = (x.ravel() for x in np.indices((arms, arms)))
     both = lambda logps: jnp.stack([logps[first], logps[second]])  # noqa: E731
@@ -128,7 +128,7 @@ def loss(params: dict[str, Array], run: Run, counts: Array, wins: Array) -> Arra
 
 
 def adam(learning_rate: float) -> optax.GradientTransformation:
-    """The optimizer of the embedded default, at a constant rate: nobody knows beforehand when a run is done."""
+    """Return the embedded default's optimizer at a constant rate, because no run has a fixed length."""
     return make_optimizer(
         name="adamw",
         learning_rate=learning_rate,
@@ -140,12 +140,12 @@ def adam(learning_rate: float) -> optax.GradientTransformation:
         mu_dtype="float32",
         weight_decay=0.0,
         clip_norm=1.0,
-        steps=1,  # of a constant rate it changes nothing
+        steps=1,  # without effect at a constant rate
     )[0]
 
 
 def start(optimizer: optax.GradientTransformation, run: Run) -> Learner:
-    """The policy is the reference, and no pair is known."""
+    """Return the initial state: the policy is the reference, and there are no pairs."""
     params = {"logits": jnp.log(run.bandit.reference)}
     arms = len(run.bandit.reference)
     none = jnp.zeros((arms, arms))
@@ -160,19 +160,19 @@ def play(
     learner: Learner,
     index: Array,
 ) -> tuple[Learner, tuple[Array, Array]]:
-    """One round: draw `pairs` pairs, ask the judge, take `updates` steps.
+    """Play one round: draw `pairs` pairs, ask the judge, take `updates` steps.
 
-    Identical arms tie without being asked, as identical answers do in a training run. Random numbers depend on the
-    seed and the round alone, so that runs of one seed differ in nothing but their setting.
+    Identical arms tie without a query, like identical answers in a training run. Random numbers depend only on the
+    seed and the round, so that runs of one seed differ only in their setting.
     """
     arms = len(run.bandit.reference)
     keys = jax.random.split(jax.random.fold_in(jax.random.key(run.seed), index), 3)
     reference, policy = jnp.log(run.bandit.reference), learner.params["logits"]
     draw = lambda key, logits: jax.random.categorical(key, logits / run.temperature, shape=(pairs,))  # noqa: E731
     first, second = draw(keys[0], policy), draw(keys[1], jnp.where(run.on_policy, policy, reference))
-    asked = first != second
+    judged = first != second
     p = jax.nn.sigmoid(run.bandit.rewards[first] - run.bandit.rewards[second])
-    won = jnp.where(asked, jax.random.uniform(keys[2], (pairs,)) < p, 0.5)
+    won = jnp.where(judged, jax.random.uniform(keys[2], (pairs,)) < p, 0.5)
     hot = lambda x: jax.nn.one_hot(x, arms)  # noqa: E731
     counts = learner.counts + hot(first).T @ hot(second)
     wins = learner.wins + (hot(first) * won[:, None]).T @ hot(second)
@@ -184,7 +184,7 @@ def play(
         return optax.apply_updates(params, changes), opt_state
 
     params, opt_state = jax.lax.fori_loop(0, updates, update, (learner.params, learner.opt_state))
-    learner = Learner(params, opt_state, counts, wins, learner.queries + asked.sum())
+    learner = Learner(params, opt_state, counts, wins, learner.queries + judged.sum())
     return learner, (value(run.bandit, jax.nn.log_softmax(params["logits"])), learner.queries)
 
 
@@ -197,22 +197,22 @@ def simulate(
     rounds: int,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> Curve:
-    """All runs at once, as one vmapped scan.
+    """Simulate all runs at once, as one vmapped scan.
 
     Args:
-      runs: with equally many arms.
+      runs: with the same number of arms.
       pairs, updates: per round; see `play`.
-      rounds: a multiple of 64, which are compiled as one scan.
+      rounds: a multiple of 64, the length of the compiled scan.
       progress: wraps the loop over these scans.
 
     Returns:
       value f32[runs rounds] and queries i32[runs rounds], as NumPy arrays.
 
     Raises:
-      ValueError: a number of rounds that is no multiple of 64.
+      ValueError: rounds is not a multiple of 64.
     """
     if rounds <= 0 or rounds % CHUNK:
-        raise ValueError(f"rounds is {rounds}; a multiple of {CHUNK} is expected")
+        raise ValueError(f"rounds is {rounds}, must be a positive multiple of {CHUNK}")
 
     @jax.jit
     def chunk(runs: Run, learners: Learner, begin: Array) -> tuple[Learner, tuple[Array, Array]]:
@@ -222,31 +222,31 @@ def simulate(
 
         return jax.vmap(one)(runs, learners)
 
-    together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *runs)
-    learners = jax.vmap(functools.partial(start, optimizer))(together)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *runs)
+    learners = jax.vmap(functools.partial(start, optimizer))(stacked)
     parts = []
     for begin in progress(range(0, rounds, CHUNK)):
-        learners, part = chunk(together, learners, jnp.int32(begin))
+        learners, part = chunk(stacked, learners, jnp.int32(begin))
         parts.append(jax.device_get(part))
     return Curve(*(np.concatenate(list(x), axis=1) for x in zip(*parts, strict=True)))
 
 
-# ---- what a curve says ------------------------------------------------------------------------------
+# ---- figures of a curve ------------------------------------------------------------------------------
 
 
 def ends(bandit: Bandit) -> tuple[float, float]:
-    """The values of the reference and of the optimum."""
+    """Return the values of the reference and of the optimum."""
     return float(value(bandit, jnp.log(bandit.reference))), float(value(bandit, optimum(bandit)))
 
 
-def share(bandit: Bandit, curve: Curve) -> np.ndarray:
-    """How much of the way from the reference's value to the optimum's was gone, f64[runs rounds]."""
+def progress_to_optimum(bandit: Bandit, curve: Curve) -> np.ndarray:
+    """Return f64[runs rounds], the fraction of the way from the reference's value to the optimum's."""
     low, high = ends(bandit)
     return (np.float64(curve.value) - low) / (high - low)
 
 
 def regret(bandit: Bandit, curve: Curve) -> np.ndarray:
-    """f64[runs], the sum over verdicts of how far below the optimum the policy was that drew the pair."""
+    """Return f64[runs], the sum over verdicts of how far the policy that drew the pair was below the optimum."""
     low, high = ends(bandit)
     before = np.concatenate([np.full((len(curve.value), 1), low), curve.value[:, :-1]], axis=1)
     return ((high - before) * np.diff(curve.queries, axis=1, prepend=0)).sum(axis=1)
