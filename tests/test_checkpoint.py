@@ -79,7 +79,7 @@ def failure(call, *arguments):
     return str(caught.value)
 
 
-def test_round_trip(saved):
+def test_restore_returns_the_saved_bits(saved):
     state = make_state()
     back, extra = restore(saved, 7, abstract(state))
     assert_bits_equal(back, state)
@@ -87,7 +87,7 @@ def test_round_trip(saved):
     assert latest(saved) == 7
 
 
-def test_round_trip_into_shardings(saved):
+def test_restore_into_other_shardings_returns_the_saved_bits(saved):
     """Saved from one device, restored over two; saved from there, restored on one."""
     mesh = jax.make_mesh((2,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
     over = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp"))
@@ -105,7 +105,7 @@ def test_round_trip_into_shardings(saved):
     assert [shard.data.shape for shard in kernel.addressable_shards] == [(1, 8, 4), (1, 8, 4)]
 
 
-def test_sharded_save(tmp_path):
+def test_save_sharded_state_restores_on_one_device(tmp_path):
     mesh = jax.make_mesh((2,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
     over = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp"))
     state = make_state()
@@ -114,7 +114,7 @@ def test_sharded_save(tmp_path):
     assert_bits_equal(restore(tmp_path, 0, abstract(state))[0], state)
 
 
-def test_the_manifest_is_what_sha256sum_reads(saved):
+def test_manifest_has_the_format_of_sha256sum(saved):
     folder = saved / "7"
     lines = (folder / MANIFEST).read_text().splitlines()
     present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {MANIFEST}
@@ -123,7 +123,7 @@ def test_the_manifest_is_what_sha256sum_reads(saved):
         assert line[:66] == hashlib.sha256((folder / line[66:]).read_bytes()).hexdigest() + "  "
 
 
-def test_any_flipped_bit_is_found(path):
+def test_verify_any_flipped_bit_is_named(path):
     folder = path / "7"
     for name in [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]:
         whole = (folder / name).read_bytes()
@@ -146,7 +146,7 @@ def largest(folder):
     return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
 
 
-def test_truncated_missing_foreign_and_no_manifest(path):
+def test_verify_truncated_missing_foreign_or_no_manifest_is_named(path):
     folder = path / "7"
     file = largest(folder / "state")
     whole = file.read_bytes()
@@ -186,14 +186,14 @@ def test_latest_passes_over_what_does_not_verify(path, caplog):
     assert latest(path / "none") is None
 
 
-def test_the_checkpoint_of_another_step(path):
+def test_restore_checkpoint_of_another_step_is_refused(path):
     (path / "7").rename(path / "8")
     assert failure(restore, path, 8, abstract(make_state())) == (
         f"{path}/8: is not the checkpoint of step 8; put back the right folder"
     )
 
 
-def test_other_dtypes_shapes_and_leaves_are_refused(saved):
+def test_restore_other_dtypes_shapes_or_leaves_are_refused(saved):
     like = abstract(make_state())
 
     def message(**change):
@@ -222,7 +222,7 @@ def test_other_dtypes_shapes_and_leaves_are_refused(saved):
 
 # Orbax closes its event loop while writes of other arrays still fail; Python 3.12 mentions each.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_failed_write_is_one_line_and_leaves_nothing(tmp_path, capfd, caplog):
+def test_save_failed_write_is_one_line_and_leaves_nothing(tmp_path, capfd, caplog):
     state = make_state()
     big = state._replace(
         params={"w": jnp.asarray(np.random.default_rng(0).normal(size=(100, 100)), jnp.float32)}
@@ -234,7 +234,7 @@ def test_a_failed_write_is_one_line_and_leaves_nothing(tmp_path, capfd, caplog):
     assert list(tmp_path.iterdir()) == []
     save(tmp_path, 2, state, {})
     checkpoints = Checkpoints(tmp_path, keep_last=1)
-    with files_of_at_most(20_000):  # and in the background: told by what comes next
+    with files_of_at_most(20_000):  # and in the background: raised by the next call
         checkpoints.save(3, big, {})
         assert failure(checkpoints.save, 4, state, {})[:99] == message[:99]
     assert [p.name for p in tmp_path.iterdir()] == ["2"] and latest(tmp_path) == 2
@@ -247,7 +247,7 @@ def test_a_failed_write_is_one_line_and_leaves_nothing(tmp_path, capfd, caplog):
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-def test_saving_again(path):
+def test_save_existing_step_is_refused_unless_incomplete(path):
     state = make_state(1)
     assert failure(save, path, 7, state, {}) == f"{path}/7: already exists; delete it to save that step again"
     assert_bits_equal(restore(path, 7, abstract(state))[0], make_state(0))
@@ -280,7 +280,7 @@ def gate(monkeypatch):
     opened.set()
 
 
-def test_save_returns_before_it_is_whole_and_its_buffers_may_be_donated(tmp_path, gate):
+def test_save_returns_early_and_its_buffers_may_be_donated(tmp_path, gate):
     state, extra = make_state(), {"queries": 1}
     overwrite = jax.jit(lambda s: jax.tree.map(lambda x: x * 0 + 9, s), donate_argnums=0)
     host = state.skipped
@@ -300,7 +300,7 @@ def test_save_returns_before_it_is_whole_and_its_buffers_may_be_donated(tmp_path
     assert (np.asarray(params["zeros"]) == 9).all()
 
 
-def test_the_next_save_waits_for_the_one_before(tmp_path, gate):
+def test_save_waits_for_the_one_before(tmp_path, gate):
     with Checkpoints(tmp_path, keep_last=None) as checkpoints:
         checkpoints.save(1, make_state(1), {})
         second = threading.Thread(target=lambda: checkpoints.save(2, make_state(2), {}))
@@ -328,11 +328,11 @@ def fails_in_the_background(tmp_path, monkeypatch, caplog, then):
     assert str(caught.value) == (
         f"{tmp_path}/2: cannot be saved ([Errno 28] No space left on device); free space or fix the permissions"
     )
-    checkpoints.wait()  # told once
-    assert steps(tmp_path) == [1]  # nothing older is removed for one that is not whole
+    checkpoints.wait()  # raised once
+    assert steps(tmp_path) == [1]  # nothing older is removed for one that is not complete
 
 
-def test_an_error_in_the_background_is_raised_by_whatever_comes_next(tmp_path, monkeypatch, caplog):
+def test_checkpoints_background_error_is_raised_by_the_next_call(tmp_path, monkeypatch, caplog):
     save(tmp_path, 1, make_state(1), {})
 
     def leave_block(checkpoints):
@@ -360,7 +360,7 @@ def test_an_error_in_the_background_is_raised_by_whatever_comes_next(tmp_path, m
     ]
 
 
-def test_removal_outlasts_writers_that_go_on(saved, tmp_path, monkeypatch):
+def test_remove_outlasts_other_writers(saved, tmp_path, monkeypatch):
     """As Orbax's other writers do when one has failed."""
     folder = epath.Path(tmp_path) / "7"
     shutil.copytree(saved / "7", folder)
@@ -381,7 +381,7 @@ def test_removal_outlasts_writers_that_go_on(saved, tmp_path, monkeypatch):
 # ---- retention ----------------------------------------------------------------------------------
 
 
-def test_kept_steps():
+def test_kept_steps_are_newest_multiples_and_best():
     scores = {2: 0.5, 4: None, 6: 0.75, 8: 0.75, 10: 0.7, 12: None}
     assert kept_steps(scores, keep_last=1, keep_every=None) == {8, 12}
     assert kept_steps(scores, keep_last=3, keep_every=None) == {8, 10, 12}
@@ -391,7 +391,7 @@ def test_kept_steps():
     assert kept_steps({}, keep_last=1, keep_every=1) == set()
 
 
-def test_the_last_the_best_each_fourth_and_what_is_held_stay(tmp_path):
+def test_retention_keeps_last_best_multiples_and_held(tmp_path):
     scores = {1: 0.6, 2: None, 3: 0.4, 4: None, 5: 0.5, 6: 0.1, 7: 0.2}
     there = {}
     for step, score in scores.items():  # as if the run were started again for each
@@ -411,7 +411,7 @@ def test_the_last_the_best_each_fourth_and_what_is_held_stay(tmp_path):
         assert_bits_equal(restore(tmp_path, step, abstract(make_state()))[0], make_state(step))
 
 
-def test_what_a_kept_one_needs_stays_as_long_as_it(tmp_path):
+def test_retention_keeps_what_a_kept_one_needs(tmp_path):
     there = {}
     for step, needs in {1: None, 2: 1, 3: 1, 4: 3, 5: 3, 6: 3}.items():
         with Checkpoints(tmp_path, keep_last=1) as checkpoints:
@@ -420,7 +420,7 @@ def test_what_a_kept_one_needs_stays_as_long_as_it(tmp_path):
     assert there == {1: [1], 2: [1, 2], 3: [1, 3], 4: [3, 4], 5: [3, 5], 6: [3, 6]}
 
 
-def test_retention_clears_what_was_half_written_and_leaves_what_is_newer(tmp_path, caplog):
+def test_retention_removes_half_written_and_leaves_newer(tmp_path, caplog):
     """A run went back to step 2, for 4 and 9 are damaged: until these are saved again, 2 and 3 are the newest."""
     for step in (2, 4, 9):
         save(tmp_path, step, make_state(step), {})
@@ -440,7 +440,7 @@ def test_retention_clears_what_was_half_written_and_leaves_what_is_newer(tmp_pat
     assert_bits_equal(restore(tmp_path, 4, abstract(make_state()))[0], make_state(5))
 
 
-def test_old_ones_that_cannot_be_removed_are_told_and_do_no_harm(tmp_path, monkeypatch, caplog):
+def test_retention_failed_removal_is_logged_and_repeated(tmp_path, monkeypatch, caplog):
     save(tmp_path, 1, make_state(1), {})
 
     def read_only():
@@ -461,7 +461,7 @@ def test_old_ones_that_cannot_be_removed_are_told_and_do_no_harm(tmp_path, monke
 
 # ---- kill -9 ------------------------------------------------------------------------------------
 
-KILLS = {  # where it comes: the step that is whole afterwards
+KILLS = {  # the moment of the kill: the step that is complete afterwards
     "while the arrays are written": 1,
     "while Orbax commits": 1,
     "before the manifest": 1,
@@ -517,7 +517,7 @@ def killed(tmp_path_factory):
 
 
 @pytest.mark.parametrize("where", KILLS)
-def test_a_killed_process_leaves_a_checkpoint_that_is_whole(killed, where, caplog):
+def test_save_killed_process_leaves_a_complete_checkpoint(killed, where, caplog):
     path, whole = killed[where], KILLS[where]
     assert latest(path) == whole and steps(path) == [1, 2]
     assert [(path / str(step) / MANIFEST).exists() for step in (1, 2)] == [whole == 1, whole == 2]

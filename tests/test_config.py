@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from xpo_jax.config import loader
 from xpo_jax.config.loader import ConfigError
+from xpo_jax.config.schema import check_increasing
 
 if TYPE_CHECKING:
     from nowhere import OnlyForCheckers
@@ -54,7 +55,7 @@ def error(function, *args, **kwargs) -> str:
 # ---------------------------------------------------------------------------------------- command line
 
 
-def test_arguments_come_in_any_order_and_both_spellings():
+def test_split_argv_any_order_and_both_spellings():
     expected = loader.Arguments("c.py:Qwen/Q:1", ("loss.alpha=-1", "data.train=a=b"), False)
     flags = ["--config=c.py:Qwen/Q:1", "--config.loss.alpha=-1", "--config.data.train=a=b"]
     assert loader.split_argv(flags) == expected
@@ -63,7 +64,7 @@ def test_arguments_come_in_any_order_and_both_spellings():
     assert loader.split_argv(apart) == expected
 
 
-def test_help_needs_no_config():
+def test_split_argv_help_needs_no_config():
     assert loader.split_argv(["--config.x=1", "--help"]).help
     assert loader.split_argv(["-h"]).help
     assert not loader.split_argv(["--config=c.py"]).help
@@ -87,27 +88,27 @@ def test_help_needs_no_config():
         ),
     ],
 )
-def test_a_wrong_command_line(argv, text):
+def test_split_argv_wrong_command_line_is_one_line(argv, text):
     assert error(loader.split_argv, argv) == text
 
 
 # ----------------------------------------------------------------------------------------------- files
 
 
-def test_the_argument_after_the_colon_may_hold_slashes_and_colons():
+def test_load_argument_may_hold_slashes_and_colons():
     assert loader.load("c.py").model.path == "embedded"
     assert loader.load("c.py:Qwen/Qwen2.5-0.5B-Instruct").model.path == "Qwen/Qwen2.5-0.5B-Instruct"
     assert loader.load("c.py:a:b.py:c").model.path == "a:b.py:c"
 
 
-def test_a_config_is_locked_and_loading_leaves_no_files(folder):
+def test_load_returns_a_locked_config_and_leaves_no_files(folder):
     loaded = loader.load("c.py")
     with pytest.raises(AttributeError):
         loaded.loss.alhpa = 3
     assert sorted(p.name for p in folder.iterdir()) == ["c.py"]
 
 
-def test_json_reads_back_equal_and_stays_the_same_text(folder):
+def test_serialize_reads_back_equal_and_stays_the_same_text(folder):
     loaded = loader.load("c.py:x", ["loss.alpha=3", "data.buckets=1,2,3"])
     text = loader.serialize(loaded)
     (folder / "config.json").write_text(text, encoding="utf-8")
@@ -158,13 +159,13 @@ def test_json_reads_back_equal_and_stays_the_same_text(folder):
         ("d.json", '{"a": {"b": NaN}}', "a.b: a finite number is expected, found nan"),
     ],
 )
-def test_a_wrong_file(folder, spec, source, text):
+def test_load_wrong_file_is_one_line(folder, spec, source, text):
     if source is not None:
         (folder / spec.partition(":")[0]).write_text(source, encoding="utf-8")
     assert error(loader.load, spec).startswith(text.format(cwd=folder))
 
 
-def test_a_file_that_is_not_utf8(folder):
+def test_load_file_that_is_not_utf8_is_one_line(folder):
     (folder / "d.py").write_bytes(b"# Gr\xfc\xdfe")
     assert error(loader.load, "d.py").startswith("d.py: not UTF-8: ")
 
@@ -197,7 +198,7 @@ def test_a_file_that_is_not_utf8(folder):
         ('data.template=[{"role": "user", "content": "x"}]', ({"role": "user", "content": "x"},)),
     ],
 )
-def test_an_override_takes_the_type_of_what_stands_there(override, value):
+def test_override_takes_the_type_of_the_present_value(override, value):
     field, text = override.split("=", 1)
     found = loader.load("c.py", [override])[field]
     if text.startswith("{"):
@@ -207,12 +208,12 @@ def test_an_override_takes_the_type_of_what_stands_there(override, value):
         assert type(found) is type(value)
 
 
-def test_a_reference_follows_and_the_last_override_counts():
+def test_override_reference_follows_and_the_last_counts():
     loaded = loader.load("c.py", ["sampling.max_new_tokens=7", "sampling.max_new_tokens=9"])
     assert (loaded.sampling.max_new_tokens, loaded.judge.max_tokens) == (9, 9)
 
 
-def test_a_schedule_is_overridden_by_field_or_by_a_number():
+def test_override_schedule_by_field_or_by_a_number():
     ramp = 'loss.alpha={"kind": "linear", "start": 1, "end": 0, "steps": 9}'
     assert loader.load("c.py", [ramp, "loss.alpha.steps=5"]).loss.alpha.steps == 5
     assert loader.load("c.py", [ramp, "loss.alpha=0.5"]).loss.alpha == 0.5
@@ -240,7 +241,7 @@ def test_a_schedule_is_overridden_by_field_or_by_a_number():
         ("data.buckets=[64", "data.buckets: '[64' is neither JSON nor a Python literal"),
     ],
 )
-def test_a_wrong_override(override, text):
+def test_override_wrong_is_one_line(override, text):
     assert error(loader.load, "c.py", [override]) == text
 
 
@@ -306,7 +307,7 @@ class WithInit:
         self.weight = weight
 
 
-def test_build_calls_with_the_fields_and_what_is_given():
+def test_build_passes_the_fields_and_what_is_provided():
     built = loader.build(factory, ConfigDict(FIELDS), "loss", tokenizer="t", seed=3)
     assert built == {**FIELDS, "buckets": (64, 128), "tokenizer": "t"}
     assert loader.build(Named, {"name": "named", "weight": 1, "names": ["a"]}, "judge") == Named(1, ("a",))
@@ -342,11 +343,11 @@ def test_build_calls_with_the_fields_and_what_is_given():
         ("count", 9, "loss.count: nine is not possible"),
     ],
 )
-def test_a_group_that_does_not_fit(field, value, text):
+def test_build_group_that_does_not_fit_is_one_line(field, value, text):
     assert error(loader.build, factory, {**FIELDS, field: value}, "loss", tokenizer=0) == text
 
 
-def test_every_field_must_stand_there_those_with_a_default_too():
+def test_check_missing_field_is_named_even_with_a_default():
     for field in FIELDS:
         group = {name: value for name, value in FIELDS.items() if name != field}
         text = error(loader.check, factory, group, "loss", provided=("tokenizer",))
@@ -358,7 +359,7 @@ def test_every_field_must_stand_there_those_with_a_default_too():
     assert error(loader.check, WithInit, {"weight": "x"}, "j") == "j.weight: a number is expected, found 'x'"
 
 
-def test_a_named_error_of_ours_passes_as_it_is():
+def test_build_named_error_passes_unchanged():
     from xpo_jax.data.rows import DataError
 
     def load(train: str) -> None:
@@ -368,7 +369,7 @@ def test_a_named_error_of_ours_passes_as_it_is():
         loader.build(load, {"train": "t.jsonl"}, "data")
 
 
-def test_resolve_ours_or_a_module_of_the_current_directory(folder):
+def test_resolve_known_name_or_module_of_the_current_directory(folder):
     (folder / "judges_of_mine.py").write_text("class Mine: pass\nnumber = 3\n", encoding="utf-8")
     (folder / "broken.py").write_text("1 / 0\n", encoding="utf-8")
     (folder / "needs.py").write_text("import not_installed\n", encoding="utf-8")
@@ -388,10 +389,18 @@ def test_resolve_ours_or_a_module_of_the_current_directory(folder):
         assert error(loader.resolve, name, "judge.name", own) == text
 
 
+@pytest.mark.parametrize("numbers", [(), (0, 64), (64, 64), (64, 32)])
+def test_check_increasing_wrong_numbers_are_refused(numbers):
+    with pytest.raises(ValueError, match=r"^buckets: increasing positive integers are expected, found \["):
+        check_increasing(numbers, "buckets")
+    check_increasing((1,), "buckets")
+    check_increasing([32, 64], "buckets")
+
+
 # ------------------------------------------------------------------------------------------- schedules
 
 
-def test_schedules_reach_their_ends_and_stay():
+def test_schedule_reaches_its_end_and_stays():
     linear = loader.schedule({"kind": "linear", "start": 1, "end": 0.2, "steps": 4}, "loss.alpha")
     assert [linear(step) for step in (0, 1, 2, 4, 5, 100)] == pytest.approx([1, 0.8, 0.6, 0.2, 0.2, 0.2])
     assert (linear(0), linear(4), linear(9)) == (1.0, 0.2, 0.2)
@@ -427,10 +436,10 @@ def test_schedules_reach_their_ends_and_stay():
         ),
     ],
 )
-def test_a_wrong_schedule(value, text):
+def test_schedule_wrong_is_one_line(value, text):
     assert error(loader.schedule, value, "loss.alpha") == text
 
 
-def test_a_config_loads_without_jax():
+def test_loader_import_needs_no_jax():
     code = "import sys, xpo_jax.config.loader; assert not {'jax', 'numpy', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])

@@ -1,4 +1,4 @@
-"""Strict JSON, atomic replacement, Markdown tables."""
+"""Strict JSON, read and written, and atomic replacement."""
 
 import datetime
 import json
@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xpo_jax.io.files import WriteError, atomic_write, to_json
-from xpo_jax.io.text import markdown_table, visible
+from xpo_jax.io.files import WriteError, append_whole, atomic_write, read_json, to_json
 
 
 @contextmanager
@@ -31,7 +30,7 @@ def strict(text):
     return json.loads(text, parse_constant=refuse)
 
 
-def test_numbers():
+def test_to_json_numbers_are_strict_and_short():
     assert (
         to_json({"a": np.float32(0.1), "b": jnp.float32(0.1), "c": 0.1}) == '{"a": 0.1, "b": 0.1, "c": 0.1}'
     )
@@ -44,7 +43,7 @@ def test_numbers():
     assert to_json((np.arange(3), np.array([0.5, np.nan], np.float32))) == "[[0, 1, 2], [0.5, null]]"
 
 
-def test_float32_survives_exactly():
+def test_to_json_float32_reads_back_exactly():
     bits = np.random.default_rng(0).integers(0, 2**32, 2000, dtype=np.uint32)
     numbers = bits.view(np.float32)
     numbers = numbers[np.isfinite(numbers)]
@@ -52,7 +51,7 @@ def test_float32_survives_exactly():
     assert np.array_equal(back.view(np.uint32), numbers.view(np.uint32))
 
 
-def test_texts_and_dates():
+def test_to_json_texts_and_dates():
     assert to_json({"ä": "„ß“\n", 3: datetime.date(2024, 2, 29)}) == '{"ä": "„ß“\\n", "3": "2024-02-29"}'
     assert json.loads(to_json({"half": "\ud83d"})) == {"half": "\ud83d"}
     assert "\n" not in to_json({"text": "a\nb\r"})
@@ -60,7 +59,7 @@ def test_texts_and_dates():
         to_json({"a": {1}})
 
 
-def test_atomic_write_replaces_or_leaves(tmp_path):
+def test_atomic_write_replaces_completely_or_not_at_all(tmp_path):
     path = tmp_path / "a.json"
     atomic_write(path, "old")
     with open(path) as reader:
@@ -75,17 +74,37 @@ def test_atomic_write_replaces_or_leaves(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 
-def test_visible():
-    assert visible("a\x1b[31m\x07\tb\r\nc\rd\x7f\x9b\ud800ß") == "a␛[31m␇\tb\nc␍d\ufffd\ufffd\ufffdß"
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "is missing; restore it"),
+        (b"{", "is not valid JSON (Expecting property name"),
+        (b'{"a": "\xff"}', "is not valid JSON ('utf-8' codec"),
+        (b"[1]", "holds a list, not a JSON object; restore it"),
+    ],
+)
+def test_read_json_unreadable_file_is_named_with_the_remedy(tmp_path, content, message):
+    path = tmp_path / "a.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError) as caught:
+        read_json(path, remedy="restore it")
+    text = str(caught.value)
+    assert text.startswith(f"{path} {message}") and text.endswith("; restore it") and "\n" not in text
 
 
-def test_markdown_table():
-    table = markdown_table(
-        [{"n": 1, "text": "a|b\n<pphr_output>*c*"}, {"text": "\\ `d` [e](f)", "p": 0.123456}]
-    )
-    assert table == (
-        "| n | text | p |\n"
-        "| --- | --- | --- |\n"
-        "| 1 | a\\|b<br>\\<pphr_output>\\*c\\* |  |\n"
-        "|  | \\\\ \\`d\\` \\[e](f) | 0.1235 |\n"
-    )
+def test_read_json_returns_what_to_json_wrote(tmp_path):
+    values = {"a": [1, 0.1, None], "ä": "\n"}
+    atomic_write(tmp_path / "a.json", to_json(values))
+    assert read_json(tmp_path / "a.json", remedy="") == values
+    with pytest.raises(ValueError, match="cannot be read .Is a directory.; remove it$"):
+        read_json(tmp_path, remedy="remove it")
+
+
+def test_append_whole_full_disk_leaves_the_file_as_it_was(tmp_path):
+    with open(tmp_path / "log", "ab", buffering=0) as file:
+        append_whole(file, b"12345")
+        with files_of_at_most(8), pytest.raises(OSError, match="File too large"):
+            append_whole(file, b"67890")
+        append_whole(file, b"6")
+    assert (tmp_path / "log").read_bytes() == b"123456"

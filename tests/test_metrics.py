@@ -22,7 +22,7 @@ class Clock:
         return self.now
 
 
-def test_the_file(tmp_path):
+def test_metrics_file_holds_strict_json_and_is_appended_to(tmp_path):
     with Metrics(tmp_path, tensorboard=False, wandb=False, total_steps=2) as metrics:
         metrics.log(1, {"loss/dpo": np.float32(0.1), "kl": 1 / 3, "loss": float("nan"), "pairs": 64})
         lines = (tmp_path / "metrics.jsonl").read_text().splitlines()  # flushed while it is open
@@ -36,7 +36,7 @@ def test_the_file(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
-def test_what_is_no_number_is_refused(tmp_path):
+def test_metrics_value_that_is_no_number_is_refused(tmp_path):
     with Metrics(tmp_path, tensorboard=False, wandb=False, total_steps=1) as metrics:
         for value in ("0.5", np.zeros(2), None, [1]):
             with pytest.raises(ValueError, match="^metric kl at step 1: .* is not a number; give a scalar$"):
@@ -46,14 +46,14 @@ def test_what_is_no_number_is_refused(tmp_path):
             metrics.log(1, {"kl": 1.0})
 
 
-def test_event_files(tmp_path):
+def test_metrics_event_files_leave_out_what_is_not_finite(tmp_path):
     with Metrics(tmp_path, tensorboard=True, wandb=False, total_steps=2) as metrics:
         metrics.log(1, {"loss/dpo": 0.5, "bad": float("nan")})
         metrics.log(2, {"loss/dpo": np.float32(0.25), "bad": 3})
     assert scalars(tmp_path / "tensorboard") == [("loss/dpo", 1, 0.5), ("loss/dpo", 2, 0.25), ("bad", 2, 3.0)]
 
 
-def test_sample_texts_are_sent_to_the_event_file(tmp_path):
+def test_metrics_samples_are_sent_to_the_event_file(tmp_path):
     rows = [{"prompt": "a|b", "won": 0.5, "scores": {"left": "out"}}]
     with Metrics(tmp_path, tensorboard=True, wandb=False, total_steps=2) as metrics:
         metrics.samples(1, "held_out", rows)
@@ -136,7 +136,7 @@ def test_metrics_of_a_process_that_does_not_write_are_sent_nowhere(tmp_path, wan
     assert wandb.runs == [] and list(tmp_path.iterdir()) == []
 
 
-def test_weights_and_biases_is_refused_where_it_is_not_installed(wandb, monkeypatch):
+def test_settings_wandb_not_installed_is_refused(wandb, monkeypatch):
     group = {"table_every_steps": 1, "tensorboard": False, "wandb": True, "profile": False}
     settings.Logging(**group)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
@@ -161,7 +161,7 @@ def scalars(folder):
     return found
 
 
-def test_timer():
+def test_timer_nested_and_raising_blocks_are_counted():
     clock = Clock()
     timer = Timer(clock=clock)
     for _ in range(2):

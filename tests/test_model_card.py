@@ -34,7 +34,7 @@ def top(tmp_path):
     return configs.build(settings.Experiment, config, "config")
 
 
-def test_the_card_says_where_it_came_from_and_what_was_measured(top):
+def test_card_states_origin_and_measurements(top):
     text = card(top, HUB, HUB, FOUND, held_out=1000)
     assert text.startswith(
         "---\n"
@@ -60,7 +60,7 @@ def test_the_card_says_where_it_came_from_and_what_was_measured(top):
     )
 
 
-def test_the_card_names_nothing_of_the_machine(top, tmp_path):
+def test_card_names_nothing_of_the_machine(top, tmp_path):
     folder = Model("/users/someone/models/Qwen `2.5`", Path("/users/someone/models/Qwen `2.5`"))
     other = Model("../elsewhere/reference", Path("../elsewhere/reference"))
     text = card(top, folder, other, FOUND | {"win_rate": None, "valid": None, "kl": float("nan")}, held_out=3)

@@ -80,8 +80,10 @@ def write_run(path, rows, *, hostile="a <b> & c", result=True, reference=None):
         "messages": [{"role": "user", "content": hostile}],
         "responses": [{"text": hostile}, {"text": "other"}],
     }
-    told = {"shown": [1, 0], "p_first": 1.0, "reason": hostile, "failure": None, "scores": {hostile: 1}}
-    (path / "pairs.jsonl").write_text(lines([{"step": i, "position": 0, **pair, **told} for i in range(300)]))
+    verdict = {"shown": [1, 0], "p_first": 1.0, "reason": hostile, "failure": None, "scores": {hostile: 1}}
+    (path / "pairs.jsonl").write_text(
+        lines([{"step": i, "position": 0, **pair, **verdict} for i in range(300)])
+    )
     failed = {"shown": [0, 1], "p_first": None, "reason": "", "failure": hostile, "scores": {}}
     (path / "pairs-1.jsonl").write_text(lines([{"step": 299, "position": 1, **pair, **failed}]) + '{"torn": ')
     if result:
@@ -99,7 +101,7 @@ ROWS = [
 # ---- what it reads ----------------------------------------------------------------------------------
 
 
-def test_a_run_is_read(tmp_path):
+def test_read_returns_steps_evaluations_and_the_last_pairs(tmp_path):
     run = read(write_run(tmp_path / "run", [*ROWS[:2], step(1, repeated=1), ROWS[2]]))
     assert [row["step"] for row in run.metrics] == [0, 1, 2] and run.metrics[1]["repeated"] == 1
     assert [(row["step"], row["queries"]) for row in run.evaluations] == [(0, 0), (2, 16)]
@@ -110,7 +112,7 @@ def test_a_run_is_read(tmp_path):
     assert under_way.result is None and "under way" in report.html(under_way)
 
 
-def test_what_is_no_run_is_refused_in_one_line(tmp_path):
+def test_read_no_run_or_damaged_is_one_line(tmp_path):
     with pytest.raises(
         ValueError, match="is no run directory with config.json and metrics.jsonl; name a run"
     ):
@@ -143,7 +145,7 @@ def test_what_is_no_run_is_refused_in_one_line(tmp_path):
         ),
     ],
 )
-def test_findings(tmp_path, before, after, expected):
+def test_findings_of_evaluations(tmp_path, before, after, expected):
     last = evaluation(after.pop("rate"), 0.05, **after)
     run = read(write_run(tmp_path / "run", [{"step": 0, **evaluation(*before)}, step(2, **last)]))
     words = {"control": "before the first step", "even": "at equal lengths", "valid": "valid answers"}
@@ -180,7 +182,7 @@ def drawn(figure):
     return ElementTree.fromstring(re.search("<svg.*</svg>", parts.charts([figure]), re.DOTALL)[0])
 
 
-def test_a_chart_by_its_points():
+def test_chart_points_lie_where_their_values_are():
     lines = [
         Line(
             "up",
@@ -203,7 +205,7 @@ def test_a_chart_by_its_points():
     assert chart("empty", [Line("nothing", [(0, None), (1, float("nan"))])], x="steps") is None
 
 
-def test_a_long_line_is_averaged_and_says_so():
+def test_chart_long_line_is_averaged_and_labelled_so():
     points = [(i, float(i % 2)) for i in range(4 * MAX_POINTS)]
     figure = chart("t", [Line("odd", points)], x="steps")
     (curve,) = figure.curves
@@ -212,7 +214,7 @@ def test_a_long_line_is_averaged_and_says_so():
 
 
 @pytest.mark.parametrize("values", [(5.0, 5.0), (0.0, 0.0), (-3e-7, 4e-7), (1e6, 9e6)])
-def test_axes_hold_what_they_must(values):
+def test_chart_axes_include_all_values(values):
     figure = chart("t", [Line("a", list(enumerate(values)))], x="steps")
     heights = [float(circle.attrib["cy"]) for circle in drawn(figure).iter("circle")]
     assert len(heights) == 2 and all(10 <= y <= 210 for y in heights)
@@ -221,7 +223,7 @@ def test_axes_hold_what_they_must(values):
 HOSTILE = '</td></table><script>document.title="run"</script><img src="http://bait.invalid/i" onerror="x()">'
 
 
-def test_texts_stay_texts(tmp_path):
+def test_report_hostile_texts_stay_texts(tmp_path):
     text = report.html(read(write_run(tmp_path / "run", ROWS, hostile=HOSTILE)))
     seen = Tags()
     seen.feed(text)
@@ -247,18 +249,18 @@ class Tags(html.parser.HTMLParser):
         self.scripts += tag == "script"
 
 
-def test_the_same_run_gives_the_same_file(tmp_path):
+def test_write_same_run_gives_the_same_file(tmp_path):
     path = write_run(tmp_path / "run", ROWS)
     out = report.write(path)
     first = out.read_bytes()
     assert out == path / "report.html" and report.write(path).read_bytes() == first
-    for said in (
+    for text in (
         b"70.0 % [65.0, 75.0]",
         b"The judge&#39;s taste",
         b"policy was shown as B",
         b"2 of 2 steps, finished",
     ):
-        assert said in first
+        assert text in first
 
 
 # ---- in a browser -----------------------------------------------------------------------------------
@@ -295,7 +297,7 @@ def opened(path, folder, proxy):
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (Debian's package chromium)")
-def test_in_chromium(tmp_path, proxy):
+def test_report_in_chromium_filters_sorts_and_fetches_nothing(tmp_path, proxy):
     """Filtering, choosing and sorting work; no text runs; nothing is fetched, though the proxy would see it."""
     address, asked = proxy
     path = report.write(write_run(tmp_path / "run", ROWS, hostile=HOSTILE))
@@ -328,7 +330,7 @@ def test_in_chromium(tmp_path, proxy):
     assert any("bait.invalid/control" in one for one in asked)  # so a request would have been seen
 
 
-def test_the_policy_names_the_script(tmp_path):
+def test_report_policy_names_the_script(tmp_path):
     run = read(write_run(tmp_path / "run", ROWS))
     text = report.html(run)
     digest = re.search("script-src '(sha256-[^']+)'", text)[1]

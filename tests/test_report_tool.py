@@ -19,7 +19,7 @@ def two(tmp_path):
     return str(first), str(second)
 
 
-def test_one_run_gets_its_report(two, tmp_path, capsys):
+def test_main_one_run_writes_its_report(two, tmp_path, capsys):
     assert tool.main([two[0]]) == 0
     page = (tmp_path / "first" / "report.html").read_text()
     assert json.loads(capsys.readouterr().out) == {"report": f"{two[0]}/report.html"}
@@ -27,7 +27,7 @@ def test_one_run_gets_its_report(two, tmp_path, capsys):
     assert (tmp_path / "copy.html").read_text() == page
 
 
-def test_several_runs_are_compared(two, tmp_path, capsys, monkeypatch):
+def test_main_several_runs_are_compared(two, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "300")
     assert tool.main([*two, f"--out={tmp_path / 'both.html'}"]) == 0
     *lines, last = capsys.readouterr().out.splitlines()
@@ -45,7 +45,7 @@ def test_several_runs_are_compared(two, tmp_path, capsys, monkeypatch):
     assert "loss.beta" in page
 
 
-def test_without_out_nothing_is_written(two, tmp_path, capsys):
+def test_main_without_out_writes_nothing(two, tmp_path, capsys):
     before = sorted(tmp_path.rglob("*"))
     assert tool.main(list(two)) == 0
     assert sorted(tmp_path.rglob("*")) == before
@@ -55,7 +55,7 @@ def test_without_out_nothing_is_written(two, tmp_path, capsys):
     ("argv", "message"),
     [([], "required: runs"), (["{}/nothing"], "nothing: is no run directory with config")],
 )
-def test_what_it_cannot_do_is_one_line(argv, message, tmp_path, capsys):
+def test_main_invalid_input_is_one_line(argv, message, tmp_path, capsys):
     assert tool.main([argument.format(tmp_path) for argument in argv]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and err.startswith("report: ") and message in err
