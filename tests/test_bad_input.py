@@ -292,7 +292,10 @@ def test_prompts_that_the_judge_cannot_judge(folder):
     """Asked of every prompt before anything is compiled, not at the first evaluation."""
     config = REPOSITORY / "configs" / "paraphrase.py"
     found = told(folder, "data.template=Schreibe um: {input}", spec=config)
-    assert ", row 1: the paraphrase judge found no text between <pphr_input> and </pphr_input>" in found
+    assert (
+        ", row 1: paraphrase judge: the last user turn has no text between <pphr_input> and </pphr_input>"
+        in found
+    )
 
 
 # ---- the data -----------------------------------------------------------------------------------

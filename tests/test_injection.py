@@ -53,7 +53,7 @@ def filled_in_only(comparison: Comparison) -> list[int]:
 def judges() -> dict[str, Any]:
     """The scripted model behind the project's rendering, and behind one that only fills in."""
     ours = attached(build(path=None, template=({"role": "user", "content": TEMPLATE},)), tokenizer=TOKENIZER)
-    ours._choices = believes
+    ours._scorer = believes
 
     def bare(comparisons):
         return [float(np.exp(logps[0])) for logps in believes([filled_in_only(c) for c in comparisons])]
@@ -121,9 +121,9 @@ def test_what_the_neutralisation_removes(name, judges):
         seen.extend(asked)
         return believes(asked)
 
-    judges["ours"]._choices = watching
+    judges["ours"]._scorer = watching
     judges["ours"]([comparison])
-    judges["ours"]._choices = believes
+    judges["ours"]._scorer = believes
     tags = re.compile(r"</?(?:one|two)>")
     clean = (CONTROL_TOKENS, tags.findall(TEMPLATE))
 

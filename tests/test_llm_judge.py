@@ -148,7 +148,7 @@ def test_neighbours_order_bucket_and_mesh_make_no_difference(judge):
 
 def test_the_vocabulary_is_met_at_one_position_of_a_row(judge):
     """No array of B x P x V, and the devices hand back two numbers per row."""
-    choices = judge._choices
+    choices = judge._scorer
     P, V = 128, model_folder.read_config(GOLDEN).vocab_size
     shapes = [jax.ShapeDtypeStruct(shape, np.int32) for shape in ((4, P), (4,))]
     lowered = choices._program._jit.lower(choices._shapes, None, *shapes)
@@ -186,7 +186,7 @@ def shown(template: str, row: dict[str, Any], a: str, b: str, messages: Any = ()
     watched = Watched()
     judge = attached(build(path=None, template=({"role": "user", "content": template},)), tokenizer=watched)
     watched.seen.clear()
-    judge._choices = lambda tokens: np.zeros((len(tokens), 2))
+    judge._scorer = lambda tokens: np.zeros((len(tokens), 2))
     judge([Comparison(messages, row, a, b), Comparison(messages, row, b, a)])
     return [text for (text,) in watched.seen]
 
@@ -216,7 +216,9 @@ def test_an_answer_cannot_close_its_tag():
 
 def test_a_comparison_that_is_too_long(judge):
     too_long = Comparison((), {"input": "x"}, "a" * 200, "b")
-    with pytest.raises(ValueError, match=r"has 224 tokens, the last of judge\.buckets holds 192; raise it"):
+    with pytest.raises(
+        ValueError, match=r"has 224 tokens, but the last of judge\.buckets holds 192; raise it"
+    ):
         judge([too_long])
     with pytest.raises(ValueError, match="has 223 tokens"):
         judge.check((), {"input": "x" * 201})
@@ -229,10 +231,10 @@ def test_a_comparison_that_is_too_long(judge):
 
 
 def test_no_finite_probability_is_no_verdict(judge):
-    weights = judge._choices.weights
-    judge._choices.weights = jax.tree.map(lambda w: w * np.nan, weights)
+    weights = judge._scorer.weights
+    judge._scorer.weights = jax.tree.map(lambda w: w * np.nan, weights)
     (verdict,) = judge([asked(CASES[0])])
-    judge._choices.weights = weights
+    judge._scorer.weights = weights
     assert verdict == (None, "the judge's model gave probabilities that are not finite", {})
 
 
@@ -250,7 +252,7 @@ def test_rules_have_their_share():
     assert both.reason == f"{alone.reason}; by rules {rule.reason}"
     assert judge.parts(turn, asking.a) == rule.scores["a"]  # for the evaluation's tables
     assert not hasattr(build(template=template), "parts")
-    with pytest.raises(ValueError, match="the paraphrase judge found no text"):
+    with pytest.raises(ValueError, match="paraphrase judge: the last user turn has no text"):
         judge.check([{"role": "user", "content": "no tags"}], {})
 
 
@@ -330,7 +332,7 @@ def runs(tmp_path_factory):
 
     def loading(self, starting):
         load(self, starting)
-        taken["judge"] = self._choices.weights
+        taken["judge"] = self._scorer.weights
 
     def evaluating(self, programs, batches, reference, *args, **options):
         taken["reference"] = reference

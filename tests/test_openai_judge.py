@@ -295,20 +295,24 @@ def test_a_fault_that_stays_is_no_verdict(name, caplog):
 @pytest.mark.parametrize("name", AGAIN)
 def test_a_fault_that_passes_makes_no_difference(name):
     """And it hits only the comparison that it hits."""
-    # on a busy machine so short a timeout may hit other requests, too
-    hurried = {"timeout_seconds": 0.5, "retries": 9} if "0\\.5" in AGAIN[name][1] else {}
+    # on a busy machine a timeout this short may also hit other requests, which are then asked again
+    short = {"timeout_seconds": 0.5, "retries": 9} if "0\\.5" in AGAIN[name][1] else {}
     with FakeOpenAI(faults=[None, AGAIN[name][0]]) as server:
-        verdicts = build(server, concurrency=1, **hurried)([PAIR] * 3)
-        assert [verdict.p for verdict in verdicts] == [pytest.approx(P)] * 3
-        assert len(server.requests) == 4 or (hurried and len(server.requests) > 4)
+        judge = build(server, concurrency=1, **short)
+        assert [verdict.p for verdict in judge([PAIR] * 3)] == [pytest.approx(P)] * 3
+        stats = judge.stats()
+        questions = [json.dumps(request.body) for request in server.requests]
+    assert stats["unanswered"] == 0 and stats["requests"] == len(questions) == 3 + stats["retries"]
+    assert stats["retries"] == 1 or (short and stats["retries"] > 1)
+    assert len(set(questions)) == 1  # a retry sends the same question
 
 
 def test_what_a_batch_cannot_wait_for_has_no_verdict():
     with FakeOpenAI(faults=[None, Fault("silent"), None]) as server:
-        judge = build(server, concurrency=1, batch_timeout_seconds=0.7)
+        judge = build(server, concurrency=1, batch_timeout_seconds=2.0)
         first, second, third = judge([PAIR] * 3)
     assert first.p == pytest.approx(P)
-    assert second == third == (None, "not answered within the batch's 0.7 s", {})
+    assert second == third == (None, "not answered within the batch's 2 s", {})
     assert judge.stats()["unanswered"] == 2
 
 
@@ -332,9 +336,9 @@ def test_retry_after():
             r"the server answered 429; the next attempt, in 3\.6e\+03 s, would come after .*", verdict.reason
         )
     later = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=100)
-    assert 90 < server_module._seconds(email.utils.format_datetime(later, usegmt=True)) <= 100
+    assert 90 < server_module._retry_after_seconds(email.utils.format_datetime(later, usegmt=True)) <= 100
     for nothing in (None, "", "soon", "-3", "nan", "Sun, 99 Nov 2026 00:00:00 GMT"):
-        assert server_module._seconds(nothing) == 0
+        assert server_module._retry_after_seconds(nothing) == 0
 
 
 @pytest.mark.parametrize(
@@ -377,15 +381,15 @@ def test_a_redirect_is_not_followed(status):
 @pytest.mark.parametrize(
     ("faults", "changes", "message"),
     [
-        ([], {"base_url": "http://127.0.0.1:9/v1"}, r"no connection, .*; before anything is loaded the server must"),
+        ([], {"base_url": "http://127.0.0.1:9/v1"}, r"no connection, .*; the server must .* before"),
         ([], {"model": "no-such"}, r"the server answered 404: The model `no-such` does not exist\.; judge\.model must"),
         ([], {"api_key_env": None}, r"the server answered 401: .*; name the environment variable that holds a"),
-        ([Fault("drop")], {}, r"no connection, or one that broke \(\w+\); before"),
-        ([Fault("silent")], {"timeout_seconds": 0.5}, r"no answer within 0\.5 s; before"),
-        ([Fault("status", 400, "unknown: seed")], {}, r"the server answered 400: unknown: seed; before"),
-        ([Fault("status", 503, "loading")] * 2, {}, r"the server answered 503: loading; asked 2 times; before"),
-        ([Fault("no_http")], {}, r"no connection, or one that broke \(\w+\); before"),
-        ([Fault("status", 200, "<html>")], {}, r"the server's answer is not JSON: '<html>'; before"),
+        ([Fault("drop")], {}, r"no connection, or one that broke \(\w+\); .* check that"),
+        ([Fault("silent")], {"timeout_seconds": 0.5}, r"no answer within 0\.5 s; .* check that"),
+        ([Fault("status", 400, "unknown: seed")], {}, r"the server answered 400: unknown: seed; .* check that"),
+        ([Fault("status", 503, "loading")] * 2, {}, r"the server answered 503: loading; asked 2 times; .* check that"),
+        ([Fault("no_http")], {}, r"no connection, or one that broke \(\w+\); .* check that"),
+        ([Fault("status", 200, "<html>")], {}, r"the server's answer is not JSON: '<html>'; .* check that"),
     ],
 )  # fmt: skip
 def test_a_probe_tells_what_is_wrong_at_once(faults, changes, message, caplog):
@@ -486,7 +490,7 @@ def test_failures_are_not_cached(tmp_path):
 def test_a_cache_that_cannot_be(tmp_path):
     (tmp_path / "file").write_text("")
     with FakeOpenAI() as server:
-        with pytest.raises(ValueError, match=r"^cache: .*file is no folder; name another"):
+        with pytest.raises(ValueError, match=r"^cache: .*file is not a folder; name another"):
             build(server, cache=str(tmp_path / "file"))
         judge = build(server, cache=str(tmp_path / "folder"))
         (tmp_path / "folder").write_text("")
@@ -545,7 +549,7 @@ def test_an_answer_cannot_speak_to_the_judge(name, monkeypatch):
         assert plain.p == pytest.approx(1 / (1 + math.exp(2)))
         assert attacked.p == pytest.approx(plain.p)
         if name in OUTSIDE:  # and this is what the neutralisation is for
-            monkeypatch.setattr(Rendering, "_neutral", lambda self, text: text)
+            monkeypatch.setattr(Rendering, "_neutralize", lambda self, text: text)
             ((through, _),) = compare(judge, asked[1:], both_orders=True)
             assert through.p > 0.5
 
@@ -571,8 +575,8 @@ PLAIN = {"base_url": "http://judge.example/v1"}
     ("changes", "message"),
     [
         ({"template": "{A}"}, r"^judge\.template: \{B\} is missing"),
-        ({"labels": ("A", " a".upper())}, r"^judge\.labels: 'A' and ' A' must be words that differ"),
-        ({"labels": ("A", "-")}, r"^judge\.labels: 'A' and '-' must be"),
+        ({"labels": ("A", " a".upper())}, r"^judge\.labels: 'A' and ' A' must differ in more than"),
+        ({"labels": ("A", "-")}, r"^judge\.labels: 'A' and '-' must differ"),
         ({"mode": "json"}, r"^judge\.mode: 'logprobs' or 'text' is expected"),
         ({"concurrency": 0}, r"^judge\.concurrency: at least 1"),
         ({"retries": -1}, r"^judge\.retries: 0 or more"),
@@ -581,13 +585,13 @@ PLAIN = {"base_url": "http://judge.example/v1"}
         ({"model": ""}, r"^judge\.model: it is empty"),
         ({"api_key_env": "NOT_SET"}, r"^judge\.api_key_env: the environment variable NOT_SET is not set; export it"),
         ({"api_key_env": SENTINEL}, r"^judge\.api_key_env: the name of an environment variable is expected"),
-        ({"api_key_env": "TORN_KEY"}, r"^judge\.api_key_env: the key in TORN_KEY holds blanks, line breaks"),
+        ({"api_key_env": "TORN_KEY"}, r"^judge\.api_key_env: the key in TORN_KEY holds white space"),
         ({"base_url": "localhost:8000"}, r"^judge\.base_url: an address such as https://host/v1"),
         ({"base_url": "http://[::1/v1"}, r"^judge\.base_url: an address such as"),
         ({"base_url": f"https://me:{SENTINEL}@host/v1"}, r"^judge\.base_url: it holds a user, a password"),
         ({"base_url": f"https://host/v1?key={SENTINEL}"}, r"^judge\.base_url: it holds .* a query"),
-        (PLAIN, r"^judge\.base_url: the key would go to judge\.example over plain http"),
-        ({"base_url": "http://localhost.example/v1"}, r"the key would go to localhost\.example over plain http"),
+        (PLAIN, r"^judge\.base_url: the key would be sent to judge\.example over plain http"),
+        ({"base_url": "http://localhost.example/v1"}, r"the key would be sent to localhost\.example over plain http"),
         ({"base_url": "http://127.0.0.1.example/v1"}, r"over plain http"),
     ],
 )  # fmt: skip
@@ -599,15 +603,20 @@ def test_settings_that_cannot_be(changes, message, monkeypatch):
     assert no_key(str(refused.value))
 
 
-def test_plain_http_where_it_may_be():
-    for changes in (
-        {**PLAIN, "allow_plain_http": True},
-        {**PLAIN, "api_key_env": None},
-        {"base_url": "http://localhost:8000/v1"},
-        {"base_url": "http://[::1]:8000/v1"},
-        {"base_url": "http://127.0.0.2/v1"},
-    ):
-        openai(**{**ARGUMENTS, **changes})
+@pytest.mark.parametrize(
+    ("changes", "key_sent"),
+    [
+        ({**PLAIN, "allow_plain_http": True}, SENTINEL),
+        ({**PLAIN, "api_key_env": None}, None),
+        ({"base_url": "http://localhost:8000/v1"}, SENTINEL),
+        ({"base_url": "http://[::1]:8000/v1"}, SENTINEL),
+        ({"base_url": "http://127.0.0.2/v1"}, SENTINEL),
+    ],
+)
+def test_openai_plain_http_is_allowed_without_key_to_this_machine_or_on_request(changes, key_sent):
+    """The server gets the address as it is, and the key only where the rules above let it."""
+    server = openai(**{**ARGUMENTS, **changes})._server
+    assert (server._base_url, server._key) == (changes["base_url"], key_sent)
 
 
 def test_a_column_that_is_not_there():

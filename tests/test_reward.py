@@ -94,7 +94,9 @@ def test_hard_verdicts():
 
 def test_what_is_too_long(judge):
     turn = [{"role": "user", "content": "x"}]
-    with pytest.raises(ValueError, match=r"has 222 tokens, the last of judge\.buckets holds 160; raise it"):
+    with pytest.raises(
+        ValueError, match=r"has 222 tokens, but the last of judge\.buckets holds 160; raise it"
+    ):
         judge([Comparison(turn, {}, "a" * 200, "b")])
     with pytest.raises(ValueError, match=r"the last of judge\.buckets"):
         judge.check([{"role": "user", "content": "x" * 160}], {})

@@ -228,7 +228,7 @@ def test_an_interrupt_passes():
 def test_what_our_own_judges_say_ends_the_run():
     judge = ParaphraseJudge(lambda source, answer: "", {"distance": 1.0}, 0.0, "in", "out")
     assert asked(judge, *texts(3)).fatal_error.startswith(
-        "the paraphrase judge found no text between <in> and"
+        "paraphrase judge: the last user turn has no text between <in> and"
     )
 
 

@@ -105,6 +105,7 @@ class Verdicts(NamedTuple):
     counts: by how much the judge's `stats` increased, by name.
     """
 
+    # long: a record, built by name in one place
     p_first: np.ndarray
     weight: np.ndarray
     reasons: tuple[str, ...]

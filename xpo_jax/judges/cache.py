@@ -1,7 +1,10 @@
-"""Answers of a model on disk, a file each, named by the hash of all that decides an answer.
+"""A cache on disk of a model's answers: one file each, named by the hash of everything that determines the answer.
 
-Files are replaced whole, so several processes may share a folder; one that is damaged is known by its sum and not used.
-Left out on purpose: the questions themselves, failures, and any limit of size or age.
+Files are replaced atomically, so several processes and machines may share a folder, network folders included; the
+SQLite file that diskcache keeps is unsafe there, and diskcache unpickles what it reads. A damaged file is recognized by
+its checksum and ignored. `experiment/verdict_journal.py` has another purpose: it recalls an interrupted run's verdicts.
+
+Left out on purpose: the questions themselves, failures, and any limit on size or age.
 """
 
 from __future__ import annotations
@@ -18,25 +21,25 @@ from xpo_jax.judges.contract import JudgeError
 
 
 class AnswerCache:
-    """Probabilities of two labels, by question; `damaged` counts the entries that could not be read."""
+    """Probabilities of two labels by question; `damaged` counts the entries that could not be read."""
 
-    def __init__(self, folder: str, **decides: Any):
-        """Take a folder, which is made when it is needed, and what decides an answer besides the question.
+    def __init__(self, folder: str, **context: Any):
+        """Take the folder, which is created on the first write, and what determines an answer besides the question.
 
         Raises:
-          ValueError: it is there and no folder.
+          ValueError: the path exists but is not a folder.
         """
-        self._folder, self._decides, self.damaged = Path(folder), decides, 0
+        self._folder, self._context, self.damaged = Path(folder), context, 0
         if self._folder.exists() and not self._folder.is_dir():
-            raise ValueError(f"cache: {folder} is no folder; name another, or None")
+            raise ValueError(f"cache: {folder} is not a folder; name another one, or None")
 
     def get(self, question: Mapping[str, Any]) -> Masses | None:
-        """The answer, if there is one that can be read."""
-        name, path = self._place(question)
+        """Return the answer, or None if there is no readable one."""
+        key, path = self._key_and_path(question)
         try:
             entry = json.loads(path.read_bytes())
             a, b = map(float, entry["masses"])
-            if entry == _entry(name, (a, b)):
+            if entry == _entry(key, (a, b)):
                 return a, b
         except FileNotFoundError:
             return None
@@ -46,31 +49,31 @@ class AnswerCache:
         return None
 
     def put(self, question: Mapping[str, Any], masses: Masses) -> None:
-        """Keep an answer.
+        """Store an answer.
 
         Raises:
-          ValueError: it cannot be written.
+          JudgeError: it cannot be written.
         """
-        name, path = self._place(question)
+        key, path = self._key_and_path(question)
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(_entry(name, masses)))
-            os.replace(temporary, path)  # without waiting for the disk: a torn entry is known by its sum
+            temporary.write_text(json.dumps(_entry(key, masses)))
+            os.replace(temporary, path)  # without fsync: the checksum detects a torn entry
         except OSError as error:
             raise JudgeError(
                 f"judge.cache: {path} cannot be written ({error.strerror}); free space, or set it to None"
             ) from None
 
-    def _place(self, question: Mapping[str, Any]) -> tuple[str, Path]:
-        name = _sum({**self._decides, "question": question})
-        return name, self._folder / name[:2] / f"{name}.json"
+    def _key_and_path(self, question: Mapping[str, Any]) -> tuple[str, Path]:
+        key = _sha256({**self._context, "question": question})
+        return key, self._folder / key[:2] / f"{key}.json"
 
 
-def _entry(name: str, masses: Masses) -> dict[str, Any]:
-    content = {"question": name, "masses": list(masses)}
-    return {**content, "sha256": _sum(content)}
+def _entry(key: str, masses: Masses) -> dict[str, Any]:
+    content = {"question": key, "masses": list(masses)}
+    return {**content, "sha256": _sha256(content)}
 
 
-def _sum(content: Any) -> str:
+def _sha256(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

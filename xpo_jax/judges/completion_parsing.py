@@ -1,6 +1,7 @@
-"""What a chat completion, as parsed JSON, says of two labels. Strict: what is not clear is no answer.
+"""Read the probabilities of two labels from a chat completion, as parsed JSON. Anything ambiguous is no answer.
 
-Nothing is trusted to be there or of its type: a server may send anything.
+No field is assumed to exist or to have the right type, since a server may send anything. The openai client's response
+models would not do: they are built without validation, so a field may hold a value of any type.
 """
 
 from __future__ import annotations
@@ -11,26 +12,26 @@ import string
 from collections.abc import Mapping
 from typing import Any
 
-# A label that is not among the alternatives counts as 0 if it can have at most this share of the other's mass.
+# A label that is not among the alternatives counts as 0 if it can have at most this fraction of the other's mass.
 NEGLIGIBLE = 0.01
-_AROUND = (
+_STRIPPED = (
     string.whitespace + string.punctuation + "\u201e\u201c\u201d\u2018\u2019\u00ab\u00bb\u2026\u3002\u00a0"
 )
 
-Masses = tuple[float, float]  # of the labels of the first and the second answer shown; not both 0
+Masses = tuple[float, float]  # probabilities of the labels of the first and second answer shown; not both 0
 
 
 class Unreadable(ValueError):
-    """An answer that says nothing; its text becomes the reason."""
+    """The reply contains no usable answer; the message becomes the reason."""
 
 
 class NoLogprobs(Unreadable):
-    """An answer without any probabilities, as of a server that never gives them."""
+    """The reply contains no probabilities at all; the server may never give them."""
 
 
-def bare(text: str) -> str:
-    """A text without the blanks and punctuation around it."""
-    return text.strip(_AROUND)
+def strip_punctuation(text: str) -> str:
+    """Return the text without the white space and punctuation around it."""
+    return text.strip(_STRIPPED)
 
 
 def _choice(reply: Any) -> Mapping[str, Any]:
@@ -44,25 +45,25 @@ def _choice(reply: Any) -> Mapping[str, Any]:
 
 
 def from_text(reply: Any, labels: tuple[str, str]) -> Masses:
-    """1 for the label that is the whole answer, 0 for the other.
+    """Return 1 for the label that is the whole answer, and 0 for the other one.
 
     Raises:
-      Unreadable: any other answer.
+      Unreadable: the answer is neither label.
     """
     message = _choice(reply).get("message")
     text = message.get("content") if isinstance(message, dict) else None
-    said = bare(text) if isinstance(text, str) else None
-    if said not in labels:
+    label = strip_punctuation(text) if isinstance(text, str) else None
+    if label not in labels:
         raise Unreadable(f"the answer is neither {labels[0]} nor {labels[1]}: {text!r}")
-    return (1.0, 0.0) if said == labels[0] else (0.0, 1.0)
+    return (1.0, 0.0) if label == labels[0] else (0.0, 1.0)
 
 
 def from_logprobs(reply: Any, labels: tuple[str, str]) -> Masses:
-    """The labels' probabilities at the first token that is one of them; only punctuation may come before it.
+    """Return the labels' probabilities at the first token that is one of them; only punctuation may precede it.
 
     Raises:
-      Unreadable: an answer that begins with something else, or without the probabilities that this needs; of
-        these NoLogprobs, where there are none at all.
+      NoLogprobs: there are no probabilities at all.
+      Unreadable: the answer begins with something else, or the probabilities are incomplete.
     """
     listed = _choice(reply).get("logprobs")
     tokens = listed.get("content") if isinstance(listed, dict) else None
@@ -70,38 +71,38 @@ def from_logprobs(reply: Any, labels: tuple[str, str]) -> Masses:
         raise NoLogprobs("the server gave no logprobs; if it never does, set judge.mode to 'text'")
     for token in tokens:
         text, _ = _token(token)
-        if bare(text) in labels:
+        if strip_punctuation(text) in labels:
             return _masses(token, labels)
-        if bare(text):  # "Not A" is no vote for A
+        if strip_punctuation(text):  # "Not A" is no vote for A
             raise Unreadable(f"the answer begins with {text!r}, not with {labels[0]} or {labels[1]}")
     raise Unreadable(f"the answer has no {labels[0]} or {labels[1]}")
 
 
 def _masses(token: Mapping[str, Any], labels: tuple[str, str]) -> Masses:
-    """The labels' probabilities at a token, over its spellings (with a blank before it, in quotation marks)."""
+    """Return the labels' probabilities at a token, summed over spellings (with a leading space, in quotation marks)."""
     alternatives = token.get("top_logprobs")
     if not isinstance(alternatives, list):
         raise Unreadable("the server listed no alternatives (top_logprobs)")
-    listed = [_token(each) for each in alternatives]
+    listed = [_token(alternative) for alternative in alternatives]
     if token["token"] not in {text for text, _ in listed}:
         listed.append(_token(token))
-    masses = [sum(mass for text, mass in listed if bare(text) == label) for label in labels]
+    masses = [sum(mass for text, mass in listed if strip_punctuation(text) == label) for label in labels]
     total = sum(mass for _, mass in listed)
     if total > 1.01 or max(masses) <= 0:
         raise Unreadable(
             f"the alternatives' probabilities sum up to {total:.3g}, and the labels' to {sum(masses):.3g}"
         )
     if not min(masses):
-        # it has no more than the least that is listed, nor than what all of these leave
-        most = min(max(1 - total, 0.0), min(mass for _, mass in listed))
-        if most > NEGLIGIBLE * max(masses):
+        # its probability is at most that of the least likely alternative, and at most the rest
+        bound = min(max(1 - total, 0.0), min(mass for _, mass in listed))
+        if bound > NEGLIGIBLE * max(masses):
             label = labels[masses.index(min(masses))]
             raise Unreadable(f"{label} is not among the {len(listed)} alternatives that the server listed")
     return masses[0], masses[1]
 
 
 def _token(token: Any) -> tuple[str, float]:
-    """A token's text and probability."""
+    """Return the text and probability of a token."""
     text, logp = (token.get("token"), token.get("logprob")) if isinstance(token, dict) else (None, None)
     if (
         isinstance(text, str)
@@ -109,5 +110,5 @@ def _token(token: Any) -> tuple[str, float]:
         and not isinstance(logp, bool)
         and logp <= 1e-3
     ):
-        return text, math.exp(max(logp, -1e4))  # a server may say -9999, or less, for never
+        return text, math.exp(max(logp, -1e4))  # some servers write -9999 or less for zero
     raise Unreadable(f"the logprobs are not in OpenAI's form: {json.dumps(token)}")

@@ -1,9 +1,8 @@
-"""A model on the devices scores token sequences: a few numbers from the last position of each.
+"""Score token sequences with a model on the devices: a few numbers, computed at the last position of each.
 
-`TokenChoiceScorer` gives the log-probabilities of a few tokens that may come next, `RewardScorer` the number that a
-reward model (a sequence-classification head) gives. One prefill per batch; logits are computed at one position of
-each row, or not at all. Nothing is sampled or decoded. Text and tokenizers belong to the judges (`judges/llm.py`,
-`judges/reward.py`).
+`TokenChoiceScorer` returns the log-probabilities of a few tokens that may come next, `RewardScorer` the reward of a
+sequence-classification model. A batch takes one prefill. Logits are computed at one position of each row, or not at
+all. Nothing is sampled or decoded. Text and tokenizers belong to the judges (`llm.py`, `reward.py`).
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,98 +26,123 @@ from xpo_jax.runtime.compilation import Program
 from xpo_jax.values import Array, Params
 
 
-class _DeviceModel:
-    """A model, its compiled programs, and once they are loaded its weights.
+def check_divisible(batch_size: int, mesh: Mesh) -> None:
+    """Raise ValueError unless the mesh divides the rows of a call evenly."""
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch_size % shards:
+        raise ValueError(
+            f"judge.batch_size {batch_size} is not divisible by mesh.data x mesh.fsdp = {shards}"
+        )
 
-    Args:
-      read: (model, head, hidden [B D] of each row's last token) -> f32[B C].
-      head: shape of a tensor beside the model's own, or None.
-      others: see `TokenChoiceScorer`.
+
+class _Readout(NamedTuple):
+    """How the numbers are computed.
+
+    name: of the program.
+    size: C, numbers per sequence.
+    head: shape of a tensor besides the model's own, or None.
+    compute: (model, head, hidden [B D] at the last position of each row) -> f32[B C].
     """
 
-    def __init__(
-        self,
-        name: str,
-        mesh: Mesh,
-        model_config: ModelConfig,
-        read: Callable[[Any, Array, Array], Array],
-        *,
-        numbers: int,
-        head: tuple[int, int] | None,
-        dtype: Any,
-        batch_size: int,
-        buckets: Sequence[int],
-    ):
-        self.batch_size, self.buckets, self._numbers = batch_size, tuple(buckets), numbers
-        self.weights: Params = None
-        self._head: Any = None  # on the devices, whole on each
-        self._model_config, self._dtype = model_config, dtype
-        graphdef, params = registry.abstract_model(model_config, stacked=False)
-        self._shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, dtype), params)
-        self._head_shape = None if head is None else jax.ShapeDtypeStruct(head, dtype)
-        # as the sampler holds its weights, so that a model can serve both
-        self._sharding = sharding.shardings(
-            mesh, self._shapes, registry.family(model_config).sharding, leave_out=("fsdp",)
-        )
-        self._whole, rows = sharding.replicated(mesh), sharding.batch(mesh)
-
-        def last(params: Params, head: Any, tokens: Array, lengths: Array) -> Array:
-            # split here and not on the way in: every process brings all rows, the same ones
-            tokens, lengths = (jax.lax.with_sharding_constraint(x, rows) for x in (tokens, lengths))
-            model = nnx.merge(graphdef, params)
-            hidden, _ = model.prefill(tokens)
-            return read(model, head, jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0])
-
-        whole = self._whole
-        self._program = Program(
-            name, mesh, last, in_shardings=(self._sharding, whole, whole, whole), out_shardings=whole
-        )
-
-    def declared_programs(self) -> list[tuple[str, Callable[[], object]]]:
-        """The compilations: what to show of each, and the call that compiles it."""
-        B = self.batch_size
-        out: list[tuple[str, Callable[[], object]]] = []
-        for P in self.buckets:
-            shapes = (jax.ShapeDtypeStruct(shape, np.int32) for shape in ((B, P), (B,)))
-            compile_it = functools.partial(self._program.compile, self._shapes, self._head_shape, *shapes)
-            out.append((f"judge P={P}", compile_it))
-        return out
-
-    def __call__(self, asked: Sequence[Sequence[int]]) -> np.ndarray:
-        """The numbers f64[n C] of n token sequences.
-
-        A sequence that no bucket holds has nan. Calls go bucket by bucket, so all processes that ask the same
-        run the same programs in the same order.
-        """
-        calls: list[tuple[list[int], Array]] = []
-        buckets = [next((P for P in self.buckets if len(tokens) <= P), None) for tokens in asked]
-        for P in self.buckets:
-            fitting = [i for i, bucket in enumerate(buckets) if bucket == P]
-            for start in range(0, len(fitting), self.batch_size):
-                chosen = fitting[start : start + self.batch_size]
-                tokens = np.zeros((self.batch_size, P), np.int32)
-                lengths = np.ones(self.batch_size, np.int32)  # a padding row is one token
-                for i, row in enumerate(chosen):
-                    lengths[i] = len(asked[row])
-                    tokens[i, : lengths[i]] = asked[row]
-                calls.append((chosen, self._program(self.weights, self._head, tokens, lengths)))
-        out = np.full((len(asked), self._numbers), np.nan)
-        for chosen, numbers in calls:
-            out[chosen] = np.asarray(jax.device_get(numbers))[: len(chosen)]
-        return out
+    name: str
+    size: int
+    head: tuple[int, int] | None
+    compute: Callable[[Any, Array, Array], Array]
 
 
-class TokenChoiceScorer(_DeviceModel):
-    """Log-probabilities, nats, of a few tokens that a language model may write next.
+class _DeviceModel:
+    """A model with its compiled programs and, once they are loaded, its weights.
 
     Args:
       mesh: see `sharding.make_mesh`.
       model_config: of the model.
-      tokens: ids of the C tokens to choose from.
-      vocab_size: real tokens; the padded rows beyond have no probability.
-      dtype: of all computing but the softmax.
-      batch_size: B, rows per call; a part batch is filled up.
-      buckets: the widths P that are compiled, ascending.
+      readout: what is computed from the hidden states.
+      dtype: of all computation but the softmax.
+      batch_size: B, rows per call; partial batches are padded.
+      buckets: the sequence lengths P to compile for, increasing.
+    """
+
+    def __init__(
+        self,
+        mesh: Mesh,
+        model_config: ModelConfig,
+        readout: _Readout,
+        *,
+        dtype: Any,
+        batch_size: int,
+        buckets: Sequence[int],
+    ):
+        self.batch_size, self.buckets, self._size = batch_size, tuple(buckets), readout.size
+        self.weights: Params = None
+        self._head: Any = None  # replicated
+        self._model_config, self._dtype = model_config, dtype
+        graphdef, params = registry.abstract_model(model_config, stacked=False)
+        self._shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, dtype), params)
+        self._head_shape = None if readout.head is None else jax.ShapeDtypeStruct(readout.head, dtype)
+        # the sampler's layout, so that it can share its weights
+        self._sharding = sharding.shardings(
+            mesh, self._shapes, registry.family(model_config).sharding, leave_out=("fsdp",)
+        )
+        self._replicated, row_sharding = sharding.replicated(mesh), sharding.batch(mesh)
+
+        def last(params: Params, head: Any, tokens: Array, lengths: Array) -> Array:
+            # the rows arrive replicated, since every process passes all of them, and are sharded here
+            tokens, lengths = (jax.lax.with_sharding_constraint(x, row_sharding) for x in (tokens, lengths))
+            model = nnx.merge(graphdef, params)
+            hidden, _ = model.prefill(tokens)
+            at_end = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
+            return readout.compute(model, head, at_end)
+
+        replicated = self._replicated
+        self._program = Program(
+            readout.name,
+            mesh,
+            last,
+            in_shardings=(self._sharding, replicated, replicated, replicated),
+            out_shardings=replicated,
+        )
+
+    def declared_programs(self) -> list[tuple[str, Callable[[], object]]]:
+        """Return a label and a compile function for each bucket."""
+        B = self.batch_size
+        programs: list[tuple[str, Callable[[], object]]] = []
+        for P in self.buckets:
+            shapes = (jax.ShapeDtypeStruct(shape, np.int32) for shape in ((B, P), (B,)))
+            compile_it = functools.partial(self._program.compile, self._shapes, self._head_shape, *shapes)
+            programs.append((f"judge P={P}", compile_it))
+        return programs
+
+    def __call__(self, sequences: Sequence[Sequence[int]]) -> np.ndarray:
+        """Return the numbers, f64[n C], of n token sequences; nan for a sequence longer than the last bucket.
+
+        Batches are run bucket by bucket, so processes that pass the same sequences run the same programs in the same
+        order.
+        """
+        batches: list[tuple[list[int], Array]] = []
+        buckets = [next((P for P in self.buckets if len(tokens) <= P), None) for tokens in sequences]
+        for P in self.buckets:
+            in_bucket = [i for i, bucket in enumerate(buckets) if bucket == P]
+            for start in range(0, len(in_bucket), self.batch_size):
+                rows = in_bucket[start : start + self.batch_size]
+                tokens = np.zeros((self.batch_size, P), np.int32)
+                lengths = np.ones(self.batch_size, np.int32)  # a padding row is one token
+                for i, row in enumerate(rows):
+                    lengths[i] = len(sequences[row])
+                    tokens[i, : lengths[i]] = sequences[row]
+                batches.append((rows, self._program(self.weights, self._head, tokens, lengths)))
+        numbers = np.full((len(sequences), self._size), np.nan)
+        for rows, result in batches:
+            numbers[rows] = np.asarray(jax.device_get(result))[: len(rows)]
+        return numbers
+
+
+class TokenChoiceScorer(_DeviceModel):
+    """Computes the log-probabilities, nats, of C given tokens to follow each sequence.
+
+    Args:
+      mesh, model_config, options: see `_DeviceModel`.
+      tokens: ids of the C tokens.
+      vocab_size: of the tokenizer; the padding beyond it has no probability.
     """
 
     def __init__(
@@ -128,16 +152,16 @@ class TokenChoiceScorer(_DeviceModel):
         *,
         tokens: Sequence[int],
         vocab_size: int,
-        **shape: Any,
+        **options: Any,
     ):
-        wanted = np.array(tokens)
+        ids = np.array(tokens)
 
-        def logps(model: Any, _: None, last: Array) -> Array:
-            logits = model.unembed(last)  # f32[B V]
+        def logps(model: Any, _: None, hidden: Array) -> Array:
+            logits = model.unembed(hidden)  # f32[B V]
             logits = jnp.where(jnp.arange(logits.shape[-1]) < vocab_size, logits, -jnp.inf)
-            return jax.nn.log_softmax(logits, axis=-1)[:, wanted]
+            return jax.nn.log_softmax(logits, axis=-1)[:, ids]
 
-        super().__init__("choices", mesh, model_config, logps, numbers=len(tokens), head=None, **shape)
+        super().__init__(mesh, model_config, _Readout("choices", len(tokens), None, logps), **options)
 
     def load(self, folder: Path) -> None:
         """Read the weights of a Hugging Face folder."""
@@ -147,21 +171,23 @@ class TokenChoiceScorer(_DeviceModel):
 
 
 class RewardScorer(_DeviceModel):
-    """One score per sequence: a sequence classifier of the model's family with a single label.
+    """Computes the reward of each sequence with a sequence-classification model of a single label.
 
-    Args: as `TokenChoiceScorer` has them; model_config is of the backbone (no lm_head).
+    Args:
+      mesh, options: see `_DeviceModel`.
+      model_config: of the model without its head (no lm_head).
     """
 
-    def __init__(self, mesh: Mesh, model_config: ModelConfig, **shape: Any):
-        def score(_: Any, head: Array, last: Array) -> Array:
-            return jnp.einsum("bd,cd->bc", last, head, preferred_element_type=jnp.float32)
+    def __init__(self, mesh: Mesh, model_config: ModelConfig, **options: Any):
+        def reward(_: Any, head: Array, hidden: Array) -> Array:
+            return jnp.einsum("bd,cd->bc", hidden, head, preferred_element_type=jnp.float32)
 
         self._head_name = registry.family(model_config).reward_head
         self._head_size = (1, model_config.hidden_size)
-        super().__init__("scores", mesh, model_config, score, numbers=1, head=self._head_size, **shape)
+        super().__init__(mesh, model_config, _Readout("scores", 1, self._head_size, reward), **options)
 
     def load(self, folder: Path) -> None:
-        """Read the weights of a Hugging Face folder, the head's too."""
+        """Read the weights of a Hugging Face folder, including the head."""
         self.weights = model_folder.load_weights(
             folder,
             self._model_config,
@@ -169,7 +195,5 @@ class RewardScorer(_DeviceModel):
             shardings=self._sharding,
             head={self._head_name: self._head_size},
         )
-        head = model_folder.load_head(folder, self._model_config, self._head_name, self._head_size).astype(
-            self._dtype
-        )
-        self._head = distributed.put(head, self._whole)
+        head = model_folder.load_head(folder, self._model_config, self._head_name, self._head_size)
+        self._head = distributed.put(head.astype(self._dtype), self._replicated)

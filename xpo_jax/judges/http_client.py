@@ -1,7 +1,9 @@
-"""Ask an OpenAI-compatible server many questions at once, within deadlines, and let nothing of the key out.
+"""Ask an OpenAI-compatible server many questions at once, within deadlines, without disclosing the key.
 
-Of the openai client only the request and its errors are used. Its own retries, redirects and the environment
-variables that it would read are shut off: what is sent where is decided here.
+Only the request and the errors of the openai client are used. Its max_retries and timeout apply to each request alone:
+they would lose the deadline of a whole batch, which a retry must not exceed, the deadline for a body that trickles in,
+and the end of all questions at the first fatal answer. tenacity could replace only the loop over attempts, which is
+where those deadlines are checked.
 
 Left out on purpose: streaming, and requests that outlive a batch.
 """
@@ -11,47 +13,47 @@ from __future__ import annotations
 import asyncio
 import datetime
 import email.utils
-import ipaddress
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
-from urllib.parse import urlsplit
 
 from xpo_jax.io.text import one_line, shorten
 from xpo_jax.judges.completion_parsing import Unreadable
 from xpo_jax.judges.contract import JudgeError
+from xpo_jax.judges.http_connection import NoReply, open_client
 
-MAX_BODY_BYTES = 1 << 20  # an answer of a few tokens with 20 alternatives each has some 10 kB
-MAX_WORDS = 120  # letters of the server's words that go into a reason
-FIRST_PAUSE_SECONDS, LAST_PAUSE_SECONDS = 0.5, 30.0  # between two attempts; doubled from one to the next
-CONNECT_SECONDS = 10.0  # for a connection; an address where nobody is may swallow the attempt
-_SENT = frozenset(
-    ("host", "accept", "connection", "content-type", "content-length", "user-agent")
-    + ("x-stainless-raw-response",)  # by which the client itself knows that an answer is wanted as it came
-)
-
-_TOKENS = ("prompt_tokens", "completion_tokens")
-_KEPT = ("content-type", "retry-after", "location")  # of the headers that are received
+MAX_MESSAGE_CHARACTERS = 120  # of a server's message in a reason
+FIRST_PAUSE_SECONDS, LAST_PAUSE_SECONDS = 0.5, 30.0  # between two attempts; doubles from one to the next
+_TOKEN_COUNTS = ("prompt_tokens", "completion_tokens")
 
 T = TypeVar("T")
 
 
-class Failed(NamedTuple):
+class Unanswered(NamedTuple):
     """Why a question has no answer, in one short line."""
 
     reason: str
 
 
-class _NoReply(Exception):
-    """Ends a question without an answer; its text is the reason."""
+class _Retry(Exception):
+    """An attempt failed, and another one may succeed; the message is the reason.
+
+    Args:
+      pause: seconds that the server asked to wait, or 0.
+      server_answered: whether the failure is the server's own answer.
+    """
+
+    def __init__(self, reason: str, *, pause: float = 0.0, server_answered: bool = False):
+        super().__init__(reason)
+        self.pause, self.server_answered = pause, server_answered
 
 
 class Server:
     """A server with a model on it.
 
-    counts: since the start, "requests" (sent, with every further attempt), "retries" (of these the further attempts),
-      "unanswered" (questions left without an answer), and as the server says "prompt_tokens", "completion_tokens".
+    counts: totals of "requests" (every attempt), "retries" (attempts after the first), "unanswered" (questions without
+      an answer), and, as the server reports them, "prompt_tokens" and "completion_tokens".
     """
 
     def __init__(
@@ -80,144 +82,155 @@ class Server:
         self._base_url, self._key, self._key_name = base_url, key, key_name
         self._concurrency, self._retries = concurrency, retries
         self._timeout, self._batch_timeout = timeout_seconds, batch_timeout_seconds
-        self._jitter = random.Random()  # its own: pauses are no business of a run's seeds
-        self.counts = dict.fromkeys(("requests", "retries", "unanswered", *_TOKENS), 0)
+        self._jitter = random.Random()  # its own, so that pauses do not depend on the run's seed
+        self.counts = dict.fromkeys(("requests", "retries", "unanswered", *_TOKEN_COUNTS), 0)
 
     def probe(self, question: Mapping[str, Any]) -> Any:
-        """The answer to one question, parsed JSON; a server that is not there is not waited for.
+        """Return the server's answer to one question, parsed JSON; do not wait for a server that is unreachable.
 
         Raises:
-          ValueError: none came.
+          ValueError: there is no answer.
         """
-        (found,) = self.ask([question], lambda _, reply: reply, waits_for_server=False)
-        if isinstance(found, Failed):
+        (answer,) = self.ask([question], lambda _, reply: reply, retry_unreachable=False)
+        if isinstance(answer, Unanswered):
             raise ValueError(
-                f"judge.base_url {self._base_url}: {found.reason}; before anything is loaded the server must answer a"
-                " short question: see that it is running, and that address and model are right"
+                f"judge.base_url {self._base_url}: {answer.reason}; the server must answer a short question before"
+                " anything is loaded: check that it is running, and that the address and the model are right"
             )
-        return found
+        return answer
 
     def ask(
         self,
         questions: Sequence[Mapping[str, Any]],
         read: Callable[[int, Any], T],
         *,
-        waits_for_server: bool = True,
-    ) -> list[T | Failed]:
-        """Ask all questions, so many at a time as `concurrency` says.
+        retry_unreachable: bool = True,
+    ) -> list[T | Unanswered]:
+        """Ask all questions, at most `concurrency` at once.
 
         Args:
-          questions: the body of a chat completion each.
-          read: makes of a question's place and the server's answer, parsed JSON, what is returned; called as
-            answers arrive. It raises Unreadable where there is nothing to be had from one.
-          waits_for_server: whether it is asked again where there was no connection, or no answer in time.
+          questions: the bodies of chat completions.
+          read: turns a question's index and the server's answer, parsed JSON, into a result; called as answers arrive.
+            It raises Unreadable for an unusable answer.
+          retry_unreachable: also retry if there was no connection, or no answer in time.
 
         Returns:
-          What `read` returned, or Failed.
+          The result of `read`, or Unanswered, for each question.
 
         Raises:
-          JudgeError: the server refuses the key or does not know the model or the address; nothing else could
-            be answered either.
+          JudgeError: the server rejects the key, the model or the address, so no other question could be answered.
         """
         if not questions:
             return []
-        answers = asyncio.run(self._ask_all(questions, read, waits_for_server))
-        self.counts["unanswered"] += sum(isinstance(answer, Failed) for answer in answers)
+        answers = asyncio.run(self._ask_all(questions, read, retry_unreachable))
+        self.counts["unanswered"] += sum(isinstance(answer, Unanswered) for answer in answers)
         return answers
 
     async def _ask_all(
-        self, questions: Sequence[Mapping[str, Any]], read: Callable[[int, Any], T], waits: bool
-    ) -> list[T | Failed]:
-        late = Failed(f"not answered within the batch's {self._batch_timeout:g} s")
-        answers: list[T | Failed] = [late] * len(questions)
-        end = asyncio.get_running_loop().time() + self._batch_timeout
+        self, questions: Sequence[Mapping[str, Any]], read: Callable[[int, Any], T], retry_unreachable: bool
+    ) -> list[T | Unanswered]:
+        too_late = Unanswered(f"not answered within the batch's {self._batch_timeout:g} s")
+        answers: list[T | Unanswered] = [too_late] * len(questions)
+        deadline = asyncio.get_running_loop().time() + self._batch_timeout
         slots, stopped = asyncio.Semaphore(self._concurrency), asyncio.Event()
 
         async def answer(i: int) -> None:
-            async with slots:  # held during a pause too: a server that is busy is asked less
+            async with slots:  # held during a pause too, so that a busy server gets fewer requests
                 if stopped.is_set():
                     return
                 try:
-                    reply = _parsed(await self._reply(client, questions[i], end, waits))
+                    reply = _parse_json(await self._reply(client, questions[i], deadline, retry_unreachable))
                     self._count_tokens(reply)
                     answers[i] = read(i, reply)
                 except (Unreadable, RecursionError) as error:
-                    answers[i] = Failed(self._words(str(error)))
-                except _NoReply as error:
-                    answers[i] = Failed(str(error))
+                    answers[i] = Unanswered(self._redact(str(error)))
+                except NoReply as error:
+                    answers[i] = Unanswered(str(error))
                 except ValueError:
                     stopped.set()
                     raise
 
-        async with self._client() as client:
+        async with open_client(self._openai, self._base_url, self._key) as client:
             tasks = [asyncio.create_task(answer(i)) for i in range(len(questions))]
             try:
                 await asyncio.wait(tasks, timeout=self._batch_timeout, return_when=asyncio.FIRST_EXCEPTION)
             finally:
                 for task in tasks:
                     task.cancel()
-                ended = await asyncio.gather(*tasks, return_exceptions=True)
-        for found in ended:
-            if isinstance(found, Exception):
-                raise found
+                results = await asyncio.gather(*tasks, return_exceptions=True)
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
         return answers
 
-    async def _reply(self, client: Any, question: Mapping[str, Any], end: float, waits: bool) -> bytes:
-        """The body of the server's answer to one question; asks again where that may help."""
-        now = asyncio.get_running_loop().time
+    async def _reply(
+        self, client: Any, question: Mapping[str, Any], deadline: float, retry_unreachable: bool
+    ) -> bytes:
+        """Return the body of the server's answer to one question; retry where that may help.
+
+        Raises:
+          NoReply: there is no answer.
+          JudgeError: see `ask`.
+        """
         for attempt in range(self._retries + 1):
             self.counts["requests"] += 1
             self.counts["retries"] += attempt > 0
-            asked_to_wait, there = 0.0, False
             try:
-                async with asyncio.timeout(self._timeout):  # of the whole call, however its body trickles
-                    raw = await client.chat.completions.with_raw_response.create(**question)
-            except TimeoutError:
-                reason = f"no answer within {self._timeout:g} s"
-            except self._openai.APIStatusError as error:
-                status, there = error.status_code, True
-                said = self._words(_message(error.response.content))
-                reason = f"the server answered {status}" + (f": {said}" if said else "")
-                stop = self._stop(status, reason, error.response.headers)
-                if stop:
-                    raise JudgeError(stop) from None  # the client's error may hold more of the server's words
-                if status != 429 and status < 500:
-                    raise _NoReply(reason) from None
-                asked_to_wait = _seconds(error.response.headers.get("retry-after"))
-            except self._openai.APIConnectionError as error:
-                cause = error.__cause__ or error  # its text may be anything, its type says enough
-                reason = f"no connection, or one that broke ({type(cause).__name__})"
-            except _NoReply:
-                raise
-            except Exception as error:  # what the libraries below do not foresee; again its type only
-                raise _NoReply(f"the request failed ({type(error).__name__})") from None
-            else:
-                return bytes(raw.http_response.content)
-            if not (there or waits):
-                raise _NoReply(reason)
+                return await self._attempt(client, question)
+            except _Retry as error:
+                failure = error
+            if not (failure.server_answered or retry_unreachable):
+                raise NoReply(str(failure))
             pause = min(FIRST_PAUSE_SECONDS * 2.0 ** min(attempt, 10), LAST_PAUSE_SECONDS)
-            pause = max(asked_to_wait, pause) + pause * self._jitter.random()
-            if attempt == self._retries or now() + pause >= end:
+            pause = max(failure.pause, pause) + pause * self._jitter.random()
+            if attempt == self._retries or asyncio.get_running_loop().time() + pause >= deadline:
                 break
             await asyncio.sleep(pause)
         attempts = f"; asked {attempt + 1} times" if attempt else ""
         if attempt < self._retries:
             attempts += f"; the next attempt, in {pause:.3g} s, would come after the batch's deadline"
-        raise _NoReply(reason + attempts)
+        raise NoReply(f"{failure}{attempts}")
+
+    async def _attempt(self, client: Any, question: Mapping[str, Any]) -> bytes:
+        """Send one request. Errors of the libraries below are named by their type, since their text may be anything."""
+        try:
+            async with asyncio.timeout(self._timeout):  # of the whole call, even if its body trickles in
+                raw = await client.chat.completions.with_raw_response.create(**question)
+            return bytes(raw.http_response.content)
+        except TimeoutError:
+            raise _Retry(f"no answer within {self._timeout:g} s") from None
+        except self._openai.APIStatusError as error:
+            status, headers = error.status_code, error.response.headers
+            message = self._redact(_error_message(error.response.content))
+            reason = f"the server answered {status}" + (f": {message}" if message else "")
+            fatal_error = self._fatal_error(status, reason, headers)
+            if fatal_error:
+                raise JudgeError(fatal_error) from None  # the cause may hold more of the server's message
+            if status != 429 and status < 500:
+                raise NoReply(reason) from None
+            pause = _retry_after_seconds(headers.get("retry-after"))
+            raise _Retry(reason, pause=pause, server_answered=True) from None
+        except self._openai.APIConnectionError as error:
+            cause = type(error.__cause__ or error).__name__
+            raise _Retry(f"no connection, or one that broke ({cause})") from None
+        except NoReply:
+            raise
+        except Exception as error:  # anything that the libraries below do not foresee
+            raise NoReply(f"the request failed ({type(error).__name__})") from None
 
     def _count_tokens(self, reply: Any) -> None:
         usage = reply.get("usage") if isinstance(reply, dict) else None
-        for name in _TOKENS:
+        for name in _TOKEN_COUNTS:
             number = usage.get(name) if isinstance(usage, dict) else None
             if type(number) is int and 0 <= number < 2**32:
                 self.counts[name] += number
 
-    def _stop(self, status: int, reason: str, headers: Mapping[str, str]) -> str:
-        """Where no further question would fare better: what is wrong and how to mend it. Else ""."""
+    def _fatal_error(self, status: int, reason: str, headers: Mapping[str, str]) -> str:
+        """Return what is wrong and how to fix it, if no other question could be answered either; else ""."""
         if 300 <= status < 400:
-            to = self._words(headers.get("location", "elsewhere").partition("?")[0])
+            target = self._redact(headers.get("location", "elsewhere").partition("?")[0])
             return (
-                f"judge.base_url: {self._base_url} redirects to {to}, which is not followed;"
+                f"judge.base_url: {self._base_url} redirects to {target}, which is not followed;"
                 " give the address that answers"
             )
         where = f"judge.base_url {self._base_url}: {reason}; "
@@ -229,95 +242,48 @@ class Server:
             return where + "judge.model must be one that it serves, and the address usually ends in /v1"
         return ""
 
-    def _words(self, text: str) -> str:
-        """Somebody else's words on one short line, without the key."""
+    def _redact(self, text: str) -> str:
+        """Return a text from outside on one short line, without the key."""
         for key in {self._key, repr(self._key)[1:-1], json.dumps(self._key)[1:-1]} if self._key else ():
             text = text.replace(key, "***")
-        return shorten(one_line("".join(c if c.isprintable() else " " for c in text)), MAX_WORDS)
-
-    def _client(self) -> Any:
-        """The openai client, on a connection that sends only what is listed and reads only so much."""
-        key = self._key
-
-        class Connection(self._openai.DefaultAsyncHttpxClient):  # type: ignore[misc, name-defined]
-            async def send(self, request: Any, **options: Any) -> Any:
-                # the client adds headers from environment variables of its own, another key among them
-                for name in {name for name in request.headers if name.lower() not in _SENT}:
-                    del request.headers[name]
-                request.headers["accept-encoding"] = "identity"  # a small body could unpack to a huge one
-                if key is not None:
-                    request.headers["authorization"] = f"Bearer {key}"
-                options |= {"stream": True, "follow_redirects": False}
-                response = await super().send(request, **options)
-                try:
-                    body = bytearray()
-                    if response.headers.get("content-encoding", "identity") != "identity":
-                        raise _NoReply("the server packed its answer, which it was asked not to do")
-                    async for piece in response.aiter_raw():
-                        body += piece
-                        if len(body) > MAX_BODY_BYTES:
-                            raise _NoReply(f"the server's answer has more than {MAX_BODY_BYTES} bytes")
-                finally:
-                    await response.aclose()
-                kept = {name: response.headers[name] for name in _KEPT if name in response.headers}
-                return type(response)(
-                    response.status_code, headers=kept, content=bytes(body), request=request
-                )
-
-        waiting = self._openai.Timeout(
-            None, connect=CONNECT_SECONDS
-        )  # for the rest there are our own deadlines
-        loopback = is_loopback(urlsplit(self._base_url).hostname or "")
-        return self._openai.AsyncOpenAI(
-            base_url=self._base_url,
-            api_key="none",  # `send` has the last word; without any the client would look for one
-            max_retries=0,
-            timeout=waiting,
-            # a proxy has no business between this machine and itself
-            http_client=Connection(timeout=waiting, trust_env=not loopback),
-        )
+        return shorten(one_line("".join(c if c.isprintable() else " " for c in text)), MAX_MESSAGE_CHARACTERS)
 
 
-def is_loopback(host: str) -> bool:
-    """Whether a host name means this machine, without asking any name server."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
+# ---- bodies and headers ---------------------------------------------------------------------------
 
 
-def _parsed(body: bytes) -> Any:
+def _parse_json(body: bytes) -> Any:
     try:
         return json.loads(body)
     except (ValueError, RecursionError):
-        raise Unreadable(f"the server's answer is not JSON: {_text(body)!r}") from None
+        raise Unreadable(f"the server's answer is not JSON: {_decode(body)!r}") from None
 
 
-def _message(body: bytes) -> str:
-    """What an error's body says: {"error": {"message": ...}}, {"message": ...}, or its text."""
+def _error_message(body: bytes) -> str:
+    """Return the message of an error: {"error": {"message": ...}}, {"message": ...}, or the body as text."""
     try:
-        found = json.loads(body)
+        content = json.loads(body)
     except (ValueError, RecursionError):
-        return _text(body)
+        return _decode(body)
     for name in ("error", "message", "detail"):
-        if isinstance(found, dict) and name in found:
-            found = found[name]
-    return found if isinstance(found, str) else _text(body)
+        if isinstance(content, dict) and name in content:
+            content = content[name]
+    return content if isinstance(content, str) else _decode(body)
 
 
-def _text(body: bytes) -> str:
+def _decode(body: bytes) -> str:
     return body.decode("utf-8", "replace")
 
 
-def _seconds(retry_after: str | None) -> float:
-    """A Retry-After header, seconds or a date, as seconds from now; 0 where it says nothing."""
-    if retry_after is None:
+def _retry_after_seconds(header: str | None) -> float:
+    """Return a Retry-After header, seconds or a date, as seconds from now; 0 if it has neither."""
+    if header is None:
         return 0.0
     try:
-        seconds = float(retry_after)
+        seconds = float(header)
     except ValueError:
         try:
-            until = email.utils.parsedate_to_datetime(retry_after)
+            until = email.utils.parsedate_to_datetime(header)
             now = datetime.datetime.now(until.tzinfo)
             seconds = (until - now).total_seconds()
         except (ValueError, TypeError, OverflowError):

@@ -1,12 +1,12 @@
-"""The LLM A/B judge over HTTP: any server that speaks OpenAI's chat completions (vLLM, SGLang, a hosted API).
+"""The LLM A/B judge over HTTP: any server with OpenAI's chat completions interface (vLLM, SGLang, a hosted API).
 
-With mode "logprobs" p = P(label of A) / (P(label of A) + P(label of B)), of the first token of the answer that is a
-label, over what the server lists as alternatives. With "text" the answer must be one of the labels and nothing else,
-and the verdict is hard. Whatever else a server does is no verdict, with a reason; a key or a model that it refuses
-ends the run. How it is asked is `http_client.py`, what it is shown `prompting.py`.
+In mode "logprobs" p = P(label of A) / (P(label of A) + P(label of B)) at the first token of the answer that is a label,
+from the alternatives that the server lists. In mode "text" the answer must be a label and nothing else, and the verdict
+is hard. Any other answer is no verdict, with a reason; a rejected key or model ends the run. `http_client.py` asks,
+`prompting.py` renders the question, `completion_parsing.py` reads the answer.
 
-Left out on purpose: asking in both orders (`judging.both_orders` does it for any judge), reasoning before the verdict,
-structured output (each server spells it differently), system prompts beside the template, and failures in the cache.
+Left out on purpose: asking in both orders (`judging.both_orders` does that for any judge), reasoning before the
+verdict, structured output (every server has its own syntax), and failures in the cache.
 """
 
 from __future__ import annotations
@@ -19,17 +19,25 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from xpo_jax.judges.cache import AnswerCache
-from xpo_jax.judges.completion_parsing import Masses, NoLogprobs, Unreadable, bare, from_logprobs, from_text
-from xpo_jax.judges.http_client import Failed, Server, is_loopback
+from xpo_jax.judges.completion_parsing import (
+    Masses,
+    NoLogprobs,
+    Unreadable,
+    from_logprobs,
+    from_text,
+    strip_punctuation,
+)
+from xpo_jax.judges.http_client import Server, Unanswered
+from xpo_jax.judges.http_connection import is_loopback
 from xpo_jax.judges.prompting import Rendering
 from xpo_jax.values import Comparison, Message, Verdict
 
 MAX_TOKENS = {"logprobs": 4, "text": 8}  # a label, with quotation marks or a line break around it
-ALTERNATIVES = 20  # the most that OpenAI's interface allows
+ALTERNATIVES = 20  # the maximum that OpenAI's interface allows
 
 
 class OpenAIJudge:
-    """Compares two answers by what a chat model behind HTTP says of them."""
+    """Compares two answers by the reply of a chat model behind HTTP."""
 
     def __init__(
         self,
@@ -40,26 +48,27 @@ class OpenAIJudge:
         mode: str,
         cache: AnswerCache | None,
     ):
-        """Take what `openai` has checked. `settings` go into each request, beside the messages."""
-        self._server, self._rendered, self._cache = server, rendering, cache
-        self._labels = (bare(labels[0]), bare(labels[1]))
-        self._settings, self._read = dict(settings), from_logprobs if mode == "logprobs" else from_text
-        self._soft = mode == "logprobs"
-        self._cached = 0
+        """Take what `openai` has checked; each request holds the `settings` and the messages."""
+        self._server, self._render, self._cache = server, rendering, cache
+        self._labels = (strip_punctuation(labels[0]), strip_punctuation(labels[1]))
+        self._settings = dict(settings)
+        self._read = from_logprobs if mode == "logprobs" else from_text
+        self._is_soft = mode == "logprobs"
+        self._cache_hits = 0
 
     def check(self, messages: Sequence[Message], row: Mapping[str, Any]) -> None:
-        """Refuse a prompt that this judge cannot judge; a run asks for each before it begins.
+        """Check that the prompt can be rendered.
 
         Raises:
-          ValueError: a column of the template that is missing, empty or no text.
+          JudgeError: a column of the template is missing, empty or not text.
         """
-        self._rendered(Comparison(messages, row, "", ""))
+        self._render(Comparison(messages, row, "", ""))
 
     def probe(self) -> None:
-        """Ask one short question, so that a wrong address, key, model or mode is known before anything is loaded.
+        """Ask one short question, to detect a wrong address, key, model or mode before anything is loaded.
 
         Raises:
-          ValueError: the server does not answer it, or without the probabilities that mode "logprobs" needs.
+          ValueError: the server does not answer, or its answer lacks the probabilities that mode "logprobs" needs.
         """
         turn = Message(role="user", content=f"Reply with the letter {self._labels[0]}.")
         reply = self._server.probe({**self._settings, "messages": [turn]})
@@ -67,59 +76,59 @@ class OpenAIJudge:
             self._read(reply, self._labels)
         except NoLogprobs as error:
             raise ValueError(str(error)) from None
-        except Unreadable:  # this one question need not make sense to the model
+        except Unreadable:  # the model need not understand this question
             pass
 
     def stats(self) -> Mapping[str, float]:
-        """What it did since it was built.
+        """Return totals since construction.
 
         Returns:
-          "requests": sent; "retries": of these the further attempts at the same question; "unanswered": questions
-          without an answer; "prompt_tokens", "completion_tokens": as the server counts them; "cache_hits": questions
-          answered from the cache; "cache_damaged": entries of it that could not be used and were asked again.
+          "requests": every attempt; "retries": attempts after the first; "unanswered": questions without an answer;
+          "prompt_tokens", "completion_tokens": as the server reports them; "cache_hits": questions answered from the
+          cache; "cache_damaged": entries that could not be read, so that the server was asked again.
         """
         damaged = 0 if self._cache is None else self._cache.damaged
-        return {**self._server.counts, "cache_hits": self._cached, "cache_damaged": damaged}
+        return {**self._server.counts, "cache_hits": self._cache_hits, "cache_damaged": damaged}
 
     def __call__(self, comparisons: Sequence[Comparison]) -> list[Verdict]:
         """Judge each comparison.
 
         Returns:
-          Verdicts. The scores of mode "logprobs": "a" and "b" hold the log-probability of the answer's label
-          ("logp", nats, None if it was not listed); "mass" is P(label of A) + P(label of B), which is far below 1
-          where the model does not answer the question.
+          Verdicts. In mode "logprobs" their scores hold, under "a" and "b", the log-probability of the answer's label
+          ("logp", nats, None if it was not listed). "mass" is P(label of A) + P(label of B); far below 1, the model
+          does not answer the question.
 
         Raises:
-          ValueError: the server refuses the key, the model or the address; the cache cannot be written.
+          JudgeError: the server rejects the key, the model or the address, or the cache cannot be written.
         """
         questions = [
-            {**self._settings, "messages": _as_messages(self._rendered(comparison))}
+            {**self._settings, "messages": _as_messages(self._render(comparison))}
             for comparison in comparisons
         ]
         return [self._verdict(answer) for answer in self._answers(questions)]
 
-    def _answers(self, questions: Sequence[Mapping[str, Any]]) -> list[Masses | Failed]:
-        """An answer to each question: from the cache, else from the server and then into the cache."""
+    def _answers(self, questions: Sequence[Mapping[str, Any]]) -> list[Masses | Unanswered]:
+        """Answer each question from the cache, or else from the server, and cache the new answers."""
         cache = self._cache
-        kept = [None if cache is None else cache.get(question) for question in questions]
-        missing = [i for i, answer in enumerate(kept) if answer is None]
-        self._cached += len(questions) - len(missing)
+        cached = [None if cache is None else cache.get(question) for question in questions]
+        missing = [i for i, answer in enumerate(cached) if answer is None]
+        self._cache_hits += len(questions) - len(missing)
 
-        def read(place: int, reply: Any) -> Masses:
+        def read(index: int, reply: Any) -> Masses:
             masses = self._read(reply, self._labels)
             if cache is not None:
-                cache.put(questions[missing[place]], masses)
+                cache.put(questions[missing[index]], masses)
             return masses
 
-        asked = iter(self._server.ask([questions[i] for i in missing], read))
-        return [next(asked) if answer is None else answer for answer in kept]
+        new = iter(self._server.ask([questions[i] for i in missing], read))
+        return [next(new) if answer is None else answer for answer in cached]
 
-    def _verdict(self, answer: Masses | Failed) -> Verdict:
-        if isinstance(answer, Failed):
+    def _verdict(self, answer: Masses | Unanswered) -> Verdict:
+        if isinstance(answer, Unanswered):
             return Verdict(None, answer.reason)
         a, b = answer
         p = a / (a + b)
-        if not self._soft:
+        if not self._is_soft:
             return Verdict(p, "A" if p > 0.5 else "B")
         logps = [math.log(mass) if mass else None for mass in answer]
         scores = {"a": {"logp": logps[0]}, "b": {"logp": logps[1]}, "mass": a + b}
@@ -127,7 +136,7 @@ class OpenAIJudge:
 
 
 def _as_messages(rendered: str | Sequence[Message]) -> list[dict[str, str]]:
-    """Messages for a request; a text is one turn of the user's. Half a surrogate pair cannot be sent."""
+    """Return the messages of a request; a text becomes a user turn. A lone surrogate cannot be sent and is replaced."""
     turns = [Message(role="user", content=rendered)] if isinstance(rendered, str) else rendered
     return [
         {
@@ -138,7 +147,7 @@ def _as_messages(rendered: str | Sequence[Message]) -> list[dict[str, str]]:
     ]
 
 
-# ----------------------------------------------------------------------------------------------- factory
+# ---- factory --------------------------------------------------------------------------------------
 
 
 def openai(
@@ -159,40 +168,32 @@ def openai(
     """Build the judge.
 
     Args:
-      base_url: where the server's interface begins, for example "http://localhost:8000/v1".
-      model: the name by which the server knows the model.
-      api_key_env: the name of the environment variable that holds the key; None for a server without one.
-      template: messages, or a text that becomes one turn of the user's, with {A} and {B}; {prompt}, the user's
-        last turn; and any {column} of the row that holds text.
+      base_url: base address of the interface, for example "http://localhost:8000/v1".
+      model: the model's name on the server.
+      api_key_env: name of the environment variable that holds the key; None for a server that needs none.
+      template: messages, or a text that becomes a user turn, with {A} and {B}; {prompt} is the last user turn, and any
+        other {column} a text column of the row.
       labels: what the template asks for, for A and for B; for "logprobs" each must be one token.
-      mode: "logprobs" where the server gives the probabilities of tokens, else "text".
-      concurrency: requests under way at once.
-      timeout_seconds: for one request, until its last byte.
-      batch_timeout_seconds: for all comparisons of a call; what is not answered by then has no verdict.
-      retries: further attempts after 429, 5xx, a timeout or a broken connection.
-      cache: the folder that keeps answers, for this run and others; None asks always.
-      allow_plain_http: send the key over plain http to another machine.
+      mode: "logprobs" if the server returns the probabilities of tokens, else "text".
+      concurrency: requests in flight at once.
+      timeout_seconds: for one request, up to its last byte.
+      batch_timeout_seconds: for all comparisons of a call; unanswered ones have no verdict.
+      retries: further attempts after status 429 or 5xx, a timeout or a broken connection.
+      cache: folder of a cache of answers, which runs may share; None for no cache.
+      allow_plain_http: allow sending the key to another machine over plain http.
 
     Raises:
-      ValueError: anything else, and a key that is not there; the field stands first.
+      ValueError: a value out of range, or no key in the environment; the field comes first.
     """
     rendering = Rendering(template, break_control_tokens=True)
-    named = {bare(label) for label in labels}
-    if len(named) < 2 or "" in named:
+    bare_labels = [strip_punctuation(label) for label in labels]
+    if len(set(bare_labels)) < 2 or "" in bare_labels:
         raise ValueError(
-            f"labels: {labels[0]!r} and {labels[1]!r} must be words that differ; blanks and punctuation do not count"
+            f"labels: {labels[0]!r} and {labels[1]!r} must differ in more than white space and punctuation"
         )
-    for name, value in (("concurrency", concurrency), ("retries", retries + 1)):
-        if value < 1:
-            raise ValueError(f"{name}: {'at least 1' if name == 'concurrency' else '0 or more'} is expected")
-    for name, seconds in (
-        ("timeout_seconds", timeout_seconds),
-        ("batch_timeout_seconds", batch_timeout_seconds),
-    ):
-        if not seconds > 0:
-            raise ValueError(f"{name}: more than 0 is expected, found {seconds}")
     if not model:
-        raise ValueError("model: it is empty; give the name by which the server knows the model")
+        raise ValueError("model: it is empty; give the model's name on the server")
+    _check_numbers(concurrency, retries, timeout_seconds, batch_timeout_seconds)
     key = _key(api_key_env)
     _check_address(base_url, key is not None and not allow_plain_http)
     settings: dict[str, Any] = {"model": model, "temperature": 0, "seed": 0, "max_tokens": MAX_TOKENS[mode]}
@@ -207,20 +208,33 @@ def openai(
         batch_timeout_seconds=batch_timeout_seconds,
         retries=retries,
     )
-    answers = None
+    answer_cache = None
     if cache is not None:
-        answers = AnswerCache(cache, base_url=base_url, labels=[bare(label) for label in labels], mode=mode)
-    return OpenAIJudge(server, rendering, labels, settings, mode, answers)
+        answer_cache = AnswerCache(cache, base_url=base_url, labels=bare_labels, mode=mode)
+    return OpenAIJudge(server, rendering, labels, settings, mode, answer_cache)
+
+
+def _check_numbers(
+    concurrency: int, retries: int, timeout_seconds: float, batch_timeout_seconds: float
+) -> None:
+    if concurrency < 1:
+        raise ValueError(f"concurrency: at least 1 is expected, found {concurrency}")
+    if retries < 0:
+        raise ValueError(f"retries: 0 or more is expected, found {retries}")
+    if not timeout_seconds > 0:
+        raise ValueError(f"timeout_seconds: more than 0 is expected, found {timeout_seconds}")
+    if not batch_timeout_seconds > 0:
+        raise ValueError(f"batch_timeout_seconds: more than 0 is expected, found {batch_timeout_seconds}")
 
 
 def _key(variable: str | None) -> str | None:
-    """The key; no error shows it, nor a name that looks as if it were one."""
+    """Return the key. No error shows it, nor the variable's name if that may be the key itself."""
     if variable is None:
         return None
     if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", variable):
         raise ValueError(
             "api_key_env: the name of an environment variable is expected, such as OPENAI_API_KEY (capitals, digits,"
-            " underscores); what stands there is not shown, for it may be the key itself"
+            " underscores); the value is not shown, since it may be the key itself"
         )
     key = os.environ.get(variable, "")
     if not key:
@@ -229,7 +243,7 @@ def _key(variable: str | None) -> str | None:
         )
     if not re.fullmatch(r"[\x21-\x7e]+", key):
         raise ValueError(
-            f"api_key_env: the key in {variable} holds blanks, line breaks or letters that no header can"
+            f"api_key_env: the key in {variable} holds white space or characters that an HTTP header cannot"
         )
     return key
 
@@ -244,11 +258,11 @@ def _check_address(base_url: str, key_needs_tls: bool) -> None:
         raise ValueError("base_url: an address such as https://host/v1 is expected")
     if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
         raise ValueError(
-            "base_url: it holds a user, a password or a query, and would be written into files; name the environment"
-            " variable with the key in judge.api_key_env"
+            "base_url: it holds a user, a password or a query, and would be written to files; set judge.api_key_env to"
+            " the name of an environment variable with the key instead"
         )
     if parts.scheme == "http" and key_needs_tls and not is_loopback(host):
         raise ValueError(
-            f"base_url: the key would go to {host} over plain http, for all between to read; use https, or set"
+            f"base_url: the key would be sent to {host} over plain http, readable on the way; use https, or set"
             " judge.allow_plain_http to True"
         )

@@ -1,15 +1,15 @@
-"""The paraphrase judge: far from the input in letters, alike in length, and right.
+"""The paraphrase judge: rewards an answer that differs from its input in letters, has a similar length, and is valid.
 
 score = gate * weighted mean of
-    distance  exp(-8 (d - 0.6)^2), d = 1 - normalised Indel similarity of the letters
-    start     exp(-6 (d - 0.5)^2), the same d on the first 20 letters of each
-    length    exp(-2 |r - 1|), r = (words in + 3) / (words out + 3)
+    distance  exp(-8 (d - 0.6)^2), d = 1 - normalized Indel similarity of the letters
+    start     exp(-6 (d - 0.5)^2), the same d over the first 20 letters of each
+    length    exp(-2 |r - 1|), r = (words of the input + 3) / (words of the answer + 3)
 
-The weights are divided by their sum. A copy (the input letter for letter) is valid, but scores one
-hundredth of that: below every other valid answer, above every refused one. Distance alone is gamed at
-once, since unrelated German stands at d = 0.59; the gate is what makes the score mean something.
+The weights are normalized. A copy (the same letters as the input) is valid, but scores one hundredth of that: below
+every other valid answer, above every rejected one. Distance alone would be gamed at once, since unrelated German
+sentences have d = 0.59; the gate makes the score meaningful.
 
-Leaves out style, fluency and everything else that a rule cannot see.
+Left out on purpose: style, fluency and everything else that rules cannot measure.
 """
 
 from __future__ import annotations
@@ -21,64 +21,66 @@ from typing import Any
 
 from xpo_jax.judges.contract import JudgeError
 from xpo_jax.judges.paraphrase_gates import WORD, Gate, embedded, general, letters, similarity
+from xpo_jax.judges.scores import win_probability
 from xpo_jax.values import Comparison, Message, Verdict
 
-START_LETTERS = 20
+START_LETTERS = 20  # that "start" compares
 COPY_FACTOR = 0.01
 Parts = dict[str, float | str]
 
 
 class ParaphraseJudge:
-    """Compares two answers by their scores; the higher wins, equal ones tie."""
+    """Compares two answers by their scores; the higher one wins, equal ones tie."""
 
     def __init__(
         self, gate: Gate, weights: Mapping[str, float], softness: float, input_tag: str, output_tag: str
     ):
-        """Take the parts that `paraphrase` has checked; weights are named distance, start and length."""
+        """Take what `paraphrase` has checked; the weights are named distance, start and length."""
         self._gate = gate
         self._softness = softness
         self._weights = dict(weights)
         self._input_tag = input_tag
-        # The last whole pair: instructions before it may name the tag.
+        # the last complete pair of tags, since instructions before it may mention them
         self._input = re.compile(rf"<{input_tag}>((?:(?!<{input_tag}>).)*?)</{input_tag}>", re.DOTALL)
         tag = f"</?{output_tag}>"
         self._output = re.compile(rf"\s*<{output_tag}>((?:(?!{tag}).)*)</{output_tag}>\s*", re.DOTALL)
 
     def __call__(self, comparisons: Sequence[Comparison]) -> list[Verdict]:
-        """Judge each comparison; `scores` holds the parts of both answers under "a" and "b"."""
+        """Judge each comparison; the verdict's scores hold the parts of both answers under "a" and "b"."""
         return [self._compare(comparison) for comparison in comparisons]
 
     def check(self, messages: Sequence[Message], row: Mapping[str, Any]) -> None:
-        """Refuse a prompt that this judge cannot judge; a run asks for each before it begins.
+        """Check that the prompt has an input between tags.
 
         Raises:
-            ValueError: the conversation has no input between tags.
+            ValueError: it has none.
         """
         self._source(messages)
 
     def parts(self, messages: Sequence[Message], text: str) -> Parts:
-        """What the score of one answer is made of.
+        """Return the parts of one answer's score.
 
         Args:
             messages: the conversation; the last user turn holds the input between its tags.
             text: the answer, with its tags.
 
         Returns:
-            score, distance, start, length in [0, 1]; valid, copy 0 or 1; reason, "" for a valid answer.
+            "score", "distance", "start" and "length" in [0, 1]; "valid" and "copy", 0 or 1; "reason", why the answer
+            is not valid, or "".
 
         Raises:
             ValueError: the conversation has no input between tags.
         """
         source = self._source(messages)
-        found = self._output.fullmatch(text)
-        if found is None:
-            return _refused("output tags missing or broken")
-        return self.score(source, found.group(1).strip())
+        match = self._output.fullmatch(text)
+        if match is None:
+            return _rejected("output tags missing or broken")
+        return self.score(source, match.group(1).strip())
 
     def score(self, source: str, answer: str) -> Parts:
-        """The same for a bare input and a bare answer, without tags."""
+        """Return the parts for an input and an answer without tags; see `parts`."""
         if not answer:
-            return _refused("empty")
+            return _rejected("empty")
         reason = self._gate(source, answer)
         source_letters, answer_letters = letters(source), letters(answer)
         copy = source_letters == answer_letters
@@ -94,31 +96,24 @@ class ParaphraseJudge:
     def _compare(self, comparison: Comparison) -> Verdict:
         a = self.parts(comparison.messages, comparison.a)
         b = self.parts(comparison.messages, comparison.b)
-        first, second = float(a["score"]), float(b["score"])
-        if first == second:
-            p = 0.5
-        elif self._softness == 0:
-            p = float(first > second)
-        else:
-            p = 0.5 + 0.5 * math.tanh((first - second) / self._softness / 2)  # the sigmoid, without overflow
-        scores: dict[str, Any] = {"a": a, "b": b}
-        return Verdict(p, f"A {_said(a)}; B {_said(b)}", scores)
+        p = win_probability(float(a["score"]), float(b["score"]), self._softness)
+        return Verdict(p, f"A {_summary(a)}; B {_summary(b)}", {"a": a, "b": b})
 
     def _source(self, messages: Sequence[Message]) -> str:
         tag = self._input_tag
         user = next((message["content"] for message in reversed(messages) if message["role"] == "user"), None)
-        found = self._input.findall(user) if user is not None else []
-        if not found or not found[-1].strip():
-            what = (
-                "no user turn"
+        inputs = self._input.findall(user) if user is not None else []
+        if not inputs or not inputs[-1].strip():
+            problem = (
+                "the prompt has no user turn"
                 if user is None
-                else f"no text between <{tag}> and </{tag}> in its last user turn"
+                else f"the last user turn has no text between <{tag}> and </{tag}>"
             )
             raise JudgeError(
-                f"the paraphrase judge found {what}; put the text to paraphrase there with data.template,"
+                f"paraphrase judge: {problem}; put the text to paraphrase there with data.template,"
                 f" for example '<{tag}>{{input}}</{tag}>'"
             )
-        return str(found[-1]).strip()
+        return str(inputs[-1]).strip()
 
 
 def paraphrase(
@@ -139,16 +134,16 @@ def paraphrase(
     """Build the judge.
 
     Args:
-        gate: "embedded" (the German grammar of the embedded world) or "general" (any other text).
-        distance_weight, start_weight, length_weight: not negative, not all zero; divided by their sum.
-        softness: the verdict is sigmoid(difference of the scores / softness), so that a narrow win teaches
-            less than a clear one; 0 gives hard verdicts.
+        gate: "embedded" (sentences of the embedded German grammar) or "general" (any other text).
+        distance_weight, start_weight, length_weight: nonnegative, not all zero; normalized.
+        softness: p is sigmoid(difference of the scores / softness), so that a narrow win teaches less than a clear
+            one; 0 gives hard verdicts.
         input_tag, output_tag: names of the tags around the input and the answer, without brackets.
-        min_kept, min_similarity, max_similarity, min_length_ratio, max_length_ratio: limits of the general
-            gate, see `gates.general`; checked, but of no effect on the embedded one.
+        min_kept, min_similarity, max_similarity, min_length_ratio, max_length_ratio: limits of the general gate, see
+            `paraphrase_gates.general`; always checked, but without effect on the embedded gate.
 
     Raises:
-        ValueError: an unknown gate, weights or limits out of range, or a tag that is not a plain name.
+        ValueError: an unknown gate, a weight or limit out of range, or a tag that is not a plain name.
     """
     gates: dict[str, Gate] = {
         "embedded": embedded,
@@ -168,7 +163,7 @@ def paraphrase(
     total = sum(weights.values())
     if not all(math.isfinite(weight) and weight >= 0 for weight in weights.values()) or total <= 0:
         raise ValueError(
-            f"the judge's weights are {weights}; they must be finite, not negative and not all zero"
+            f"the judge's weights are {weights}; they must be finite, nonnegative and not all zero"
         )
     for name, tag in (("input_tag", input_tag), ("output_tag", output_tag)):
         if not re.fullmatch(r"[A-Za-z][\w-]*", tag):
@@ -193,7 +188,7 @@ def _length(source: str, answer: str) -> float:
     return math.exp(-2 * abs(ratio - 1))
 
 
-def _refused(reason: str) -> Parts:
+def _rejected(reason: str) -> Parts:
     return {
         "score": 0.0,
         "valid": 0.0,
@@ -205,5 +200,5 @@ def _refused(reason: str) -> Parts:
     }
 
 
-def _said(parts: Parts) -> str:
+def _summary(parts: Parts) -> str:
     return str(parts["reason"]) or f"{parts['score']:.3f}" + (" (copy)" if parts["copy"] else "")

@@ -1,14 +1,13 @@
-"""Gates: whether an answer may count as a paraphrase at all, before anything is measured.
+"""Gates decide whether an answer may count as a paraphrase at all, before anything is measured.
 
-A gate takes (source, answer), both plain text, and returns "" or the reason why it refuses.
+A gate takes (source, answer), both plain text, and returns "" or the reason why it rejects the answer.
 
-`embedded` is hard and exact: it knows the embedded German grammar and accepts only its sentences.
-`general` stands in for any other text. It sees what can be counted: numbers, acronyms, names in two or
-more parts, negating words, brackets and quotes, repetition, the shape of a sentence, the share of the
-source's content words that come back, and whether length and letters stay within a band. It does not see
-grammar or meaning: reordered words, a swapped subject and object, a wrong ending, a synonym that does not
-fit, and an honest paraphrase with other content words than the source are all beyond it. For other
-languages than German its lists (negations) are only part of the truth.
+`embedded` is exact: it parses the embedded German grammar and accepts only sentences with the same meaning.
+`general` approximates this for any other text. It checks what can be counted: numbers, acronyms, names of two or more
+words, negations, brackets and quotation marks, repetition, the form of a sentence, the fraction of the source's content
+words that recur, and whether length and similarity are within a band. It does not check grammar or meaning: it misses
+reordered words, a swapped subject and object, a wrong ending and a synonym that does not fit, and it rejects a correct
+paraphrase that has other content words than the source. Its list of negations is German only.
 """
 
 from __future__ import annotations
@@ -35,26 +34,26 @@ NEGATIONS = re.compile(
 )
 BRACKETS = "()[]{}"
 QUOTES = re.compile('["„“”»«]')
-CONTENT_LETTERS = 6  # a lower-case word this long carries content
-STEM_LETTERS = 5  # words that begin alike count as one word, so that endings may change
-RUN_WORDS = 3  # no run of so many words may come twice
+CONTENT_CHARACTERS = 6  # a lower-case word of at least this length is a content word
+STEM_CHARACTERS = 5  # words with the same beginning count as the same word, so that endings may change
+RUN_WORDS = 3  # no sequence of this many words may occur twice
 
 
 def letters(text: str) -> str:
-    """Only the letters, without case: what distances are measured on."""
+    """Return the letters of the text, case-folded; distances are measured on these."""
     return "".join(character for character in text.casefold() if character.isalpha())
 
 
 def similarity(a: str, b: str) -> float:
-    """Normalised Indel similarity: 1 for equal strings, 0 for strings without a common letter."""
+    """Return the normalized Indel similarity: 1 for equal strings, 0 for strings without a common character."""
     return float(Indel.normalized_similarity(a, b))
 
 
 def embedded(source: str, answer: str) -> str:
-    """The hard gate of the embedded German world.
+    """Reject any answer that is not a sentence of the embedded German grammar with the source's meaning.
 
     Raises:
-        JudgeError: the source is not a sentence of that world, so nothing could pass.
+        JudgeError: the source is not a sentence of that grammar, so nothing could pass.
     """
     if parser.parse(source) is None:
         raise JudgeError(
@@ -75,9 +74,12 @@ def general(
     """Build the gate for any text.
 
     Args:
-        min_kept: least share of the source's content words that must come back, in [0, 1].
-        min_similarity, max_similarity: band for the Indel similarity of the letters; 1 lets copies pass.
-        min_length_ratio, max_length_ratio: band for (words out + 3) / (words in + 3).
+        min_kept: minimum fraction of the source's content words that must recur, in [0, 1].
+        min_similarity, max_similarity: band for the Indel similarity of the letters; a maximum of 1 lets copies pass.
+        min_length_ratio, max_length_ratio: band for (words of the answer + 3) / (words of the source + 3).
+
+    Raises:
+        ValueError: limits out of range; the field comes first.
     """
     for name, low, high in (
         ("similarity", min_similarity, max_similarity),
@@ -86,13 +88,13 @@ def general(
         if not 0 <= low < high:
             raise ValueError(f"judge.min_{name} {low} and judge.max_{name} {high} must be 0 <= min < max")
     if not 0 <= min_kept <= 1:
-        raise ValueError(f"judge.min_kept is {min_kept}; it must be a share from 0 to 1")
+        raise ValueError(f"judge.min_kept is {min_kept}; it must be a fraction from 0 to 1")
 
     def gate(source: str, answer: str) -> str:
-        reason = _shape(source, answer) or _kept_exactly(source, answer) or _repeats(source, answer)
+        reason = _shape(source, answer) or _exact_content(source, answer) or _repetition(source, answer)
         if reason:
             return reason
-        if _kept_share(source, answer) < min_kept:
+        if _recurring_fraction(source, answer) < min_kept:
             return "too few of the input's content words"
         ratio = (len(WORD.findall(answer)) + 3) / (len(WORD.findall(source)) + 3)
         if not min_length_ratio <= ratio <= max_length_ratio:
@@ -123,73 +125,77 @@ def _shape(source: str, answer: str) -> str:
     return ""
 
 
-def _kept_exactly(source: str, answer: str) -> str:
+def _exact_content(source: str, answer: str) -> str:
     if Counter(NUMBER.findall(source)) != Counter(NUMBER.findall(answer)):
         return "numbers differ"
-    said = [word.casefold() for word in WORD.findall(answer)]
+    words = [word.casefold() for word in WORD.findall(answer)]
     for name in _names(source):
         stem = name.casefold()[: max(3, len(name) - 2)]
-        if not any(word.startswith(stem) for word in said):
+        if not any(word.startswith(stem) for word in words):
             return "a name is missing"
-    denies, said_no = (any(map(NEGATIONS.fullmatch, WORD.findall(text))) for text in (source, answer))
-    return "" if denies == said_no else "negation differs"
+    negated = [any(map(NEGATIONS.fullmatch, WORD.findall(text))) for text in (source, answer)]
+    return "" if negated[0] == negated[1] else "negation differs"
 
 
 def _names(text: str) -> list[str]:
-    """What is surely a name in German text, where every noun has a capital.
+    """Return the words of a German text that are certainly names, although every noun is capitalized.
 
-    Acronyms, words with a capital or a digit inside, and two or more words with capitals in a row that are
-    not the start of a sentence. A single name ("Müller") looks like any noun and counts as a content word.
+    These are acronyms, words with an inner capital or digit, and two or more capitalized words in a row that do not
+    begin a sentence. A single name ("Müller") looks like a noun, and counts as a content word.
     """
     names: list[str] = []
     run: list[str] = []
-    start = True
+    starts_sentence = True
     previous_end = 0
     for match in WORD.finditer(text):
         word = match.group()
         between = text[previous_end : match.start()]
-        start = start or bool(re.search(r"[.!?:;…\"„“»]", between))
-        if run and (start or between.strip() or not word[0].isupper()):
+        starts_sentence = starts_sentence or bool(re.search(r"[.!?:;…\"„“»]", between))
+        if run and (starts_sentence or between.strip() or not word[0].isupper()):
             names += run if len(run) > 1 else []
             run = []
-        shouted = word.isupper() and 2 <= len(word) <= 5 and not text.isupper()
-        odd = any(character.isupper() for character in word[1:]) and not word.isupper() and "-" not in word
-        if shouted or odd or (word[0].isalpha() and any(character.isdigit() for character in word)):
+        is_acronym = word.isupper() and 2 <= len(word) <= 5 and not text.isupper()
+        has_inner_capital = (
+            any(character.isupper() for character in word[1:]) and not word.isupper() and "-" not in word
+        )
+        has_digit = word[0].isalpha() and any(character.isdigit() for character in word)
+        if is_acronym or has_inner_capital or has_digit:
             names.append(word)
-        elif word[0].isupper() and not start and len(word) > 1:
+        elif word[0].isupper() and not starts_sentence and len(word) > 1:
             run.append(word)
-        start, previous_end = False, match.end()
+        starts_sentence, previous_end = False, match.end()
     return names + (run if len(run) > 1 else [])
 
 
-def _repeats(source: str, answer: str) -> str:
+def _repetition(source: str, answer: str) -> str:
     runs = [
         Counter(tuple(words[i : i + RUN_WORDS]) for i in range(len(words) - RUN_WORDS + 1))
         for words in ([word.casefold() for word in WORD.findall(text)] for text in (source, answer))
     ]
     if any(times > max(1, runs[0][run]) for run, times in runs[1].items()):
         return "repeats itself"
-    said = [word.casefold() for word in WORD.findall(answer)]
-    given = Counter(word.casefold() for word in WORD.findall(source))
-    if any(a == b and given[a] < 2 for a, b in pairwise(said)):
+    words = [word.casefold() for word in WORD.findall(answer)]
+    in_source = Counter(word.casefold() for word in WORD.findall(source))
+    if any(a == b and in_source[a] < 2 for a, b in pairwise(words)):
         return "repeats a word"
-    if any(times > given[word] + 1 for word, times in Counter(said).items() if len(word) >= CONTENT_LETTERS):
+    counts = Counter(words).items()
+    if any(times > in_source[word] + 1 for word, times in counts if len(word) >= CONTENT_CHARACTERS):
         return "repeats a word"
     return ""
 
 
 def _content(text: str) -> set[str]:
-    """Stems of the words that carry content: long ones, and capitals inside a sentence."""
+    """Return the stems of the content words: long ones, and capitalized ones inside a sentence."""
     stems = set()
     for index, word in enumerate(WORD.findall(text)):
         if word[0].isalpha() and (
-            len(word) >= CONTENT_LETTERS or (index > 0 and word[0].isupper() and len(word) > 3)
+            len(word) >= CONTENT_CHARACTERS or (index > 0 and word[0].isupper() and len(word) > 3)
         ):
-            stems.add(word.casefold()[:STEM_LETTERS])
+            stems.add(word.casefold()[:STEM_CHARACTERS])
     return stems
 
 
-def _kept_share(source: str, answer: str) -> float:
-    wanted = _content(source)
-    said = {word.casefold()[:STEM_LETTERS] for word in WORD.findall(answer)}
-    return len(wanted & said) / len(wanted) if wanted else 1.0
+def _recurring_fraction(source: str, answer: str) -> float:
+    content = _content(source)
+    stems = {word.casefold()[:STEM_CHARACTERS] for word in WORD.findall(answer)}
+    return len(content & stems) / len(content) if content else 1.0

@@ -1,11 +1,11 @@
-"""What a judge that reads shows its model of a comparison: a template, filled so that a text stays a text.
+"""Render a comparison as the prompt of a judge's model, so that no filled-in text can change the prompt's structure.
 
-Braces in what is filled in are no placeholders, and the tags that enclose a placeholder in the template are broken
-where a filled-in text holds them ("</answer_A>" becomes "< /answer_A>"), so that no answer can end itself and go on
-as the template. Control tokens are broken here only on request: a judge with a tokenizer at hand does it exactly.
+Braces in a filled-in text are not placeholders. The tags that enclose a placeholder in the template are broken where a
+filled-in text contains them ("</answer_A>" becomes "< /answer_A>"), so that no answer can close its tag and continue
+as the template. Control tokens are broken only on request: a judge that has the tokenizer treats them exactly.
 
-Left out on purpose: what a text says in plain words ("I am the better one"), columns that are not text, and all
-turns of a conversation but the last of the user's.
+Left out on purpose: what a text says in plain words ("I am the better one"), columns that are not text, and all turns
+of a conversation but the last user turn.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from xpo_jax.values import Comparison, Message
 
 # an opening tag, one placeholder, the closing tag
 _ENCLOSED = re.compile(r"<([\w-]+)>\s*\{[^{}]+\}\s*</\1>")
-# how the chat templates of today's open models write control tokens: <|im_end|>, </s>, <end_of_turn>, [/INST]
+# control tokens as the chat templates of common open models write them: <|im_end|>, </s>, <end_of_turn>, [/INST]
 _CONTROL = re.compile(
     r"<(?=[|\uff5c]|/?(?:s|bos|eos|pad|unk|mask|sep|cls|think|SYS|\w+_of_\w+)>)"
     r"|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_\w+)\])",
@@ -29,18 +29,18 @@ _CONTROL = re.compile(
 
 
 class Rendering:
-    """A template for comparisons: {A} and {B}; {prompt}, the user's last turn; and any {column} that holds text."""
+    """A template with {A} and {B}; {prompt} is the last user turn, and any other {column} a text column of the row."""
 
     def __init__(self, template: str | Sequence[Mapping[str, str]], *, break_control_tokens: bool):
         """Take a template: messages, or one text.
 
         Args:
-          template: as `data.templates` has it.
-          break_control_tokens: break what looks like a control token of some chat template, for judges that do
+          template: see `data.templates`.
+          break_control_tokens: break what looks like a control token of any common chat template, for judges that do
             not know which tokenizer will read the text.
 
         Raises:
-          ValueError: a template that could fill nothing, or that does not show both answers.
+          ValueError: the template is invalid, or does not show both answers.
         """
         missing = {"A", "B"} - {*templates.check(template)}
         if missing:
@@ -54,33 +54,33 @@ class Rendering:
         self._break_control_tokens = break_control_tokens
 
     def __call__(self, comparison: Comparison) -> str | tuple[Message, ...]:
-        """Fill the template. A text gives text, messages messages.
+        """Fill the template; return a text for a text, messages for messages.
 
         Raises:
-          JudgeError: a column of the template that is missing, empty or no text.
+          JudgeError: a column of the template is missing, empty or not text.
         """
         messages, row, a, b = comparison
         users = [message["content"] for message in messages if message["role"] == "user"]
-        given = {"A": a, "B": b, "prompt": users[-1] if users else ""}
+        texts = {"A": a, "B": b, "prompt": users[-1] if users else ""}
 
         def value(name: str) -> str:
-            if name in given:
-                return self._neutral(given[name])
+            if name in texts:
+                return self._neutralize(texts[name])
             if name in row:
                 try:
-                    return self._neutral(validate.text(row[name], "judge.template", f"column {name!r}"))
+                    return self._neutralize(validate.text(row[name], "judge.template", f"column {name!r}"))
                 except DataError as error:
                     raise JudgeError(str(error)) from error
             raise JudgeError(
                 f"judge.template: no column {name!r}; the row has: {', '.join(row) or 'nothing'};"
-                " {prompt}, the user's last turn, is always there"
+                " {prompt}, the last user turn, is always available"
             )
 
         return templates.substitute(self.template, value)
 
-    def _neutral(self, text: str) -> str:
+    def _neutralize(self, text: str) -> str:
         if self._tags is not None:
             text = self._tags.sub("< ", text)
         if self._break_control_tokens:
-            text = _CONTROL.sub(lambda found: found[0] + " ", text)
+            text = _CONTROL.sub(lambda match: match[0] + " ", text)
         return text

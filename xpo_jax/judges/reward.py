@@ -1,14 +1,14 @@
-"""Judges that score each answer by itself: a reward model on the devices, or a function of yours.
+"""Judges that score each answer by itself: a reward model on the devices, or a user's function.
 
-The verdict is sigmoid((score of A - score of B) / temperature), or the higher one wins where the temperature is 0;
-equal scores tie. Each answer is seen alone, so the order shown makes no difference, and nothing that one answer says
-can be taken for the other's. Control tokens in a text are ordinary text.
+p = sigmoid((score of A - score of B) / temperature); at temperature 0 the higher score wins. Equal scores tie. Each
+answer is scored alone, so the order shown makes no difference, and no answer can pretend to be the other one. Control
+tokens in a text are ordinary text.
 
-`reward_model` reads a Hugging Face folder of a sequence classifier with one label: the conversation with
-the answer goes through the folder's chat template, and the score is taken from the last token of what comes out.
-`reward_function` calls score(prompt, answer), where prompt is the last turn of the user's.
+`reward_model` reads the Hugging Face folder of a sequence-classification model with one label. The conversation with
+the answer goes through the folder's chat template, and the score is read at the last token. `reward_function` calls
+score(prompt, answer), where prompt is the last user turn.
 
-Left out on purpose: reward models of other families, and several labels. What runs on the devices is `device_model.py`.
+Left out on purpose: reward models with several labels. The model runs in `device_model.py`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from typing import Any, Literal
 from xpo_jax.config.schema import check_increasing, resolve
 from xpo_jax.io.text import error_line
 from xpo_jax.judges.contract import JudgeError
-from xpo_jax.judges.device_model import RewardScorer
+from xpo_jax.judges.device_model import RewardScorer, check_divisible
+from xpo_jax.judges.scores import win_probability
 from xpo_jax.models.hf import hub, model_folder
 from xpo_jax.models.hf.tensors import read_model_json
 from xpo_jax.models.registry import family
@@ -34,29 +35,23 @@ Score = Callable[[str, str], float | None]
 
 
 def verdict(a: float | None, b: float | None, temperature: float) -> Verdict:
-    """The verdict of two scores; none where one is missing or nan. Infinite ones win or lose as they should."""
+    """Return the verdict for two scores; none if either is missing or nan. Infinite scores win or lose."""
     missing = [name for name, score in (("A", a), ("B", b)) if score is None or math.isnan(score)]
     if a is None or b is None or missing:
         return Verdict(None, f"no score for {' and '.join(missing)}", {"a": a, "b": b})
-    if a == b:
-        p = 0.5
-    elif temperature == 0:
-        p = float(a > b)
-    else:
-        p = 0.5 + 0.5 * math.tanh((a - b) / temperature / 2)  # the sigmoid, without overflow
-    return Verdict(p, f"A {a:.4g}; B {b:.4g}", {"a": a, "b": b})
+    return Verdict(win_probability(a, b, temperature), f"A {a:.4g}; B {b:.4g}", {"a": a, "b": b})
 
 
 def _check_temperature(temperature: float) -> None:
     if not 0 <= temperature < math.inf:
-        raise ValueError(f"temperature is {temperature}, must be 0 (hard verdicts) or more")
+        raise ValueError(f"temperature is {temperature}; it must be 0 (hard verdicts) or more")
 
 
 # ---- a model ------------------------------------------------------------------------------------
 
 
 class RewardModel:
-    """Compares two answers by a reward model's scores; a `values.DeviceJudge`."""
+    """Compares two answers by a reward model's scores; a `contract.DeviceJudge`."""
 
     collective = True
 
@@ -66,26 +61,22 @@ class RewardModel:
         self._batch_size, self._buckets, self._on_long = batch_size, tuple(buckets), on_long
 
     def attach(self, *, mesh: Any, folder: Path, model_config: Any, tokenizer: Any, dtype: Any) -> None:
-        """Learn on what the run computes; of its model nothing is used.
+        """Open the reward model for the run's mesh and dtype; nothing of the policy is used.
 
         Raises:
-          ValueError: a batch that the mesh does not divide, a folder that holds no such model, a tokenizer without
-            chat template.
+          ValueError: the batch size is not divisible over the mesh, the folder holds no such model, or its tokenizer
+            has no chat template.
         """
-        shares = mesh.shape["data"] * mesh.shape["fsdp"]
-        if self._batch_size % shares:
-            raise ValueError(
-                f"judge.batch_size {self._batch_size} is not divisible by mesh.data x mesh.fsdp = {shares}"
-            )
-        self._found = hub.find(self._path)
-        self._folder = self._found.folder
+        check_divisible(self._batch_size, mesh)
+        self._source = hub.find(self._path)
+        self._folder = self._source.folder
         # a classifier has no lm_head, even if its config.json has untied embeddings
         config = dataclasses.replace(model_folder.read_config(self._folder), tie_word_embeddings=True)
         classifier = family(config)
-        stated = read_model_json(self._folder / "config.json").get("architectures")
-        if stated != [classifier.reward_architecture]:
+        architectures = read_model_json(self._folder / "config.json").get("architectures")
+        if architectures != [classifier.reward_architecture]:
             raise ValueError(
-                f"judge.path: {self._folder} is a model of the architectures {stated}, not of"
+                f"judge.path: {self._folder} is a model of the architectures {architectures}, not of"
                 f" {classifier.reward_architecture}"
             )
         model_folder.check_params(self._folder, config, {classifier.reward_head: (1, config.hidden_size)})
@@ -97,19 +88,19 @@ class RewardModel:
         )
 
     def models(self) -> list[dict[str, str | None]]:
-        """The model, for environment.json; called after `attach`."""
-        return [{"path": self._found.given, "commit": self._found.commit}]
+        """Return the model, for environment.json; called after `attach`."""
+        return [{"path": self._source.given, "commit": self._source.commit}]
 
     def check(self, messages: Sequence[Message], row: Mapping[str, Any]) -> None:
-        """Refuse a prompt that is too long even without an answer, if that is an error.
+        """Check that the prompt fits the last bucket, if it must, and the chat template.
 
         Raises:
-          ValueError: that, or a conversation that the chat template refuses.
+          ValueError: it is too long even with an empty answer, or the chat template rejects it.
         """
         self._fits(len(self._tokens(messages, "")))
 
     def declared_programs(self) -> list[tuple[str, Callable[[], object]]]:
-        """The compilations: what to show of each, and the call that compiles it."""
+        """Return a label and a compile function for each bucket."""
         return self._scores.declared_programs()
 
     def load(self, starting: Params | None) -> None:
@@ -117,24 +108,24 @@ class RewardModel:
         self._scores.load(self._folder)
 
     def __call__(self, comparisons: Sequence[Comparison]) -> list[Verdict]:
-        """Judge each comparison; `scores` holds the reward of both answers under "a" and "b".
+        """Judge each comparison; the verdict's scores hold the reward of both answers under "a" and "b".
 
         Raises:
-          ValueError: a conversation that is too long, if that is an error.
+          JudgeError: a conversation is too long, and `on_long` is "error".
         """
-        asked = [self._tokens(c.messages, answer) for c in comparisons for answer in (c.a, c.b)]
-        fits = [self._fits(len(tokens)) for tokens in asked]
-        found = [
-            float(score) if fit else None for fit, (score,) in zip(fits, self._scores(asked), strict=True)
+        sequences = [self._tokens(c.messages, answer) for c in comparisons for answer in (c.a, c.b)]
+        fits = [self._fits(len(tokens)) for tokens in sequences]
+        scores = [
+            float(score) if fit else None for fit, (score,) in zip(fits, self._scores(sequences), strict=True)
         ]
-        return [verdict(a, b, self._temperature) for a, b in zip(found[::2], found[1::2], strict=True)]
+        return [verdict(a, b, self._temperature) for a, b in zip(scores[::2], scores[1::2], strict=True)]
 
     def _fits(self, length: int) -> bool:
         fits = length <= self._buckets[-1]
         if not fits and self._on_long == "error":
             raise JudgeError(
-                f"a conversation with its answer has {length} tokens, the last of judge.buckets holds"
-                f" {self._buckets[-1]}; raise it, or set judge.on_long to 'no_verdict' to go on without a verdict"
+                f"a conversation with its answer has {length} tokens, but the last of judge.buckets holds"
+                f" {self._buckets[-1]}; raise it, or set judge.on_long to 'no_verdict' to skip such pairs"
             )
         return fits
 
@@ -144,9 +135,9 @@ class RewardModel:
             return list(
                 self._tokenizer.apply_chat_template(turns, return_dict=False, sanitize_control_tokens=True)
             )
-        except Exception as error:  # a chat template is a program of the model's and can refuse in any way
+        except Exception as error:  # a chat template is a program and can fail in any way
             raise JudgeError(
-                f"judge.path: the reward model's chat template refuses it: {error_line(error)}"
+                f"judge.path: the reward model's chat template rejects a conversation: {error_line(error)}"
             ) from error
 
 
@@ -161,15 +152,15 @@ def reward_model(
     """Build the judge.
 
     Args:
-      path: a folder or hub name of a sequence classifier with one label.
-      temperature: what a difference of scores is divided by; 1 is how most reward models were trained (Bradley and
-        Terry), 0 gives hard verdicts.
-      batch_size: rows per call on the devices, divisible by mesh.data x mesh.fsdp; a comparison is two.
-      buckets: padded lengths of a conversation with its answer, tokens, rising.
-      on_long: a longer one ends the run, or has no score and counts as failed.
+      path: a folder or hub name of a sequence-classification model with one label.
+      temperature: divides the difference of two scores. Most reward models are trained with 1 (Bradley-Terry); 0
+        gives hard verdicts.
+      batch_size: rows per call on the devices, divisible by mesh.data x mesh.fsdp; a comparison has two.
+      buckets: padded lengths of a conversation with its answer, tokens, increasing.
+      on_long: a conversation longer than the last bucket ends the run, or has no score and counts as failed.
 
     Raises:
-      ValueError: values that are out of range; the field stands first.
+      ValueError: a value out of range; the field comes first.
     """
     _check_temperature(temperature)
     if batch_size < 1:
@@ -182,28 +173,28 @@ def reward_model(
 
 
 class RewardFunction:
-    """Compares two answers by what a function scores them."""
+    """Compares two answers by the scores of a function."""
 
     def __init__(self, score: Score, temperature: float):
         """Take what `reward_function` has checked."""
         self._score, self._temperature = score, temperature
 
     def __call__(self, comparisons: Sequence[Comparison]) -> list[Verdict]:
-        """Judge each comparison; one that the function fails on has no verdict, and the others theirs."""
+        """Judge each comparison; if the function fails on one, only that one has no verdict."""
         return [self._compare(comparison) for comparison in comparisons]
 
     def _compare(self, comparison: Comparison) -> Verdict:
         try:
             a, b = self._number(comparison, comparison.a), self._number(comparison, comparison.b)
-        except Exception as error:  # the user's own code can fail in any way
+        except Exception as error:  # the user's code can fail in any way
             return Verdict(None, f"the score failed: {type(error).__name__}: {error}")
         return verdict(a, b, self._temperature)
 
     def parts(self, messages: Sequence[Message], text: str) -> dict[str, Any]:
-        """The score of one answer, for the evaluation's tables; none where the function fails."""
+        """Return the score of one answer, for the tables of the evaluation; nothing if the function fails."""
         try:
             score = self._number(Comparison(messages, {}, "", ""), text)
-        except Exception:  # as above; the verdict tells it
+        except Exception:  # as above; the verdict has the reason
             return {}
         return {} if score is None or not math.isfinite(score) else {"score": score}
 
@@ -221,22 +212,21 @@ def reward_function(*, function: str, temperature: float) -> RewardFunction:
     """Build the judge.
 
     Args:
-      function: package.module:Name of score(prompt, answer) -> number, or None for no score. It gets two texts: the
-        last turn of the user's, and an answer.
+      function: package.module:name of score(prompt, answer), which gets the last user turn and an answer, both text,
+        and returns a number, or None for no score.
       temperature: see `reward_model`; choose it near the typical difference of two scores.
 
     Raises:
-      ValueError: no such function, or one that does not take two arguments.
+      ValueError: there is no such function, or it does not take two arguments.
     """
     _check_temperature(temperature)
     score = resolve(function, "judge.function", {})
     try:
         inspect.signature(score).bind("prompt", "answer")
     except TypeError:
-        takes = inspect.signature(score)
         raise ValueError(
-            f"judge.function: {function} is called as score(prompt, answer), but takes {takes}"
+            f"judge.function: {function} is called as score(prompt, answer), but takes {inspect.signature(score)}"
         ) from None
-    except ValueError:  # some builtins do not tell what they take
+    except ValueError:  # some builtins have no signature
         pass
     return RewardFunction(score, temperature)
