@@ -5,6 +5,7 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fakes import hasty_compilation, run_main, tiny_config, write_config, write_rows
 from ml_collections import ConfigDict
@@ -12,7 +13,18 @@ from ml_collections import ConfigDict
 from tools import judge as tool
 from xpo_jax.data.pairs_log import read_pairs
 from xpo_jax.experiment.setup import make_judge
-from xpo_jax.values import Comparison
+from xpo_jax.judges.ask import ResponsePairs, ask
+from xpo_jax.judges.contract import (
+    DeviceJudge,
+    HasCheck,
+    HasModels,
+    HasParts,
+    HasProbe,
+    HasStats,
+    is_collective,
+    measure,
+)
+from xpo_jax.values import Comparison, Prompts
 
 PAGE = (Path(__file__).parents[1] / "docs" / "judges.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
@@ -29,6 +41,42 @@ def example(tmp_path_factory):
         patch.delitem(sys.modules, "my_judges", raising=False)  # another test's, of the same name
         yield folder
     sys.modules.pop("my_judges", None)
+
+
+def test_optional_methods_example_satisfies_every_protocol(tmp_path):
+    """A judge that has the methods is recognized without inheriting anything, and one that has none is not."""
+    names: dict = {}
+    exec(next(block for block in BLOCKS if "class FromList" in block), names)
+    path = tmp_path / "words.txt"
+    judge = names["FromList"](path=str(path))
+    protocols = (HasProbe, HasCheck, HasParts, HasStats, HasModels)
+    assert all(isinstance(judge, protocol) for protocol in protocols)
+    plain = lambda comparisons: ["A"] * len(comparisons)
+    assert not any(isinstance(plain, protocol) for protocol in (*protocols, DeviceJudge))
+    assert measure(plain, (), "Hund") == {} and not is_collective(plain) and not is_collective(judge)
+    judge.collective = True
+    assert is_collective(judge) and not isinstance(judge, DeviceJudge)
+
+    with pytest.raises(ValueError, match=r"^judge\.path: .* create it"):
+        judge.probe()
+    path.write_text("Hund\nKatze\n")
+    judge.probe()
+    with pytest.raises(ValueError, match="column 'input'"):
+        judge.check((), {})
+    judge.check((), {"input": "x"})
+    assert measure(judge, (), "Hund und Katze") == {"listed_words": 2}
+    prompt = Prompts(({},), ((),), np.zeros((1, 1)), np.ones(1), np.zeros(1, int), np.ones(1, bool))
+    no, yes = np.zeros(1, bool), np.ones(1, bool)
+    verdicts = ask(
+        judge,
+        prompt,
+        ResponsePairs(["Hund"], ["Maus"], no, yes, yes),
+        unfinished_loses=False,
+        both_orders=True,
+        shown_seed=(0,),
+    )
+    assert verdicts.counts == {"compared": 2} and (verdicts.queries, verdicts.orders) == (2, 2)
+    assert list(verdicts.p_first) == [1.0] and list(verdicts.flipped) == [0.0]
 
 
 def test_the_example_is_ten_lines():

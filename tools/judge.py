@@ -1,27 +1,27 @@
-"""Try a judge on comparisons of yours, before a run depends on it.
+"""Try a judge on comparisons of your own, before a run depends on it.
 
     python -m tools.judge --config=FILE[:ARGUMENT] [--config.FIELD=VALUE ...] [--once] [--rows=N] comparisons.jsonl
 
-The judge is the config's (`judge`), asked as a run would ask it, but of every row in both orders: A and B as they
-stand, and exchanged. --once asks in the order that stands there only, for half the price.
+The judge is the config's (`judge`), asked as in a run, except that every row is asked in both orders: A and B as in the
+file, and swapped. --once asks in the file's order only, at half the cost.
 
 Each line of the file is one comparison, an object with
   "a", "b"    the two answers, texts
   "messages"  the conversation, or
   "prompt"    its only turn, a text; without both, the config's data.template is filled from the row's columns
-  "gold"      what is right, if you know it: "A", "B", "tie", or a float, the probability that A is better
-Whatever else stands there is the row that the judge sees.
+  "gold"      the correct verdict, if known: "A", "B", "tie", or a float, the probability that A is better
+All columns together are the row that the judge sees.
 
-Printed are the first N rows (20) with their verdicts, then how many were won by A, by B, tied and failed; how often the
-order shown changed the verdict; how often it is the gold one, ties among them and without them; and comparisons
-per second. The last line is one JSON object.
+The tool prints the first N rows (20) with their verdicts; how many were won by A, by B, tied and failed; how often the
+order changed the verdict; how often the verdict is the gold one, with and without ties; and comparisons per second. The
+last line is one JSON object.
 
 Examples:
   python -m tools.judge --config=configs/paraphrase.py comparisons.jsonl
   python -m tools.judge --config=my_config.py --config.judge.temperature=0.5 --rows=100 comparisons.jsonl
   python -m tools.judge --config=my_config.py --once comparisons.jsonl
 
-Exit status: 0 done, 2 something to mend (one line says what), 130 interrupted.
+Exit status: 0 done, 2 invalid input (one line says what to fix), 130 interrupted.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ from xpo_jax.values import Comparison, Message
 NAMES = {1.0: "A", 0.5: "tie", 0.0: "B"}
 
 
-def ready(config: ConfigDict) -> Judge:
-    """The config's judge, as a run makes it; one that needs devices is compiled and loaded."""
+def load_judge(config: ConfigDict) -> Judge:
+    """Build the config's judge as a run does; compile and load one that runs on the devices."""
     judge: Judge = make_judge(config.judge, "judge")
     if isinstance(judge, HasProbe):
         judge.probe()
@@ -70,15 +70,19 @@ def ready(config: ConfigDict) -> Judge:
             tokenizer=model_folder.load_tokenizer(folder, model_config),
             dtype=compute_dtype(model.dtype),
         )
-        for what, compile_program in judge.declared_programs():
-            print(f"compiling {what} ...", file=sys.stderr, flush=True)
+        for label, compile_program in judge.declared_programs():
+            print(f"compiling {label} ...", file=sys.stderr, flush=True)
             compile_program()
         judge.load(None)
     return judge
 
 
 def conversation(row: Row, template: Any) -> Sequence[Message]:
-    """What was asked in a row."""
+    """Return the conversation of a row.
+
+    Raises:
+      DataError: it has none.
+    """
     if "messages" in row.values:
         return validate.conversation(row.values["messages"], row.at, "column 'messages'")
     if "prompt" in row.values:
@@ -91,7 +95,11 @@ def conversation(row: Row, template: Any) -> Sequence[Message]:
 
 
 def comparison(row: Row, template: Any) -> Comparison:
-    """One comparison; ValueError, with file and row, where it is none."""
+    """Return the comparison of a row.
+
+    Raises:
+      DataError: it is not one; the message names file and row.
+    """
     texts = [validate.column(row, name) for name in ("a", "b")]
     for name, text in zip(("a", "b"), texts, strict=True):
         if not isinstance(text, str):
@@ -100,123 +108,127 @@ def comparison(row: Row, template: Any) -> Comparison:
 
 
 def gold(row: Row) -> float | None:
-    """The hard preference that is right, 1 for A; None where nobody says it."""
-    given = row.values.get("gold")
-    if given is None:
+    """Return the gold preference of a row, 1 for A; None if it has none."""
+    value = row.values.get("gold")
+    if value is None:
         return None
     try:
-        found = answers.parse(given)
+        p = answers.parse(value).p
     except contract.JudgeError:
-        found = None
-    if found is None or found.p is None:
+        p = None
+    if p is None:
         raise DataError(
-            f"{row.at}: gold is {given!r}; write 'A', 'B', 'tie', or a probability with its point (1.0) that A is"
-            " better"
+            f"{row.at}: gold is {value!r}; write 'A', 'B', 'tie', or the probability that A is better, with a decimal"
+            " point (1.0)"
         )
-    return preference(found.p)
+    return preference(p)
 
 
 def preference(p: float) -> float:
-    """1 where A is preferred, 0 where B is, 0.5 for a tie."""
+    """Return 1 if A is preferred, 0 if B is, 0.5 for a tie."""
     return float(0.5 + 0.5 * np.sign(p - 0.5))
 
 
-def summary(judged: Sequence[answers.Judged], right: Sequence[float | None]) -> dict[str, Any]:
-    """What is counted; shares of nothing are None."""
-    found = [None if v.p is None else preference(v.p) for v, _ in judged]
+def summary(judged: Sequence[answers.Judged], golds: Sequence[float | None]) -> dict[str, Any]:
+    """Return counts, and rates, which are None where there is nothing to count."""
+    preferences = [None if v.p is None else preference(v.p) for v, _ in judged]
     flips = [flip for _, flip in judged if flip is not None]
-    both = [(mine, gold) for mine, gold in zip(found, right, strict=True) if None not in (mine, gold)]
-    decided = [(mine, gold) for mine, gold in both if 0.5 not in (mine, gold)]
+    compared = [pair for pair in zip(preferences, golds, strict=True) if None not in pair]
+    without_ties = [pair for pair in compared if 0.5 not in pair]
 
-    def share(of: Sequence[bool]) -> float | None:
-        return sum(of) / len(of) if of else None
+    def rate(outcomes: Sequence[bool]) -> float | None:
+        return sum(outcomes) / len(outcomes) if outcomes else None
 
     return {
         "comparisons": len(judged),
-        "a": found.count(1.0),
-        "b": found.count(0.0),
-        "ties": found.count(0.5),
-        "failed": found.count(None),
-        "position_flip_rate": share(flips),
-        "gold": len(both),
-        "agreement": share([mine == gold for mine, gold in both]),
-        "agreement_without_ties": share([mine == gold for mine, gold in decided]),
+        "a": preferences.count(1.0),
+        "b": preferences.count(0.0),
+        "ties": preferences.count(0.5),
+        "failed": preferences.count(None),
+        "position_flip_rate": rate(flips),
+        "gold": len(compared),
+        "agreement": rate([verdict == gold for verdict, gold in compared]),
+        "agreement_without_ties": rate([verdict == gold for verdict, gold in without_ties]),
     }
 
 
-def row_cells(number: int, judged: answers.Judged, right: float | None) -> list[Any]:
-    """A line of the table."""
+def row_cells(number: int, judged: answers.Judged, gold: float | None) -> list[Any]:
+    """Return a row of the table."""
     p, reason, _ = judged.verdict
     return [
         number,
         "failed" if p is None else NAMES[preference(p)],
         "" if p is None else f"{p:.3f}",
         {None: "", True: "flipped", False: ""}[judged.flipped],
-        "" if right is None else NAMES[right],
+        "" if gold is None else NAMES[gold],
         shorten(visible(one_line(reason)), 90),
     ]
 
 
 def run(argv: Sequence[str]) -> int:
-    """Ask the judge and print; returns the exit status."""
+    """Ask the judge, print the results, and return the exit status."""
     parser = Parser(prog="python -m tools.judge", description=None)
     parser.add_argument("--once", action="store_true")
     parser.add_argument("--rows", type=int, default=20)
     parser.add_argument("file")
-    own, config_argv = apart(argv)
-    options = parser.parse_args(own)
+    tool_argv, config_argv = split_arguments(argv)
+    options = parser.parse_args(tool_argv)
     arguments = configs.split_argv(config_argv)
     config = configs.load(str(arguments.spec), arguments.overrides)
     configs.check(settings.Experiment, config, "config")
-    # rows first: they are read at once, a model is not
+    # read first what takes no time, so that errors in it come before a model is loaded
     rows = list(read_rows(options.file))
     template = config.data.get("template")
     comparisons = [comparison(row, template) for row in rows]
-    right = [gold(row) for row in rows]
-    judge = ready(config)
-    for row, asked in zip(rows, comparisons, strict=True):
-        if isinstance(judge, HasCheck):
+    golds = [gold(row) for row in rows]
+    judge = load_judge(config)
+    if isinstance(judge, HasCheck):
+        for row, pair in zip(rows, comparisons, strict=True):
             try:
-                judge.check(asked.messages, asked.row)
+                judge.check(pair.messages, pair.row)
             except ValueError as error:
                 raise ValueError(f"{row.at}: {error}") from error
-    begun = time.monotonic()
+    started = time.monotonic()
     judged = answers.compare(judge, comparisons, both_orders=not options.once)
-    seconds = time.monotonic() - begun
-    table = [row_cells(n, *each) for n, each in enumerate(zip(judged, right, strict=True), 1)][: options.rows]
+    seconds = time.monotonic() - started
+    table = list(map(row_cells, range(1, options.rows + 1), judged, golds))
     print(text_table(["row", "verdict", "p", "order", "gold", "reason"], table))
-    found: dict[str, Any] = summary(judged, right)
     queries = len(judged) * (1 if options.once else 2)
-    found |= {"queries": queries, "seconds": round(seconds, 3)}
-    found["queries_per_second"] = round(queries / max(seconds, 1e-9), 2)
+    results = summary(judged, golds) | {
+        "queries": queries,
+        "seconds": round(seconds, 3),
+        "queries_per_second": round(queries / max(seconds, 1e-9), 2),
+    }
     stats = judge.stats() if isinstance(judge, HasStats) else {}
-    found |= {f"judge/{name}": number for name, number in stats.items()}
+    results |= {f"judge/{name}": number for name, number in stats.items()}
     print()
     print(
-        text_table(["", "found"], [[name, "" if value is None else value] for name, value in found.items()])
+        text_table(
+            ["result", "value"], [[name, "" if value is None else value] for name, value in results.items()]
+        )
     )
-    print(to_json(found))
+    print(to_json(results))
     return 0
 
 
-def apart(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """This tool's arguments, and those that are the config's."""
-    own: list[str] = []
-    of_config: list[str] = []
+def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split a command line into the tool's arguments and those of the config."""
+    tool: list[str] = []
+    config: list[str] = []
     rest = list(argv)
     while rest:
         argument = rest.pop(0)
         if not argument.startswith("--config"):
-            own.append(argument)
+            tool.append(argument)
             continue
-        of_config.append(argument)
+        config.append(argument)
         if "=" not in argument and rest:
-            of_config.append(rest.pop(0))
-    return own, of_config
+            config.append(rest.pop(0))
+    return tool, config
 
 
 def main(argv: Sequence[str]) -> int:
-    """Returns the exit status."""
+    """Run the tool and return its exit status."""
     if {"-h", "--help"} & set(argv):
         print(__doc__)
         return 0

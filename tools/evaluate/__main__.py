@@ -36,7 +36,7 @@ from ml_collections import ConfigDict
 
 from tools.cli import Parser, exit_status
 from tools.evaluate.answers import Findings, Rows, compare_answers, flat
-from tools.judge import apart
+from tools.judge import split_arguments
 from xpo_jax.config import loader as configs
 from xpo_jax.evaluation.statistics import Rate
 from xpo_jax.experiment.setup import make_evaluator, prepare
@@ -129,7 +129,7 @@ def run(argv: Sequence[str]) -> Findings:
     parser.add_argument("--out")
     parser.add_argument("first")
     parser.add_argument("second", nargs="?")
-    tool_argv, config_argv = apart(argv)
+    tool_argv, config_argv = split_arguments(argv)
     options = parser.parse_args(tool_argv)
     arguments = configs.split_argv(config_argv)
     if options.answers:

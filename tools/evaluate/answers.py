@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from tools.judge import ready
+from tools.judge import load_judge
 from xpo_jax.config import loader as configs
 from xpo_jax.config import settings
 from xpo_jax.data.answer_files import Answered, read_answers
@@ -75,7 +75,7 @@ def compare_answers(config: ConfigDict, first: str, second: str) -> tuple[Findin
         )
     if left_out:
         print(f"{left_out} prompts are answered in only one of the files and are left out", file=sys.stderr)
-    judge = ready(config)
+    judge = load_judge(config)
     _check(judge, [files[0][name] for name in names])
     pairs = [
         Pair(number, files[0][name], a, b)
