@@ -220,7 +220,7 @@ def test_the_tool_with_a_model_on_the_devices(capsys, tmp_path):
         (
             [{**ROWS[0], "gold": 1}],
             (),
-            "rows.jsonl, row 1: gold is 1; write 'A', 'B', 'tie', or a probability",
+            "rows.jsonl, row 1: gold is 1; write 'A', 'B', 'tie', or the probability",
         ),
         ([{**ROWS[0], "gold": "first"}], (), "gold is 'first'; write"),
         (ROWS, ("--config.judge.nam=x",), "judge.nam: no such field"),
