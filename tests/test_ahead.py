@@ -1,53 +1,26 @@
 """The reference's samples, several steps in a call: the same as one step at a time, whatever shares a call."""
 
+import contextlib
 import json
 from types import SimpleNamespace
 
-import jax
 import numpy as np
 import pytest
-from fakes import compiled_once, run_main, tiny_config, write_config
+from tiny_run import changed_config, killed_at_update, one_device, one_sequence_length, read_metrics, run_name
 
 from xpo_jax.algorithm import prefetch
 from xpo_jax.algorithm.prefetch import ReferencePrefetcher, concat_batches
-from xpo_jax.algorithm.programs import Programs
 from xpo_jax.checkpointing import checkpoint
 from xpo_jax.experiment.setup import prepare
 from xpo_jax.models.hf import model_folder
-from xpo_jax.runtime import sharding
 from xpo_jax.runtime.rng import Stream
 
-pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices, as conftest.py sets")
+pytestmark = pytest.mark.usefixtures("shared_programs")
 STEPS = 5
 
 
-@pytest.fixture(scope="module", autouse=True)
-def in_haste(tmp_path_factory):
-    """Compile little, and each program once."""
-    with compiled_once(tmp_path_factory.mktemp("cache")):
-        yield
-
-
-def one_device(**_):
-    """In place of `sharding.make_mesh`."""
-    auto = (jax.sharding.AxisType.Auto,) * 3
-    return jax.make_mesh((1, 1, 1), sharding.AXES, axis_types=auto, devices=jax.devices()[:1])
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs")
-    tiny_config(folder)
-    return folder
-
-
 def changed(folder, changes):
-    config = tiny_config(folder)
-    config.steps = STEPS
-    for path, value in changes.items():
-        group, _, field = path.rpartition("__")
-        (config[group] if group else config)[field] = value
-    return config
+    return changed_config(folder, **{"steps": STEPS, **changes})
 
 
 # ---- groups -------------------------------------------------------------------------------------
@@ -120,11 +93,11 @@ def test_concat_batches_keeps_each_batch():
 # ---- samples ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make_mesh", [one_device, sharding.make_mesh])
-def test_samples_are_those_of_one_step_at_a_time(folder, make_mesh, monkeypatch):
+@pytest.mark.parametrize("devices", [one_device, contextlib.nullcontext])
+def test_samples_are_those_of_one_step_at_a_time(folder, devices):
     """Batches of different buckets in one group, and one that is filled up."""
-    monkeypatch.setattr(sharding, "make_mesh", make_mesh)
-    p = prepare(changed(folder, {"layout__reference_steps": 3}))
+    with devices():
+        p = prepare(changed(folder, {"layout__reference_steps": 3}))
     for label, compile_program in p.programs.declared_programs():
         if label.split()[0] in ("sample", "ahead", "init", "for_sampling"):
             compile_program()
@@ -152,17 +125,13 @@ def run(folder):
 
     def go(name, **changes):
         config = changed(folder, {"evaluation__prompts": 8, "evaluation__reference_samples": 1, **changes})
-        config.run_dir = str(folder / name)
-        with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(sharding, "make_mesh", one_device)
-            status, _, err = run_main([f"--config={write_config(folder / f'{name}.py', config)}"])
+        with one_device(), one_sequence_length():
+            status, _, err = run_name(folder, name, config)
         assert status == 0, err
-        rows = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
-        times = lambda key: key.startswith("time/") or key == "tokens_per_second"
         result = json.loads((folder / name / "result.json").read_text())
         assert result["compilations_during_run"] == 0
         return {
-            "metrics": [{key: row[key] for key in row if not times(key)} for row in rows],
+            "metrics": read_metrics(folder / name),
             "pairs": (folder / name / "pairs.jsonl").read_text(),
             "announced": result["compilations_declared"],
         }
@@ -183,24 +152,12 @@ def drawn(found):
 
 
 @pytest.mark.slow
-def test_a_run_interrupted_within_a_group_goes_on_to_the_same_bits(run, alone, folder, monkeypatch):
+def test_a_run_interrupted_within_a_group_goes_on_to_the_same_bits(run, alone, folder):
     whole = run("whole", layout__reference_steps=3, checkpoint__every_steps=1)
     assert drawn(whole) == drawn(alone)
     assert whole["announced"] == alone["announced"] + 2  # a wider sampler for each of two buckets
-    update, calls = Programs.update, iter(range(STEPS))
-
-    class Killed(BaseException):
-        pass
-
-    def update_or_die(self, *args):
-        if next(calls) == 2:
-            raise Killed
-        return update(self, *args)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Programs, "update", update_or_die)
-        with pytest.raises(Killed):
-            run("killed", layout__reference_steps=3, checkpoint__every_steps=1)
+    with killed_at_update(2):
+        run("killed", layout__reference_steps=3, checkpoint__every_steps=1)
     assert checkpoint.latest(folder / "killed" / "checkpoints") == 2  # the group is of steps 0, 1 and 2
     assert run("killed", layout__reference_steps=3, checkpoint__every_steps=1) == whole
 

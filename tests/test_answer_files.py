@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from fakes import follows, write_rows
+from fake_data import follows
+from tiny_run import write_rows
 
 from xpo_jax.config import settings
 from xpo_jax.data.answer_files import key, match_answers, read_answers

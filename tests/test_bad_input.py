@@ -9,10 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import pytest
-from fakes import SPEAKING, hasty_compilation, run_main, tiny_config, write_config, write_model, write_rows
+from fake_models import SPEAKING, write_model
 from ml_collections import ConfigDict
+from tiny_run import one_device, one_sequence_length, run_main, tiny_config, write_config, write_rows
 
 from xpo_jax.checkpointing import checkpoint
 
@@ -250,13 +250,16 @@ def test_judges_that_are_not_there_or_take_other_fields(folder, name, expected):
         ),
     ],
 )
-def test_judges_that_break_the_contract_in_the_middle_of_a_run(folder, tmp_path, compiled, judge, expected):
+def test_judges_that_break_the_contract_in_the_middle_of_a_run(
+    folder, tmp_path, shared_programs, judge, expected
+):
     """The evaluation before the first step asks in eight calls, so the one with number 10 is in step 3. That is
     where an integer ends the run at once, and an exception at its second time."""
     config = tiny_config(folder)
     config.judge = ConfigDict(judge)
     config.run_dir, config.data.buckets = str(tmp_path / "run"), (40,)
-    status, out, err = run_main([f"--config={write_config(tmp_path / 'config.py', config)}"])
+    with one_device(), one_sequence_length():
+        status, out, err = run_main([f"--config={write_config(tmp_path / 'config.py', config)}"])
     assert status == 2 and "Traceback" not in err
     *_, last = err.splitlines()
     assert last.startswith(f"xpo_jax: {expected}")
@@ -271,21 +274,6 @@ def test_judges_that_break_the_contract_in_the_middle_of_a_run(folder, tmp_path,
 
 def lines(file):
     return file.read_text().splitlines() if file.exists() else []
-
-
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    """Programs compiled once for all runs that get that far."""
-    from jax.experimental.compilation_cache import compilation_cache
-
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("cache")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    compilation_cache.reset_cache()
-    with hasty_compilation():
-        yield
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache.reset_cache()
 
 
 def test_prompts_that_the_judge_cannot_judge(folder):
@@ -499,12 +487,13 @@ def test_run_directories_that_cannot_be_made(folder, tmp_path):
     )
 
 
-def test_the_run_directory_of_another_config(folder, tmp_path, compiled):
+def test_the_run_directory_of_another_config(folder, tmp_path, shared_programs):
     config = tiny_config(folder)
     config.judge = ConfigDict({"name": "fakes:prose"})
     config.run_dir, config.data.buckets = str(tmp_path / "run"), (40,)
     spec = write_config(tmp_path / "config.py", config)
-    run_main([f"--config={spec}"])  # ends in its first evaluation: nothing worth keeping is there
+    with one_device(), one_sequence_length():
+        run_main([f"--config={spec}"])  # ends in its first evaluation: nothing worth keeping is there
     (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 0}\n')
     before = {file: file.read_bytes() for file in (tmp_path / "run").iterdir()}
     assert told(folder, "loss.beta=0.2", spec=spec, run_dir=tmp_path / "run") == (

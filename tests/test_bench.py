@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from fakes import hasty_compilation
+from fast_programs import fast_compilation
 
 from tools.bench import __main__ as bench
 from tools.bench import figures, trl_client
@@ -91,7 +91,7 @@ def small_workload(reference_steps=1):
 
 def test_bench_programs_are_compiled_once_and_responses_have_their_lengths(folder):
     lengths = LENGTHS
-    with hasty_compilation():
+    with fast_compilation():
         parts = Bench(folder, small_workload())
     counter = parts.step.counter
     assert list(parts.parts) == [
@@ -140,7 +140,7 @@ def test_figures_of_parts_against_their_floors_by_hand():
 def test_bench_with_reference_steps_samples_for_three_steps_in_one_call(folder):
     """Rows end where they should in the larger call as well; a step has a third of that call."""
     lengths = LENGTHS
-    with hasty_compilation():
+    with fast_compilation():
         parts = Bench(folder, small_workload(reference_steps=3))
     prefetch, step = parts.parts["prefetch"], parts.step
     before = step.counter.count
@@ -180,7 +180,7 @@ def test_main_shows_a_row_for_every_part(folder, tmp_path, capsys, monkeypatch):
         "--judge=0.01",
         f"--json={tmp_path / 'figures.json'}",
     ]
-    with hasty_compilation():
+    with fast_compilation():
         assert bench.main(argv) == 0
     shown = capsys.readouterr().out
     results = json.loads((tmp_path / "figures.json").read_text())["parts"]

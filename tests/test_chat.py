@@ -7,7 +7,8 @@ import json
 import jax
 import numpy as np
 import pytest
-from fakes import ENDS, SPEAKING, graphdef, hasty_compilation, random_params, write_model, write_rows
+from fake_models import ENDS, SPEAKING, graphdef, random_params, write_model
+from tiny_run import write_rows
 from tokenizers import decoders, pre_tokenizers
 
 from tools.chat import __main__ as chat
@@ -15,14 +16,10 @@ from xpo_jax.algorithm.sampler import Sampling, make_sampler, row_keys
 from xpo_jax.models.qwen2 import unstack
 from xpo_jax.runtime.rng import Stream
 
+pytestmark = pytest.mark.usefixtures("fast_compile")
+
 GREEDY = Sampling(max_new_tokens=12, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0)
 FLAGS = ["--max_new_tokens=12", "--repetition_penalty=1.0"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def in_haste():
-    with hasty_compilation():
-        yield
 
 
 @pytest.fixture(scope="module")

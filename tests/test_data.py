@@ -6,7 +6,9 @@ import json
 
 import numpy as np
 import pytest
-from fakes import follows, load_data, load_error, same_batch, valid_ids, write_rows, write_tokenizer
+from fake_data import follows, load_data, load_error, same_batch, valid_ids
+from fake_models import write_tokenizer
+from tiny_run import write_rows
 
 from xpo_jax.config.loader import ConfigError
 from xpo_jax.data import sources, templates

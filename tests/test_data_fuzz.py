@@ -10,7 +10,7 @@ import sys
 from collections import Counter
 
 import pytest
-from fakes import load_data
+from fake_data import load_data
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

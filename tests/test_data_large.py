@@ -7,17 +7,8 @@ import json
 
 import numpy as np
 import pytest
-from fakes import (
-    follows,
-    load_data,
-    load_error,
-    run_main,
-    same_batch,
-    tiny_config,
-    valid_ids,
-    write_config,
-    write_rows,
-)
+from fake_data import follows, load_data, load_error, same_batch, valid_ids
+from tiny_run import run_main, tiny_config, write_config, write_rows
 
 from tools import data as tool
 from xpo_jax.data import indexed_lines, prompts, sources, streaming

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from fakes import follows, load_data, load_error, write_rows
+from fake_data import follows, load_data, load_error
+from tiny_run import write_rows
 
 from xpo_jax.data import sources
 from xpo_jax.data.rows import DataError

@@ -17,9 +17,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from fakes import HELD_OUT_ROWS, run_main, tiny_config, write_config
 from ml_collections import ConfigDict
 from safetensors.numpy import load_file
+from tiny_run import HELD_OUT_ROWS, run_main, tiny_config, write_config
 
 from xpo_jax.algorithm.optimizer import make_optimizer
 from xpo_jax.algorithm.update import init_state

@@ -8,7 +8,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from fakes import Always, Broken, LongerText, Markov, Recording, silent, split, tied
+from fake_models import Markov, split
+from fakes import Always, Broken, LongerText, Recording, silent, tied
 
 from xpo_jax.algorithm import logps, sampler
 from xpo_jax.config import settings

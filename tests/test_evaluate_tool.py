@@ -4,7 +4,9 @@ import dataclasses
 import json
 
 import pytest
-from fakes import SPEAKING, hasty_compilation, tiny_config, write_config, write_model, write_rows
+from fake_models import SPEAKING, write_model
+from fast_programs import fast_compilation
+from tiny_run import tiny_config, write_config, write_rows
 
 from tools.evaluate import __main__ as tool
 
@@ -21,7 +23,7 @@ def folder(tmp_path_factory):
 
 
 def call(folder, capsys, *argv):
-    with hasty_compilation():
+    with fast_compilation():
         status = tool.main([f"--config={folder / 'config.py'}", *map(str, argv)])
     out, err = capsys.readouterr()
     return status, out, err

@@ -16,9 +16,11 @@ from extending.toy_family import FAMILY, BigramConfig
 from extending.toy_judge import MostOften
 from extending.toy_loss import Hinge
 from extending.toy_source import sums
-from fakes import hasty_compilation, run_main, tiny_config, write_config, write_tokenizer
+from fake_models import write_tokenizer
+from fast_programs import fast_compilation
 from ml_collections import ConfigDict
 from safetensors.numpy import save_file
+from tiny_run import run_main, tiny_config, write_config
 from transformers import AutoTokenizer
 
 from xpo_jax.algorithm.losses import LOSSES
@@ -226,7 +228,7 @@ def test_run_trains_with_a_toy_loss_judge_family_and_source(bigram, tmp_path):
     config.unlock()
     config.judge = ConfigDict({"name": "extending.toy_judge:MostOften", "text": "e"})
     config.loss = ConfigDict({"name": "extending.toy_loss:Hinge", **LOSS})
-    with hasty_compilation():
+    with fast_compilation():
         status, _, err = run_main([f"--config={write_config(tmp_path / 'config.py', config)}"])
     assert status == 0, err
     run = tmp_path / "run"

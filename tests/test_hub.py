@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 from fake_hub import Hub
-from fakes import SPEAKING, tiny_config, write_config, write_model
+from fake_models import SPEAKING, write_model
 from huggingface_hub import constants
+from tiny_run import tiny_config, write_config
 
 from xpo_jax.models.hf import hub, model_folder
 

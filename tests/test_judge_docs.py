@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes import hasty_compilation, run_main, tiny_config, write_config, write_rows
 from ml_collections import ConfigDict
+from tiny_run import run_main, tiny_config, write_config, write_rows
 
 from tools import judge as tool
 from xpo_jax.data.pairs_log import read_pairs
@@ -85,15 +85,13 @@ def test_the_example_is_ten_lines():
     assert 'config.judge = ConfigDict({"name": "my_judges:judge"})' in BLOCKS[1]
 
 
-def test_the_example_runs(example, tmp_path):
+def test_the_example_runs(example, tmp_path, one_device):
     config = tiny_config(tmp_path)
     rows = [{"text": f"{i} x", "input": "e x"} for i in range(16)]
     config.data.train = config.data.held_out = write_rows(tmp_path / "rows.jsonl", rows)
     config.judge, config.steps, config.data.buckets = ConfigDict({"name": "my_judges:judge"}), 2, (40,)
     config.evaluation.reference_samples, config.evaluation.prompts = 1, 2
-    config.mesh = ConfigDict({"data": 8, "fsdp": 1, "tensor": 1})
-    with hasty_compilation():
-        status, out, err = run_main([f"--config={write_config(tmp_path / 'c.py', config)}"])
+    status, out, err = run_main([f"--config={write_config(tmp_path / 'c.py', config)}"])
     assert status == 0, err
     assert json.loads(out.splitlines()[-1])["ended_by"] == "steps"
     judged = [pair for pair in read_pairs(tmp_path / "run" / "pairs.jsonl") if pair["shown"]]

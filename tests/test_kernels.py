@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fakes import TINY, hasty_compilation, random_params, tiny_config
+from fake_models import TINY, random_params
 from flax import nnx
+from tiny_run import tiny_config
 
 from xpo_jax.experiment.setup import prepare
 from xpo_jax.models import attention_kernels
@@ -20,13 +21,9 @@ from xpo_jax.models.layers import Causal, attention
 from xpo_jax.models.qwen2 import Qwen2
 from xpo_jax.runtime.sharding import make_mesh
 
+pytestmark = pytest.mark.usefixtures("fast_compile")
+
 by_xla = functools.partial(attention_kernels.cudnn, implementation="xla")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def in_haste():
-    with hasty_compilation():
-        yield
 
 
 def arrays(*shapes, dtype, seed=0):

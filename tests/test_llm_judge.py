@@ -9,8 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from fakes import compiled_once, run_main, tiny_config, write_config, write_model
+from fake_models import write_model
 from ml_collections import ConfigDict
+from tiny_run import run_main, tiny_config, write_config
 
 from xpo_jax.config import loader as configs
 from xpo_jax.data.pairs_log import read_pairs
@@ -22,6 +23,8 @@ from xpo_jax.judges.paraphrase import paraphrase
 from xpo_jax.models.hf import model_folder
 from xpo_jax.runtime.sharding import make_mesh
 from xpo_jax.values import Comparison
+
+pytestmark = pytest.mark.usefixtures("shared_programs")
 
 GOLDEN = Path(__file__).parent / "golden" / "llm_judge"
 CASES = json.loads((GOLDEN / "cases.json").read_text(encoding="utf-8"))
@@ -49,13 +52,6 @@ ARGUMENTS = {
     "on_long": "error",
     "rules": None,
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def in_haste(tmp_path_factory):
-    """Compile little, and each program once."""
-    with compiled_once(tmp_path_factory.mktemp("cache")):
-        yield
 
 
 def build(**changes: Any) -> LLMJudge:

@@ -6,18 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fakes import Markov, hasty_compilation, split, tiny
+from fake_models import Markov, split, tiny
 from flax import nnx
 
 from xpo_jax.algorithm.logps import response_logps
 
+pytestmark = pytest.mark.usefixtures("fast_compile")
+
 OPTIONS = {"temperature": 0.7, "vocab_size": 38, "chunk_tokens": 12}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def in_haste():
-    with hasty_compilation():
-        yield
 
 
 def score(model, prompt, prompt_lengths, tokens, lengths, **options):

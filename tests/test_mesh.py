@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from fakes import hasty_compilation, random_params
+from fake_models import random_params
 from jax.sharding import PartitionSpec as PS
 from test_optimizer import ADAFACTOR, ADAMW
 
@@ -24,6 +24,8 @@ from xpo_jax.runtime import sharding
 from xpo_jax.runtime.compilation import CompilationCounter
 from xpo_jax.runtime.rng import Stream
 from xpo_jax.values import Pairs, Prompts
+
+pytestmark = pytest.mark.usefixtures("fast_compile")
 
 
 def model(vocab, D, F, L, N, K, H, tied):
@@ -62,13 +64,6 @@ def compiled(programs, *names):
     """The compiled programs of these names, of several widths the widest."""
     calls = {label.split()[0]: compile for label, compile in programs.declared_programs()}
     return {name: calls[name]() for name in names}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def in_haste():
-    """Faster, and stricter: nothing is fused away or moved out of a loop before the text is read."""
-    with hasty_compilation():
-        yield
 
 
 @functools.cache

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from fakes import tiny_config
+from tiny_run import tiny_config
 
 from xpo_jax.config import loader as configs
 from xpo_jax.config import settings

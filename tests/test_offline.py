@@ -3,49 +3,28 @@
 import json
 import shutil
 
-import jax
 import numpy as np
 import pytest
-from fakes import Recording, compiled_once, run_main, tiny_config, write_config
-from test_resume import one_device
+from fakes import Recording
+from tiny_run import changed_config, killed_at_update, run_main, run_name
 
 from xpo_jax.algorithm.programs import Programs
 from xpo_jax.data.pairs_log import read_pairs
-from xpo_jax.runtime import sharding
 
-pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices, as conftest.py sets")
+pytestmark = pytest.mark.usefixtures("one_device")
 STEPS = 4  # of eight pairs: 8 + 8 + 5 in an epoch of the 21 prompts, then eight of the next
-
-
-@pytest.fixture(scope="module", autouse=True)
-def in_haste(tmp_path_factory):
-    with compiled_once(tmp_path_factory.mktemp("cache")), pytest.MonkeyPatch.context() as patched:
-        patched.setattr(sharding, "make_mesh", one_device)
-        yield
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs")
-    tiny_config(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
 def run(folder):
-    def go(name, *flags, pairs=None, **changes):
-        config = tiny_config(folder)
-        config.run_dir, config.judge.name = str(folder / name), "fakes:Patchy"
+    def start(name, *flags, pairs=None, **changes):
         if pairs is not None:
-            config.offline = {"pairs": pairs}
-        config.judging.max_failed_fraction = 1.0
-        for path, value in changes.items():
-            group, _, field = path.rpartition("__")
-            (config[group] if group else config)[field] = value
+            changes["offline"] = {"pairs": pairs}
+        changes = {"judge__name": "fakes:Patchy", "judging__max_failed_fraction": 1.0, **changes}
         Recording.calls = []
-        return run_main([f"--config={write_config(folder / f'{name}.py', config)}", *flags])
+        return run_name(folder, name, changed_config(folder, **changes), flags)
 
-    return go
+    return start
 
 
 @pytest.fixture(scope="module")
@@ -134,21 +113,10 @@ def byte_letters():
 LETTER = byte_letters()
 
 
-def test_it_goes_on_where_it_was_interrupted(run, folder, online, monkeypatch):
+def test_it_goes_on_where_it_was_interrupted(run, folder, online):
     given = {"pairs": str(online / "pairs.jsonl"), "checkpoint__every_steps": 2}
     assert run("uninterrupted", **given)[0] == 0
-    update, calls = Programs.update, iter(range(STEPS))
-
-    class Killed(BaseException):
-        pass
-
-    def update_or_die(self, *args):
-        if next(calls) == 3:
-            raise Killed
-        return update(self, *args)
-
-    with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(Programs, "update", update_or_die)
+    with killed_at_update(3):
         run("interrupted", **given)
     status, out, err = run("interrupted", **given)
     assert status == 0 and "after step 2, whose checkpoint is whole" in out, err

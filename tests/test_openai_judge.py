@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 from fake_openai import FakeOpenAI, Fault, completion
-from fakes import hasty_compilation, run_main, tiny_config, write_config
 from ml_collections import ConfigDict
+from tiny_run import run_main, tiny_config, write_config
 
 from xpo_jax.config import loader as configs
 from xpo_jax.data.pairs_log import read_pairs
@@ -668,8 +668,7 @@ def run(folder: Path, server: FakeOpenAI, **changes: Any) -> tuple[int, str, str
     config.judge = ConfigDict({"name": "openai", **judge})
     config.steps, config.data.buckets = 2, (40,)
     config.evaluation.prompts, config.evaluation.reference_samples = 6, 1
-    with hasty_compilation():
-        return run_main([f"--config={write_config(folder / 'config.py', config)}"])
+    return run_main([f"--config={write_config(folder / 'config.py', config)}"])
 
 
 def everything(folder: Path) -> str:
@@ -678,7 +677,7 @@ def everything(folder: Path) -> str:
     )
 
 
-def test_a_run_ends_in_its_summary(tmp_path):
+def test_a_run_ends_in_its_summary(tmp_path, one_device):
     """Though the server has its moods: the pairs say what it said, and what it did not."""
     moods = [
         Fault("status", 500, SENTINEL),

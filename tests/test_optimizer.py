@@ -1,15 +1,15 @@
 """Optimizers and learning rates against float64 NumPy, and against optax called directly."""
 
-import fakes
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny_run
 
 from xpo_jax.algorithm.optimizer import make_optimizer
 
-ADAMW = {**fakes.ADAMW, "steps": 10}
+ADAMW = {**tiny_run.ADAMW, "steps": 10}
 ADAFACTOR = {**ADAMW, "name": "adafactor", "b1": None, "b2": None, "eps": None, "mu_dtype": None}
 # A matrix that Adafactor factors, one that is too small for that, and what weight decay leaves alone.
 SHAPES = {"up": {"kernel": (128, 256)}, "down": {"kernel": (6, 4), "bias": (4,)}, "norm": {"scale": (5,)}}

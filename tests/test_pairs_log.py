@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 import pytest
-from fakes import PAIR_MESSAGES, follows, logged_pairs
+from fake_data import PAIR_MESSAGES, follows, logged_pairs
 from test_files import files_of_at_most, strict
 
 from xpo_jax.data import pairs_log

@@ -3,7 +3,9 @@
 import json
 
 import pytest
-from fakes import PAIR_MESSAGES, logged_pairs, write_model, write_rows
+from fake_data import PAIR_MESSAGES, logged_pairs
+from fake_models import write_model
+from tiny_run import write_rows
 
 from tools import pairs
 from xpo_jax.data.offline_pairs import load_pairs

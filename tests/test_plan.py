@@ -11,8 +11,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
-from fakes import TINY, hasty_compilation, tiny_config, write_config
+from fake_models import TINY
+from fast_programs import fast_compilation
 from jax.sharding import AbstractMesh, AxisType
+from tiny_run import tiny_config, write_config
 
 from tools import plan
 from tools.planner import estimate, work
@@ -185,7 +187,7 @@ def check_arguments(s):
 @pytest.mark.parametrize(("sizes", "fields"), [((2, 2, 2), ADAMW), ((1, 8, 1), ADAFACTOR)])
 def test_memory_of_weights_is_that_of_the_compiled_programs(sizes, fields):
     s = planned(sizes, optimizer=optimizer(fields)[0])
-    with hasty_compilation():
+    with fast_compilation():
         if fields is ADAMW:
             check_arguments(s)
         parts = estimate.memory(s)["apply"]
@@ -393,7 +395,8 @@ WRITE = """
 import sys
 from pathlib import Path
 from unittest import mock
-import fakes
+import fake_models
+import tiny_run
 from tools.planner.hardware import SIZES
 from xpo_jax.models.hf import weights
 folder = Path(sys.argv[1])
@@ -401,8 +404,8 @@ write = weights.write_params
 def narrow(*args, **options):
     return write(*args, **{**options, "dtype": "bfloat16"})
 with mock.patch.object(weights, "write_params", narrow):
-    fakes.write_model(folder / "model", config=SIZES["0.5B"])
-fakes.write_prompts(folder)
+    fake_models.write_model(folder / "model", config=SIZES["0.5B"])
+tiny_run.write_prompts(folder)
 """
 IMPORTED = "import jax, xpo_jax.train; jax.devices()"
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fakes import graphdef
+from fake_models import graphdef
 from flax import nnx
 
 from tools.build import random_model

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from etils import epath
 from fake_gcs import bucket
-from fakes import LongerText, hasty_compilation, run_main, tiny_config, write_config
+from fakes import LongerText
 from test_checkpoint import abstract, assert_bits_equal, failure, make_state
+from tiny_run import run_main, tiny_config, write_config
 
 from xpo_jax.checkpointing.checkpoint import Checkpoints, latest, restore, save, verify
 from xpo_jax.experiment.bucket_mirror import LEASE, Lease, Mirror, RemoteError
@@ -252,31 +253,30 @@ def test_a_bucket_that_is_out_of_reach(monkeypatch, tmp_path):
 # ---- a whole run ----------------------------------------------------------------------------------
 
 
-def test_a_run_in_a_bucket_goes_on(there, tmp_path):
+def test_a_run_in_a_bucket_goes_on(there, tmp_path, one_device):
     """Stopped by a signal, given again, and then finished: as a run on a disk leaves it."""
     config = tiny_config(tmp_path)
     config.run_dir, config.checkpoint.every_steps = there.path, 2
     config.judge.name = "test_remote:StopsOnce"
     spec = write_config(tmp_path / "config.py", config)
     StopsOnce.calls = 0
-    with hasty_compilation():
-        status, out, err = run_main([f"--config={spec}"])
-        assert status == 143, err
-        first = there.objects
-        assert LEASE not in first and "result.json" not in first
-        newest = max(int(name.split("/")[1]) for name in first if name.startswith("checkpoints/"))
-        lines = first["metrics.jsonl"].decode().splitlines()
-        assert json.loads(lines[-1])["step"] >= newest > 0 and f"run           {there.path}" in out
-        status, out, err = run_main([f"--config={spec}"])
-        assert status == 0, err
-        assert f"after step {newest}, whose checkpoint is whole" in out
-        result = json.loads(out.splitlines()[-1])
-        assert (result["run_dir"], result["export"]) == (there.path, f"{there.path}/export")
-        assert json.loads(there.objects["result.json"]) == result
-        config.run_dir, StopsOnce.calls = str(tmp_path / "on_a_disk"), 99
-        disk = run_main([f"--config={write_config(tmp_path / 'disk.py', config)}"])
-        assert disk[0] == 0
-        again = run_main([f"--config={spec}"])
+    status, out, err = run_main([f"--config={spec}"])
+    assert status == 143, err
+    first = there.objects
+    assert LEASE not in first and "result.json" not in first
+    newest = max(int(name.split("/")[1]) for name in first if name.startswith("checkpoints/"))
+    lines = first["metrics.jsonl"].decode().splitlines()
+    assert json.loads(lines[-1])["step"] >= newest > 0 and f"run           {there.path}" in out
+    status, out, err = run_main([f"--config={spec}"])
+    assert status == 0, err
+    assert f"after step {newest}, whose checkpoint is whole" in out
+    result = json.loads(out.splitlines()[-1])
+    assert (result["run_dir"], result["export"]) == (there.path, f"{there.path}/export")
+    assert json.loads(there.objects["result.json"]) == result
+    config.run_dir, StopsOnce.calls = str(tmp_path / "on_a_disk"), 99
+    disk = run_main([f"--config={write_config(tmp_path / 'disk.py', config)}"])
+    assert disk[0] == 0
+    again = run_main([f"--config={spec}"])
     for name in ("pairs.jsonl", "samples/held_out.md", "export/model.safetensors"):
         assert there.objects[name] == (tmp_path / "on_a_disk" / name).read_bytes(), name
     assert again[0] == 0 and f"{there.path} holds this run, finished" in again[1]

@@ -5,32 +5,17 @@ import json
 import jax
 import numpy as np
 import pytest
-from fakes import tiny_config, write_config
-from test_resume import STEPS, Counting, in_haste, left, one_device, run  # noqa: F401, fixtures
+from test_resume import STEPS, Counting, run  # noqa: F401, a fixture
+from tiny_run import changed_config, killed_at_update, run_contents, write_config
 
 from xpo_jax.algorithm.programs import Programs
 from xpo_jax.algorithm.replay_buffer import ReplayBuffer
 from xpo_jax.config import loader as configs
 from xpo_jax.experiment import setup
-from xpo_jax.runtime import sharding
 from xpo_jax.values import Pairs, Prompts
 
-pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices, as conftest.py sets")
+pytestmark = pytest.mark.usefixtures("one_device")
 B = 4
-
-
-@pytest.fixture(scope="module", autouse=True)
-def on_one_device():
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(sharding, "make_mesh", one_device)
-        yield
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs")
-    tiny_config(folder)
-    return folder
 
 
 # ---- the memory -----------------------------------------------------------------------------------
@@ -198,7 +183,7 @@ def replaying(run, folder):  # noqa: F811
         status, out, err, asked = run("replaying", replay__updates=3)
     assert status == 0, err
     assert "3 updates a step, all but one on the newest 1,000 pairs" in " ".join(out.split())
-    return left(folder / "replaying"), seen, asked
+    return run_contents(folder / "replaying"), seen, asked
 
 
 def test_each_step_learns_from_its_own_pairs_and_twice_from_all(replaying):
@@ -239,62 +224,38 @@ def test_its_metrics(replaying):
 
 
 @pytest.mark.parametrize("at", [7, pytest.param(15, marks=pytest.mark.slow)])
-def test_interrupted_it_replays_what_it_would_have(run, folder, replaying, monkeypatch, at):  # noqa: F811
+def test_interrupted_it_replays_what_it_would_have(run, folder, replaying, at):  # noqa: F811
     """In the middle of a step: after one of its updates."""
-    update, calls = Programs.update, iter(range(100))
-
-    class Killed(BaseException):
-        pass
-
-    def update_or_die(self, *args):
-        if next(calls) == at:
-            raise Killed
-        return update(self, *args)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Programs, "update", update_or_die)
-        with pytest.raises(Killed):
-            run(f"replaying_{at}", replay__updates=3)
+    with killed_at_update(at):
+        run(f"replaying_{at}", replay__updates=3)
     first = len(Counting.asked)
     status, out, err, second = run(f"replaying_{at}", replay__updates=3)
     assert status == 0, err
     assert f"after step {at // 6 * 2}, whose checkpoint is whole" in out
-    assert left(folder / f"replaying_{at}") == replaying[0] and first + second == replaying[2]
+    assert run_contents(folder / f"replaying_{at}") == replaying[0] and first + second == replaying[2]
 
 
 @pytest.mark.slow
-def test_a_renewed_reference_is_the_policy_of_then(run, folder, monkeypatch):  # noqa: F811
+def test_a_renewed_reference_is_the_policy_of_then(run, folder):  # noqa: F811
     """By the log-probabilities that are logged: those of the policy's own sample are the policy's there, so KL is 0."""
     status, out, err, _ = run("renewed", model__reference_every_steps=3, evaluation__every_steps=0)
     assert status == 0, err
     assert "a frozen copy of it, renewed every 3 steps" in " ".join(out.split())
-    there = left(folder / "renewed")
+    there = run_contents(folder / "renewed")
     kl = [row["objective/kl"] for row in there["metrics"][1:]]
     assert [abs(each) < 1e-4 for each in kl] == [True, False, False, True, False, False]
     # steps 1 to 3 have the first reference, as in a run that keeps it
     assert run("kept", evaluation__every_steps=0)[0] == 0
-    kept = left(folder / "kept")
+    kept = run_contents(folder / "kept")
     assert there["metrics"][1:4] == kept["metrics"][1:4] and there["metrics"][4] != kept["metrics"][4]
     # beside the two newest the one whose policy is the reference
     assert sorted(int(f.name) for f in (folder / "renewed" / "checkpoints").iterdir()) == [3, 4, 6]
 
-    update, calls = Programs.update, iter(range(100))
-
-    class Killed(BaseException):
-        pass
-
-    def update_or_die(self, *args):
-        if next(calls) == 5:
-            raise Killed
-        return update(self, *args)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Programs, "update", update_or_die)
-        with pytest.raises(Killed):
-            run("renewed_5", model__reference_every_steps=3, evaluation__every_steps=0)
+    with killed_at_update(5):
+        run("renewed_5", model__reference_every_steps=3, evaluation__every_steps=0)
     status, out, err, _ = run("renewed_5", model__reference_every_steps=3, evaluation__every_steps=0)
     assert status == 0, err
-    assert "after step 4" in out and left(folder / "renewed_5") == there
+    assert "after step 4" in out and run_contents(folder / "renewed_5") == there
 
 
 # ---- configs --------------------------------------------------------------------------------------
@@ -317,10 +278,7 @@ def test_a_renewed_reference_is_the_policy_of_then(run, folder, monkeypatch):  #
     ],
 )
 def test_what_does_not_go_together_is_refused(folder, changes, text):
-    config = tiny_config(folder)
-    for path, value in changes.items():
-        group, _, field = path.rpartition(".")
-        (config[group] if group else config)[field] = value
+    config = changed_config(folder, **{name.replace(".", "__"): value for name, value in changes.items()})
     loaded = configs.load(str(write_config(folder / "refused.py", config)))
     with pytest.raises(ValueError, match=text.replace("(", r"\(")):
         setup.prepare(loaded)

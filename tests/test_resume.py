@@ -13,62 +13,30 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from fakes import compiled_once, run_main, tiny_config, write_config
+from tiny_run import changed_config, killed_at_update, run_contents, run_name
 
-from xpo_jax.algorithm.programs import Programs, fingerprint
+from xpo_jax.algorithm.programs import fingerprint
 from xpo_jax.checkpointing import checkpoint
 from xpo_jax.experiment.verdict_journal import JOURNAL, Journal, cut_metrics, cut_pairs
-from xpo_jax.runtime import sharding
 from xpo_jax.runtime.interruption import STUCK, Signals, Stopped, Watchdog
 
-pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices, as conftest.py sets")
+pytestmark = pytest.mark.usefixtures("one_device")
 ROOT = Path(__file__).parents[1]
 STEPS = 6
-
-
-@pytest.fixture(scope="module", autouse=True)
-def in_haste(tmp_path_factory):
-    """Compile little, and each program once."""
-    with compiled_once(tmp_path_factory.mktemp("cache")):
-        yield
-
-
-def one_device(*, data: int, fsdp: int, tensor: int):
-    """In place of `sharding.make_mesh`: what is tested here does not depend on how many there are."""
-    auto = (jax.sharding.AxisType.Auto,) * 3
-    if (data, fsdp, tensor) != (2, 2, 2):
-        return jax.make_mesh((data, fsdp, tensor), sharding.AXES, axis_types=auto)
-    return jax.make_mesh((1, 1, 1), sharding.AXES, axis_types=auto, devices=jax.devices()[:1])
-
-
-@pytest.fixture(autouse=True)
-def quickly(monkeypatch):
-    monkeypatch.setattr(sharding, "make_mesh", one_device)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs")
-    tiny_config(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
 def run(folder):
     """A run of six steps by its name, saved after every second, evaluated after every third."""
 
-    def go(name, *flags, **changes):
-        config = tiny_config(folder)
-        config.run_dir, config.steps, config.judge.name = str(folder / name), STEPS, "test_resume:Counting"
-        config.checkpoint.every_steps, config.evaluation.every_steps = 2, 3
-        for path, value in changes.items():
-            group, _, field = path.rpartition("__")
-            (config[group] if group else config)[field] = value
+    def start(name, *flags, **changes):
+        steps = {"steps": STEPS, "checkpoint__every_steps": 2, "evaluation__every_steps": 3}
+        config = changed_config(folder, judge__name="test_resume:Counting", **{**steps, **changes})
         Counting.asked = []
-        status, out, err = run_main([f"--config={write_config(folder / f'{name}.py', config)}", *flags])
+        status, out, err = run_name(folder, name, config, flags)
         return status, out, err, len(Counting.asked)
 
-    return go
+    return start
 
 
 class Counting:
@@ -98,30 +66,9 @@ def fresh_judge():
 @pytest.fixture(scope="module")
 def whole(run, folder):
     """What an uninterrupted run leaves, and how many comparisons it asked."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(sharding, "make_mesh", one_device)
-        status, _, err, asked = run("whole")
+    status, _, err, asked = run("whole")
     assert status == 0, err
-    return left(folder / "whole"), asked
-
-
-def left(path):
-    """Everything a run leaves but times and its own name."""
-    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    for row in rows:
-        for name in [name for name in row if name.startswith("time/") or name == "tokens_per_second"]:
-            del row[name]
-    result = json.loads((path / "result.json").read_text())
-    for name in ("seconds", "run_dir", "export", "compilations_during_run"):
-        del result[name]
-    return {
-        "metrics": rows,
-        "result": result,
-        "pairs": (path / "pairs.jsonl").read_text(),
-        "samples": (path / "samples" / "held_out.md").read_text(),
-        "weights": (path / "export" / "model.safetensors").read_bytes(),
-        "evaluations": {f.name: f.read_text() for f in (path / "evaluations").iterdir()},
-    }
+    return run_contents(folder / "whole"), asked
 
 
 def test_the_uninterrupted_run(whole):
@@ -131,23 +78,11 @@ def test_the_uninterrupted_run(whole):
 
 
 @pytest.mark.parametrize("at", [2, 5])
-def test_killed_while_it_learns(run, whole, folder, monkeypatch, at):
+def test_killed_while_it_learns(run, whole, folder, at):
     """At an update, after the verdicts were paid: the last checkpoint is older by one step, or by none."""
     there, asked = whole
-    update, calls = Programs.update, iter(range(STEPS))
-
-    class Killed(BaseException):
-        pass
-
-    def update_or_die(self, *args):
-        if next(calls) == at:
-            raise Killed
-        return update(self, *args)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Programs, "update", update_or_die)
-        with pytest.raises(Killed):
-            run(f"killed_{at}")
+    with killed_at_update(at):
+        run(f"killed_{at}")
     first = len(Counting.asked)
     path = folder / f"killed_{at}"
     with open(path / "metrics.jsonl", "a") as file:
@@ -155,7 +90,7 @@ def test_killed_while_it_learns(run, whole, folder, monkeypatch, at):
     status, out, err, second = run(f"killed_{at}")
     assert status == 0, err
     assert f"after step {at - at % 2}, whose checkpoint is whole" in out
-    assert left(path) == there
+    assert run_contents(path) == there
     assert first + second == asked  # no verdict was paid for twice
     assert not (path / JOURNAL).exists()
     environment = json.loads((path / "environment.json").read_text())
@@ -177,7 +112,7 @@ def test_told_to_stop(run, whole, folder, number):
     status, out, err, second = run(name)
     assert status == 0, err
     assert f"after step {steps[-1]}, whose checkpoint is whole" in out
-    assert left(folder / name) == there and first + second == asked
+    assert run_contents(folder / name) == there and first + second == asked
 
 
 def test_stopped_before_there_is_anything_to_save(run, whole, folder):
@@ -186,7 +121,7 @@ def test_stopped_before_there_is_anything_to_save(run, whole, folder):
     assert status == 143 and "xpo_jax: stopped by SIGTERM; run the same command to go on" in err
     Counting.signal_at = None
     assert run("early")[0] == 0
-    assert left(folder / "early") == whole[0]
+    assert run_contents(folder / "early") == whole[0]
 
 
 def test_a_judge_that_fails_for_a_while(run, whole, folder):
@@ -198,7 +133,7 @@ def test_a_judge_that_fails_for_a_while(run, whole, folder):
     Counting.fail_at = None
     status, _, err, _ = run("out", judging__max_failed_batches=1)
     assert status == 0, err
-    assert left(folder / "out") == there
+    assert run_contents(folder / "out") == there
 
 
 def test_a_finished_run_goes_on_with_more_steps(run, whole, folder):
@@ -207,7 +142,7 @@ def test_a_finished_run_goes_on_with_more_steps(run, whole, folder):
     status, out, err, _ = run("longer")
     assert status == 0, err
     assert "steps: 4 there, 6 here" in out and "after step 4" in out
-    there = left(folder / "longer")
+    there = run_contents(folder / "longer")
     assert [row["step"] for row in there["metrics"]] == list(range(STEPS + 1))
     assert there["result"]["steps"] == STEPS and len(there["pairs"].splitlines()) == len(
         whole[0]["pairs"].splitlines()
@@ -219,15 +154,15 @@ def test_a_finished_run_goes_on_with_more_steps(run, whole, folder):
 def test_the_best_is_exported(run, whole, folder):
     """What it was at the step of the best evaluation: here the third or the sixth."""
     assert run("best", checkpoint__export="best")[0] == 0
-    there = left(folder / "best")
+    there = run_contents(folder / "best")
     rates = {name: json.loads(text)["evaluation"]["win_rate"] for name, text in there["evaluations"].items()}
     best = max((3, 6), key=lambda step: (rates[f"{step}.json"], step))
     assert there["result"]["exported_step"] == best and there["result"]["win_rate"] == rates[f"{best}.json"]
     assert (there["weights"] == whole[0]["weights"]) == (best == STEPS)
     assert run("third", steps=3, optimizer__schedule="constant")[0] == 0
     assert run("best_3", optimizer__schedule="constant", checkpoint__export="best")[0] == 0
-    chosen = left(folder / "best_3")["result"]["exported_step"]
-    same = left(folder / "best_3")["weights"] == left(folder / "third")["weights"]
+    chosen = run_contents(folder / "best_3")["result"]["exported_step"]
+    same = run_contents(folder / "best_3")["weights"] == run_contents(folder / "third")["weights"]
     assert same == (chosen == 3)
     assert 3 in (best, chosen), "neither shows that the last is not taken: choose another seed"
 
@@ -246,22 +181,10 @@ def test_a_forbidden_change_is_refused_and_may_be_accepted(run, folder):
     assert betas[0] == 0.1 and betas[-1] == 0.2 and betas == sorted(betas)
 
 
-def test_verdicts_of_another_config_are_asked_for_again(run, folder, monkeypatch):
+def test_verdicts_of_another_config_are_asked_for_again(run, folder):
     """It may have another judge; here the pairs of the step that is made again are the same."""
-    update, calls = Programs.update, iter(range(STEPS))
-
-    class Killed(BaseException):
-        pass
-
-    def update_or_die(self, *args):
-        if next(calls) == 4:
-            raise Killed
-        return update(self, *args)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Programs, "update", update_or_die)
-        with pytest.raises(Killed):
-            run("judged_anew")
+    with killed_at_update(4):
+        run("judged_anew")
     lines = (folder / "judged_anew" / "pairs.jsonl").read_text().splitlines()
     paid = [json.loads(line) for line in lines]
     texts = {
@@ -282,7 +205,7 @@ def test_another_mesh_goes_on(run, whole, folder):
     status, out, err, _ = run("mesh", mesh={"data": 8, "fsdp": 1, "tensor": 1})
     assert status == 0, err
     assert "mesh.data: 2 there, 8 here" in out and "mesh data 8, fsdp 1, tensor 1" in out  # from one device
-    there = left(folder / "mesh")
+    there = run_contents(folder / "mesh")
     assert there["pairs"].startswith(before) and whole[0]["pairs"].startswith(before)
     assert [row["step"] for row in there["metrics"]] == list(range(STEPS + 1))
 

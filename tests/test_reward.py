@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes import compiled_once, run_main
+from tiny_run import run_main
 
 from xpo_jax.config import loader as configs
 from xpo_jax.data.pairs_log import read_pairs
@@ -19,6 +19,8 @@ from xpo_jax.models.hf import model_folder
 from xpo_jax.runtime.sharding import make_mesh
 from xpo_jax.values import Comparison, Verdict
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
+
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden" / "reward"
 CASES = json.loads((GOLDEN / "cases.json").read_text(encoding="utf-8"))
@@ -29,13 +31,6 @@ ARGUMENTS = {
     "buckets": (64, 160),
     "on_long": "error",
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def in_haste(tmp_path_factory):
-    """Compile little, and each program once."""
-    with compiled_once(tmp_path_factory.mktemp("cache")):
-        yield
 
 
 def ready(mesh: tuple[int, int, int] = (2, 2, 2), **changes: Any) -> RewardModel:

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fakes import Markov, hasty_compilation, split, tiny
+from fake_models import Markov, split, tiny
+from fast_programs import fast_compilation
 from scipy.stats import chisquare
 
 from xpo_jax.algorithm.sampler import Sampling, draw, make_sampler, row_keys, truncate
@@ -229,7 +230,7 @@ def in_batches_that_shrink(B, model, vocab_size, end_tokens, changes, mesh=None)
 )
 def test_rows_that_are_moved_together_draw_what_they_would_have_drawn(B, changes):
     _, _, *model = tiny()
-    with hasty_compilation():
+    with fast_compilation():
         got, expected, _ = in_batches_that_shrink(B, model, 38, (3, 4, 5, 6), changes)
     for ours, theirs in zip(got, expected, strict=True):
         np.testing.assert_array_equal(ours, theirs)
@@ -240,7 +241,7 @@ def test_on_a_mesh_rows_are_moved_within_their_shard():
     mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
     _, _, *model = tiny()
     B, shards = 64, 4
-    with hasty_compilation():
+    with fast_compilation():
         got, expected, text = in_batches_that_shrink(B, model, 38, (3, 4, 5, 6), {}, mesh)
     for ours, theirs in zip(got, expected, strict=True):
         np.testing.assert_array_equal(ours, theirs)

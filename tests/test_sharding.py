@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from fakes import TINY, graphdef, hasty_compilation, random_params
+from fake_models import TINY, graphdef, random_params
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as PS
 
@@ -24,6 +24,8 @@ from xpo_jax.models.hf.model_folder import param_shapes
 from xpo_jax.models.qwen2 import SHARDING, unstack
 from xpo_jax.runtime import sharding
 from xpo_jax.values import Pairs
+
+pytestmark = pytest.mark.usefixtures("fast_compile")
 
 MESHES = [
     (8, 1, 1),
@@ -167,12 +169,6 @@ def optimizer():
         clip_norm=1.0,
         steps=4,
     )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def in_haste():
-    with hasty_compilation():
-        yield
 
 
 @functools.cache

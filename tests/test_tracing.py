@@ -3,37 +3,31 @@
 import gzip
 import json
 
-import jax
 import pytest
-from fakes import compiled_once, run_main, tiny_config, write_config
-from test_resume import one_device
+from tiny_run import run_main, tiny_config, write_config
 
 from xpo_jax.config import loader as configs
-from xpo_jax.runtime import sharding
-
-pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices, as conftest.py sets")
 
 
 @pytest.mark.slow
-def test_the_parts_of_two_steps_have_names(tmp_path, monkeypatch):
-    monkeypatch.setattr(sharding, "make_mesh", one_device)
+@pytest.mark.usefixtures("one_device")
+def test_the_parts_of_two_steps_have_names(tmp_path):
     config = tiny_config(tmp_path)
     config.steps = 5
-    with compiled_once(tmp_path / "cache"):
-        status, _, err = run_main([f"--config={write_config(tmp_path / 'c.py', config)}", "--profile"])
-        assert status == 0, err
-        assert f"traced from step 3 into {tmp_path / 'run' / 'profile'}" in err
-        (trace,) = (tmp_path / "run" / "profile").rglob("perfetto_trace.json.gz")
-        events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
-        names = [event.get("name") for event in events]
-        assert {part: names.count(part) for part in ("sample", "judge", "score", "update")} == {
-            "sample": 2,
-            "judge": 2,
-            "score": 2,
-            "update": 2,
-        }
-        config.steps, config.run_dir = 2, str(tmp_path / "short")
-        status, _, err = run_main([f"--config={write_config(tmp_path / 'c.py', config)}", "--profile"])
+    status, _, err = run_main([f"--config={write_config(tmp_path / 'c.py', config)}", "--profile"])
+    assert status == 0, err
+    assert f"traced from step 3 into {tmp_path / 'run' / 'profile'}" in err
+    (trace,) = (tmp_path / "run" / "profile").rglob("perfetto_trace.json.gz")
+    events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    names = [event.get("name") for event in events]
+    assert {part: names.count(part) for part in ("sample", "judge", "score", "update")} == {
+        "sample": 2,
+        "judge": 2,
+        "score": 2,
+        "update": 2,
+    }
+    config.steps, config.run_dir = 2, str(tmp_path / "short")
+    status, _, err = run_main([f"--config={write_config(tmp_path / 'c.py', config)}", "--profile"])
     assert status == 0 and "nothing was traced: there was no step 3" in err
     assert not (tmp_path / "short" / "profile").exists()
 

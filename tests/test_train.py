@@ -17,22 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from fakes import (
-    ENDS,
-    HELD_OUT_ROWS,
-    SPEAKING,
-    TRAIN_ROWS,
-    Patchy,
-    Recording,
-    compiled_once,
-    graphdef,
-    run_main,
-    tiny_config,
-    write_config,
-    write_model,
-)
+from fake_models import ENDS, SPEAKING, graphdef, write_model
+from fakes import Patchy, Recording
 from flax import nnx
 from ml_collections import ConfigDict
+from tiny_run import HELD_OUT_ROWS, TRAIN_ROWS, run_main, tiny_config, write_config
 
 from xpo_jax.algorithm.optimizer import make_optimizer
 from xpo_jax.algorithm.programs import Programs
@@ -43,6 +32,8 @@ from xpo_jax.data.pairs_log import read_pairs
 from xpo_jax.models.hf import model_folder
 from xpo_jax.models.qwen2 import unstack
 from xpo_jax.runtime.compilation import CompilationCounter
+
+pytestmark = pytest.mark.usefixtures("shared_programs")
 
 STEPS, TEMPERATURE = 4, 0.9
 RESULT = [
@@ -134,13 +125,6 @@ def timeless(metrics):
     return [
         {k: v for k, v in row.items() if "time/" not in k and k != "tokens_per_second"} for row in metrics
     ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def in_haste(tmp_path_factory):
-    """Compile little, and each program once."""
-    with compiled_once(tmp_path_factory.mktemp("cache")):
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,13 @@
 
 import functools
 
-import fakes
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from fakes import tiny
+from fake_models import tiny
+from tiny_run import ADAMW
 
 from xpo_jax.algorithm import losses
 from xpo_jax.algorithm.logps import response_logps
@@ -27,16 +27,12 @@ from xpo_jax.algorithm.update import (
 )
 from xpo_jax.values import Pairs
 
-OPTIMIZER = {**fakes.ADAMW, "steps": 10}
+pytestmark = pytest.mark.usefixtures("fast_compile")
+
+OPTIMIZER = {**ADAMW, "steps": 10}
 STACKED, PARAMS, _, _ = tiny(scale=1.0)
 SIGMOID = Sigmoid(bonus_clip=500.0)
 B = 8
-
-
-@pytest.fixture(scope="module", autouse=True)
-def in_haste():
-    with fakes.hasty_compilation():
-        yield
 
 
 def pairs(seed=0, valid=(True,) * 7 + (False,), weight=(1, 1, 0, 1, 0.5, 1, 1, 1), reference_seed=0):

@@ -1,6 +1,6 @@
 """Make the answers of transformers that tests/test_llm_judge.py compares the LLM judge with.
 
-    PYTHONPATH=tests python -c "import fakes, pathlib; fakes.write_tokenizer(pathlib.Path('tests/golden/llm_judge'))"
+    PYTHONPATH=tests python -c "from fake_models import *; write_tokenizer(Path('tests/golden/llm_judge'))"
     pip install torch transformers
     python -m tools.build.golden_judge tests/golden/llm_judge
 

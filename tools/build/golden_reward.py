@@ -1,6 +1,6 @@
 """Make the scores of transformers that tests/test_reward.py compares the reward model with.
 
-    PYTHONPATH=tests python -c "import fakes, pathlib; fakes.write_tokenizer(pathlib.Path('tests/golden/reward'))"
+    PYTHONPATH=tests python -c "from fake_models import *; write_tokenizer(Path('tests/golden/reward'))"
     pip install torch transformers
     python -m tools.build.golden_reward tests/golden/reward
 

@@ -1,0 +1,120 @@
+"""Compile the programs of tests quickly, and equal ones once.
+
+A whole run of the tiny model spends nine tenths of its time on tracing, lowering and compiling its dozen programs.
+`fast_compilation` lets XLA optimize little. `shared_programs` compiles a program once per process, whichever run
+needs it, and shares XLA's output between the processes of one test session.
+
+What a program is follows from its function, the values that the function closes over, its shardings and the shapes of
+its arguments. A run on shared programs still declares and runs them like any other run.
+
+Left out on purpose: noticing a patched global that a traced function reads. Tests that patch such a global must
+not share programs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import types
+from collections.abc import Hashable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from xpo_jax.runtime import compilation
+from xpo_jax.runtime.compilation import Program
+
+_compiled: dict[Hashable, jax.stages.Compiled] = {}
+
+
+@contextlib.contextmanager
+def fast_compilation() -> Iterator[None]:
+    """Let XLA optimize little: programs that run a few times take half the time to compile."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
+
+
+@contextlib.contextmanager
+def shared_programs(folder: Path) -> Iterator[None]:
+    """Compile fast, and each program only once in this process; `folder` holds XLA's output for other processes."""
+    options = {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_compilation_cache_max_size": 2**30,  # with a limit, JAX locks the folder
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in options}
+    initialize, compile_anew = Program.__init__, Program.compile
+
+    def initialize_with_identity(
+        self: Any, name: str, mesh: jax.sharding.Mesh, function: Any, **options: Any
+    ) -> None:
+        initialize(self, name, mesh, function, **options)
+        self.identity = identity((mesh, function, options))
+
+    def compile_once(self: Any, *args: Any) -> jax.stages.Compiled:
+        key = self.identity, identity([(x.shape, x.dtype) for x in jax.tree.leaves(args)])
+        if key not in _compiled:
+            _compiled[key] = compile_anew(self, *args)
+        self._compiled[compilation._shapes(args)] = _compiled[key]
+        return _compiled[key]
+
+    for name, value in options.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    with fast_compilation(), pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Program, "__init__", initialize_with_identity)
+        patched.setattr(Program, "compile", compile_once)
+        yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+class _Itself:
+    """Identifies an object without a value that can be hashed; holds it, so that no other one takes its id."""
+
+    def __init__(self, value: Any):
+        self._value = value
+
+    def __hash__(self) -> int:
+        return id(self._value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Itself) and self._value is other._value
+
+
+def identity(value: Any, within: tuple[types.FunctionType, ...] = ()) -> Hashable:
+    """Return what is equal for two values that make the same program: functions by their code and closure.
+
+    `within` names the functions whose closures hold the value.
+    """
+    inner = functools.partial(identity, within=within)
+    if isinstance(value, types.FunctionType):
+        if value in within:
+            return "a function that calls itself"
+        inner = functools.partial(identity, within=(*within, value))
+        cells = [cell.cell_contents for cell in value.__closure__ or ()]
+        return value.__module__, value.__code__, inner([cells, value.__defaults__, value.__kwdefaults__])
+    if isinstance(value, types.MethodType):
+        return inner([value.__func__, value.__self__])
+    if isinstance(value, functools.partial):
+        return inner([value.func, value.args, value.keywords])
+    if isinstance(value, Mapping):
+        return type(value), tuple((key, inner(item)) for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return type(value), tuple(map(inner, value))
+    if isinstance(value, np.ndarray):
+        return value.shape, value.dtype, value.tobytes()
+    try:
+        hash(value)
+    except TypeError:
+        return _Itself(value)
+    return type(value), value

@@ -1,0 +1,62 @@
+"""Fixtures of several test modules. conftest.py loads this plugin after it has configured JAX."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import fast_programs
+import pytest
+import tiny_run
+from fake_models import write_tokenizer
+
+
+@pytest.fixture(scope="session")
+def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of one test session share."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory):
+    """A tokenizer with one token per byte, of `fake_models.write_tokenizer`."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(write_tokenizer(tmp_path_factory.mktemp("tokenizer")))
+
+
+@pytest.fixture
+def data_folder(tmp_path, monkeypatch):
+    """The current directory, with good.jsonl of two prompts in it."""
+    monkeypatch.chdir(tmp_path)
+    tiny_run.write_rows(tmp_path / "good.jsonl", [{"text": "Guten Morgen."}, {"text": "Ja."}])
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def fast_compile() -> Iterator[None]:
+    """Let XLA optimize little while a module's tests run."""
+    with fast_programs.fast_compilation():
+        yield
+
+
+@pytest.fixture(scope="module")
+def shared_programs(session_folder: Path) -> Iterator[None]:
+    """Compile fast, and each program once for all runs of this process; see fast_programs.py."""
+    with fast_programs.shared_programs(session_folder / "programs"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def one_device(shared_programs: None) -> Iterator[None]:
+    """Share programs, on one device and with one sequence length: where a test proves nothing about either."""
+    with tiny_run.one_device(), tiny_run.one_sequence_length():
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny model and its prompts, for all runs of a module; see `tiny_run.tiny_config`."""
+    folder = tmp_path_factory.mktemp("runs")
+    tiny_run.tiny_config(folder)
+    return folder
