@@ -30,10 +30,10 @@ test: .venv/installed-dev
 	.venv/bin/python -m ruff check .
 	.venv/bin/python -m ruff format --check .
 	.venv/bin/python -m mypy
-	.venv/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
+	.venv/bin/python -m tools.run_tests $(ARGS)
 
 slow: .venv/installed-dev
-	.venv/bin/python -m pytest -m slow $(ARGS)
+	.venv/bin/python -m tools.run_tests -m slow $(ARGS)
 
 faults: .venv/installed
 	.venv/bin/python -m tools.faults $(ARGS)

@@ -12,4 +12,4 @@ import jax
 
 jax.config.update("jax_numpy_rank_promotion", "allow")
 
-pytest_plugins = ["fixtures"]
+pytest_plugins = ["shared_fixtures"]

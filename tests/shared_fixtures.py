@@ -1,4 +1,7 @@
-"""Fixtures of several test modules. conftest.py loads this plugin after it has configured JAX."""
+"""Fixtures of several test modules, and the order of the modules.
+
+conftest.py loads this plugin after it has configured JAX.
+"""
 
 import os
 from collections.abc import Iterator
@@ -8,6 +11,33 @@ import fast_programs
 import pytest
 import tiny_run
 from fake_models import write_tokenizer
+
+# The modules that take longest, longest first: a worker that starts one of them late ends long after the other.
+LONGEST = (
+    "test_train",
+    "test_resume",
+    "test_distributed",
+    "test_plan",
+    "test_faults",
+    "test_mesh",
+    "test_hub",
+    "test_sweep",
+    "test_sharding",
+    "test_update",
+    "test_llm_judge",
+    "test_replay",
+    "test_offline",
+    "test_ahead",
+    "test_bad_input",
+    "test_german",
+)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the longest modules first; workers take the modules in this order."""
+    rank = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(LONGEST)))
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,49 @@
+"""Run pytest in parallel workers, then run what failed once more, alone.
+
+    python -m tools.run_tests                    # what `make test` runs after lint and types
+    python -m tools.run_tests -m slow            # what `make slow` runs
+    python -m tools.run_tests -k sampler -x      # any arguments of pytest
+
+A test that passes only alone is printed as FLAKY and does not fail the command: it is to be fixed all the same.
+Everything else that fails does. With a single worker, `-n 0`, nothing is run again.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+WORKERS = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")  # conftest.py orders the files
+ALONE = ("-n", "0", "--last-failed", "--last-failed-no-failures", "none")
+TESTS_FAILED = 1  # pytest's exit status; any other is of a run that did not get that far
+LAST_FAILED = Path(".pytest_cache/v/cache/lastfailed")
+
+
+def last_failed() -> set[str]:
+    """Return the tests that pytest remembers as failed."""
+    return set(json.loads(LAST_FAILED.read_text())) if LAST_FAILED.is_file() else set()
+
+
+def main(argv: Sequence[str]) -> int:
+    """Return the exit status of pytest, or of the second run where tests failed in the first."""
+    if argv[:1] in (["-h"], ["--help"]):
+        print(__doc__)
+        return 0
+    pytest = (sys.executable, "-m", "pytest")
+    LAST_FAILED.unlink(missing_ok=True)  # failures of an earlier command
+    status = subprocess.run([*pytest, *WORKERS, *argv]).returncode
+    if status != TESTS_FAILED or "-n" in argv:
+        return status
+    failed = last_failed()
+    print(f"\nrunning {len(failed)} failed test(s) once more, alone", flush=True)
+    status = subprocess.run([*pytest, *argv, *ALONE]).returncode
+    for test in sorted(failed - last_failed()):
+        print(f"FLAKY {test}: failed beside other tests and passed alone", flush=True)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
