@@ -14,6 +14,7 @@ not share programs.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import types
 from collections.abc import Hashable, Iterator, Mapping
@@ -116,5 +117,7 @@ def identity(value: Any, within: tuple[types.FunctionType, ...] = ()) -> Hashabl
     try:
         hash(value)
     except TypeError:
+        if dataclasses.is_dataclass(value):
+            return type(value), inner([getattr(value, field.name) for field in dataclasses.fields(value)])
         return _Itself(value)
     return type(value), value

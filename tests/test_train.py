@@ -22,7 +22,7 @@ from fake_models import ENDS, SPEAKING, graphdef, write_model
 from fakes import Patchy, Recording
 from flax import nnx
 from ml_collections import ConfigDict
-from tiny_run import HELD_OUT_ROWS, TRAIN_ROWS, one_width, run_main, tiny_config, write_config
+from tiny_run import HELD_OUT_ROWS, TRAIN_ROWS, one_sequence_length, run_main, tiny_config, write_config
 
 from xpo_jax.algorithm.optimizer import make_optimizer
 from xpo_jax.algorithm.programs import Programs
@@ -130,9 +130,9 @@ def timeless(metrics):
 
 @pytest.fixture(scope="module")
 def run(folder):
-    """A function that runs a changed tiny config under a name, in folder/name, with one row width or all three."""
+    """A function that runs a changed tiny config in folder/name, with one sequence length or all three."""
 
-    def start(name: str, *overrides: str, all_widths: bool = False, **changes: Any) -> Run:
+    def start(name: str, *overrides: str, all_sequence_lengths: bool = False, **changes: Any) -> Run:
         config = tiny_config(folder)
         config.judge = ConfigDict({"name": "fakes:Patchy"})
         with config.unlocked(), config.ignore_type():
@@ -140,7 +140,7 @@ def run(folder):
         config.run_dir = str(folder / name)
         Recording.calls.clear()
         spec = write_config(folder / f"{name}.py", config)
-        with contextlib.nullcontext() if all_widths else one_width():
+        with contextlib.nullcontext() if all_sequence_lengths else one_sequence_length():
             outcome = run_main([f"--config={spec}", *(f"--config.{override}" for override in overrides)])
         return Run(folder / name, *outcome, list(Recording.calls))
 
@@ -151,7 +151,7 @@ def run(folder):
 def main_run(run):
     """XPO with a judge that sometimes has no verdict; compiled anew, so that compilations are counted."""
     jax.clear_caches()
-    done = run("main", all_widths=True, logging__tensorboard=True)
+    done = run("main", all_sequence_lengths=True, logging__tensorboard=True)
     assert done.status == 0, done.err
     return done
 
@@ -489,7 +489,7 @@ def test_the_export_is_the_checkpoint_bit_for_bit(main_run, folder):
 
 
 def test_the_same_config_gives_the_same_run(main_run, run):
-    again = run("again", all_widths=True, logging__tensorboard=True)
+    again = run("again", all_sequence_lengths=True, logging__tensorboard=True)
     assert timeless(again.metrics) == timeless(main_run.metrics)
     assert (again.path / "pairs.jsonl").read_bytes() == (main_run.path / "pairs.jsonl").read_bytes()
     ours, theirs = (
@@ -503,14 +503,16 @@ def test_the_same_config_gives_the_same_run(main_run, run):
 
 def test_a_finished_run_says_so_and_changes_nothing(main_run, run):
     before = main_run.files()
-    again = run("main", all_widths=True, logging__tensorboard=True)
+    again = run("main", all_sequence_lengths=True, logging__tensorboard=True)
     assert again.status == 0
     assert f"{main_run.path} holds this run, finished" in again.out
     assert again.result == main_run.result
     assert main_run.files() == before and again.calls == []
 
 
-def test_the_layout_of_mesh_buckets_widths_and_update_changes_nothing_that_is_learned(main_run, run):
+def test_the_layout_of_mesh_buckets_sequence_lengths_and_update_changes_nothing_that_is_learned(
+    main_run, run
+):
     other = run(
         "layout",
         mesh__data=1,
