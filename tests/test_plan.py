@@ -199,7 +199,7 @@ def test_memory_of_weights_is_that_of_the_compiled_programs(sizes, fields):
 @pytest.mark.parametrize("sizes", [(1, 8, 1), (1, 2, 4)])
 def test_memory_of_7b_weights_is_that_of_the_compiled_programs(sizes):
     """Compiled from shapes alone; no array of this size is allocated."""
-    with hasty_compilation():
+    with fast_compilation():
         check_arguments(
             dataclasses.replace(planned(sizes, model=SIZES["7B"], P=32, T=16), dtype=jnp.bfloat16)
         )
