@@ -47,13 +47,13 @@ def active_brackets(
     brackets = []
     # "lehnt ... ab" and "weist ... zurück" must not mix: one entry per prefix
     for prefix in dict.fromkeys(form.prefix for form in forms):
-        some = [form for form in forms if form.prefix == prefix]
+        with_prefix = [form for form in forms if form.prefix == prefix]
         past = tense == "past"
         brackets.append(
             Bracket(
-                tuple(finite(form, past, plural) for form in some),
+                tuple(finite(form, past, plural) for form in with_prefix),
                 (prefix + " " if prefix else "",),
-                tuple(finite_last(form, past, plural) for form in some),
+                tuple(finite_last(form, past, plural) for form in with_prefix),
             )
         )
     participles = tuple(form.participle + " " for form in forms)

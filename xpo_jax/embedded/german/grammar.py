@@ -212,12 +212,12 @@ def _active_variants(
     verb = VERBS[meaning.verb]
     plural = meaning.agent.plural
     patterns = _clauses(attach, parts, definite, False, definite, meaning.modality is not None)
-    found = []
+    alternatives = []
 
     def add(brackets: Iterable[Bracket], objects: Phrases) -> None:
         for verb_phrases, right, last in brackets:
             if attach != "so" or last:
-                found.append(
+                alternatives.append(
                     Variant(patterns, {**phrases, "O": objects, "V": verb_phrases, "R": right, "E": last})
                 )
 
@@ -227,8 +227,8 @@ def _active_variants(
     if nominal and verb.nominal:
         add(active_brackets(verb.nominal.support, meaning.tense, meaning.modality, plural), nominal)
     if meaning.modality in ("want", "can"):
-        found += _infinitive_variants(meaning, parts.replace("N", ""), definite, phrases)
-    return found
+        alternatives += _infinitive_variants(meaning, parts.replace("N", ""), definite, phrases)
+    return alternatives
 
 
 def _passive_variants(
@@ -237,12 +237,12 @@ def _passive_variants(
     verb = VERBS[meaning.verb]
     front_object = not meaning.negated or definite
     patterns = _clauses(attach, parts, definite, True, front_object, False)
-    found = []
+    alternatives = []
 
     def add(forms: tuple[Form, ...], objects: Phrases, plural: bool) -> None:
         for verb_phrases, right, last in passive_brackets(forms, meaning.tense, meaning.modality, plural):
             if attach != "so" or last:
-                found.append(
+                alternatives.append(
                     Variant(patterns, {**phrases, "O": objects, "V": verb_phrases, "R": right, "E": last})
                 )
 
@@ -250,7 +250,7 @@ def _passive_variants(
     nominal = _nominal_object(meaning, "nom")
     if nominal and verb.nominal:
         add(verb.nominal.support, nominal, False)
-    return found
+    return alternatives
 
 
 def _infinitive_variants(
