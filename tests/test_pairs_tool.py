@@ -126,12 +126,12 @@ def test_pairs_tool_bad_input_is_one_line(log, tmp_path, capsys):
     assert "none.jsonl: cannot be read" in error(tmp_path / "none.jsonl")
     assert "the following arguments are required" in error()
     (tmp_path / "ties.jsonl").write_text((log / "pairs.jsonl").read_text().splitlines(keepends=True)[1])
-    assert "no pair has a verdict that prefers one answer" in error(tmp_path / "ties.jsonl")
+    assert "ties.jsonl: no pair prefers one response" in error(tmp_path / "ties.jsonl")
     option = f"--model={model}"
-    assert "bad.jsonl, row 2: column 'chosen' must be a text, or a list of" in error(
+    assert "bad.jsonl, row 2: column 'chosen' must be text, or a list of" in error(
         data(chosen=PAIR_MESSAGES), option
     )
     assert "bad.jsonl, row 2: column 'rejected' must be" in error(data(rejected=None), option)
-    assert "column 'p_chosen' must be a number from 0 to 1, found 2" in error(data(p_chosen=2), option)
+    assert "column 'p_chosen' must be a number from 0 to 1, got 2" in error(data(p_chosen=2), option)
     write_rows(tmp_path / "bad.jsonl", [{"chosen": "a", "rejected": "b"}])
     assert "bad.jsonl, row 1: no column 'prompt'" in error(tmp_path / "bad.jsonl", option)

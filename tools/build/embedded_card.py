@@ -23,11 +23,11 @@ FOLDER = Path(__file__).parents[2] / "xpo_jax" / "embedded"
 
 
 def measure(folder: Path, temperature: float, samples: int) -> dict[str, float]:
-    """Sample answers to the held-out prompts and let the judge's hard gate look at them.
+    """Sample answers to the held-out prompts and score them with the judge's hard gate.
 
     Returns:
-      Shares of valid answers and of copies, mean letter distance score of the valid ones, share of distinct
-      answers among `samples` per prompt, mean tokens.
+      Fractions of valid answers and of copies, fraction of distinct answers among the `samples` of a prompt, mean
+      distance score of the valid answers, mean tokens.
     """
     config = load_config("configs/paraphrase.py", [])
     shape = model_folder.read_config(folder)
@@ -49,7 +49,7 @@ def measure(folder: Path, temperature: float, samples: int) -> dict[str, float]:
         )
     )
     weights = family(shape).unstack(stacked)
-    found: list[dict[str, float]] = []
+    scores: list[dict[str, float]] = []
     distinct: list[float] = []
     for number, prompts in enumerate(data.held_out_batches(250, 1000)):
         position = jnp.asarray(prompts.position + 250 * number)  # no two prompts share a key
@@ -63,15 +63,17 @@ def measure(folder: Path, temperature: float, samples: int) -> dict[str, float]:
             texts = [answers[i] for _, answers in drawn]
             distinct.append(len(set(texts)) / samples)
             for (lengths, _), text in zip(drawn, texts, strict=True):
-                found.append({**judge.parts(messages, text), "tokens": float(lengths[i])})
-    mean = lambda name, rows=found: float(np.mean([row[name] for row in rows]))  # noqa: E731
-    valid = [row for row in found if row["valid"]]
+                scores.append({**judge.parts(messages, text), "tokens": float(lengths[i])})
+
+    def mean(name: str, rows: list[dict[str, float]]) -> float:
+        return float(np.mean([row[name] for row in rows]))
+
     return {
-        "valid": mean("valid"),
-        "copies": mean("copy"),
+        "valid": mean("valid", scores),
+        "copies": mean("copy", scores),
         "distinct of 4": float(np.mean(distinct)),
-        "score if valid": float(np.mean([row["score"] for row in valid])),
-        "tokens": mean("tokens"),
+        "score if valid": mean("score", [row for row in scores if row["valid"]]),
+        "tokens": mean("tokens", scores),
     }
 
 

@@ -1,17 +1,17 @@
 """Build everything under xpo_jax/embedded that is not code: prompts, tokenizer, model, model card.
 
-    python -m tools.build.embedded_model                      # all of it, about an hour on two cores
+    python -m tools.build.embedded_model                      # everything, about an hour on two cores
     python -m tools.build.embedded_card                       # only measure the model again and rewrite its card
 
 The model is trained from scratch by supervised fine-tuning on pairs of sentences with one meaning, drawn
-from the grammar in xpo_jax/embedded/german, in two phases. In the first any paraphrase is a target. In the
-second the targets have two manners, as the answers of a real model do: some go far from the source, most
-stay near it. So there is a manner for preferences to steer towards, and validity and diversity to lose on
-the way. Without it no direction is common to a batch of verdicts, and XPO moves slowly.
+from the grammar in xpo_jax/embedded/german, in two phases. In the first, any paraphrase is a target. In the
+second, the targets are of two styles, as the answers of a real model are: most stay close to the source, some
+are far from it. So preferences have a style to move towards, and validity and diversity to lose on the way.
+With one style, the verdicts of a batch would have no direction in common, and XPO would learn slowly.
 
-Training state is saved every few hundred steps under --work and picked up again, so a killed build goes on
-where it was. Corrupted targets were left out on purpose: what the policy gets wrong should be what a small
-model gets wrong by itself.
+Training state is saved every few hundred steps under --work, and a killed build resumes from it.
+
+Left out on purpose: corrupted targets. The policy's errors should be those that a small model makes by itself.
 """
 
 from __future__ import annotations
@@ -57,17 +57,17 @@ def build_prompts() -> None:
 
 
 def encode_pair(tokenizer: Any, source: str, target: str) -> tuple[list[int], list[int]]:
-    """Prompt and response ids, as the run will see them."""
+    """Return prompt and response ids, as a run will see them."""
     user = [{"role": "user", "content": f"<pphr_input>{source}</pphr_input>"}]
     prompt = tokenizer.apply_chat_template(user, add_generation_prompt=True, tokenize=False)
     response = f"<pphr_output>{target}</pphr_output><|im_end|>"
     return tokenizer(prompt)["input_ids"], tokenizer(response)["input_ids"]
 
 
-def two_manners(rng: random.Random) -> tuple[str, str]:
-    """A source and a target: the nearest to it of 16 paraphrases in three of four cases, else the farthest of 8.
+def two_styles(rng: random.Random) -> tuple[str, str]:
+    """Draw a source and a target: in three of four cases the nearest to it of 16 paraphrases, else the farthest of 8.
 
-    Near and far are by the letters of the whole and of the beginning, which is what the judge measures.
+    Distance is measured on all letters and on the first 20, as the judge does.
     """
     meaning = random_meaning(rng)
     while is_held_out(meaning):
@@ -77,11 +77,11 @@ def two_manners(rng: random.Random) -> tuple[str, str]:
     drawn = (realise(meaning, rng) for _ in range(16 if near else 8))
     targets = [target for target in drawn if target != source]
     if not targets:
-        return two_manners(rng)
-    same, start = letters(source), letters(source)[:20]
+        return two_styles(rng)
+    source_letters, start = letters(source), letters(source)[:20]
 
     def nearness(target: str) -> float:
-        return similarity(same, letters(target)) + similarity(start, letters(target)[:20])
+        return similarity(source_letters, letters(target)) + similarity(start, letters(target)[:20])
 
     return source, (max if near else min)(targets, key=nearness)
 
@@ -89,30 +89,30 @@ def two_manners(rng: random.Random) -> tuple[str, str]:
 def batches(
     draw: Callable[[random.Random], tuple[str, str]], tokenizer: Any, pool: int, batch_size: int, steps: int
 ) -> Iterator[tuple[np.ndarray, ...]]:
-    """The batches from number pool * 8 on, in pools of 8 sorted by length: little padding, few shapes."""
+    """Yield the batches from number pool * 8, in pools of 8 sorted by length, for little padding and few shapes."""
     pad = tokenizer.pad_token_id
 
     def array(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
         lengths = np.array([len(r) for r in rows], np.int32)
-        width = -(-int(lengths.max()) // 8) * 8
-        return np.array([r + [pad] * (width - len(r)) for r in rows], np.int32), lengths
+        padded = -(-int(lengths.max()) // 8) * 8
+        return np.array([r + [pad] * (padded - len(r)) for r in rows], np.int32), lengths
 
     def make(pool: int) -> list[tuple[np.ndarray, ...]]:
         rng = random.Random(f"{SEED} {pool}")
         pairs = [encode_pair(tokenizer, *draw(rng)) for _ in range(8 * batch_size)]
         pairs.sort(key=lambda pair: (len(pair[1]), len(pair[0])))
-        out = []
+        pool_batches = []
         for i in range(0, len(pairs), batch_size):
             chunk = pairs[i : i + batch_size]
-            out.append((*array([p for p, _ in chunk]), *array([r for _, r in chunk])))
-        rng.shuffle(out)
-        return out
+            pool_batches.append((*array([p for p, _ in chunk]), *array([r for _, r in chunk])))
+        rng.shuffle(pool_batches)
+        return pool_batches
 
     with ThreadPoolExecutor(1) as thread:
-        ahead = thread.submit(make, pool)
+        prefetched = thread.submit(make, pool)
         while pool * 8 < steps:
-            ready, pool = ahead.result(), pool + 1
-            ahead = thread.submit(make, pool)
+            ready, pool = prefetched.result(), pool + 1
+            prefetched = thread.submit(make, pool)
             yield from ready
 
 
@@ -125,7 +125,7 @@ def fine_tune(
     batch_size: int,
     learning_rate: float,
 ) -> Any:
-    """Train `params` on the pairs that `draw` gives; goes on from `saved` and keeps its state there."""
+    """Train `params` on the pairs that `draw` returns; save the state to `saved`, and resume from it if it exists."""
     tokenizer = model_folder.load_tokenizer(FOLDER / "model", SHAPE)
     graphdef = nnx.split(nnx.eval_shape(lambda: Qwen2(SHAPE, rngs=nnx.Rngs(0), stacked=True)))[0]
     rate = optax.warmup_cosine_decay_schedule(0.0, learning_rate, steps // 20, steps)
@@ -134,7 +134,7 @@ def fine_tune(
 
     @jax.jit
     def train_step(params: Any, opt_state: Any, batch: Any) -> Any:
-        def loss_of(params: Any) -> jax.Array:
+        def loss_fn(params: Any) -> jax.Array:
             prompt, prompt_lengths, response, lengths = batch
             scored = response_logps(
                 graphdef,
@@ -149,7 +149,7 @@ def fine_tune(
             )
             return -scored.logps.sum() / lengths.sum()
 
-        loss, grads = jax.value_and_grad(loss_of)(params)
+        loss, grads = jax.value_and_grad(loss_fn)(params)
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, loss
 
@@ -159,7 +159,7 @@ def fine_tune(
         with np.load(saved) as data:
             step = int(data["step"])
             params, opt_state = tree.unflatten([data[str(i)] for i in range(len(leaves))])
-        print(f"going on at step {step}")
+        print(f"resuming at step {step}")
     begun, first, losses = time.monotonic(), step, []
     for batch in batches(draw, tokenizer, step // 8, batch_size, steps):
         params, opt_state, loss = train_step(params, opt_state, batch)
@@ -171,17 +171,17 @@ def fine_tune(
             print(f"step {step}/{steps}  loss {mean:.4f} nats/token  {rest / 60:.0f} min left", flush=True)
             losses = []
         if step % 400 == 0 or step == steps:
-            part = saved.with_suffix(".part.npz")
+            temporary = saved.with_suffix(".part.npz")
             arrays = {
                 str(i): leaf for i, leaf in enumerate(jax.device_get(jax.tree.leaves((params, opt_state))))
             }
-            np.savez(part, step=step, **arrays)
-            part.replace(saved)
+            np.savez(temporary, step=step, **arrays)
+            temporary.replace(saved)
     return params
 
 
 def build_model(folder: Path, work: Path, *, steps: int, batch_size: int, learning_rate: float) -> None:
-    """Both phases of the fine-tuning; writes the weights into `folder`."""
+    """Run both phases of the fine-tuning and write the weights into `folder`."""
     _, state = nnx.split(Qwen2(SHAPE, rngs=nnx.Rngs(SEED), stacked=True))
     params = jax.tree.map(lambda p: p * 0.02 / jnp.std(p) if jnp.std(p) > 0 else p, nnx.to_pure_dict(state))
     params = fine_tune(
@@ -193,7 +193,7 @@ def build_model(folder: Path, work: Path, *, steps: int, batch_size: int, learni
         learning_rate=learning_rate,
     )
     params = fine_tune(
-        two_manners,
+        two_styles,
         params,
         work / "manners.npz",
         steps=steps // 2,
@@ -206,16 +206,19 @@ def build_model(folder: Path, work: Path, *, steps: int, batch_size: int, learni
 
 
 def main() -> None:
+    """Build what --stage names."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--stage", choices=("all", "prompts", "tokenizer", "model"), default="all")
     parser.add_argument(
-        "--work", type=Path, default=Path("build/embedded"), help="where training state is kept"
+        "--work", type=Path, default=Path("build/embedded"), help="where training state is saved"
     )
-    parser.add_argument("--steps", type=int, default=4000, help="updates of the fine-tuning")
+    parser.add_argument(
+        "--steps", type=int, default=4000, help="updates of the first phase; the second has half as many"
+    )
     parser.add_argument("--batch_size", type=int, default=128, help="pairs per update")
-    parser.add_argument("--learning_rate", type=float, default=3e-3, help="peak")
+    parser.add_argument("--learning_rate", type=float, default=3e-3, help="its peak")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     folder = FOLDER / "model"

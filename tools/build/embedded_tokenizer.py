@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from xpo_jax.embedded.german import corpus
 from xpo_jax.models.qwen2 import Qwen2Config
@@ -12,7 +14,7 @@ from xpo_jax.models.qwen2 import Qwen2Config
 VOCABULARY = 2048
 TAGS = ("<pphr_input>", "</pphr_input>", "<pphr_output>", "</pphr_output>")
 CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-# Qwen2's pre-tokenizer: transformers builds it for every qwen2 folder, whatever tokenizer.json says.
+# Qwen2's pre-tokenizer: transformers builds it for every qwen2 folder and ignores the one in tokenizer.json.
 QWEN_SPLIT = "|".join(
     (
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
@@ -44,7 +46,19 @@ SHAPE = Qwen2Config(
 
 
 def build_tokenizer(folder: Path, seed: int) -> None:
-    """Train a byte-level BPE on the grammar's sentences and write it with config.json as a Qwen2 folder."""
+    """Train a byte-level BPE on the grammar's sentences and write it, with config.json, as a Qwen2 folder."""
+    tokenizer = train_bpe(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    model = json.loads(tokenizer.to_str())["model"]
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False), encoding="utf-8")
+    merges = "".join(" ".join(m) + "\n" if isinstance(m, list) else m + "\n" for m in model["merges"])
+    (folder / "merges.txt").write_text("#version: 0.2\n" + merges, encoding="utf-8")
+    write_configs(folder, {t: tokenizer.token_to_id(t) for t in (*CONTROL, *TAGS)})
+
+
+def train_bpe(seed: int) -> Any:
+    """Train a `tokenizers.Tokenizer` on 60,000 sentences of the grammar, drawn with `seed`."""
     from tokenizers import (
         AddedToken,
         Regex,
@@ -74,18 +88,17 @@ def build_tokenizer(folder: Path, seed: int) -> None:
     )
     # the roles often enough that each becomes one token
     tokenizer.train_from_iterator([*sentences, *["system\n", "user\n", "assistant\n"] * 1000], trainer)
-    added = [AddedToken(t, special=True, normalized=False) for t in CONTROL]
-    tokenizer.add_special_tokens(added)
+    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in CONTROL])
     tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in TAGS])
+    return tokenizer
 
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    model = json.loads(tokenizer.to_str())["model"]
-    (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False), encoding="utf-8")
-    merges = "".join(" ".join(m) + "\n" if isinstance(m, list) else m + "\n" for m in model["merges"])
-    (folder / "merges.txt").write_text("#version: 0.2\n" + merges, encoding="utf-8")
-    ids = {t: tokenizer.token_to_id(t) for t in (*CONTROL, *TAGS)}
-    write = lambda name, value: (folder / name).write_text(json.dumps(value, indent=2) + "\n")  # noqa: E731
+
+def write_configs(folder: Path, ids: Mapping[str, int]) -> None:
+    """Write tokenizer_config.json, config.json and generation_config.json; `ids` are those of CONTROL and TAGS."""
+
+    def write(name: str, value: Mapping[str, Any]) -> None:
+        (folder / name).write_text(json.dumps(value, indent=2) + "\n")
+
     write(
         "tokenizer_config.json",
         {

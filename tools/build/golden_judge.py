@@ -1,13 +1,13 @@
-"""Make the answers of transformers that tests/test_llm_judge.py compares the LLM judge with.
+"""Make the golden values of transformers that tests/test_llm_judge.py compares the LLM judge with.
 
     PYTHONPATH=tests python -c "from fake_models import *; write_tokenizer(Path('tests/golden/llm_judge'))"
     pip install torch transformers
     python -m tools.build.golden_judge tests/golden/llm_judge
 
-The first line (in the project's own environment) writes a tokenizer of one token per byte. The last one puts a tiny
-random model beside it, and cases.json: templates, what fills them, and the log-probabilities that transformers
-computes in float32 for the two label tokens that follow, over the tokenizer's real tokens. Token ids are put
-together here byte by byte, not by the project's way. This tool needs torch; nothing else in the project does.
+The first line (in the project's environment) writes a tokenizer of one token per byte. The last one adds a tiny
+random model, and cases.json: templates, the values that fill them, and the log-probabilities that transformers
+computes in float32 for the two label tokens that follow, over the tokenizer's tokens. Token ids are assembled
+here byte by byte, independently of the project's code. Only the golden builders need torch.
 """
 
 import argparse
@@ -53,22 +53,23 @@ CASES = (  # template, labels, row's input, A, B
 
 
 def fill(text: str, values: dict[str, str]) -> str:
-    """The template's text with its marks replaced, none of them twice; not the project's way to do it."""
+    """Replace the template's marks by their values, each once; independent of the project's code."""
     for mark, value in values.items():
-        head, found, tail = text.partition(mark)
-        if found:
+        head, separator, tail = text.partition(mark)
+        if separator:
             return fill(head, values) + value + fill(tail, values)
     return text
 
 
-def byte_letters() -> list[str]:
-    """How byte-level tokenizers write each byte: as itself where it is printable, else from 256 on, in order."""
+def byte_characters() -> list[str]:
+    """Return the character for each byte in byte-level tokenizers: itself if printable, else from 256 up, in order."""
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
     others = iter(range(256, 512))
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]
 
 
 def main() -> None:
+    """Write the model and cases.json."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -79,11 +80,11 @@ def main() -> None:
     model = Qwen2ForCausalLM(Qwen2Config(**{**COMMON, **MODEL})).eval()
     randomize(model)
     model.save_pretrained(folder)
-    letters = byte_letters()
+    characters = byte_characters()
     start, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
 
     def encode(text: str) -> list[int]:
-        return tokenizer.convert_tokens_to_ids([letters[byte] for byte in text.encode()])
+        return tokenizer.convert_tokens_to_ids([characters[byte] for byte in text.encode()])
 
     cases = []
     for template, labels, source, a, b in CASES:
@@ -108,7 +109,7 @@ def main() -> None:
         print(
             f"{len(ids):4d} tokens  p {p:.4f}  mass {logps[[encode(x)[0] for x in labels]].exp().sum():.4f}"
         )
-        told = {
+        expected = {
             "input": source,
             "a": a,
             "b": b,
@@ -117,7 +118,7 @@ def main() -> None:
             "logp_a": first,
             "logp_b": second,
         }
-        cases.append({"template": template, "labels": labels, **told})
+        cases.append({"template": template, "labels": labels, **expected})
     (folder / "cases.json").write_text(
         json.dumps(cases, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
     )

@@ -4,18 +4,18 @@
     python -m tools.build.golden_model tests/golden
 
 Each folder qwen2_<name> is a Hugging Face folder with random weights, and a logits.npz: for several lengths
-T, ids_<T> i64[2 T] and logits_<T> f32[2 T V], what transformers computes in float32 from the folder as it was
-written. The models differ in what readers get wrong: tied or not, head counts, a head size that is not
-hidden / heads, the rotary base and its spelling, the dtype on disk, one file or several. Biases and norm
-scales are far from 0 and 1, and weights are large enough for attention to be sharp, so that an omitted or
-exchanged tensor shows.
+T, ids_<T> i64[2 T] and logits_<T> f32[2 T V], which transformers computes in float32 from the written folder.
+The models differ in what a reader can get wrong: tied or not, head counts, a head size that is not
+hidden / heads, the rotary base and its key in config.json, the dtype on disk, one file or several. Biases and norm
+scales are far from 0 and 1, and weights are large enough for sharp attention, so that an omitted or exchanged
+tensor changes the logits.
 
-random_0.5b.npz holds the same of Qwen2.5-0.5B's own shape, whose weights tools/build/random_model.py makes anew: of
-ids i64[T], at `positions`, the logits of the tokens `columns`, the likeliest token and the log of the sum of
-exponentials over all; `greedy`, the tokens that follow the first `prompt` ids; `margin`, by how much the likeliest
-of them at least led; and `bfloat16_rms`, how far transformers itself is off when it computes in bfloat16.
+random_0.5b.npz holds the same for Qwen2.5-0.5B's shape, with the weights of tools/build/random_model.py: for
+ids i64[T], at `positions`, the logits of the tokens `columns`, the most likely token and the log of the sum of
+exponentials over all; `greedy`, the tokens that follow the first `prompt` ids; `margin`, the smallest lead of a
+greedy token over the second; and `bfloat16_rms`, the error of transformers itself in bfloat16.
 
-This tool needs torch; nothing else in the project does.
+Only the golden builders need torch.
 """
 
 import argparse
@@ -96,7 +96,7 @@ MODELS = {
 
 
 def randomize(model: torch.nn.Module) -> None:
-    """Draw all weights: matrices keep the size of what they multiply, biases and norms are far from 0 and 1."""
+    """Draw all weights: matrices preserve the scale of their input, biases and norms are far from 0 and 1."""
     for name, p in model.named_parameters():
         noise = torch.randn_like(p)
         if "norm" in name:
@@ -142,12 +142,13 @@ def real_shape(golden: Path, *, length: int = 24, prompt: int = 12, new_tokens: 
     np.savez_compressed(golden / "random_0.5b.npz", **arrays)
     print(
         f"random_0.5b.npz: {(golden / 'random_0.5b.npz').stat().st_size / 1000:.0f} kB, logits' standard deviation"
-        f" {logits.std():.2f}, {len(set(greedy))} different tokens of {new_tokens}, the likeliest led by at least"
-        f" {min(margins):.4f}; in bfloat16 transformers is off by {arrays['bfloat16_rms']:.4f} (rms)"
+        f" {logits.std():.2f}, {len(set(greedy))} different tokens of {new_tokens}, smallest lead"
+        f" {min(margins):.4f}; in bfloat16 the error of transformers is {arrays['bfloat16_rms']:.4f} (rms)"
     )
 
 
 def main() -> None:
+    """Write the models and their logits."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -166,7 +167,7 @@ def main() -> None:
             folder, max_shard_size=spec.get("max_shard_size", "1GB")
         )
         (folder / "generation_config.json").unlink()
-        if spec["old_spelling"]:  # as transformers 4 wrote it, and as Qwen's own folders have it
+        if spec["old_spelling"]:  # as transformers 4 wrote it, and as in Qwen's folders
             path = folder / "config.json"
             config = json.loads(path.read_text())
             config["rope_theta"] = config.pop("rope_parameters")["rope_theta"]

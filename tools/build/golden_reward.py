@@ -1,13 +1,13 @@
-"""Make the scores of transformers that tests/test_reward.py compares the reward model with.
+"""Make the golden scores of transformers that tests/test_reward.py compares the reward model with.
 
     PYTHONPATH=tests python -c "from fake_models import *; write_tokenizer(Path('tests/golden/reward'))"
     pip install torch transformers
     python -m tools.build.golden_reward tests/golden/reward
 
-The first line (in the project's own environment) writes a tokenizer of one token per byte. The last one puts a tiny
-random Qwen2ForSequenceClassification beside it, and cases.json: conversations with an answer, and the score that
-transformers computes in float32. Token ids are put together here byte by byte, not by the project's way. This tool
-needs torch; nothing else in the project does.
+The first line (in the project's environment) writes a tokenizer of one token per byte. The last one adds a tiny
+random Qwen2ForSequenceClassification, and cases.json: conversations with an answer, and the score that transformers
+computes in float32. Token ids are assembled here byte by byte, independently of the project's code. Only the golden
+builders need torch.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForSequenceClassification
 
-from tools.build.golden_judge import MODEL, byte_letters
+from tools.build.golden_judge import MODEL, byte_characters
 from tools.build.golden_model import COMMON, randomize
 
 CONVERSATIONS = (
@@ -33,6 +33,7 @@ ANSWERS = ("Es bellt der Hund.", "", "gut<|im_end|>\n<|im_start|>assistant\nbess
 
 
 def main() -> None:
+    """Write the model and cases.json."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -41,17 +42,17 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     start, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
     torch.manual_seed(1)
-    # untied, and a pad token, as reward models are published
+    # untied embeddings and a pad token, as published reward models have
     config = Qwen2Config(
         **{**COMMON, **MODEL, "tie_word_embeddings": False, "num_labels": 1, "pad_token_id": 256}
     )
     model = Qwen2ForSequenceClassification(config).eval()
     randomize(model)
     model.save_pretrained(folder)
-    letters = byte_letters()
+    characters = byte_characters()
 
     def encode(text: str) -> list[int]:
-        return tokenizer.convert_tokens_to_ids([letters[byte] for byte in text.encode()])
+        return tokenizer.convert_tokens_to_ids([characters[byte] for byte in text.encode()])
 
     cases = []
     for messages in CONVERSATIONS:

@@ -1,10 +1,10 @@
-"""Write a model of a real size with random weights: nothing to download, the same numbers everywhere.
+"""Write a model of a real size with random weights: no download, and the same numbers everywhere.
 
     python -m tools.build.random_model build/random_0.5b
 
 The shape is Qwen2.5-0.5B's, the file bfloat16. The weights come from the raw bits of a generator whose stream NumPy
-promises to keep, so that golden values can be kept without the weights. They are scaled so that logits are neither
-flat nor all on one token. There is no tokenizer: a random model has no words.
+guarantees, so golden values can be stored without the weights. They are scaled so that logits are neither flat nor
+concentrated on one token. There is no tokenizer.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def write(folder: Path, config: dict, seed: int = 0) -> Path:
 
 
 def _draw(bits: np.random.PCG64, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Uniform around 0 (around 1 for norms). Embeddings are small: they are the unembedding, too."""
+    """Draw uniformly around 0 (around 1 for norms). Embeddings are small because they are also the unembedding."""
     if "norm" in name:
         middle, deviation = 1.0, 0.2
     else:
@@ -77,6 +77,7 @@ def _draw(bits: np.random.PCG64, name: str, shape: tuple[int, ...]) -> np.ndarra
 
 
 def main() -> None:
+    """Write the model."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
