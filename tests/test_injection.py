@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_llm_judge import GOLDEN, attached, build
+from fakes import LLM_JUDGE_MODEL, attach_llm_judge, build_llm_judge
 
 from xpo_jax.judges.answers import compare
 from xpo_jax.models.hf import model_folder
@@ -22,7 +22,7 @@ from xpo_jax.values import Comparison
 
 TEMPLATE = "Which is better?\n<one>\n{A}\n</one>\n<two>\n{B}\n</two>\nA or B?"
 START, END = "<|im_start|>", "<|im_end|>"
-TOKENIZER = model_folder.load_tokenizer(GOLDEN, model_folder.read_config(GOLDEN))
+TOKENIZER = model_folder.load_tokenizer(LLM_JUDGE_MODEL, model_folder.read_config(LLM_JUDGE_MODEL))
 CONTROL = {TOKENIZER.convert_tokens_to_ids(token) for token in (START, END)}
 CONTROL_TOKENS = 3  # of a comparison that nobody tampered with: one turn, and the judge's own begun
 
@@ -52,7 +52,9 @@ def filled_in_only(comparison: Comparison) -> list[int]:
 @pytest.fixture(scope="module")
 def judges() -> dict[str, Any]:
     """The scripted model behind the project's rendering, and behind one that only fills in."""
-    ours = attached(build(path=None, template=({"role": "user", "content": TEMPLATE},)), tokenizer=TOKENIZER)
+    ours = attach_llm_judge(
+        build_llm_judge(path=None, template=({"role": "user", "content": TEMPLATE},)), tokenizer=TOKENIZER
+    )
     ours._scorer = believes
 
     def bare(comparisons):

@@ -3,13 +3,13 @@
 import json
 import math
 import re
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
 from fake_models import write_model
+from fakes import LLM_JUDGE, LLM_JUDGE_MODEL, attach_llm_judge, build_llm_judge
 from ml_collections import ConfigDict
 from tiny_run import run_main, tiny_config, write_config
 
@@ -21,14 +21,11 @@ from xpo_jax.judges.contract import DeviceJudge
 from xpo_jax.judges.llm import LLMJudge, llm
 from xpo_jax.judges.paraphrase import paraphrase
 from xpo_jax.models.hf import model_folder
-from xpo_jax.runtime.sharding import make_mesh
 from xpo_jax.values import Comparison
 
 pytestmark = pytest.mark.usefixtures("shared_programs")
 
-GOLDEN = Path(__file__).parent / "golden" / "llm_judge"
-CASES = json.loads((GOLDEN / "cases.json").read_text(encoding="utf-8"))
-SHORT = CASES[0]["template"]
+CASES = json.loads((LLM_JUDGE_MODEL / "cases.json").read_text(encoding="utf-8"))
 RULES = {
     "gate": "general",
     "distance_weight": 1.0,
@@ -43,37 +40,11 @@ RULES = {
     "min_length_ratio": 0.1,
     "max_length_ratio": 10.0,
 }
-ARGUMENTS = {
-    "path": str(GOLDEN),
-    "template": SHORT,
-    "labels": ("A", "B"),
-    "batch_size": 4,
-    "buckets": (128, 192),
-    "on_long": "error",
-    "rules": None,
-}
-
-
-def build(**changes: Any) -> LLMJudge:
-    return llm(**{**ARGUMENTS, **changes}, rule_judge=paraphrase)
-
-
-def attached(judge: LLMJudge, mesh: tuple[int, int, int] = (2, 2, 2), tokenizer: Any = None) -> LLMJudge:
-    """As setup.py does it, beside a policy of another folder or with its own model as the policy."""
-    model_config = model_folder.read_config(GOLDEN)
-    judge.attach(
-        mesh=make_mesh(data=mesh[0], fsdp=mesh[1], tensor=mesh[2]),
-        folder=Path("another") if tokenizer is None else GOLDEN,
-        model_config=model_config,
-        tokenizer=tokenizer,
-        dtype=np.float32,
-    )
-    return judge
 
 
 def ready(mesh: tuple[int, int, int] = (2, 2, 2), **changes: Any) -> LLMJudge:
     """As train.py does it; the judge reads its own weights."""
-    judge = attached(build(**changes), mesh)
+    judge = attach_llm_judge(build_llm_judge(**changes), mesh)
     for _, compile_program in judge.declared_programs():
         compile_program()
     judge.load({"not": "its own"})
@@ -145,7 +116,7 @@ def test_neighbours_order_bucket_and_mesh_make_no_difference(judge):
 def test_the_vocabulary_is_met_at_one_position_of_a_row(judge):
     """No array of B x P x V, and the devices hand back two numbers per row."""
     choices = judge._scorer
-    P, V = 128, model_folder.read_config(GOLDEN).vocab_size
+    P, V = 128, model_folder.read_config(LLM_JUDGE_MODEL).vocab_size
     shapes = [jax.ShapeDtypeStruct(shape, np.int32) for shape in ((4, P), (4,))]
     lowered = choices._program._jit.lower(choices._shapes, None, *shapes)
     sizes = [
@@ -163,7 +134,7 @@ class Watched:
     """A tokenizer that remembers the conversations it was given."""
 
     def __init__(self):
-        self._own = model_folder.load_tokenizer(GOLDEN, model_folder.read_config(GOLDEN))
+        self._own = model_folder.load_tokenizer(LLM_JUDGE_MODEL, model_folder.read_config(LLM_JUDGE_MODEL))
         self.seen: list[Any] = []
 
     def __getattr__(self, name):
@@ -180,7 +151,9 @@ class Watched:
 def shown(template: str, row: dict[str, Any], a: str, b: str, messages: Any = ()) -> list[str]:
     """What a judge shows of a comparison in both orders, without any device."""
     watched = Watched()
-    judge = attached(build(path=None, template=({"role": "user", "content": template},)), tokenizer=watched)
+    judge = attach_llm_judge(
+        build_llm_judge(path=None, template=({"role": "user", "content": template},)), tokenizer=watched
+    )
     watched.seen.clear()
     judge._scorer = lambda tokens: np.zeros((len(tokens), 2))
     judge([Comparison(messages, row, a, b), Comparison(messages, row, b, a)])
@@ -247,7 +220,7 @@ def test_rules_have_their_share():
     assert both.scores["b"] == {**alone.scores["b"], "rules": rule.scores["b"]}
     assert both.reason == f"{alone.reason}; by rules {rule.reason}"
     assert judge.parts(turn, asking.a) == rule.scores["a"]  # for the evaluation's tables
-    assert not hasattr(build(template=template), "parts")
+    assert not hasattr(build_llm_judge(template=template), "parts")
     with pytest.raises(ValueError, match="paraphrase judge: the last user turn has no text"):
         judge.check([{"role": "user", "content": "no tags"}], {})
 
@@ -278,7 +251,7 @@ def test_rules_have_their_share():
 )
 def test_settings_that_cannot_be(changes, message):
     with pytest.raises(ValueError, match=message):
-        configs.build(llm, {"name": "llm", **ARGUMENTS, **changes}, "judge", rule_judge=paraphrase)
+        configs.build(llm, {"name": "llm", **LLM_JUDGE, **changes}, "judge", rule_judge=paraphrase)
 
 
 @pytest.mark.parametrize(
@@ -297,7 +270,7 @@ def test_settings_that_cannot_be(changes, message):
 )
 def test_what_does_not_fit_the_model_or_the_mesh(changes, message):
     with pytest.raises(ValueError, match=message):
-        attached(build(**changes))
+        attach_llm_judge(build_llm_judge(**changes))
 
 
 def test_a_column_that_is_not_there(judge):
@@ -320,7 +293,7 @@ def runs(tmp_path_factory):
     """
     folder = tmp_path_factory.mktemp("runs")
     write_model(folder / "other", seed=9)
-    judge = {**ARGUMENTS, "path": None, "template": "{text}|{prompt}|{A}|{B}|", "buckets": (64, 96)}
+    judge = {**LLM_JUDGE, "path": None, "template": "{text}|{prompt}|{A}|{B}|", "buckets": (64, 96)}
     del judge["rules"]
     out: dict[str, Any] = {"folder": folder}
     taken: dict[str, Any] = {}
@@ -400,7 +373,7 @@ def test_the_log_holds_the_verdicts_of_the_policys_start(runs, name):
 def test_a_prompt_that_cannot_be_judged_is_refused_before_the_run(tmp_path):
     config = tiny_config(tmp_path)
     template = "{missing}|{A}|{B}|"
-    config.judge = ConfigDict({"name": "llm", **ARGUMENTS, "path": None, "template": template})
+    config.judge = ConfigDict({"name": "llm", **LLM_JUDGE, "path": None, "template": template})
     status, _, complaint = run_main([f"--config={write_config(tmp_path / 'config.py', config)}"])
     assert status == 2
     where = f"{tmp_path / 'train.jsonl'}, row 1"

@@ -1,4 +1,4 @@
-"""A judge's answers: each that the contract knows, each that it refuses, and the order shown."""
+"""Asking a judge: every answer that the contract allows, every one that it rejects, and the order shown."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from xpo_jax.judges import JUDGES
 from xpo_jax.judges.answers import compare, parse
 from xpo_jax.judges.ask import ResponsePairs, ask, merge_shards, metrics, summarize_shard
 from xpo_jax.judges.contract import JudgeError
-from xpo_jax.judges.limits import Budget, FailureTolerance
+from xpo_jax.judges.limits import FailureTolerance
 from xpo_jax.judges.paraphrase import ParaphraseJudge
 from xpo_jax.values import Comparison, Prompts, Verdict
 
@@ -32,7 +32,7 @@ def prompts(B, valid=None, position=None):
     )
 
 
-def asked(judge, policy, reference, *, batch=None, seed=SEED, **change):
+def judge_batch(judge, policy, reference, *, batch=None, seed=SEED, **change):
     B = len(policy)
     flags = {
         "identical": np.zeros(B, bool),
@@ -79,20 +79,20 @@ def texts(B, seed=0):
         (Verdict(NAN), None),
     ],
 )
-def test_every_answer_of_the_contract(answer, p):
-    found = parse(answer)
-    assert found.p == p
-    assert found.p is None or type(found.p) is float
+def test_parse_answer_of_the_contract_gives_its_probability(answer, p):
+    verdict = parse(answer)
+    assert verdict.p == p
+    assert verdict.p is None or type(verdict.p) is float
 
 
-def test_reasons_and_scores_are_kept():
+def test_parse_verdict_keeps_reason_and_scores():
     assert parse(Verdict(0.5, "alike", {"a": 1})) == Verdict(0.5, "alike", {"a": 1})
     assert parse(Verdict(NAN, "alike", {"a": 1})) == Verdict(None, "alike", {"a": 1})
     assert parse(None).reason == "no verdict"
 
 
 @pytest.mark.parametrize(
-    ("answer", "told"),
+    ("answer", "expected_text"),
     [
         (0, "the int 0, which is refused because elsewhere 0 means that the first one won; answer 'A'"),
         (1, "the int 1, which is refused"),
@@ -106,13 +106,13 @@ def test_reasons_and_scores_are_kept():
         (Verdict(True), "the bool True, which is refused"),
     ],
 )
-def test_whole_numbers_end_the_run(answer, told):
+def test_ask_integer_answer_ends_the_run(answer, expected_text):
     """Nobody can know which side they mean, and a program that gives one gives more."""
-    found = asked(lambda comparisons: ["A", answer], ["x", "yy"], ["y", "xx"])
-    assert told in found.fatal_error and "\n" not in found.fatal_error
-    np.testing.assert_array_equal(found.weight, 0)
+    verdicts = judge_batch(lambda comparisons: ["A", answer], ["x", "yy"], ["y", "xx"])
+    assert expected_text in verdicts.fatal_error and "\n" not in verdicts.fatal_error
+    np.testing.assert_array_equal(verdicts.weight, 0)
     with pytest.raises(JudgeError, match="which is refused"):
-        FailureTolerance(max_failed_fraction=1.0, max_failed_batches=9).check([summarize_shard(found)])
+        FailureTolerance(max_failed_fraction=1.0, max_failed_batches=9).check([summarize_shard(verdicts)])
 
 
 def test_ask_judge_error_ends_the_run_and_other_errors_cost_one_call():
@@ -124,16 +124,18 @@ def test_ask_judge_error_ends_the_run_and_other_errors_cost_one_call():
     def fails_in_our_code(comparisons):
         return JUDGES["paraphrase"]()  # a TypeError from within the package
 
-    ended = asked(ends, ["x"], ["y"])
+    ended = judge_batch(ends, ["x"], ["y"])
     assert ended.fatal_error == "judge.path: gone; name another"
-    failed = asked(fails_in_our_code, ["x"], ["y"])
+    failed = judge_batch(fails_in_our_code, ["x"], ["y"])
     assert failed.fatal_error == "" and "TypeError" in failed.reasons[0]
-    raised = asked(lambda comparisons: templates.check("no column"), ["x"], ["y"])  # a ValueError of ours
+    raised = judge_batch(
+        lambda comparisons: templates.check("no column"), ["x"], ["y"]
+    )  # a ValueError of ours
     assert raised.fatal_error == "" and "ValueError" in raised.reasons[0]
 
 
 @pytest.mark.parametrize(
-    ("answer", "told"),
+    ("answer", "expected_text"),
     [
         (1.5, "the judge answered 1.5; a float is the probability that A is better, from 0 to 1"),
         (-0.01, "the judge answered -0.01; a float is the probability"),
@@ -156,16 +158,16 @@ def test_ask_judge_error_ends_the_run_and_other_errors_cost_one_call():
         (Verdict(0.5, reason=None), "a Verdict with the reason None; a reason is text"),
     ],
 )
-def test_every_other_answer_is_a_failure_of_its_pair_told_in_one_line(answer, told):
-    found = asked(lambda comparisons: [0.25, answer, 0.25], ["x"] * 3, ["y"] * 3)
-    np.testing.assert_array_equal(found.weight, [1, 0, 1])
-    assert found.p_first[1] == 0.5 and not found.fatal_error
-    assert told in found.reasons[1]
-    assert "\n" not in found.reasons[1] and len(found.reasons[1]) < 250
+def test_ask_invalid_answer_fails_its_pair_with_a_one_line_reason(answer, expected_text):
+    verdicts = judge_batch(lambda comparisons: [0.25, answer, 0.25], ["x"] * 3, ["y"] * 3)
+    np.testing.assert_array_equal(verdicts.weight, [1, 0, 1])
+    assert verdicts.p_first[1] == 0.5 and not verdicts.fatal_error
+    assert expected_text in verdicts.reasons[1]
+    assert "\n" not in verdicts.reasons[1] and len(verdicts.reasons[1]) < 250
 
 
 @pytest.mark.parametrize(
-    ("returned", "found"),
+    ("returned", "described"),
     [
         (["A"], "1 answers"),
         (["A"] * 3, "3 answers"),
@@ -181,117 +183,119 @@ def test_every_other_answer_is_a_failure_of_its_pair_told_in_one_line(answer, to
         (np.full((2, 1), 0.5), "ndarray"),
     ],
 )
-def test_anything_but_one_answer_each_in_order_is_no_verdict_on_any(returned, found):
-    told = asked(lambda comparisons: returned, ["x", "y"], ["yy", "xx"])
-    np.testing.assert_array_equal(told.weight, 0)
+def test_ask_anything_but_a_list_of_answers_fails_all_pairs(returned, described):
+    verdicts = judge_batch(lambda comparisons: returned, ["x", "y"], ["yy", "xx"])
+    np.testing.assert_array_equal(verdicts.weight, 0)
     line = (
-        f"the judge was asked 2 comparisons and returned {found};"
+        f"the judge was asked 2 comparisons and returned {described};"
         " return a list with one answer each, in order"
     )
-    assert told.reasons == (line, line)
+    assert verdicts.reasons == (line, line)
 
 
-def test_one_answer_too_few():
-    told = asked(Miscounting(), *texts(4))
-    assert "asked 4 comparisons and returned 3 answers" in told.reasons[0] and not told.weight.any()
+def test_ask_missing_answer_fails_all_pairs():
+    verdicts = judge_batch(Miscounting(), *texts(4))
+    assert "asked 4 comparisons and returned 3 answers" in verdicts.reasons[0] and not verdicts.weight.any()
 
 
 @pytest.mark.parametrize(
     "returned",
     [["A", "B"], ("A", "B"), np.array([1.0, 0.0]), np.array([1, 0], np.float32), np.array(["A", "B"])],
 )
-def test_lists_tuples_and_arrays_serve(returned):
-    found = asked(lambda comparisons: returned, ["x", "y"], ["yy", "xx"])
-    first_shown = [order[0] for order in found.shown]
+def test_ask_lists_tuples_and_arrays_are_accepted(returned):
+    verdicts = judge_batch(lambda comparisons: returned, ["x", "y"], ["yy", "xx"])
+    first_shown = [order[0] for order in verdicts.shown]
     # the first answer says that A won, the second that B did
-    np.testing.assert_array_equal(found.p_first, [first_shown[0] == 0, first_shown[1] == 1])
+    np.testing.assert_array_equal(verdicts.p_first, [first_shown[0] == 0, first_shown[1] == 1])
 
 
-def test_what_a_judge_raises_is_told_in_one_line_with_its_place():
+def test_ask_exception_becomes_a_reason_with_file_and_line():
     judge = Broken(at=1)
-    asked(judge, *texts(3))
-    found = asked(judge, *texts(3))
+    judge_batch(judge, *texts(3))
+    verdicts = judge_batch(judge, *texts(3))
     line = Broken.__call__.__code__.co_firstlineno + 3
     reason = f"the judge failed: KeyError: 'the\\nserver is gone' (fakes.py, line {line})"
-    assert found.reasons == (reason,) * 3 and not found.fatal_error
-    np.testing.assert_array_equal(found.weight, 0)
+    assert verdicts.reasons == (reason,) * 3 and not verdicts.fatal_error
+    np.testing.assert_array_equal(verdicts.weight, 0)
 
 
-def test_an_interrupt_passes():
+def test_ask_keyboard_interrupt_is_not_caught():
     def judge(comparisons):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        asked(judge, *texts(3))
+        judge_batch(judge, *texts(3))
 
 
-def test_what_our_own_judges_say_ends_the_run():
+def test_ask_judge_error_of_a_built_in_judge_ends_the_run():
     judge = ParaphraseJudge(lambda source, answer: "", {"distance": 1.0}, 0.0, "in", "out")
-    assert asked(judge, *texts(3)).fatal_error.startswith(
+    assert judge_batch(judge, *texts(3)).fatal_error.startswith(
         "paraphrase judge: the last user turn has no text between <in> and"
     )
 
 
-def test_prose_is_no_verdict():
-    found = asked(prose(), *texts(3))
-    assert all("a text answer is 'A', 'B' or 'tie'" in reason for reason in found.reasons)
-    np.testing.assert_array_equal(found.weight, 0)
+def test_ask_prose_is_no_verdict():
+    verdicts = judge_batch(prose(), *texts(3))
+    assert all("a text answer is 'A', 'B' or 'tie'" in reason for reason in verdicts.reasons)
+    np.testing.assert_array_equal(verdicts.weight, 0)
 
 
 # ---- the order shown ----------------------------------------------------------------------------
 
 
-def test_a_judge_that_always_says_A_wins_half():
+def test_ask_judge_that_always_prefers_A_wins_half():
     B = 2000
-    found = asked(Always(answer="A"), *texts(B))
+    verdicts = judge_batch(Always(answer="A"), *texts(B))
     # four standard deviations of a fair coin
-    assert abs(found.p_first.mean() - 0.5) < 4 * 0.5 / np.sqrt(B)
-    assert set(found.p_first) == {0.0, 1.0}
-    for p, order in zip(found.p_first, found.shown, strict=True):
+    assert abs(verdicts.p_first.mean() - 0.5) < 4 * 0.5 / np.sqrt(B)
+    assert set(verdicts.p_first) == {0.0, 1.0}
+    for p, order in zip(verdicts.p_first, verdicts.shown, strict=True):
         assert order == ((0, 1) if p == 1 else (1, 0))  # it names the one shown first
 
 
-def test_the_longer_text_wins_whatever_the_order():
+def test_ask_longer_text_wins_in_either_order():
     policy, reference = texts(200)
-    found = asked(LongerText(), policy, reference)
+    verdicts = judge_batch(LongerText(), policy, reference)
     longer = [len(a) > len(b) for a, b in zip(policy, reference, strict=True)]
-    np.testing.assert_array_equal(found.p_first, longer)
-    assert 60 < sum(order == (1, 0) for order in found.shown) < 140
-    np.testing.assert_array_equal(found.weight, np.ones(200))
-    assert found.weight.dtype == found.p_first.dtype == np.float32
+    np.testing.assert_array_equal(verdicts.p_first, longer)
+    assert 60 < sum(order == (1, 0) for order in verdicts.shown) < 140
+    np.testing.assert_array_equal(verdicts.weight, np.ones(200))
+    assert verdicts.weight.dtype == verdicts.p_first.dtype == np.float32
 
 
-def test_probabilities_are_swapped_back():
-    found = asked(Always(answer=0.8), *texts(50))
-    expected = [0.8 if order == (0, 1) else 0.2 for order in found.shown]
-    np.testing.assert_allclose(found.p_first, expected, rtol=1e-6)
+def test_ask_swapped_pair_swaps_the_probability_back():
+    verdicts = judge_batch(Always(answer=0.8), *texts(50))
+    expected = [0.8 if order == (0, 1) else 0.2 for order in verdicts.shown]
+    np.testing.assert_allclose(verdicts.p_first, expected, rtol=1e-6)
 
 
-def test_the_judge_sees_prompt_row_and_both_texts_in_the_order_told():
+def test_ask_judge_sees_prompt_row_and_texts_in_the_order_shown():
     Recording.calls.clear()
     policy, reference = texts(40)
     batch = prompts(40)
-    found = asked(Recording(), policy, reference, batch=batch)
+    verdicts = judge_batch(Recording(), policy, reference, batch=batch)
     (shown,) = Recording.calls
     for i, comparison in enumerate(shown):
         pair = (policy[i], reference[i])
-        assert comparison == Comparison(batch.messages[i], batch.rows[i], *(pair[c] for c in found.shown[i]))
+        assert comparison == Comparison(
+            batch.messages[i], batch.rows[i], *(pair[c] for c in verdicts.shown[i])
+        )
 
 
-def test_the_order_is_drawn_from_the_seed():
+def test_ask_order_depends_on_the_seed_only():
     orders = {
-        seed: asked(tied(), *texts(64), seed=seed).shown
+        seed: judge_batch(tied(), *texts(64), seed=seed).shown
         for seed in [(0, 1, 0), (0, 1, 1), (0, 2, 0), (1, 1, 0)]
     }
     assert len(set(orders.values())) == 4
-    assert asked(tied(), *texts(64), seed=(0, 1, 1)).shown == orders[0, 1, 1]
+    assert judge_batch(tied(), *texts(64), seed=(0, 1, 1)).shown == orders[0, 1, 1]
 
 
-def test_the_order_does_not_depend_on_the_split_of_the_batch():
+def test_ask_order_does_not_depend_on_the_split_of_the_batch():
     policy, reference = texts(24)
-    whole = asked(LongerText(), policy, reference)
+    whole = judge_batch(LongerText(), policy, reference)
     for part in ([0, 1, 2], list(range(8, 24)), [23], list(range(23, -1, -2))):
-        some = asked(
+        some = judge_batch(
             LongerText(),
             [policy[i] for i in part],
             [reference[i] for i in part],
@@ -301,103 +305,103 @@ def test_the_order_does_not_depend_on_the_split_of_the_batch():
         np.testing.assert_array_equal(some.p_first, whole.p_first[part])
 
 
-def test_the_same_call_gives_the_same_verdicts_however_long_the_judge_takes():
+def test_ask_slow_judge_gives_the_same_verdicts():
     once, again, slow = (
-        asked(judge, *texts(20)) for judge in (LongerText(), LongerText(), Slow(seconds=0.05))
+        judge_batch(judge, *texts(20)) for judge in (LongerText(), LongerText(), Slow(seconds=0.05))
     )
     for other in (again, slow):
         for a, b in zip(once, other, strict=True):
             np.testing.assert_array_equal(a, b)
 
 
-def test_scores_are_named_by_candidate():
+def test_ask_scores_are_renamed_to_policy_and_reference():
     policy, reference = texts(30)
-    found = asked(LongerText(), policy, reference)
+    verdicts = judge_batch(LongerText(), policy, reference)
     expected = [{"policy": len(a), "reference": len(b)} for a, b in zip(policy, reference, strict=True)]
-    assert list(found.scores) == expected
-    assert found.reasons == ("length",) * 30
-    others = asked(Always(answer=Verdict(0.5, "", {"a": 1, "sum": 3})), ["x"], ["y"])
+    assert list(verdicts.scores) == expected
+    assert verdicts.reasons == ("length",) * 30
+    others = judge_batch(Always(answer=Verdict(0.5, "", {"a": 1, "sum": 3})), ["x"], ["y"])
     assert others.scores[0] == {("policy" if others.shown[0] == (0, 1) else "reference"): 1, "sum": 3}
 
 
-# ---- what is settled without asking ----------------------------------------------------------------
+# ---- decided without the judge ----------------------------------------------------------------
 
 
-def test_identical_responses_tie_and_are_not_asked():
+def test_ask_identical_responses_tie_without_the_judge():
     Recording.calls.clear()
     policy, reference = texts(6)
     identical = np.array([True, False, True, False, False, True])
-    found = asked(Recording(), policy, reference, identical=identical)
+    verdicts = judge_batch(Recording(), policy, reference, identical=identical)
     assert [c.messages[0]["content"] for c in Recording.calls[0]] == ["prompt 1", "prompt 3", "prompt 4"]
-    assert found.queries == 3
-    np.testing.assert_array_equal(found.p_first[identical], 0.5)
-    np.testing.assert_array_equal(found.weight, 1)
-    assert [order is None for order in found.shown] == list(identical)
-    assert found.reasons[0] == "identical responses"
+    assert verdicts.queries == 3
+    np.testing.assert_array_equal(verdicts.p_first[identical], 0.5)
+    np.testing.assert_array_equal(verdicts.weight, 1)
+    assert [order is None for order in verdicts.shown] == list(identical)
+    assert verdicts.reasons[0] == "identical responses"
 
 
-def test_unfinished_responses_lose_unseen_where_the_config_says_so():
+def test_ask_unfinished_response_loses_without_the_judge_if_configured():
     Recording.calls.clear()
     policy, reference = texts(4)
     finished = {
         "policy_finished": np.array([True, True, False, False]),
         "reference_finished": np.array([True, False, True, False]),
     }
-    found = asked(Recording(), policy, reference, unfinished_loses=True, **finished)
-    assert len(Recording.calls[0]) == found.queries == 1
-    np.testing.assert_array_equal(found.p_first[1:], [1.0, 0.0, 0.5])
-    np.testing.assert_array_equal(found.weight, 1)
-    assert found.reasons[1:] == ("unfinished response",) * 3
-    assert found.shown[1:] == (None, None, None)
-    free = asked(Recording(), policy, reference, unfinished_loses=False, **finished)
+    verdicts = judge_batch(Recording(), policy, reference, unfinished_loses=True, **finished)
+    assert len(Recording.calls[0]) == verdicts.queries == 1
+    np.testing.assert_array_equal(verdicts.p_first[1:], [1.0, 0.0, 0.5])
+    np.testing.assert_array_equal(verdicts.weight, 1)
+    assert verdicts.reasons[1:] == ("unfinished response",) * 3
+    assert verdicts.shown[1:] == (None, None, None)
+    free = judge_batch(Recording(), policy, reference, unfinished_loses=False, **finished)
     assert free.queries == 4
-    both = asked(
+    both = judge_batch(
         Recording(), policy, reference, unfinished_loses=True, identical=np.ones(4, bool), **finished
     )
     np.testing.assert_array_equal(both.p_first, 0.5)  # the same tokens: neither is worse
 
 
-def test_a_judge_with_nothing_to_do_is_not_called():
-    found = asked(Broken(at=0), *texts(3), identical=np.ones(3, bool))
-    assert found.queries == 0
-    np.testing.assert_array_equal(found.p_first, 0.5)
+def test_ask_nothing_to_judge_does_not_call_the_judge():
+    verdicts = judge_batch(Broken(at=0), *texts(3), identical=np.ones(3, bool))
+    assert verdicts.queries == 0
+    np.testing.assert_array_equal(verdicts.p_first, 0.5)
 
 
-def test_rows_that_are_not_real_are_neither_asked_nor_counted():
+def test_ask_padding_rows_are_not_judged_or_counted():
     Recording.calls.clear()
     policy, reference = texts(6)
     valid = np.array([True, True, False, True, False, False])
     options = {"identical": np.array([False, True, True, False, False, True])}
-    found = asked(Recording(), policy, reference, batch=prompts(6, valid), **options)
+    verdicts = judge_batch(Recording(), policy, reference, batch=prompts(6, valid), **options)
     assert [c.row["number"] for c in Recording.calls[0]] == [0, 3]
-    np.testing.assert_array_equal(found.weight, [1, 1, 0, 1, 0, 0])
-    assert found.shown[2] is found.shown[4] is None
+    np.testing.assert_array_equal(verdicts.weight, [1, 1, 0, 1, 0, 0])
+    assert verdicts.shown[2] is verdicts.shown[4] is None
 
 
 # ---- failures and metrics --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("judge", [silent(), lost()])
-def test_no_verdict_has_no_weight(judge):
-    found = asked(judge, *texts(5))
-    np.testing.assert_array_equal(found.weight, 0)
-    assert found.queries == 5
-    told = metrics(found, np.ones(5, bool))
-    assert told["judge/failed_rate"] == 1.0
-    assert told["judge/tie_rate"] == 0.0
-    assert np.isnan(told["judge/win_rate"])
+def test_ask_no_verdict_has_weight_zero(judge):
+    verdicts = judge_batch(judge, *texts(5))
+    np.testing.assert_array_equal(verdicts.weight, 0)
+    assert verdicts.queries == 5
+    batch_metrics = metrics(verdicts, np.ones(5, bool))
+    assert batch_metrics["judge/failed_rate"] == 1.0
+    assert batch_metrics["judge/tie_rate"] == 0.0
+    assert np.isnan(batch_metrics["judge/win_rate"])
 
 
-def test_failures_leave_the_other_rows_alone():
+def test_ask_failed_pair_leaves_other_rows_unchanged():
     policy, reference = texts(60)
-    found, whole = asked(Patchy(), policy, reference), asked(LongerText(), policy, reference)
+    verdicts, whole = judge_batch(Patchy(), policy, reference), judge_batch(LongerText(), policy, reference)
     failed = np.array([Patchy.fails(a, b) for a, b in zip(policy, reference, strict=True)])
     assert 5 < failed.sum() < 55
-    np.testing.assert_array_equal(found.weight, ~failed)
-    np.testing.assert_array_equal(found.p_first[~failed], whole.p_first[~failed])
+    np.testing.assert_array_equal(verdicts.weight, ~failed)
+    np.testing.assert_array_equal(verdicts.p_first[~failed], whole.p_first[~failed])
 
 
-def test_metrics_by_hand():
+def test_metrics_match_values_computed_by_hand():
     answers = types.SimpleNamespace(
         p_first=np.array([1, 0.5, 0, 0.75, 1, 0.5, 1, 0.5], np.float32),
         weight=np.array([1, 1, 1, 1, 0, 0, 0, 0], np.float32),
@@ -415,38 +419,38 @@ def test_metrics_by_hand():
 
 
 class Counting:
-    """Counts what it is asked; `told` makes stats of that."""
+    """Counts the comparisons that it gets; `make_stats` turns the count into its stats."""
 
-    def __init__(self, told=lambda asked: {"requests": asked}):
-        self.asked, self.told = 7, told
+    def __init__(self, make_stats=lambda count: {"requests": count}):
+        self.count, self.make_stats = 7, make_stats
 
     def __call__(self, comparisons):
-        self.asked += len(comparisons)
+        self.count += len(comparisons)
         return ["A"] * len(comparisons)
 
     def stats(self):
-        return self.told(self.asked)
+        return self.make_stats(self.count)
 
 
-def test_what_a_judge_counts_is_of_the_batch_and_of_all_processes():
+def test_ask_counts_are_of_the_batch_and_summed_over_processes():
     judge = Counting()
-    found = asked(judge, *texts(3))
-    assert found.counts == {"requests": 3} and asked(judge, *texts(3), both_orders=True).counts == {
+    verdicts = judge_batch(judge, *texts(3))
+    assert verdicts.counts == {"requests": 3} and judge_batch(judge, *texts(3), both_orders=True).counts == {
         "requests": 6
     }
-    other = {**summarize_shard(found), "counts": {"requests": 2.0, "retries": 1.0}}
-    assert merge_shards(found, [summarize_shard(found), other]).counts == {"requests": 5, "retries": 1}
-    assert asked(LongerText(), *texts(3)).counts == {}
+    other = {**summarize_shard(verdicts), "counts": {"requests": 2.0, "retries": 1.0}}
+    assert merge_shards(verdicts, [summarize_shard(verdicts), other]).counts == {"requests": 5, "retries": 1}
+    assert judge_batch(LongerText(), *texts(3)).counts == {}
 
 
 @pytest.mark.parametrize(
-    "told", [lambda n: None, lambda n: {"x": "y"}, lambda n: {"x": math.nan}, lambda n: 1 / 0]
+    "make_stats", [lambda n: None, lambda n: {"x": "y"}, lambda n: {"x": math.nan}, lambda n: 1 / 0]
 )
-def test_stats_that_are_no_numbers_end_the_run(told):
-    found = asked(Counting(told), *texts(3))
-    assert found.fatal_error.startswith(
+def test_ask_stats_that_are_not_numbers_end_the_run(make_stats):
+    verdicts = judge_batch(Counting(make_stats), *texts(3))
+    assert verdicts.fatal_error.startswith(
         "the judge's stats() must return finite numbers by name ("
-    ) and not any(found.weight)
+    ) and not any(verdicts.weight)
 
 
 # ---- both orders ------------------------------------------------------------------------------------
@@ -478,115 +482,63 @@ def one_by_one(*answers):
         ("A", "prose", None, None),
     ],
 )
-def test_both_orders(first, second, p, flipped):
+def test_compare_both_orders_averages_soft_and_ties_differing_hard_verdicts(first, second, p, flipped):
     ((verdict, flip),) = compare(one_by_one(first, second), [Comparison((), {}, "x", "y")], both_orders=True)
     assert (verdict.p, flip) == (p, flipped)
 
 
-def test_both_orders_are_asked_next_to_each_other_and_in_one_list():
+def test_ask_both_orders_are_adjacent_in_one_call():
     Recording.calls.clear()
     policy, reference = texts(40)
-    found = asked(Recording(), policy, reference, both_orders=True)
+    verdicts = judge_batch(Recording(), policy, reference, both_orders=True)
     (shown,) = Recording.calls
-    assert found.queries == len(shown) == 80
+    assert verdicts.queries == len(shown) == 80
     for i in range(40):
         pair = (policy[i], reference[i])
-        first, second = (pair[c] for c in found.shown[i])
+        first, second = (pair[c] for c in verdicts.shown[i])
         assert [(c.a, c.b) for c in shown[2 * i : 2 * i + 2]] == [(first, second), (second, first)]
-    np.testing.assert_array_equal(found.p_first, asked(LongerText(), policy, reference).p_first)
-    np.testing.assert_array_equal(found.flipped, 0)
-    for i, scores in enumerate(found.scores):  # both orders' scores, named by candidate
+    np.testing.assert_array_equal(verdicts.p_first, judge_batch(LongerText(), policy, reference).p_first)
+    np.testing.assert_array_equal(verdicts.flipped, 0)
+    for i, scores in enumerate(verdicts.scores):  # both orders' scores, named by candidate
         lengths = {"policy": len(policy[i]), "reference": len(reference[i])}
         assert scores == {**lengths, "exchanged": lengths}
-    first = found.p_first[0] if found.shown[0] == (0, 1) else 1 - found.p_first[0]
-    assert found.reasons[0] == f"{first:.3f} for A, {first:.3f} when exchanged; length; exchanged: length"
+    first = verdicts.p_first[0] if verdicts.shown[0] == (0, 1) else 1 - verdicts.p_first[0]
+    assert verdicts.reasons[0] == f"{first:.3f} for A, {first:.3f} when exchanged; length; exchanged: length"
 
 
-def test_a_judge_that_always_says_A_never_wins_in_both_orders():
-    found = asked(Always(answer="A"), *texts(50), both_orders=True)
-    np.testing.assert_array_equal(found.p_first, 0.5)
-    np.testing.assert_array_equal(found.weight, 1)
-    assert metrics(found, np.ones(50, bool))["judge/position_flip_rate"] == 1.0
-    once = metrics(asked(Always(answer="A"), *texts(50)), np.ones(50, bool))
-    assert np.isnan(once["judge/position_flip_rate"])  # nobody asked
+def test_ask_judge_that_always_prefers_A_ties_in_both_orders():
+    verdicts = judge_batch(Always(answer="A"), *texts(50), both_orders=True)
+    np.testing.assert_array_equal(verdicts.p_first, 0.5)
+    np.testing.assert_array_equal(verdicts.weight, 1)
+    assert metrics(verdicts, np.ones(50, bool))["judge/position_flip_rate"] == 1.0
+    once = metrics(judge_batch(Always(answer="A"), *texts(50)), np.ones(50, bool))
+    assert np.isnan(once["judge/position_flip_rate"])  # only one order was asked
 
 
-def test_what_processes_tell_each_other_is_the_whole(monkeypatch):
-    """Two processes judge their halves; joined through JSON they are what one finds."""
+def test_merge_shards_of_two_processes_equals_one_process(monkeypatch):
+    """Two processes judge half of the rows each; merged through JSON, the result is that of one process."""
     import jax
 
     from xpo_jax.io.files import to_json
 
     policy, reference = texts(10)
-    alone = asked(Patchy(), policy, reference, both_orders=True)
+    alone = judge_batch(Patchy(), policy, reference, both_orders=True)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    briefs = []
+    summaries = []
     for number in (0, 1):
         monkeypatch.setattr(jax, "process_index", lambda number=number: number)
-        own = asked(
+        local = judge_batch(
             Patchy(),
             policy,
             reference,
             both_orders=True,
             batch=prompts(10, [i // 5 == number for i in range(10)]),
         )
-        briefs.append(json.loads(to_json(summarize_shard(own))))
-    found = merge_shards(own, briefs)
+        summaries.append(json.loads(to_json(summarize_shard(local))))
+    verdicts = merge_shards(local, summaries)
     for name in ("p_first", "weight", "flipped"):
-        np.testing.assert_array_equal(getattr(found, name), getattr(alone, name))
-    assert found.queries == alone.queries == 20
+        np.testing.assert_array_equal(getattr(verdicts, name), getattr(alone, name))
+    assert verdicts.queries == alone.queries == 20
     failed = int((alone.weight == 0).sum())
-    assert 0 < failed < 10 and sum(each["failed"] for each in briefs) == failed
-    assert {each["first_failure"] for each in briefs} <= {"no verdict", "the judge answered nan", ""}
-
-
-# ---- patience and budget ----------------------------------------------------------------------------
-
-
-def told(asked, failed, words="its words", refused=""):
-    return {
-        "pairs": asked,
-        "failed": failed,
-        "first_failure": words if failed else "",
-        "fatal_error": refused,
-    }
-
-
-def test_patience_ends_where_too_much_fails_too_often():
-    failure_tolerance = FailureTolerance(max_failed_fraction=0.5, max_failed_batches=2)
-    # half is not past half; a batch that is all right, and only that, starts anew; nothing asked says nothing
-    for batch in ([told(8, 4)], [told(8, 5)], [told(8, 4)], [told(8, 5)], [told(0, 0)]):
-        failure_tolerance.check(batch)
-    with pytest.raises(JudgeError, match="more than 50% of the pairs in 2 batches in a row; .*: its words$"):
-        failure_tolerance.check([told(6, 3, "its words"), told(2, 2, "and others")])  # of two processes
-    for _ in range(5):
-        FailureTolerance(max_failed_fraction=1.0, max_failed_batches=1).check([told(4, 4)])
-
-
-def test_a_first_batch_without_any_verdict_ends_the_run():
-    failure_tolerance = FailureTolerance(max_failed_fraction=0.5, max_failed_batches=2)
-    failure_tolerance.check([told(0, 0)])
-    with pytest.raises(
-        JudgeError, match="^the judge gave no verdict on any of the first 8 pairs: its words$"
-    ):
-        failure_tolerance.check([told(4, 4), told(4, 4)])
-    failure_tolerance = FailureTolerance(max_failed_fraction=0.5, max_failed_batches=2)
-    failure_tolerance.check([told(4, 3)])
-    failure_tolerance.check([told(4, 0)])
-    failure_tolerance.check([told(4, 4)])  # not the first
-
-
-def test_a_budget_keeps_the_last_evaluation_back():
-    free = Budget(None, orders=2, comparisons_per_evaluation=100, every_steps=2)
-    free.check(8)
-    assert free.allows(10**9, 0, 8)
-    budget = Budget(1000, orders=2, comparisons_per_evaluation=100, every_steps=3)
-    # 200 for the last evaluation, 16 for the step, 200 more where a periodic one follows the step
-    assert budget.allows(784, 0, 8) and not budget.allows(785, 0, 8)
-    assert budget.allows(584, 2, 8) and not budget.allows(585, 2, 8)
-    with pytest.raises(
-        ValueError,
-        match=r"^judging.max_queries is 415, .* 200 queries each and a step 16: set it to at least 416",
-    ):
-        Budget(415, orders=2, comparisons_per_evaluation=100, every_steps=0).check(8)
-    Budget(416, orders=2, comparisons_per_evaluation=100, every_steps=0).check(8)
+    assert 0 < failed < 10 and sum(summary["failed"] for summary in summaries) == failed
+    assert {summary["first_failure"] for summary in summaries} <= {"no verdict", "the judge answered nan", ""}
