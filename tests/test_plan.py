@@ -256,12 +256,17 @@ def test_memory_of_the_update_on_a_mesh_is_what_xla_allocates(sizes, remat):
 
 
 @pytest.mark.slow
-def test_more_pairs_need_as_much_more_as_is_kept_for_them():
-    """The terms for themselves: what 8 pairs more make XLA allocate is what they keep, and nothing else."""
+def test_saved_bytes_of_more_pairs_are_what_xla_allocates_for_them():
+    """XLA allocates for 8 more pairs what they save, and at most the gradients of their MLP.
+
+    Which of the two depends on its version: whether the peak is at the logits, whose chunk hardly grows, or in the
+    layers' backward pass.
+    """
     few, many = (planned(model=LARGER, B=B, P=64, T=64) for B in (8, 16))
     more = compiled(many, "accumulate").temp_size_in_bytes - compiled(few, "accumulate").temp_size_in_bytes
-    kept = 8 * estimate.saved_bytes(LARGER, sequence_lengths(64, 64)[-1], jnp.float32, False)
-    assert kept == pytest.approx(more, rel=0.01)
+    width = sequence_lengths(64, 64)[-1]
+    saved = 8 * estimate.saved_bytes(LARGER, width, jnp.float32, False)
+    assert 0.99 * saved < more < 1.01 * (saved + 8 * estimate.mlp_gradients(LARGER, width, 4))
 
 
 # ---- work ---------------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ def after(run, rounds, pairs=4, optimizer=ADAM, policy=None):
 # ---- the bandit -------------------------------------------------------------------------------------
 
 
-def test_bandits():
+def test_make_bandit_by_hand():
     np.testing.assert_allclose(RARE.reference, [0.92 / 5] * 5 + [0.01] * 8, rtol=1e-6)
     np.testing.assert_allclose(RARE.rewards, [0.5, 0.625, 0.75, 0.875, 1, 3] + [0] * 7)
     common = bandit.make_bandit(0.001, beta=0.2, best="common", junk=50)
@@ -57,7 +57,7 @@ def test_bandits():
     np.testing.assert_allclose(bandit.make_bandit(0, beta=0.2, uniform=True).reference, 1 / 13, rtol=1e-6)
 
 
-def test_the_optimum_has_the_largest_value():
+def test_optimum_has_the_largest_value():
     reference, rewards = np.float64(RARE.reference), np.float64(RARE.rewards)
     best = bandit.value(RARE, bandit.optimum(RARE))
     # J(pi*) = beta log E_ref[exp(r / beta)]
@@ -73,7 +73,7 @@ def test_the_optimum_has_the_largest_value():
         assert bandit.value(rarer, jax.nn.log_softmax(bandit.optimum(rarer) + noise)) < best - 1e-4
 
 
-def test_the_loss_is_that_of_the_pairs_one_by_one():
+def test_loss_is_that_of_the_pairs_one_by_one():
     """Pairs counted by their arms, against Algorithm 1 written out over a list of pairs, in float64."""
     rng = np.random.default_rng(0)
     first, second = rng.integers(0, 13, (2, 60))
@@ -92,15 +92,17 @@ def test_the_loss_is_that_of_the_pairs_one_by_one():
         return np.mean(preference + alpha * logps[second])
 
     run = a_run(alpha=alpha)
-    of = jax.value_and_grad(lambda x: bandit.loss({"logits": x}, run, jnp.asarray(counts), jnp.asarray(wins)))
-    loss, grad = of(jnp.float32(logits))
+    value_and_grad = jax.value_and_grad(
+        lambda x: bandit.loss({"logits": x}, run, jnp.asarray(counts), jnp.asarray(wins))
+    )
+    loss, grad = value_and_grad(jnp.float32(logits))
     np.testing.assert_allclose(loss, written_out(logits), rtol=1e-5)
     steps = np.eye(13) * 1e-5
     slopes = [(written_out(logits + step) - written_out(logits - step)) / 2e-5 for step in steps]
     np.testing.assert_allclose(grad, slopes, atol=1e-6)
 
 
-def test_only_the_bonus_moves_an_arm_that_nobody_drew():
+def test_play_only_the_bonus_moves_an_arm_that_was_never_drawn():
     """Without it the arm keeps its logit, with it the logit rises and with the wrong sign it falls."""
     unseen = {}
     for alpha in (0.0, 0.02, -0.02):
@@ -112,19 +114,19 @@ def test_only_the_bonus_moves_an_arm_that_nobody_drew():
     assert unseen[0.02].min() > 0.2 and unseen[-0.02].max() < -0.2
 
 
-def test_who_draws_what_and_who_is_asked():
+def test_play_draws_and_judges_by_the_stated_probabilities():
     n = 20_000
     learner = after(a_run(), rounds=1, pairs=n, optimizer=STILL)
     counts, wins = np.float64(learner.counts), np.float64(learner.wins)
     reference, rewards = np.float64(RARE.reference), np.float64(RARE.rewards)
-    for axis in (0, 1):  # at the start both are the reference's
+    for axis in (0, 1):  # at the start both candidates are the reference's
         np.testing.assert_allclose(counts.sum(axis) / n, reference, atol=0.01)
-    assert learner.queries == counts.sum() - np.trace(counts)  # identical arms tie, unasked
+    assert learner.queries == counts.sum() - np.trace(counts)  # identical arms tie without a query
     np.testing.assert_array_equal(np.diag(wins), np.diag(counts) / 2)
     p = 1 / (1 + np.exp(rewards[None, :] - rewards[:, None]))
     z = (wins - counts * p) / np.sqrt(np.maximum(counts * p * (1 - p), 1e-9))
-    asked = (counts > 100) & ~np.eye(13, dtype=bool)
-    assert asked.sum() >= 20 and np.abs(z[asked]).max() < 4  # Bradley-Terry's judge
+    judged = (counts > 100) & ~np.eye(13, dtype=bool)
+    assert judged.sum() >= 20 and np.abs(z[judged]).max() < 4  # Bradley-Terry's judge
 
     warm = after(a_run(temperature=2.0), rounds=1, pairs=n, optimizer=STILL).counts
     for axis in (0, 1):
@@ -132,7 +134,7 @@ def test_who_draws_what_and_who_is_asked():
             warm.sum(axis) / n, np.sqrt(reference) / np.sqrt(reference).sum(), atol=0.01
         )
 
-    # far from the reference: one candidate is the policy's, or both are
+    # far from the reference: the policy samples one candidate, or both
     for on_policy, expected in ((False, reference[5]), (True, 1.0)):
         run, policy = a_run(on_policy=on_policy), np.where(np.arange(13) == 5, 50.0, 0.0)
         counts = after(run, rounds=1, pairs=n, optimizer=STILL, policy=policy).counts
@@ -140,20 +142,20 @@ def test_who_draws_what_and_who_is_asked():
         np.testing.assert_allclose(counts[5, 5] / n, expected, atol=0.01)
 
 
-def test_runs_do_not_know_of_each_other():
+def test_simulate_runs_are_independent():
     """A run is the same alone and among others, and differs from those with another seed."""
     runs = [a_run(seed=seed, alpha=alpha) for seed in (0, 1) for alpha in (0.0, 0.02)]
     settings = {"pairs": 4, "updates": 1, "rounds": bandit.CHUNK}
-    together = bandit.simulate(runs, bandit.adam(0.1), **settings)
+    jointly = bandit.simulate(runs, bandit.adam(0.1), **settings)
     alone = bandit.simulate(runs[2:3], bandit.adam(0.1), **settings)
-    np.testing.assert_array_equal(together.queries[2], alone.queries[0])
-    np.testing.assert_allclose(together.value[2], alone.value[0], atol=1e-4)
-    assert np.abs(together.value[0] - together.value[2]).max() > 0.1
-    with pytest.raises(ValueError, match=r"rounds is 63; a multiple of 64"):
+    np.testing.assert_array_equal(jointly.queries[2], alone.queries[0])
+    np.testing.assert_allclose(jointly.value[2], alone.value[0], atol=1e-4)
+    assert np.abs(jointly.value[0] - jointly.value[2]).max() > 0.1
+    with pytest.raises(ValueError, match=r"rounds is 63.*multiple of 64"):
         bandit.simulate(runs, bandit.adam(0.1), pairs=4, updates=2, rounds=63)
 
 
-def test_share_and_regret_by_hand():
+def test_progress_and_regret_by_hand():
     low, high = bandit.ends(RARE)
     way = high - low
     curve = bandit.Curve(low + way * np.array([[0.5, 1.0, 1.0]]), np.array([[4, 6, 10]]))
@@ -165,7 +167,7 @@ def test_share_and_regret_by_hand():
 # ---- intervals --------------------------------------------------------------------------------------
 
 
-def test_reached_first_and_for_good():
+def test_reached_first_and_sustained():
     at_goal = np.bool_([[0, 1, 0, 1, 1], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1], [0, 1, 1, 1, 0]])
     queries = np.tile([4, 8, 11, 15, 19], (4, 1))
     first, last = (reached(at_goal, queries, sustained=sustained) for sustained in (False, True))
@@ -179,7 +181,7 @@ def known(*values):
     return Censored(np.float64(values), np.float64(values))
 
 
-def test_censored_runs_make_bounds_not_numbers():
+def test_median_of_censored_runs_is_a_bound():
     never = Censored(np.full(5, 100.0), np.full(5, np.inf))
     assert median(known(1, 2, 3, 4, 90))[:2] == (3, 3)
     assert median(never) == (100, np.inf, 100, np.inf)
@@ -196,14 +198,14 @@ def test_censored_runs_make_bounds_not_numbers():
     assert str(Estimate(0, np.inf, 0, np.inf)) == "- [0, inf]"
 
 
-def test_seeds_are_resampled_jointly():
+def test_ratio_resamples_seeds_jointly():
     """Where both arms are lucky with the same seeds, their ratio is certain."""
     base = known(*np.random.default_rng(0).exponential(size=24))
     assert ratio(base, known(*base.at_least / 3)) == pytest.approx((3, 3, 3, 3))
 
 
 @pytest.mark.parametrize("seeds", [12, 32])
-def test_intervals_hold_as_often_as_they_say(seeds):
+def test_intervals_cover_the_truth_at_their_level(seeds):
     """95 % intervals hold the truth in 93 to 97 of 100 experiments, for waiting times with a long tail."""
     rng, medians, ratios, n = np.random.default_rng(1), 0, 0, 1000
     waiting = lambda scale: known(*(scale * (20 + rng.exponential(100, seeds))))

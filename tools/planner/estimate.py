@@ -184,6 +184,11 @@ def _layer_working(model: ModelConfig, tokens: int, scores: int, itemsize: int, 
     return max(mlp, tokens * (2 * D + heads * H) * itemsize + copies * scores * 4)
 
 
+def mlp_gradients(model: ModelConfig, width: int, itemsize: int) -> int:
+    """Return the bytes per row of one MLP's backward pass: four arrays of features, one of hidden states."""
+    return width * (4 * model.intermediate_size + model.hidden_size) * itemsize
+
+
 def _chunk(model: ModelConfig, slots: int, chunk_tokens: int, shards: int) -> int:
     """Return the bytes of one float32 array of logits; `slots` and the model are those of one device."""
     return min(-(-slots // 4), max(1, chunk_tokens // shards)) * model.vocab_size * 4
@@ -247,9 +252,11 @@ def _backward(s: Setup, shard: ModelConfig, micro: int, masters: int) -> dict[st
     ) // s.model.num_hidden_layers
     chunk = _chunk(shard, micro * W, s.chunk_tokens, s.shards)
     # Logits, their softmax and its gradient, and this chunk's part of the embedding's gradient; later, in the
-    # layers' backward pass, a recomputed layer. With fsdp, weights are gathered where they are used.
+    # layers' backward pass, a recomputed layer, or the gradients in its MLP. With fsdp, weights are gathered where
+    # they are used.
     at_logits = 3 * chunk + table * (2 if split else 1)
-    at_layers = (micro * _recomputed_layer(shard, W, s.dtype) if s.remat else 0) + (2 * layer if split else 0)
+    working = micro * (_recomputed_layer(shard, W, s.dtype) if s.remat else mlp_gradients(shard, W, item))
+    at_layers = working + (2 * layer if split else 0)
     return {
         "weights, cast": 0 if item == 4 else weights,
         "gradients of a micro-batch": weights,

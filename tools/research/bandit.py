@@ -116,10 +116,13 @@ def loss(params: dict[str, Array], run: Run, counts: Array, wins: Array) -> Arra
     """Return the XPO loss over all pairs; those of the same two arms count as one, with their win rate as verdict."""
     arms = len(run.bandit.reference)
     first, second = (x.ravel() for x in np.indices((arms, arms)))
-    both = lambda logps: jnp.stack([logps[first], logps[second]])  # noqa: E731
+
+    def pair_logps(logps: Array) -> Array:
+        return jnp.stack([logps[first], logps[second]])
+
     terms = losses.Sigmoid(bonus_clip=CLIP)(
-        both(jax.nn.log_softmax(params["logits"])),
-        both(jnp.log(run.bandit.reference)),
+        pair_logps(jax.nn.log_softmax(params["logits"])),
+        pair_logps(jnp.log(run.bandit.reference)),
         (wins / jnp.maximum(counts, 1)).ravel(),
         beta=run.bandit.beta,
         alpha=run.alpha,
@@ -168,14 +171,17 @@ def play(
     arms = len(run.bandit.reference)
     keys = jax.random.split(jax.random.fold_in(jax.random.key(run.seed), index), 3)
     reference, policy = jnp.log(run.bandit.reference), learner.params["logits"]
-    draw = lambda key, logits: jax.random.categorical(key, logits / run.temperature, shape=(pairs,))  # noqa: E731
+
+    def draw(key: Array, logits: Array) -> Array:
+        return jax.random.categorical(key, logits / run.temperature, shape=(pairs,))
+
     first, second = draw(keys[0], policy), draw(keys[1], jnp.where(run.on_policy, policy, reference))
     judged = first != second
     p = jax.nn.sigmoid(run.bandit.rewards[first] - run.bandit.rewards[second])
     won = jnp.where(judged, jax.random.uniform(keys[2], (pairs,)) < p, 0.5)
-    hot = lambda x: jax.nn.one_hot(x, arms)  # noqa: E731
-    counts = learner.counts + hot(first).T @ hot(second)
-    wins = learner.wins + (hot(first) * won[:, None]).T @ hot(second)
+    policy_arms, reference_arms = jax.nn.one_hot(first, arms), jax.nn.one_hot(second, arms)
+    counts = learner.counts + policy_arms.T @ reference_arms
+    wins = learner.wins + (policy_arms * won[:, None]).T @ reference_arms
 
     def update(_: int, carry: tuple[Any, Any]) -> tuple[Any, Any]:
         params, opt_state = carry
