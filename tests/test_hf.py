@@ -262,7 +262,7 @@ def test_nothing_is_overwritten_and_nothing_left_half_made(tmp_path, monkeypatch
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     fails(
-        "is already there; export to a new or an empty folder",
+        "export to a new or an empty folder",
         model_folder.save,
         tmp_path / "full",
         params,
@@ -325,7 +325,7 @@ def test_config_errors_name_the_file_or_folder(copy, tmp_path):
     fails(f"{tmp_path / 'empty' / 'config.json'} is missing", model_folder.read_config, tmp_path / "empty")
     folder = copy("qwen2_tied")
     edit_json(folder / "config.json", model_type="llama")
-    fails(f"{folder}: config.json asks for what xpo_jax does not compute", model_folder.read_config, folder)
+    fails(f"{folder}: config.json: model_type is 'llama'", model_folder.read_config, folder)
     for text, told in (
         (b"{", "is not valid JSON"),
         (b'{"a": "\xff"}', "is not valid JSON"),
@@ -375,7 +375,7 @@ def test_damaged_weight_files_are_told_apart(copy):
     text = fails(f"1 duplicate: {EMBEDDING} in model-0000", load)
     assert "missing" not in text
     second.write_bytes(second.read_bytes()[:-3])
-    fails(f"{second} is damaged or cut short", load)
+    fails(f"{second} is damaged", load)
     second.unlink()
     fails(f"{folder} lacks {second.name}, which model.safetensors.index.json names", load)
     for outside in ("../model.safetensors", "/model.safetensors", "a/../../model.safetensors"):

@@ -1,14 +1,14 @@
-"""Where a model is: "embedded", a folder, or a hub name, "owner/name" or "owner/name@revision".
+"""Locate a model: "embedded", a folder, or a hub name, "owner/name" or "owner/name@revision".
 
-From the hub come only the files that a model is made of here: JSON, safetensors, tokenizer texts and the
-licence. Pickled weights and code are not even fetched. A revision (branch, tag or commit, "main" if there is
-none) is resolved to a commit before anything is fetched, and that commit is what a run records.
+Only the files that make up a model here are fetched from the hub: JSON, safetensors, tokenizer files and the licence.
+Pickled weights and code are not even fetched. A revision (branch, tag or commit; "main" by default) is resolved to a
+commit before anything is fetched, and the run records that commit.
 
-huggingface_hub does the work: its cache (HF_HOME), its locks, so that processes may fetch the same model at
-once, its token (HF_TOKEN), which nothing here reads. Messages name the kind of a failure and never quote
-huggingface_hub's own, which hold addresses that may be signed.
+huggingface_hub does the work, with its cache (HF_HOME), its locks, so that several processes may fetch the same model,
+and its token (HF_TOKEN), which nothing here reads. Messages name the kind of a failure and never quote those of
+huggingface_hub, which contain addresses that may be signed.
 
-Left out on purpose: other hubs, uploads, and files anywhere else than in the cache.
+Left out on purpose: other hubs, uploads, and files outside the cache.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _NAME = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*(@[\w./-]+)?", re.AS
 
 
 class Model(NamedTuple):
-    """A model that was found.
+    """A model that was located.
 
-    given: what was asked for, as a config has it.
-    folder: where its files are.
+    given: its name or path as the config states it.
+    folder: contains its files.
     commit: on the hub, 40 hex digits; None for a folder.
-    note: how it was found, for people; empty for a folder.
+    note: how it was located, for people; empty for a folder.
     """
 
     given: str
@@ -41,23 +41,23 @@ class Model(NamedTuple):
 
     @property
     def name(self) -> str:
-        """For the public: the hub's name without a revision, or the last part of a folder's path."""
+        """The name for publication: the hub's without a revision, or the last part of a folder's path."""
         return self.given.partition("@")[0] if self.commit else Path(self.given).absolute().name
 
     @property
     def described(self) -> str:
-        """For the start-up summary."""
+        """The text for the start-up summary."""
         return f"{self.given} ({self.note})" if self.note else self.given
 
 
 def find(given: str) -> Model:
-    """The model of this name; fetches what is not in the local cache.
+    """Locate a model by name, and fetch what the local cache lacks.
 
     Args:
       given: "embedded", a folder (which comes first), "owner/name" or "owner/name@revision".
 
     Raises:
-      ValueError: no such folder or model, or it cannot be had; one line with the remedy.
+      ValueError: no such folder or model, or it cannot be fetched; one line with the remedy.
     """
     if given == "embedded" or Path(given).is_dir() or not _NAME.fullmatch(given):
         return Model(given, model_folder(given))
@@ -67,7 +67,7 @@ def find(given: str) -> Model:
     revision = stated or "main"
 
     def files(*, local_files_only: bool) -> Path:
-        """The folder of the cache that holds the revision; it is named after its commit."""
+        """Return the cache's folder of the revision, which is named after its commit."""
         return Path(
             snapshot_download(
                 name,
@@ -80,15 +80,15 @@ def find(given: str) -> Model:
 
     try:
         commit = HfApi().model_info(name, revision=revision).sha
-    except Exception as error:  # its HTTP library's errors are not part of its interface
+    except Exception as error:  # the errors of its HTTP library are not part of its interface
         _raise_if_refused(given, error)
         try:
             folder = files(local_files_only=True)
         except errors.LocalEntryNotFoundError:
             raise ValueError(
                 f"{given}: no such folder, the hub was not reached ({_reason(error)}), and the local cache does not"
-                f" hold this model whole; where there is network, run `hf download {name} --revision {revision}` and"
-                " bring the cache here (HF_HOME names it), or give a local folder"
+                f" hold the complete model; on a machine with network access run `hf download {name} --revision"
+                f" {revision}` and copy its cache here (HF_HOME names it), or give a local folder"
             ) from error
         note = f"commit {folder.name}, from the local cache: the hub was not reached ({_reason(error)})"
         return Model(given, folder, folder.name, note)
@@ -99,43 +99,45 @@ def find(given: str) -> Model:
     except Exception as error:
         _raise_if_refused(given, error)
         raise ValueError(
-            f"{given}: fetching commit {commit} stopped ({_reason(error)}); run the same command again, it goes on"
-            " from there; where the disk is full, set HF_HOME to a folder on a larger one"
+            f"{given}: fetching commit {commit} stopped ({_reason(error)}); run the same command again to resume;"
+            " if the disk is full, set HF_HOME to a folder on a larger one"
         ) from error
     if folder.name != commit:
-        raise ValueError(f"{given}: {revision} moved on while it was fetched; run the same command again")
+        raise ValueError(f"{given}: {revision} moved to another commit meanwhile; run the same command again")
     return Model(given, folder, commit, f"commit {commit}")
 
 
 def _raise_if_refused(given: str, error: Exception) -> None:
-    """Raise ValueError if the hub has answered that this model is not to be had."""
+    """Raise ValueError if the hub answered that this model is not available."""
     from huggingface_hub import errors
 
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.GatedRepoError):
-        told = "its terms must be accepted first; do so on its page, set HF_TOKEN to a token of that account"
+        problem = (
+            "its terms must be accepted first; do so on its page, set HF_TOKEN to a token of that account"
+        )
     elif isinstance(error, errors.RepositoryNotFoundError):
-        told = (
-            "no such folder, and the hub has no such model or shows it only to some; check the name, set HF_TOKEN"
-            " to a token that may read it"
+        problem = (
+            "no such folder, and the hub has no such model or it is private; check the name, set HF_TOKEN to a token"
+            " that may read it"
         )
     elif isinstance(error, errors.RevisionNotFoundError):
-        told = "the model has no such revision; name a branch, a tag or a commit after the @"
+        problem = "the model has no such revision; name a branch, a tag or a commit after the @"
     elif isinstance(error, errors.HFValidationError):
-        told = "no such folder, and no possible name of a model; check it"
+        problem = "no such folder, and not a valid name of a model; check it"
     elif status in (401, 403):
-        told = f"the hub refused the access (status {status}); set HF_TOKEN to a valid token or unset it"
+        problem = f"the hub refused access (status {status}); set HF_TOKEN to a valid token or unset it"
     else:
         return
-    raise ValueError(f"{given}: {told}, or give a local folder") from error
+    raise ValueError(f"{given}: {problem}, or give a local folder") from error
 
 
 def _reason(error: BaseException) -> str:
-    """What kind of failure it was, in words that hold no address, path or key."""
+    """Describe the kind of a failure, without any address, path or key."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None:
-        error = error.__cause__  # it only says that something went wrong before
+        error = error.__cause__  # the error itself only reports that there was an earlier one
     response = getattr(error, "response", None)
     if response is not None:
         return f"status {response.status_code}"

@@ -1,9 +1,9 @@
-"""Hugging Face folders, in and out: config, tokenizer, and (through `weights.py`) the parameters.
+"""Read and write Hugging Face folders: config, tokenizer, and (through `weights.py`) the parameters.
 
-An export is written so that transformers and vLLM load it: safetensors, with the source's tokenizer files
-carried over as they were, and its config.json in both spellings that readers know.
+transformers and vLLM load an export: safetensors, with the source's tokenizer files copied unchanged, and its
+config.json in both spellings that readers use.
 
-Left out on purpose: downloading (`hub.py`), and code that is shipped with a model (never run).
+Left out on purpose: downloading (`hub.py`), and code that comes with a model (never run).
 """
 
 from __future__ import annotations
@@ -79,20 +79,20 @@ def save(
 ) -> None:
     """Write a Hugging Face folder that transformers (4 and 5) and vLLM load.
 
-    It is written beside its place, flushed and renamed: either all of it is there or nothing. All processes call
-    this, for each holds a part of the weights; process 0 writes.
+    The folder is written under another name, flushed and renamed, so that it is complete or absent. All processes call
+    this, because each holds a shard of the weights; process 0 writes.
 
     Args:
-      folder: must not exist, or be empty, unless `replace` is true.
+      folder: must not exist or must be empty, unless `replace` is true.
       params: as `load_params` returns them. They come to the host one (stacked) array at a time.
-      source: the folder that the model came from; its tokenizer files and licence are copied as they are,
+      source: the folder that the model came from; its tokenizer files and licence are copied unchanged,
         and so is config.json, but see `_write_config`.
       card: README.md, see model_card.py; None for none.
       dtype: of the tensors written, "float32" or "bfloat16".
-      max_shard_bytes: weights larger than this go to several files with an index.
+      max_shard_bytes: larger weights are written to several files with an index.
 
     Raises:
-      ValueError: a folder in the way, parameters that do not fit model_config, a source with another config.
+      ValueError: the folder is not empty, parameters do not fit model_config, or the source has another config.
     """
     folder, source, leads = Path(folder), model_folder(source), distributed.is_lead_process()
     partial = folder.with_name(f".{folder.name}.partial")
@@ -112,7 +112,7 @@ def save(
 
 
 def _put_in_place(partial: Path, folder: Path) -> None:
-    """Rename, whatever stands there; at any instant `folder` is the old one, the new one, or not there."""
+    """Rename `partial` to `folder`, replacing it; at any instant `folder` is the old one, the new one, or absent."""
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
@@ -124,18 +124,18 @@ def _put_in_place(partial: Path, folder: Path) -> None:
 
 def _make_room(folder: Path, partial: Path, source: Path, model_config: ModelConfig, replace: bool) -> None:
     if folder.exists() and not replace and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} is already there; export to a new or an empty folder")
+        raise ValueError(f"{folder} already exists; export to a new or an empty folder")
     if read_config(source) != model_config:
         raise ValueError(
-            f"{source / 'config.json'} is not this model's; export with the folder the model came from"
+            f"{source / 'config.json'} is not this model's; export with the folder that the model came from"
         )
-    if partial.exists():  # of a run that was killed while it wrote
+    if partial.exists():  # of a run that was killed while writing
         shutil.rmtree(partial)
     partial.mkdir(parents=True)
 
 
 def _complete(partial: Path, source: Path, model_config: ModelConfig, dtype: str, card: str | None) -> None:
-    """What belongs to an export beside its weights, all of it flushed."""
+    """Write the files of an export other than its weights, and flush all."""
     _write_config(partial / "config.json", source / "config.json", model_config, dtype)
     if card is not None:
         (partial / "README.md").write_text(card, encoding="utf-8")
@@ -144,7 +144,7 @@ def _complete(partial: Path, source: Path, model_config: ModelConfig, dtype: str
             shutil.copyfile(source / name, partial / name)
     mode = (partial / "config.json").stat().st_mode
     for path in partial.iterdir():
-        path.chmod(mode)  # safetensors makes its files readable by their owner only
+        path.chmod(mode)  # safetensors makes its files readable only by their owner
         sync(path)
     sync(partial)
 
@@ -179,10 +179,10 @@ def load_tokenizer(folder: str | Path, model_config: ModelConfig) -> Any:
 
 
 def end_token_ids(folder: str | Path, tokenizer: Any) -> tuple[int, ...]:
-    """The tokens that end a response.
+    """Return the tokens that end a response.
 
-    They are eos_token_id of generation_config.json (of config.json where there is none, as transformers
-    does it), a number or a list, and the tokenizer's own. Qwen2.5 has two: <|im_end|> and <|endoftext|>.
+    They are eos_token_id in generation_config.json (in config.json if there is none, as in transformers), a number or a
+    list, and the tokenizer's own end token. Qwen2.5 has two: <|im_end|> and <|endoftext|>.
 
     Raises:
       ValueError: there is none, or it is not a token of this tokenizer.
@@ -202,9 +202,9 @@ def end_token_ids(folder: str | Path, tokenizer: Any) -> tuple[int, ...]:
 
 
 def pad_token_id(folder: str | Path, tokenizer: Any) -> int:
-    """The token that fills up rows: the tokenizer's, or generation_config.json's, or the first end token.
+    """Return the padding token: the tokenizer's, or generation_config.json's, or the first end token.
 
-    Nothing reads what it fills, so any token serves.
+    Padding is never read, so any token is suitable.
     """
     stated = tokenizer.pad_token_id
     stated = _generation_config(folder)[1].get("pad_token_id") if stated is None else stated
@@ -218,10 +218,10 @@ def _generation_config(folder: str | Path) -> tuple[Path, dict[str, Any]]:
 
 
 def _write_config(target: Path, source: Path, model_config: ModelConfig, dtype: str) -> None:
-    """Carry config.json over, adding what one of the spellings lacks and nothing else.
+    """Copy config.json, and add only the fields that one of its two spellings lacks.
 
-    transformers 4 and vLLM read rope_theta and torch_dtype where transformers 5 reads rope_parameters and
-    dtype; a reader that misses the rotary base takes 10000 without a word. The dtype is the one written.
+    transformers 4 and vLLM read rope_theta and torch_dtype where transformers 5 reads rope_parameters and dtype; a
+    reader that does not find the rotary base silently uses 10000. The dtype is the one that was written.
     """
     config = read_model_json(source)
     added: dict[str, Any] = {}

@@ -1,7 +1,7 @@
-"""What the files of a model's folder hold, and whether that is what its config.json asks for.
+"""The tensors in the files of a model's folder, checked against its config.json.
 
-Headers are read and compared with the table TENSORS of the model family before a number is; what the table
-does not name is an error. `weights.py` reads and writes the numbers.
+Headers are compared with the tensor table of the model family before any data is read; a tensor that the table does not
+name is an error. `weights.py` reads and writes the data.
 
 Left out on purpose: pickled weights (they can run code and are never opened) and quantised tensors.
 """
@@ -23,15 +23,15 @@ from xpo_jax.models.family import ModelConfig
 from xpo_jax.models.registry import param_shapes
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE")  # go wherever the model goes
-FLOATS = ("F32", "BF16", "F16")  # safetensors' names of the dtypes that we read
+LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE")  # copied with the model
+FLOATS = ("F32", "BF16", "F16")  # safetensors' names of the dtypes that can be read
 
 # A real folder, because safetensors maps its files; the package is never installed as a zip.
 EMBEDDED = Path(str(importlib.resources.files("xpo_jax.embedded") / "model"))
 
 
 class Tensor(NamedTuple):
-    """A tensor that the config asks for: our path, its layer (None: not one of a stack), shape in the file."""
+    """A tensor that the config requires: path in our tree, layer (None: not stacked), and shape in the file."""
 
     path: str
     layer: int | None
@@ -40,7 +40,7 @@ class Tensor(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """A tensor that a file holds; dtype is safetensors' name for it."""
+    """A tensor in a file; dtype is safetensors' name."""
 
     file: Path
     name: str
@@ -49,7 +49,7 @@ class Stored(NamedTuple):
 
 
 def model_folder(folder: str | Path) -> Path:
-    """The path of a folder that exists, "embedded" being the project's own; ValueError otherwise."""
+    """Return the path of an existing folder, where "embedded" is the project's own; raise ValueError otherwise."""
     path = EMBEDDED if folder == "embedded" else Path(folder)
     if not path.is_dir():
         raise ValueError(
@@ -74,26 +74,26 @@ def expected_tensors(model_config: ModelConfig) -> dict[str, Tensor]:
         layers: Sequence[int | None] = range(shape[0]) if "{layer}" in name else (None,)
         shape = shape[1:] if "{layer}" in name else shape
         for layer in layers:
-            theirs = shape[::-1] if how == "transpose" else shape
-            tensors[name.format(layer=layer)] = Tensor(path, layer, how == "transpose", theirs)
+            in_file = shape[::-1] if how == "transpose" else shape
+            tensors[name.format(layer=layer)] = Tensor(path, layer, how == "transpose", in_file)
     return tensors
 
 
 def _stored(folder: Path) -> tuple[dict[str, Stored], list[str]]:
-    """Every tensor of the folder's weight files, and a line for each that is there twice."""
-    found: dict[str, Stored] = {}
+    """Return every tensor of the folder's weight files, and a line for each that occurs twice."""
+    tensors: dict[str, Stored] = {}
     duplicates = []
     for file in _weight_files(folder):
         try:
             with safe_open(file, framework="np") as f:
-                for name in f.keys():  # noqa: SIM118 (it is no dict)
+                for name in f.keys():  # noqa: SIM118 (it is not a dict)
                     view = f.get_slice(name)
-                    if name in found:
-                        duplicates.append(f"{name} in {found[name].file.name} and {file.name}")
-                    found[name] = Stored(file, name, tuple(view.get_shape()), view.get_dtype())
+                    if name in tensors:
+                        duplicates.append(f"{name} in {tensors[name].file.name} and {file.name}")
+                    tensors[name] = Stored(file, name, tuple(view.get_shape()), view.get_dtype())
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"{file} is damaged or cut short ({error}); download it again") from error
-    return found, duplicates
+            raise ValueError(f"{file} is damaged or truncated ({error}); download it again") from error
+    return tensors, duplicates
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -116,7 +116,7 @@ def _weight_files(folder: Path) -> list[Path]:
     outside = [name for name in files if Path(name).name != name]
     if outside:
         raise ValueError(
-            f"{folder / INDEX} names files outside its folder: {listed(outside)}; mend the index"
+            f"{folder / INDEX} names files outside its folder: {listed(outside)}; correct the index"
         )
     absent = [name for name in files if not (folder / name).is_file()]
     if absent:
@@ -129,10 +129,10 @@ def _weight_files(folder: Path) -> list[Path]:
 def checked(
     folder: Path, model_config: ModelConfig, head: Mapping[str, tuple[int, ...]] | None = None
 ) -> tuple[Mapping[str, Tensor], Mapping[str, Stored]]:
-    """What the config asks for and what the files hold, which are the same tensors.
+    """Return the tensors that the config requires and those in the files, after a check that they agree.
 
     Args:
-      head: names and shapes of tensors that are there beside the model's own, and are in no tree of ours.
+      head: names and shapes of additional tensors, which are in the files but in no tree of parameters.
     """
     stored, duplicates = _stored(folder)
     expected = expected_tensors(model_config)
@@ -148,7 +148,7 @@ def checked(
 def _check(
     folder: Path, expected: Mapping[str, Tensor], stored: Mapping[str, Stored], duplicates: Sequence[str]
 ) -> None:
-    """Raise one error for all tensors that are not as they should be."""
+    """Raise one error that lists all tensors that do not agree."""
     both = sorted(expected.keys() & stored.keys())
     problems = {
         "missing": sorted(expected.keys() - stored.keys()),
@@ -161,23 +161,23 @@ def _check(
         ],
         "of an unknown dtype": [f"{n} is {stored[n].dtype}" for n in both if stored[n].dtype not in FLOATS],
     }
-    told = [f"{len(lines)} {kind}: {listed(lines)}" for kind, lines in problems.items() if lines]
-    if told:
+    errors = [f"{len(lines)} {kind}: {listed(lines)}" for kind, lines in problems.items() if lines]
+    if errors:
         raise ValueError(
-            f"{folder}: the weights do not fit config.json; {'; '.join(told)}."
-            " Take weights and config.json from one and the same model"
+            f"{folder}: the weights do not fit config.json; {'; '.join(errors)}."
+            " Take weights and config.json from the same model"
         )
 
 
 def listed(lines: Sequence[str], limit: int = 6) -> str:
-    """The first few of many names, and how many more there are."""
+    """Join the first few of many names, and the number of the others."""
     return ", ".join(lines[:limit]) + (f" and {len(lines) - limit} more" if len(lines) > limit else "")
 
 
 def _check_tied(head: Stored, embedding: Stored) -> None:
-    """transformers sometimes writes a tied model's lm_head; it must then be the embedding."""
+    """Check that a tied model's lm_head, which transformers sometimes writes, equals the embedding."""
     same = head.shape == embedding.shape
-    rows_all, block = head.shape[0] if same else 0, 8192  # in blocks: neither is held whole
+    rows_all, block = head.shape[0] if same else 0, 8192  # in blocks, so that neither is completely in memory
     for start in range(0, rows_all, block):
         rows = (slice(start, min(start + block, rows_all)),)
         same = same and np.array_equal(read_slice(head, rows), read_slice(embedding, rows))
@@ -189,7 +189,7 @@ def _check_tied(head: Stored, embedding: Stored) -> None:
 
 
 def read_slice(stored: Stored, window: tuple[slice, ...]) -> np.ndarray:
-    """A window of a stored tensor, in the file's dtype."""
-    # Opened anew each time: the file is mapped into memory, and closing it gives the pages back.
+    """Read a window of a stored tensor, in the file's dtype."""
+    # Opened for each read: the file is mapped into memory, and closing it releases the pages.
     with safe_open(stored.file, framework="np") as f:
         return f.get_slice(stored.name)[window]
