@@ -1,7 +1,7 @@
-"""A bucket on this machine: what gcsfs and tensorstore ask Google Cloud Storage for, over its JSON interface.
+"""A fake bucket on loopback: the part of Google Cloud Storage's JSON API that gcsfs and tensorstore use.
 
-Objects appear whole, have a generation, and are written or deleted under a condition on it, as there. Left out on
-purpose: rights, metadata, copies, and several pages of a listing.
+As in the real service, objects appear atomically, have a generation, and are written under a condition on it.
+Left out on purpose: permissions, metadata, copies, and listings of several pages.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 
 class Bucket(http.server.ThreadingHTTPServer):
-    """One bucket of the name "bucket".
+    """A server with one bucket, which is called "bucket".
 
-    objects: name to (content, generation).
-    full: writes are refused, as of a bucket that a person may only read.
+    Attributes:
+      objects: from names to (content, generation).
+      full: refuse writes, as a read-only bucket does.
     """
 
     daemon_threads = True
@@ -38,10 +39,10 @@ class Bucket(http.server.ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients hang up as they like."""
+        """Ignore clients that hang up."""
 
     def put(self, name: str, content: bytes, condition: str | None) -> dict[str, Any] | None:
-        """The object's description; None if the condition on its generation does not hold."""
+        """Write an object; return its description, or None if the condition on its generation does not hold."""
         with self.lock:
             if condition is not None and int(condition) != self.objects.get(name, (b"", 0))[1]:
                 return None
@@ -67,7 +68,7 @@ class Bucket(http.server.ThreadingHTTPServer):
 
 class _Answers(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    wbufsize = 2**20  # head and body in one packet: the second would wait 40 ms
+    wbufsize = 2**20  # header and body in one packet: a second packet would wait 40 ms
     server: Bucket
 
     def do_GET(self) -> None:
@@ -167,7 +168,7 @@ class _Answers(http.server.BaseHTTPRequestHandler):
         return [part.get_payload(decode=True) for part in message.get_payload()]
 
     def _batch(self, content: bytes) -> None:
-        """Deletions; each part is a request."""
+        """Answer a batch of deletions; each part of the content is a request."""
         answers = []
         for number, part in enumerate(self._parts(content), 1):
             path = part.split()[1].decode().partition("?")[0]
@@ -194,10 +195,15 @@ class _Answers(http.server.BaseHTTPRequestHandler):
 
 @functools.cache
 def bucket() -> Bucket:
-    """gs://bucket, for gcsfs and tensorstore in this process; both look where they looked first, so there is one."""
+    """Return the server of gs://bucket for gcsfs and tensorstore in this process.
+
+    Both remember the first address they used, so all tests share one server.
+    """
     server = Bucket()
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
     os.environ["STORAGE_EMULATOR_HOST"] = server.url
     os.environ["TENSORSTORE_GCS_HTTP_URL"] = server.url
-    os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"  # asks over gRPC what kind of bucket it is
+    os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = (
+        "false"  # otherwise gcsfs asks for the kind of bucket over gRPC
+    )
     return server

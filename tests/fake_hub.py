@@ -1,4 +1,4 @@
-"""A model hub on this machine, for what huggingface_hub asks when it fetches a snapshot."""
+"""A fake model hub on loopback that answers the requests of huggingface_hub for a snapshot."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from typing import Any
 
 
 class Hub(http.server.ThreadingHTTPServer):
-    """A model hub on this machine with one model: what huggingface_hub asks for when it fetches a snapshot.
+    """A hub with one model.
 
     Args:
       name: "owner/name" of the model.
       folder: its files.
 
-    revisions: branches and tags, to commits.
-    gated: files are refused, as of a model whose terms were not accepted.
-    asked: (method, path, token) of every request so far.
-    together: so many processes wait for each other before they learn the commit.
+    Attributes:
+      revisions: branches and tags, to commits.
+      gated: refuse the files, as of a model whose terms were not accepted.
+      asked: (method, path, token) of every request so far.
+      together: a barrier that requests for the commit wait at; replace it for several processes.
     """
 
     def __init__(self, name: str, folder: Path):
@@ -43,7 +44,7 @@ class Hub(http.server.ThreadingHTTPServer):
             self.server_close()
 
     def fetched(self) -> set[str]:
-        """Names of the files that were sent."""
+        """Return the names of the files that were sent."""
         return {
             path.rpartition("/")[2]
             for method, path, _ in self.asked

@@ -1,4 +1,4 @@
-"""Models and tokenizers that are written in milliseconds and small enough to know the answer."""
+"""Tokenizers and models small enough to write in milliseconds and to compute their outputs by other means."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ _QWEN2_WORDS = (
 
 
 def write_tokenizer(folder: Path, chat_template: str | None = CHATML) -> Path:
-    """Writes a Qwen2 tokenizer without merges, one token per byte (256) and the special tokens.
+    """Write a Qwen2 tokenizer without merges: one token for each of the 256 bytes, and the special tokens.
 
     Returns:
-      The folder, which `AutoTokenizer.from_pretrained` loads.
+      The folder, for `AutoTokenizer.from_pretrained`.
     """
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
@@ -63,11 +63,11 @@ def write_tokenizer(folder: Path, chat_template: str | None = CHATML) -> Path:
     return folder
 
 
-# ---- models: the sampler and the update see them as any other model --------------------------------
+# ---- models, with the interface that sampler and update use -----------------------------------------
 
 
 class Markov(nnx.Module):
-    """The logits of the next token are a row of a table, chosen by the last token: everything is known."""
+    """A Markov chain: the last token selects the row of a table that holds the logits of the next."""
 
     def __init__(self, table):
         self.table = nnx.Param(jnp.asarray(table, jnp.float32))
@@ -113,23 +113,25 @@ TINY = Qwen2Config(
 
 
 def tiny(seed: int = 0, config: Qwen2Config = TINY, scale: float = 3.0):
-    """(stacked graphdef, its params, unstacked graphdef, its params), with logits that are far from flat."""
+    """Return (stacked graphdef, its params, unstacked graphdef, its params), with logits far from uniform."""
     stacked, params = split(Qwen2(config, rngs=nnx.Rngs(seed), stacked=True))
     params = jax.tree.map(lambda p: p * scale, params)
     return stacked, params, graphdef(config, stacked=False), unstack(params)
 
 
 def graphdef(config: Qwen2Config, *, stacked: bool) -> Any:
-    """What `nnx.merge` wants beside the parameters; nothing is allocated."""
+    """Return what `nnx.merge` takes beside the parameters; nothing is allocated."""
     return nnx.split(nnx.eval_shape(lambda: Qwen2(config, rngs=nnx.Rngs(0), stacked=stacked)))[0]
 
 
-SPEAKING = dataclasses.replace(TINY, vocab_size=264)  # five rows more than the byte tokenizer has tokens
-ENDS = (256, 258, *range(64))  # a quarter of all tokens: responses of random weights end, too
+SPEAKING = dataclasses.replace(
+    TINY, vocab_size=264
+)  # the byte tokenizer has 259 tokens: five rows are padding
+ENDS = (256, 258, *range(64))  # a quarter of all tokens, so that responses of random weights end
 
 
 def random_params(seed: int, config: Qwen2Config, scale: float = 0.5) -> Any:
-    """Parameters of Qwen2(stacked=True) as NumPy arrays, normally distributed around 0."""
+    """Return parameters of Qwen2(stacked=True) as NumPy arrays, normally distributed around 0."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(
         lambda leaf: rng.normal(scale=scale, size=leaf.shape).astype(np.float32), param_shapes(config)
@@ -137,7 +139,7 @@ def random_params(seed: int, config: Qwen2Config, scale: float = 0.5) -> Any:
 
 
 def write_model(folder: Path, seed: int = 0, config: Qwen2Config = SPEAKING) -> Path:
-    """Writes a complete Hugging Face folder of a Qwen2 model with random weights and the byte tokenizer."""
+    """Write a complete Hugging Face folder of a Qwen2 model with random weights and the byte tokenizer."""
     write_tokenizer(folder)
     about = {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "torch_dtype": "float32"}
     (folder / "config.json").write_text(json.dumps({**about, **dataclasses.asdict(config)}))

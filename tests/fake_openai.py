@@ -1,9 +1,9 @@
-"""A server on loopback that speaks OpenAI's chat completions, and misbehaves on request.
+"""A fake server on loopback with the chat completions of OpenAI's API, and with faults.
 
-`python tests/fake_openai.py 0.2` starts one that takes 0.2 s for an answer, and prints its base_url.
+`python tests/fake_openai.py 0.2` starts a server that takes 0.2 s for each answer, and prints its base_url.
 
-It is scripted: `answers` gives each label's probability from the messages, `faults` a misbehaviour per request. What
-it was asked stands in `requests`, how many requests it held at once in `most_in_flight`.
+A test scripts it: `answers` returns each label's probability for some messages, `faults` has a fault for each request.
+The server records its `requests` and how many of them were open at the same time, `most_in_flight`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Request(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """kind "status" answers `status` with `headers` and `text`; the other kinds are methods of _Handler."""
+    """A fault: kind "status" answers `status` with `headers` and `text`; other kinds are methods of _Handler."""
 
     kind: str
     status: int = 500
@@ -37,7 +37,7 @@ class Fault(NamedTuple):
 
 
 def longer_first(messages: Messages) -> dict[str, float]:
-    """A judge that prefers the longer of <a>...</a> and <b>...</b>, softly; without them it is sure of A."""
+    """Prefer the longer of <a>...</a> and <b>...</b> with a probability below 1; without these tags, A is certain."""
     text = messages[-1]["content"]
     if "<a>" not in text:
         return {"A": 1.0}
@@ -47,14 +47,15 @@ def longer_first(messages: Messages) -> dict[str, float]:
 
 
 class FakeOpenAI(http.server.ThreadingHTTPServer):
-    """Use as a context; `url` is its base_url.
+    """The server, used as a context manager; `url` is its base_url.
 
-    answers: each label's probability, or a text that is the whole answer.
-    faults: a Fault or None for each request in turn; afterwards none.
-    key: the only one that it accepts; None accepts any.
-    logprobs: give them; False leaves them out.
-    seconds: how long each answer takes.
-    together: hold every answer until so many requests are there.
+    Args:
+      answers: from messages to each label's probability, or to the text of the answer.
+      faults: a Fault or None for each request in order; later requests have no fault.
+      key: the only API key that the server accepts; None accepts any.
+      logprobs: whether answers contain log-probabilities.
+      seconds: duration of each answer.
+      together: hold every answer until this many requests are open.
     """
 
     daemon_threads = True
@@ -89,12 +90,12 @@ class FakeOpenAI(http.server.ThreadingHTTPServer):
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.closing.set()  # ends what trickles
+        self.closing.set()  # ends `trickle` and `silent`
         self.shutdown()
         self.server_close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        pass  # a client that hangs up is part of the play
+        pass  # tests hang up on purpose
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -121,7 +122,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             with self.server.lock:
                 self.server.in_flight -= 1
 
-    def do_GET(self) -> None:  # where a redirect that is followed would end
+    def do_GET(self) -> None:  # the target of a redirect, if a client follows it
         self.server.requests.append(Request(self.path, dict(self.headers), None))
         self.answer(200, b"{}")
 
@@ -153,12 +154,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     # ---- faults
 
     def drop(self) -> None:
-        """Hangs up without a word."""
+        """Close the connection without an answer."""
         self.close_connection = True
         self.connection.shutdown(socket.SHUT_RDWR)
 
     def drop_midway(self) -> None:
-        """Hangs up in the middle of an answer that would be a verdict if it were cut a little later."""
+        """Close the connection after the complete JSON of a verdict, but before the announced length."""
         self.send_response(200)
         self.send_header("Content-Length", "1000")
         self.end_headers()
@@ -166,12 +167,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.drop()
 
     def silent(self) -> None:
-        """Takes the request and never answers."""
+        """Accept the request and never answer."""
         self.server.closing.wait(60)
         self.close_connection = True
 
     def trickle(self) -> None:
-        """Sends a byte every 10 ms, without end."""
+        """Send a byte every 10 ms, without end."""
         self.send_response(200)
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
@@ -179,7 +180,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(b"1\r\n \r\n")
 
     def huge(self, status: int = 200, **headers: str) -> None:
-        """A body of 1 GB, as fast as it is taken."""
+        """Send a body of 1 GB as fast as the client reads."""
         self.send_response(status)
         for name, value in {**headers, "Transfer-Encoding": "chunked"}.items():
             self.send_header(name.replace("_", "-"), value)
@@ -191,7 +192,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.huge(500)
 
     def packed(self) -> None:
-        """Compressed, though nobody asked for it."""
+        """Send a compressed body that the client did not accept."""
         self.answer(200, b"\x1f\x8b", Content_Encoding="gzip")
 
     def no_http(self) -> None:
@@ -200,7 +201,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 def completion(answer: Mapping[str, float] | str, *, logprobs: bool) -> dict[str, Any]:
-    """A chat completion in OpenAI's form; its text is the likeliest label."""
+    """Return a chat completion in the format of OpenAI; its text is the most likely label."""
     ranked = [(answer, 1.0)] if isinstance(answer, str) else sorted(answer.items(), key=lambda item: -item[1])
     alternatives = [{"token": token, "logprob": math.log(p), "bytes": None} for token, p in ranked if p]
     return {
@@ -222,7 +223,7 @@ def completion(answer: Mapping[str, float] | str, *, logprobs: bool) -> dict[str
     }
 
 
-if __name__ == "__main__":  # python tests/fake_openai.py SECONDS: each answer takes so long
+if __name__ == "__main__":  # python tests/fake_openai.py SECONDS, the duration of each answer
     with FakeOpenAI(seconds=float(sys.argv[1])) as fake:
         print(fake.url, flush=True)
         threading.Event().wait()

@@ -1,8 +1,9 @@
-"""Judges of every kind: factories, as a config names them ("fakes:LongerText")."""
+"""Fake judges. A config names one as "fakes:LongerText" and gives its arguments beside the name."""
 
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from xpo_jax.values import Answer, Comparison, Verdict
 
 
 class LongerText:
-    """The longer text wins, equal lengths tie; `parts` tells the length and calls a long text valid."""
+    """Prefer the longer text; equal lengths tie. `parts` counts characters and calls texts of more than three valid."""
 
     def __call__(self, comparisons: Sequence[Comparison]) -> list[Answer]:
         return [Verdict(0.5 + 0.5 * np.sign(len(c.a) - len(c.b)), "length", _lengths(c)) for c in comparisons]
@@ -34,7 +35,7 @@ def _lengths(comparison: Comparison) -> dict[str, int]:
 
 
 class Recording(LongerText):
-    """Remembers what every instance was shown, in `Recording.calls`, one list of comparisons per call."""
+    """Record the comparisons of every instance in `Recording.calls`, one list per call."""
 
     calls: ClassVar[list[list[Comparison]]] = []
 
@@ -44,7 +45,7 @@ class Recording(LongerText):
 
 
 class Slow(LongerText):
-    """Takes its time."""
+    """Sleep for some seconds before each answer."""
 
     def __init__(self, *, seconds: float):
         self._seconds = seconds
@@ -55,7 +56,7 @@ class Slow(LongerText):
 
 
 class Always:
-    """Gives one and the same answer to everything: "A", "tie", None, prose, an integer, ..."""
+    """Give the same answer to every comparison: "A", "tie", None, prose, an integer, ..."""
 
     def __init__(self, *, answer: Any):
         self._answer = answer
@@ -65,27 +66,27 @@ class Always:
 
 
 def tied() -> Always:
-    """Sees no difference, ever."""
+    """Return a judge for which everything ties."""
     return Always(answer="tie")
 
 
 def prose() -> Always:
-    """Answers as a chat model does that was not told how."""
+    """Return a judge that answers in prose, as a chat model does without instructions on the format."""
     return Always(answer="Answer A is better because it is more polite.")
 
 
 def silent() -> Always:
-    """Has no verdict, ever."""
+    """Return a judge that never has a verdict."""
     return Always(answer=None)
 
 
 def lost() -> Always:
-    """Computes NaN."""
+    """Return a judge that answers NaN."""
     return Always(answer=float("nan"))
 
 
 class Patchy(Recording):
-    """As Recording, but without a verdict where `Patchy.fails` says so: None for a, NaN for b."""
+    """Be `Recording` without a verdict where `Patchy.fails`: None where a is longer, otherwise NaN."""
 
     @staticmethod
     def fails(a: str, b: str) -> bool:
@@ -99,14 +100,14 @@ class Patchy(Recording):
 
 
 class Miscounting:
-    """Answers one comparison too few."""
+    """Answer one comparison too few."""
 
     def __call__(self, comparisons: Sequence[Comparison]) -> list[Answer]:
         return ["A"] * (len(comparisons) - 1)
 
 
 class Broken:
-    """Raises, from call number `at` (from 0) on; before that everything ties."""
+    """Raise from call number `at` on, counted from 0; before it, everything ties."""
 
     def __init__(self, *, at: int):
         self._left = at
@@ -119,7 +120,7 @@ class Broken:
 
 
 class BrokenOn(LongerText):
-    """Raises on one process of several, at its call number `at` (from 0); prints the time at which it does."""
+    """Raise on one process of several at its call number `at`, counted from 0, and print the time."""
 
     def __init__(self, *, process: int, at: int):
         self._left = at if jax.process_index() == process else None
@@ -134,7 +135,7 @@ class BrokenOn(LongerText):
 
 
 class Turning(LongerText):
-    """Keeps the contract until call number `at` (from 0), and breaks it there with an integer."""
+    """Keep the contract until call number `at`, counted from 0, and break it there with an integer."""
 
     def __init__(self, *, at: int):
         self._left = at
@@ -142,6 +143,32 @@ class Turning(LongerText):
     def __call__(self, comparisons: Sequence[Comparison]) -> list[Any]:
         self._left -= 1
         return [1] * len(comparisons) if self._left < 0 else super().__call__(comparisons)
+
+
+class Counting:
+    """Record all comparisons; raise at batch number `fail_at`, or signal this process at `signal_at`, from 1 on.
+
+    All attributes are of the class, for a run makes its own judge: `reset` before a test, set one, and run.
+    """
+
+    asked: ClassVar[list[Comparison]] = []
+    batches: ClassVar[int] = 0
+    fail_at: ClassVar[int | None] = None
+    signal_at: ClassVar[tuple[int, int] | None] = None  # batch and signal
+
+    @classmethod
+    def reset(cls) -> None:
+        cls.asked, cls.batches, cls.fail_at, cls.signal_at = [], 0, None, None
+
+    def __call__(self, comparisons: Sequence[Comparison]) -> list[Answer]:
+        cls = type(self)
+        cls.batches += 1
+        if cls.batches == cls.fail_at:
+            raise RuntimeError("the judge is out")
+        if cls.signal_at and cls.batches == cls.signal_at[0]:
+            signal.raise_signal(cls.signal_at[1])
+        cls.asked += comparisons
+        return [1.0 if len(c.a) > len(c.b) else 0.25 if len(c.a) < len(c.b) else "tie" for c in comparisons]
 
 
 # ---- the LLM judge with its golden model ---------------------------------------------------------

@@ -4,13 +4,15 @@ conftest.py loads this plugin after it has configured JAX.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import fast_programs
 import pytest
 import tiny_run
 from fake_models import write_tokenizer
+from fakes import Counting
 
 # The modules that take longest, longest first: a worker that starts one of them late ends long after the other.
 LONGEST = (
@@ -42,14 +44,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that all workers of one test session share."""
+    """Return a folder that all workers of one test session share."""
     folder = tmp_path_factory.getbasetemp()
     return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
 
 
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory):
-    """A tokenizer with one token per byte, of `fake_models.write_tokenizer`."""
+    """Return a tokenizer with one token per byte, of `fake_models.write_tokenizer`."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(write_tokenizer(tmp_path_factory.mktemp("tokenizer")))
@@ -57,7 +59,7 @@ def tokenizer(tmp_path_factory):
 
 @pytest.fixture
 def data_folder(tmp_path, monkeypatch):
-    """The current directory, with good.jsonl of two prompts in it."""
+    """Make a temporary folder with good.jsonl, two prompts, the current directory."""
     monkeypatch.chdir(tmp_path)
     tiny_run.write_rows(tmp_path / "good.jsonl", [{"text": "Guten Morgen."}, {"text": "Ja."}])
     return tmp_path
@@ -86,7 +88,26 @@ def one_device(shared_programs: None) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny model and its prompts, for all runs of a module; see `tiny_run.tiny_config`."""
+    """Return a folder with a tiny model and its prompts, for all runs of a module; see `tiny_run.tiny_config`."""
     folder = tmp_path_factory.mktemp("runs")
     tiny_run.tiny_config(folder)
     return folder
+
+
+STEPS = 6  # of the runs of `run`
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path) -> Callable[..., tuple[int, str, str, int]]:
+    """Run six steps in `folder / name`, saved after every second and evaluated after every third.
+
+    Returns exit status, standard output, standard error, and how many comparisons the judge was asked.
+    """
+
+    def start(name: str, *flags: str, **changes: Any) -> tuple[int, str, str, int]:
+        steps = {"steps": STEPS, "checkpoint__every_steps": 2, "evaluation__every_steps": 3}
+        config = tiny_run.changed_config(folder, judge__name="fakes:Counting", **{**steps, **changes})
+        Counting.asked = []
+        return *tiny_run.run_name(folder, name, config, flags), len(Counting.asked)
+
+    return start

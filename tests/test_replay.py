@@ -5,7 +5,8 @@ import json
 import jax
 import numpy as np
 import pytest
-from test_resume import STEPS, Counting, run  # noqa: F401, a fixture
+from fakes import Counting
+from shared_fixtures import STEPS
 from tiny_run import changed_config, killed_at_update, run_contents, write_config
 
 from xpo_jax.algorithm.programs import Programs
@@ -170,7 +171,7 @@ def test_a_memory_that_is_filled_again_draws_the_same():
 
 
 @pytest.fixture(scope="module")
-def replaying(run, folder):  # noqa: F811
+def replaying(run, folder):
     """What an uninterrupted run with three updates a step leaves, and what each update learned from."""
     seen, update = [], Programs.update
 
@@ -224,7 +225,7 @@ def test_its_metrics(replaying):
 
 
 @pytest.mark.parametrize("at", [7, pytest.param(15, marks=pytest.mark.slow)])
-def test_interrupted_it_replays_what_it_would_have(run, folder, replaying, at):  # noqa: F811
+def test_interrupted_it_replays_what_it_would_have(run, folder, replaying, at):
     """In the middle of a step: after one of its updates."""
     with killed_at_update(at):
         run(f"replaying_{at}", replay__updates=3)
@@ -236,7 +237,7 @@ def test_interrupted_it_replays_what_it_would_have(run, folder, replaying, at): 
 
 
 @pytest.mark.slow
-def test_a_renewed_reference_is_the_policy_of_then(run, folder):  # noqa: F811
+def test_a_renewed_reference_is_the_policy_of_then(run, folder):
     """By the log-probabilities that are logged: those of the policy's own sample are the policy's there, so KL is 0."""
     status, out, err, _ = run("renewed", model__reference_every_steps=3, evaluation__every_steps=0)
     assert status == 0, err

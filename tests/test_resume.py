@@ -13,7 +13,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from tiny_run import changed_config, killed_at_update, run_contents, run_name
+from fakes import Counting
+from shared_fixtures import STEPS
+from tiny_run import killed_at_update, run_contents
 
 from xpo_jax.algorithm.programs import fingerprint
 from xpo_jax.checkpointing import checkpoint
@@ -22,45 +24,11 @@ from xpo_jax.runtime.interruption import STUCK, Signals, Stopped, Watchdog
 
 pytestmark = pytest.mark.usefixtures("one_device")
 ROOT = Path(__file__).parents[1]
-STEPS = 6
-
-
-@pytest.fixture(scope="module")
-def run(folder):
-    """A run of six steps by its name, saved after every second, evaluated after every third."""
-
-    def start(name, *flags, **changes):
-        steps = {"steps": STEPS, "checkpoint__every_steps": 2, "evaluation__every_steps": 3}
-        config = changed_config(folder, judge__name="test_resume:Counting", **{**steps, **changes})
-        Counting.asked = []
-        status, out, err = run_name(folder, name, config, flags)
-        return status, out, err, len(Counting.asked)
-
-    return start
-
-
-class Counting:
-    """A judge that counts, and can be told to raise at its n-th batch, or to signal this process there."""
-
-    asked: list = []
-    batches = 0
-    fail_at: int | None = None
-    signal_at: tuple[int, int] | None = None
-
-    def __call__(self, comparisons):
-        cls = type(self)
-        cls.batches += 1
-        if cls.batches == cls.fail_at:
-            raise RuntimeError("the judge is out")
-        if cls.signal_at and cls.batches == cls.signal_at[0]:
-            signal.raise_signal(cls.signal_at[1])
-        cls.asked += comparisons
-        return [1.0 if len(c.a) > len(c.b) else 0.25 if len(c.a) < len(c.b) else "tie" for c in comparisons]
 
 
 @pytest.fixture(autouse=True)
-def fresh_judge():
-    Counting.batches, Counting.fail_at, Counting.signal_at = 0, None, None
+def reset_judge():
+    Counting.reset()
 
 
 @pytest.fixture(scope="module")
