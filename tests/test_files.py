@@ -2,32 +2,13 @@
 
 import datetime
 import json
-import resource
-from contextlib import contextmanager
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from file_helpers import files_of_at_most, strict
 
 from xpo_jax.io.files import WriteError, append_whole, atomic_write, read_json, to_json
-
-
-@contextmanager
-def files_of_at_most(size_bytes):
-    """As a full disk, for this process: also works for root, and reaches Orbax's own threads."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def strict(text):
-    def refuse(word):
-        raise AssertionError(f"{word} is not JSON")
-
-    return json.loads(text, parse_constant=refuse)
 
 
 def test_to_json_numbers_are_strict_and_short():

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny_run
 from fake_models import random_params
 from jax.sharding import PartitionSpec as PS
-from test_optimizer import ADAFACTOR, ADAMW
 
 from xpo_jax.algorithm.losses import Sigmoid
 from xpo_jax.algorithm.model_spec import make_model_spec
@@ -26,6 +26,7 @@ from xpo_jax.runtime.rng import Stream
 from xpo_jax.values import Pairs, Prompts
 
 pytestmark = pytest.mark.usefixtures("fast_compile")
+ADAMW, ADAFACTOR = ({**group, "steps": 10} for group in (tiny_run.ADAMW, tiny_run.ADAFACTOR))
 
 
 def model(vocab, D, F, L, N, K, H, tied):

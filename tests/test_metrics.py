@@ -8,7 +8,7 @@ import types
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_files import files_of_at_most, strict
+from file_helpers import files_of_at_most, strict
 
 from xpo_jax.config import settings
 from xpo_jax.reporting.metrics import Metrics, Timer

@@ -10,7 +10,7 @@ import tiny_run
 from xpo_jax.algorithm.optimizer import make_optimizer
 
 ADAMW = {**tiny_run.ADAMW, "steps": 10}
-ADAFACTOR = {**ADAMW, "name": "adafactor", "b1": None, "b2": None, "eps": None, "mu_dtype": None}
+ADAFACTOR = {**tiny_run.ADAFACTOR, "steps": 10}
 # A matrix that Adafactor factors, one that is too small for that, and what weight decay leaves alone.
 SHAPES = {"up": {"kernel": (128, 256)}, "down": {"kernel": (6, 4), "bias": (4,)}, "norm": {"scale": (5,)}}
 

@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 from fake_data import PAIR_MESSAGES, follows, logged_pairs
-from test_files import files_of_at_most, strict
+from file_helpers import files_of_at_most, strict
 
 from xpo_jax.data import pairs_log
 from xpo_jax.data.pairs_log import PairsLog, content_hash, read_pairs

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from etils import epath
 from fake_gcs import bucket
+from fake_state import abstract, assert_bits_equal, failure, make_state
 from fakes import LongerText
-from test_checkpoint import abstract, assert_bits_equal, failure, make_state
 from tiny_run import run_main, tiny_config, write_config
 
 from xpo_jax.checkpointing.checkpoint import Checkpoints, latest, restore, save, verify

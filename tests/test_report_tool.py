@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from test_report import ROWS, evaluation, step, write_run
+from fake_run import ROWS, evaluation, step, write_run
 
 from tools import report as tool
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from test_files import files_of_at_most, strict
+from file_helpers import files_of_at_most, strict
 
 from xpo_jax.experiment import environment, run_directory
 from xpo_jax.experiment.environment import redact

@@ -51,6 +51,7 @@ ADAMW = {
     "weight_decay": 0.0,
     "clip_norm": 1.0,
 }  # the arguments of make_optimizer except the steps
+ADAFACTOR = {**ADAMW, "name": "adafactor", "b1": None, "b2": None, "eps": None, "mu_dtype": None}
 
 
 def tiny_config(folder: Path) -> ConfigDict:
