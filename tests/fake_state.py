@@ -13,7 +13,7 @@ BITS = {2: np.uint16, 4: np.uint32}
 
 
 def make_state(seed=0):
-    """Return a state with values whose bits are easily lost: bfloat16, -0.0, NaNs with a payload; and an optax chain."""
+    """Return a state with values whose bits are easily lost (bfloat16, -0.0, NaNs with a payload), and optax state."""
     rng = np.random.default_rng(seed)
     params = {
         "layers": {"q": {"kernel": jnp.asarray(rng.normal(size=(2, 8, 4)), jnp.float32)}},

@@ -1,6 +1,7 @@
 """Several processes: what each is given to do, how they are found, and that they do what one process does.
 
-The runs are the real command in processes of their own, two with two CPU devices each beside one with four.
+The runs are the command line in processes of their own, with one sequence length (`python -m tiny_run`): two with two
+CPU devices each, and one with four.
 """
 
 import dataclasses
@@ -172,7 +173,7 @@ def start(folder: Path, name: str, processes: int, judge: dict, overrides=((), (
     }
     started = []
     for number in range(processes):
-        command = [sys.executable, "-m", "xpo_jax.main", f"--config={spec}"]
+        command = [sys.executable, "-m", "tiny_run", f"--config={spec}"]
         if processes > 1:
             settings = {"mode": "on", "coordinator": coordinator, "num_processes": processes}
             settings["process_id"] = number

@@ -6,6 +6,7 @@ import contextlib
 import io
 import itertools
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -259,3 +260,10 @@ def one_sequence_length() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(packing, "sequence_lengths", lambda *args: sequence_lengths(*args)[-1:])
         yield
+
+
+if __name__ == "__main__":  # the command line in a process of its own, with one sequence length
+    from xpo_jax.main import main
+
+    with one_sequence_length():
+        sys.exit(main(sys.argv[1:]))
