@@ -32,8 +32,9 @@ test: .venv/installed-dev
 	.venv/bin/python -m mypy
 	.venv/bin/python -m tools.run_tests $(ARGS)
 
+# A few modules have most of the slow tests, so the workers share modules here.
 slow: .venv/installed-dev
-	.venv/bin/python -m tools.run_tests -m slow $(ARGS)
+	.venv/bin/python -m tools.run_tests -m slow --dist worksteal $(ARGS)
 
 faults: .venv/installed
 	.venv/bin/python -m tools.faults $(ARGS)
