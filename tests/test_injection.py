@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes import LLM_JUDGE_MODEL, attach_llm_judge, build_llm_judge
+from golden_llm_judge import LLM_JUDGE_MODEL, attach_llm_judge, build_llm_judge
 
 from xpo_jax.judges.answers import compare
 from xpo_jax.models.hf import model_folder

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 from fake_models import write_model
-from fakes import LLM_JUDGE, LLM_JUDGE_MODEL, attach_llm_judge, build_llm_judge
+from golden_llm_judge import LLM_JUDGE, LLM_JUDGE_MODEL, attach_llm_judge, build_llm_judge
 from ml_collections import ConfigDict
 from tiny_run import run_main, tiny_config, write_config
 
