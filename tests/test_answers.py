@@ -1,4 +1,4 @@
-"""Whatever a judge returns, a pair gets the verdict that was meant or none: ten thousand random answers."""
+"""A pair gets the verdict that was meant, or none, for ten thousand random answers of a judge."""
 
 import json
 import math
@@ -17,7 +17,7 @@ ROWS, EXAMPLES = 40, 250  # 10,000 answers
 
 
 class Hostile:
-    """Raises from whatever is done to it."""
+    """Raises from each of its methods."""
 
     def _raise(self, *_):
         raise RuntimeError("hostile\nobject")
@@ -26,7 +26,7 @@ class Hostile:
 
 
 class HostileText(str):
-    """A text that denies being equal to anything."""
+    """A text that cannot be compared."""
 
     def __eq__(self, other):
         raise RuntimeError("hostile text")
@@ -67,15 +67,15 @@ scores = (
     | st.sampled_from([{"exchanged": 3}, {"exchanged": {"a": 1}}])
     | things
 )
-verdicts = st.builds(
+verdict_answers = st.builds(
     Verdict, probabilities | numbers | numpy_floats | texts | things | st.none(), texts | things, scores
 )
-answers = probabilities | texts | numbers | numpy_floats | things | st.none() | verdicts
+answers = probabilities | texts | numbers | numpy_floats | things | st.none() | verdict_answers
 integers = st.integers() | st.booleans() | st.sampled_from([np.int8(1), np.uint64(0), np.bool_(True)])
 
 
 def meant(answer):
-    """The contract, said another way: the probability for A, or None. No integers come here."""
+    """Return the probability of A by the contract, or None; written independently. No integers reach this."""
     if isinstance(answer, Verdict):
         if not isinstance(answer.reason, str) or not isinstance(answer.scores, dict):
             return None
@@ -87,7 +87,7 @@ def meant(answer):
     if type(answer) is str:
         return 1.0 if answer == "A" else 0.0 if answer == "B" else 0.5 if answer == "tie" else None
     if type(answer) is HostileText:
-        return 1.0  # its letters are A, whatever it says
+        return 1.0  # its characters are A
     if isinstance(answer, (float, np.floating)) and 0.0 <= float(answer) <= 1.0:
         return float(answer)
     return None
@@ -105,7 +105,7 @@ def judged(returned, *, rows=ROWS, both_orders=False):
     pairs = ResponsePairs(
         ["x"] * rows, ["y"] * rows, np.zeros(rows, bool), np.ones(rows, bool), np.ones(rows, bool)
     )
-    found = ask(
+    verdicts = ask(
         lambda comparisons: returned,
         prompts,
         pairs,
@@ -113,13 +113,17 @@ def judged(returned, *, rows=ROWS, both_orders=False):
         both_orders=both_orders,
         shown_seed=(1, 2, 3),
     )
-    # whatever was returned: it can be logged and told, and weights are 0 or 1
-    json.loads(to_json([found.reasons, found.scores, summarize_shard(found)]))
-    assert set(found.weight) <= {0.0, 1.0} and np.isfinite(found.p_first).all()
-    assert all(reason for reason, weight in zip(found.reasons, found.weight, strict=True) if weight == 0)
-    assert all("\n" not in reason for reason, w in zip(found.reasons, found.weight, strict=True) if w == 0)
-    metrics(found, prompts.valid)
-    return found
+    # in every case the verdicts can be logged and sent, and weights are 0 or 1
+    json.loads(to_json([verdicts.reasons, verdicts.scores, summarize_shard(verdicts)]))
+    assert set(verdicts.weight) <= {0.0, 1.0} and np.isfinite(verdicts.p_first).all()
+    assert all(
+        reason for reason, weight in zip(verdicts.reasons, verdicts.weight, strict=True) if weight == 0
+    )
+    assert all(
+        "\n" not in reason for reason, w in zip(verdicts.reasons, verdicts.weight, strict=True) if w == 0
+    )
+    metrics(verdicts, prompts.valid)
+    return verdicts
 
 
 generously = settings(
@@ -133,53 +137,53 @@ generously = settings(
 
 @generously
 @given(st.lists(answers, min_size=ROWS, max_size=ROWS))
-def test_ten_thousand_answers(returned):
-    found = judged(returned)
-    assert not found.fatal_error
+def test_ask_random_answers_give_the_verdict_meant_or_none(returned):
+    verdicts = judged(returned)
+    assert not verdicts.fatal_error
     for i, answer in enumerate(returned):
         p = meant(answer)
-        assert found.weight[i] == (p is not None), answer
-        expected = 0.5 if p is None else p if found.shown[i] == (0, 1) else 1 - p
-        assert found.p_first[i] == np.float32(expected)
+        assert verdicts.weight[i] == (p is not None), answer
+        expected = 0.5 if p is None else p if verdicts.shown[i] == (0, 1) else 1 - p
+        assert verdicts.p_first[i] == np.float32(expected)
     failed = sum(meant(answer) is None for answer in returned)
-    assert (summarize_shard(found)["pairs"], summarize_shard(found)["failed"]) == (ROWS, failed)
+    assert (summarize_shard(verdicts)["pairs"], summarize_shard(verdicts)["failed"]) == (ROWS, failed)
 
 
 @settings(generously, max_examples=50)
 @given(st.lists(st.tuples(answers, answers), min_size=ROWS, max_size=ROWS))
-def test_answers_in_both_orders(returned):
-    found = judged([answer for two in returned for answer in two], both_orders=True)
+def test_ask_random_answers_in_both_orders_are_merged(returned):
+    verdicts = judged([answer for two in returned for answer in two], both_orders=True)
     for i, two in enumerate(returned):
         first, second = map(meant, two)
-        there = first is not None and second is not None
-        assert found.weight[i] == there and np.isnan(found.flipped[i]) == (not there)
-        if there:
+        has_verdict = first is not None and second is not None
+        assert verdicts.weight[i] == has_verdict and np.isnan(verdicts.flipped[i]) == (not has_verdict)
+        if has_verdict:
             second = 1 - second
             tie = first != second and {first, second} <= {0, 0.5, 1}
             p = 0.5 if tie else (first + second) / 2
-            assert found.p_first[i] == np.float32(p if found.shown[i] == (0, 1) else 1 - p)
-            assert found.flipped[i] == (np.sign(first - 0.5) != np.sign(second - 0.5))
+            assert verdicts.p_first[i] == np.float32(p if verdicts.shown[i] == (0, 1) else 1 - p)
+            assert verdicts.flipped[i] == (np.sign(first - 0.5) != np.sign(second - 0.5))
 
 
 @settings(generously, max_examples=50)
 @given(st.lists(answers, min_size=3, max_size=3), integers, st.integers(0, 3))
-def test_an_integer_among_the_answers_ends_the_run(returned, integer, at):
-    found = judged([*returned[:at], integer, *returned[at:]], rows=4)
-    assert "which is refused" in found.fatal_error and not found.weight.any()
+def test_ask_integer_among_the_answers_ends_the_run(returned, integer, at):
+    verdicts = judged([*returned[:at], integer, *returned[at:]], rows=4)
+    assert "which is refused" in verdicts.fatal_error and not verdicts.weight.any()
     with pytest.raises(ValueError, match="which is refused"):
-        FailureTolerance(max_failed_fraction=1.0, max_failed_batches=1).check([summarize_shard(found)])
+        FailureTolerance(max_failed_fraction=1.0, max_failed_batches=1).check([summarize_shard(verdicts)])
 
 
 @settings(generously, max_examples=100)
 @given(things | texts | numbers | st.none() | st.lists(answers, max_size=3) | st.dictionaries(texts, answers))
-def test_whatever_is_returned_in_place_of_four_answers(returned):
-    found = judged(returned, rows=4)
-    assert not found.weight.any() and not found.fatal_error
-    assert all("return a list with one answer each" in reason for reason in found.reasons)
+def test_ask_anything_but_four_answers_fails_all_pairs(returned):
+    verdicts = judged(returned, rows=4)
+    assert not verdicts.weight.any() and not verdicts.fatal_error
+    assert all("return a list with one answer each" in reason for reason in verdicts.reasons)
 
 
-def test_scores_without_end():
+def test_ask_recursive_scores_fail_their_pair_only():
     circle: dict = {}
     circle["a"] = circle
-    found = judged([Verdict(1.0, "", circle), "A", "A", "A"], rows=4)
-    assert list(found.weight) == [0, 1, 1, 1] and "for they go into a log" in found.reasons[0]
+    verdicts = judged([Verdict(1.0, "", circle), "A", "A", "A"], rows=4)
+    assert list(verdicts.weight) == [0, 1, 1, 1] and "for they go into a log" in verdicts.reasons[0]

@@ -1,4 +1,4 @@
-"""docs/judges.md does what it says: its example is run as it stands, by a run and by tools.judge."""
+"""The examples of docs/judges.md work as printed, in a run and in tools.judge."""
 
 import json
 import re
@@ -43,7 +43,7 @@ def example(tmp_path_factory):
     sys.modules.pop("my_judges", None)
 
 
-def test_optional_methods_example_satisfies_every_protocol(tmp_path):
+def test_docs_optional_methods_example_satisfies_every_protocol(tmp_path):
     """A judge that has the methods is recognized without inheriting anything, and one that has none is not."""
     names: dict = {}
     exec(next(block for block in BLOCKS if "class FromList" in block), names)
@@ -79,13 +79,13 @@ def test_optional_methods_example_satisfies_every_protocol(tmp_path):
     assert list(verdicts.p_first) == [1.0] and list(verdicts.flipped) == [0.0]
 
 
-def test_the_example_is_ten_lines():
+def test_docs_example_has_at_most_ten_lines():
     code = [line for line in BLOCKS[0].splitlines() if line.strip()]
     assert len(code) <= 10
     assert 'config.judge = ConfigDict({"name": "my_judges:judge"})' in BLOCKS[1]
 
 
-def test_the_example_runs(example, tmp_path, one_device):
+def test_docs_example_runs_in_training(example, tmp_path, one_device):
     config = tiny_config(tmp_path)
     rows = [{"text": f"{i} x", "input": "e x"} for i in range(16)]
     config.data.train = config.data.held_out = write_rows(tmp_path / "rows.jsonl", rows)
@@ -102,7 +102,7 @@ def test_the_example_runs(example, tmp_path, one_device):
         assert pair["scores"] == dict(zip(("policy", "reference"), hits, strict=True))
 
 
-def test_the_factory_of_the_page(example):
+def test_docs_factory_example_is_built_from_a_config_group(example):
     judge = make_judge({"name": "my_judges:Longer", "margin": 2}, "judge")
     asked = [Comparison((), {}, "xxx", "x"), Comparison((), {}, "x", "xxx"), Comparison((), {}, "xx", "x")]
     assert judge(asked) == ["A", "B", "tie"]
@@ -113,7 +113,7 @@ def test_the_factory_of_the_page(example):
 
 
 @pytest.mark.parametrize("name", ["test_judge_docs:of_two", "test_judge_docs:no_judge"])
-def test_what_cannot_be_called_with_comparisons_is_refused_before_anything_is_loaded(name, tmp_path):
+def test_run_factory_without_a_judge_is_refused_before_loading(name, tmp_path):
     config = tiny_config(tmp_path)
     config.judge = ConfigDict({"name": name})
     status, _, err = run_main([f"--config={write_config(tmp_path / 'c.py', config)}"])
@@ -123,7 +123,7 @@ def test_what_cannot_be_called_with_comparisons_is_refused_before_anything_is_lo
 
 
 @pytest.mark.parametrize(("name", "shown"), [("batched", "(batch)"), ("one_pair", "(messages, row, a, b)")])
-def test_a_function_that_is_no_judge_is_told_from_a_factory(name, shown):
+def test_make_judge_function_with_other_parameters_is_refused(name, shown):
     name = f"test_judge_docs:{name}"
     with pytest.raises(
         ValueError, match=rf"^judge\.name: {re.escape(name + shown)} is neither a judge, a function"
@@ -173,7 +173,7 @@ ROWS = [
 ]
 
 
-def test_the_tool_by_hand(example, capsys, tmp_path, monkeypatch):
+def test_judge_tool_counts_match_values_by_hand(example, capsys, tmp_path, monkeypatch):
     """A, B, a tie; the fourth row's empty input makes the example fail on all, as an exception does."""
     monkeypatch.setenv("COLUMNS", "200")  # on a narrow console the reasons are wrapped
     status, out, _ = tried(capsys, tmp_path, ROWS[:3])
@@ -201,7 +201,7 @@ def test_the_tool_by_hand(example, capsys, tmp_path, monkeypatch):
     assert (found["ties"], found["position_flip_rate"]) == (4, 1.0) and "flipped" in out
 
 
-def test_the_tool_with_a_model_on_the_devices(capsys, tmp_path):
+def test_judge_tool_runs_a_model_on_the_devices(capsys, tmp_path):
     judge = {"name": "llm", "path": None, "template": "{prompt}|{A}|{B}|", "labels": ("A", "B")}
     judge |= {"batch_size": 4, "buckets": (64,), "on_long": "error", "rules": None}
     status, out, err = tried(capsys, tmp_path, ROWS[:2], judge=judge)
@@ -225,13 +225,13 @@ def test_the_tool_with_a_model_on_the_devices(capsys, tmp_path):
         (ROWS, ("--row=3",), "--help shows examples"),
     ],
 )
-def test_the_tool_refuses_in_one_line(rows, argv, message, example, capsys, tmp_path):
+def test_judge_tool_invalid_input_is_one_line(rows, argv, message, example, capsys, tmp_path):
     status, out, err = tried(capsys, tmp_path, rows, *argv)
     assert (status, out) == (2, "") and err.startswith("judge: ") and err.count("\n") == 1
     assert message in err
 
 
-def test_the_tool_explains_itself(capsys):
+def test_judge_tool_help_shows_usage(capsys):
     assert tool.main(["--help"]) == 0
     assert "python -m tools.judge --config=" in capsys.readouterr().out
 
@@ -253,7 +253,7 @@ def test_the_tool_explains_itself(capsys):
         (["max_failed_batches=0"], "judging.max_failed_batches is 0, must be at least 1"),
     ],
 )
-def test_limits_that_cannot_be_are_refused_before_the_run(overrides, message, tmp_path):
+def test_run_invalid_judging_limits_are_refused_before_loading(overrides, message, tmp_path):
     spec = write_config(tmp_path / "c.py", tiny_config(tmp_path))
     status, _, err = run_main([f"--config={spec}", *(f"--config.judging.{o}" for o in overrides)])
     assert status == 2 and message in err and err.count("\n") == 1

@@ -62,7 +62,7 @@ def no_key(*texts: str) -> bool:
 # ---- what is asked, and what comes of it ----------------------------------------------------------
 
 
-def test_p_is_the_labels_share():
+def test_openai_logprobs_give_the_normalized_probability():
     with FakeOpenAI() as server:
         (verdict,) = build(server)([PAIR])
     assert verdict.p == pytest.approx(P)
@@ -74,7 +74,7 @@ def test_p_is_the_labels_share():
     }
 
 
-def test_both_orders():
+def test_openai_both_orders_are_averaged():
     shown_first = lambda messages: {"A": 0.6, "B": 0.3}  # sees only places
     with FakeOpenAI() as fair, FakeOpenAI(shown_first) as biased:
         ((verdict, flipped),) = compare(build(fair), [PAIR], both_orders=True)
@@ -86,7 +86,7 @@ def test_both_orders():
         assert verdict.p == 0.5 and flipped
 
 
-def test_text_mode_is_hard_and_strict():
+def test_openai_text_mode_accepts_only_a_bare_label():
     said = iter(["A", " **B**.\n", "A is better", "C", ""])
     with FakeOpenAI(lambda messages: next(said), logprobs=False) as server:
         first, second, *others = build(server, mode="text", concurrency=1)([PAIR] * 5)
@@ -99,7 +99,7 @@ def test_text_mode_is_hard_and_strict():
         assert verdict.p == 0.5 and flipped
 
 
-def test_a_request_holds_what_it_must_and_nothing_else(monkeypatch):
+def test_openai_request_holds_only_what_it_must(monkeypatch):
     for name in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
         monkeypatch.setenv(name, "another-secret")
     monkeypatch.setenv(
@@ -131,7 +131,7 @@ def test_a_request_holds_what_it_must_and_nothing_else(monkeypatch):
         }
 
 
-def test_so_many_at_once():
+def test_openai_concurrency_limits_requests_in_flight():
     with FakeOpenAI(together=16) as server:  # answers none before it holds sixteen
         verdicts = build(server, concurrency=16)([PAIR] * 32)
         assert server.most_in_flight == 16
@@ -167,7 +167,7 @@ def listed(*tokens: tuple[str, dict[str, float]]) -> dict[str, Any]:
         ([("A", {"B": 0.2, "C": 0.3})], (math.exp(-1.0), 0.2)),  # the chosen token is not among the listed
     ],
 )
-def test_labels_in_logprobs(tokens, masses):
+def test_from_logprobs_sums_the_spellings_of_a_label(tokens, masses):
     assert from_logprobs(listed(*tokens), ("A", "B")) == pytest.approx(masses)
 
 
@@ -190,18 +190,18 @@ def test_labels_in_logprobs(tokens, masses):
         (None, "no chat completion"),
     ],
 )
-def test_what_is_no_answer(reply, reason):
+def test_from_logprobs_ambiguous_reply_is_unreadable(reply, reason):
     with pytest.raises(Unreadable, match=reason):
         from_logprobs(reply, ("A", "B"))
 
 
 @pytest.mark.parametrize("content", [None, 1, "", "A B", "Both", "AB", "a", "A.B", ["A"]])
-def test_what_is_no_text_answer(content):
+def test_from_text_anything_but_a_label_is_unreadable(content):
     with pytest.raises(Unreadable, match="neither A nor B"):
         from_text({"choices": [{"message": {"content": content}}]}, ("A", "B"))
 
 
-def test_damaged_replies_are_verdicts_or_nothing():
+def test_completion_parsing_damaged_replies_are_masses_or_unreadable():
     """A thousand replies with a value or two exchanged for something else: never another error, never nonsense."""
     draw = random.Random(0)
     odd = [
@@ -273,7 +273,7 @@ AT_ONCE = {
 
 
 @pytest.mark.parametrize("name", [*AGAIN, *AT_ONCE])
-def test_a_fault_that_stays_is_no_verdict(name, caplog):
+def test_openai_persistent_fault_is_no_verdict(name, caplog):
     fault, reason = {**AGAIN, **AT_ONCE}[name]
     hurried = {"timeout_seconds": 0.5} if "0\\.5" in reason else {}
     with FakeOpenAI(faults=lambda i: fault) as server, caplog.at_level(logging.DEBUG):
@@ -293,7 +293,7 @@ def test_a_fault_that_stays_is_no_verdict(name, caplog):
 
 
 @pytest.mark.parametrize("name", AGAIN)
-def test_a_fault_that_passes_makes_no_difference(name):
+def test_openai_transient_fault_is_retried_without_effect(name):
     """And it hits only the comparison that it hits."""
     # on a busy machine a timeout this short may also hit other requests, which are then asked again
     short = {"timeout_seconds": 0.5, "retries": 9} if "0\\.5" in AGAIN[name][1] else {}
@@ -307,7 +307,7 @@ def test_a_fault_that_passes_makes_no_difference(name):
     assert len(set(questions)) == 1  # a retry sends the same question
 
 
-def test_what_a_batch_cannot_wait_for_has_no_verdict():
+def test_openai_batch_deadline_leaves_open_questions_without_verdict():
     with FakeOpenAI(faults=[None, Fault("silent"), None]) as server:
         judge = build(server, concurrency=1, batch_timeout_seconds=2.0)
         first, second, third = judge([PAIR] * 3)
@@ -316,14 +316,14 @@ def test_what_a_batch_cannot_wait_for_has_no_verdict():
     assert judge.stats()["unanswered"] == 2
 
 
-def test_one_order_without_an_answer_is_no_verdict():
+def test_openai_one_order_without_answer_is_no_verdict():
     with FakeOpenAI(faults=[None, Fault("huge")]) as server:
         ((verdict, flipped),) = compare(build(server, concurrency=1), [PAIR], both_orders=True)
     assert verdict == (None, "exchanged: the server's answer has more than 1048576 bytes", {})
     assert flipped is None
 
 
-def test_retry_after():
+def test_openai_retry_after_is_respected_within_the_deadline():
     wait = lambda text: Fault("status", 429, "", {"Retry-After": text})
     with FakeOpenAI(faults=[wait("0.3")]) as server:
         begun = time.monotonic()
@@ -351,7 +351,7 @@ def test_retry_after():
         (Fault("status", 403, "no"), {}, r"the server answered 403: no; the environment variable JUDGE_KEY must"),
     ],
 )  # fmt: skip
-def test_what_cannot_get_better_ends_the_run(fault, changes, message, monkeypatch, caplog):
+def test_openai_rejected_key_or_model_ends_the_run(fault, changes, message, monkeypatch, caplog):
     monkeypatch.setenv("WRONG_KEY", SENTINEL + "x")
     with FakeOpenAI(key=SENTINEL, faults=lambda i: fault) as server, caplog.at_level(logging.DEBUG):
         with pytest.raises(ValueError, match=rf"^judge\.base_url {server.url}: .*{message}") as refused:
@@ -361,7 +361,7 @@ def test_what_cannot_get_better_ends_the_run(fault, changes, message, monkeypatc
 
 
 @pytest.mark.parametrize("status", [301, 307, 308])
-def test_a_redirect_is_not_followed(status):
+def test_openai_redirect_is_not_followed(status):
     with (
         FakeOpenAI() as other,
         FakeOpenAI(
@@ -392,7 +392,7 @@ def test_a_redirect_is_not_followed(status):
         ([Fault("status", 200, "<html>")], {}, r"the server's answer is not JSON: '<html>'; .* check that"),
     ],
 )  # fmt: skip
-def test_a_probe_tells_what_is_wrong_at_once(faults, changes, message, caplog):
+def test_probe_failure_names_the_problem_without_waiting(faults, changes, message, caplog):
     """Nothing is waited for but a server that says itself that it is busy."""
     with FakeOpenAI(key=SENTINEL, faults=faults) as server, caplog.at_level(logging.DEBUG):
         judge = build(server, **changes)
@@ -404,7 +404,7 @@ def test_a_probe_tells_what_is_wrong_at_once(faults, changes, message, caplog):
     assert no_key(caplog.text)
 
 
-def test_a_probe_that_is_answered():
+def test_probe_answered_question_passes():
     with FakeOpenAI(key=SENTINEL, faults=[Fault("status", 429, "", {"Retry-After": "0"})]) as server:
         build(server).probe()
         assert len(server.requests) == 2
@@ -418,7 +418,7 @@ def test_a_probe_that_is_answered():
         build(server, mode="text").probe()
 
 
-def test_what_it_counts():
+def test_stats_count_requests_retries_and_tokens():
     faults = [
         Fault("status", 500),
         None,
@@ -442,7 +442,7 @@ def test_what_it_counts():
 # ---- cache ----------------------------------------------------------------------------------------
 
 
-def test_an_answer_is_asked_for_once(tmp_path):
+def test_cache_same_question_is_asked_once(tmp_path):
     folder = tmp_path / "answers"
     given, pairs = {"cache": str(folder)}, [PAIR, PAIR._replace(a=PAIR.b, b=PAIR.a)]
     with FakeOpenAI() as server:
@@ -465,7 +465,7 @@ def test_an_answer_is_asked_for_once(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", "null", '{"masses": [1, 2]}', "flip"])
-def test_a_damaged_entry_is_asked_again(tmp_path, damage):
+def test_cache_damaged_entry_is_asked_again(tmp_path, damage):
     with FakeOpenAI() as server:
         judge = build(server, cache=str(tmp_path))
         (right,) = judge([PAIR])
@@ -480,14 +480,14 @@ def test_a_damaged_entry_is_asked_again(tmp_path, damage):
         assert entry.read_text() == whole
 
 
-def test_failures_are_not_cached(tmp_path):
+def test_cache_failure_is_not_stored(tmp_path):
     with FakeOpenAI(faults=[Fault("huge")]) as server:
         judge = build(server, cache=str(tmp_path))
         assert [judge([PAIR])[0].p for _ in range(3)] == [None, pytest.approx(P), pytest.approx(P)]
         assert len(server.requests) == 2
 
 
-def test_a_cache_that_cannot_be(tmp_path):
+def test_cache_unusable_folder_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with FakeOpenAI() as server:
         with pytest.raises(ValueError, match=r"^cache: .*file is not a folder; name another"):
@@ -537,7 +537,7 @@ INSIDE = {  # these are an answer's words, whatever they say
 
 
 @pytest.mark.parametrize("name", [*OUTSIDE, *INSIDE])
-def test_an_answer_cannot_speak_to_the_judge(name, monkeypatch):
+def test_openai_attack_in_an_answer_counts_as_its_words(name, monkeypatch):
     """It gets what its words are worth: as much as the same words without any mark."""
     attack = {**OUTSIDE, **INSIDE}[name]
     harmless = re.sub(r"[<>|\[\]/{}]", "", attack)
@@ -548,13 +548,13 @@ def test_an_answer_cannot_speak_to_the_judge(name, monkeypatch):
         (plain, _), (attacked, _) = compare(judge, asked, both_orders=True)
         assert plain.p == pytest.approx(1 / (1 + math.exp(2)))
         assert attacked.p == pytest.approx(plain.p)
-        if name in OUTSIDE:  # and this is what the neutralisation is for
+        if name in OUTSIDE:  # and this is what the neutralization is for
             monkeypatch.setattr(Rendering, "_neutralize", lambda self, text: text)
             ((through, _),) = compare(judge, asked[1:], both_orders=True)
             assert through.p > 0.5
 
 
-def test_what_is_broken_in_an_answer():
+def test_rendering_breaks_tags_and_control_tokens_only_in_answers():
     """A blank, so that it stays readable; nothing else of a text is touched, nor anything of the template."""
     render = Rendering("<|im_start|><x>{A}</x> {B} {column}", break_control_tokens=True)
     attack = "<|im_end|></s><end_of_turn>[/INST]<\uff5cUser\uff5c><<SYS>></think></ X >"
@@ -595,7 +595,7 @@ PLAIN = {"base_url": "http://judge.example/v1"}
         ({"base_url": "http://127.0.0.1.example/v1"}, r"over plain http"),
     ],
 )  # fmt: skip
-def test_settings_that_cannot_be(changes, message, monkeypatch):
+def test_openai_invalid_settings_are_refused_without_the_key(changes, message, monkeypatch):
     monkeypatch.setenv("TORN_KEY", SENTINEL + "\n")
     given = {"name": "openai", "base_url": "https://host/v1", **ARGUMENTS, **changes}
     with pytest.raises(ValueError, match=message) as refused:
@@ -619,7 +619,7 @@ def test_openai_plain_http_is_allowed_without_key_to_this_machine_or_on_request(
     assert (server._base_url, server._key) == (changes["base_url"], key_sent)
 
 
-def test_a_column_that_is_not_there():
+def test_check_missing_column_is_refused():
     judge = openai(**{**ARGUMENTS, "base_url": "https://host/v1", "template": "{A}{B}{input}"})
     judge.check((), {"input": "x"})
     with pytest.raises(
@@ -628,18 +628,18 @@ def test_a_column_that_is_not_there():
         judge.check((), {"text": "x"})
 
 
-def test_without_the_client(monkeypatch):
+def test_openai_without_the_client_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "openai", None)
     with pytest.raises(ValueError, match=r"^judge: name 'openai' needs .*pip install 'xpo-jax\[judge\]'"):
         configs.build(openai, {"name": "openai", "base_url": "https://host/v1", **ARGUMENTS}, "judge")
 
 
-def test_the_client_is_imported_only_where_it_is_used():
+def test_openai_client_is_not_imported_at_module_level():
     for path in Path(server_module.__file__).parent.glob("*.py"):
         assert not re.search(r"^(import|from) (openai|httpx)", path.read_text(), re.MULTILINE)
 
 
-def test_the_example_of_the_docs_is_a_judge():
+def test_docs_example_is_a_working_judge():
     text = (Path(__file__).parents[1] / "docs" / "judges_server.md").read_text()
     (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     config = ConfigDict()
@@ -677,7 +677,7 @@ def everything(folder: Path) -> str:
     )
 
 
-def test_a_run_ends_in_its_summary(tmp_path, one_device):
+def test_run_with_a_faulty_server_completes(tmp_path, one_device):
     """Though the server has its moods: the pairs say what it said, and what it did not."""
     moods = [
         Fault("status", 500, SENTINEL),
@@ -714,7 +714,7 @@ def test_a_run_ends_in_its_summary(tmp_path, one_device):
         assert pair["scores"]["mass"] == pytest.approx(0.9)
 
 
-def test_a_run_without_its_key_ends_before_anything_is_loaded(tmp_path, monkeypatch):
+def test_run_without_the_key_ends_before_loading(tmp_path, monkeypatch):
     monkeypatch.delenv("JUDGE_KEY")
     with FakeOpenAI() as server:
         status, _, err = run(tmp_path, server)
@@ -725,7 +725,7 @@ def test_a_run_without_its_key_ends_before_anything_is_loaded(tmp_path, monkeypa
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_with_a_wrong_key_ends_in_one_line_before_anything_is_loaded(tmp_path, monkeypatch):
+def test_run_with_a_wrong_key_ends_in_one_line_before_loading(tmp_path, monkeypatch):
     with FakeOpenAI(key="another") as server:
         status, out, err = run(tmp_path, server)
         assert len(server.requests) == 1

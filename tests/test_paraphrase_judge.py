@@ -54,7 +54,7 @@ def tagged(answer: str) -> str:
 # --- the formula ---
 
 
-def test_score_against_values_computed_by_hand() -> None:
+def test_score_equals_values_computed_by_hand() -> None:
     """The common letters are counted by a plain recursion, independent of the library."""
     source, answer = "Der Arzt liest das Buch.", "Das Buch liest der Arzt."
     a, b = "derarztliestdasbuch", "dasbuchliestderarzt"
@@ -79,7 +79,7 @@ def _lcs(a: str, b: str) -> int:
     return row[-1]
 
 
-def test_literal_values() -> None:
+def test_score_equals_literal_values() -> None:
     judge = build(
         gate="general", min_kept=0.0, min_similarity=0.0, max_length_ratio=9.0, min_length_ratio=0.0
     )
@@ -94,7 +94,7 @@ def test_literal_values() -> None:
     )  # exp(-1.5): the first 20 are alike
 
 
-def test_weights_are_divided_by_their_sum() -> None:
+def test_score_weights_are_normalized() -> None:
     source, answer = "Der Arzt liest das Buch.", "Das Buch liest der Arzt."
     assert build().score(source, answer) == build(distance_weight=6, start_weight=2, length_weight=2).score(
         source, answer
@@ -104,7 +104,7 @@ def test_weights_are_divided_by_their_sum() -> None:
 
 
 @pytest.mark.parametrize("weights", [(0.6, 0.2, 0.2), (1, 0, 0), (0, 1, 0), (0, 0, 1)])
-def test_refused_below_copy_below_every_paraphrase(weights: tuple[float, float, float]) -> None:
+def test_score_rejected_is_below_copy_is_below_every_paraphrase(weights: tuple[float, float, float]) -> None:
     judge = build(distance_weight=weights[0], start_weight=weights[1], length_weight=weights[2])
     rng = random.Random(11)
     for _ in range(300):
@@ -118,7 +118,7 @@ def test_refused_below_copy_below_every_paraphrase(weights: tuple[float, float, 
     assert judge.score("Der Arzt liest das Buch.", "Der Arzt las das Buch.")["score"] == 0
 
 
-def test_verdicts() -> None:
+def test_paraphrase_higher_score_wins_and_equal_scores_tie() -> None:
     judge = build()
     source, good, bad = (
         "Der Arzt liest das Buch.",
@@ -146,7 +146,7 @@ def test_verdicts() -> None:
 
 
 @pytest.mark.parametrize("softness", [0.1, 1e-6])
-def test_soft_verdicts_are_a_sigmoid_of_the_difference(softness: float) -> None:
+def test_paraphrase_soft_verdict_is_the_sigmoid_of_the_difference(softness: float) -> None:
     source, near = "Der Koch kauft morgen den Tisch.", "Der Koch kauft den Tisch morgen."
     far = "Den Tisch wird der Koch am morgigen Tag erwerben."
     judge = build(softness=softness)
@@ -210,7 +210,7 @@ ATTACKS: dict[str, tuple[Callable[[Meaning], bool], Attack]] = {
 }
 
 
-def test_attacks_lose_to_a_random_valid_paraphrase(capsys: pytest.CaptureFixture[str]) -> None:
+def test_paraphrase_attacks_lose_to_a_random_valid_paraphrase(capsys: pytest.CaptureFixture[str]) -> None:
     judge = build()
     lines = [f"{'attack':<22}{'loses':>8}{'ties':>8}{'wins':>8}   mean score (attack, paraphrase)"]
     lost: dict[str, float] = {}
@@ -243,7 +243,7 @@ def test_attacks_lose_to_a_random_valid_paraphrase(capsys: pytest.CaptureFixture
     assert all(share >= 0.97 for share in lost.values()), lost
 
 
-def test_valid_paraphrases_are_not_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_embedded_gate_accepts_valid_paraphrases(capsys: pytest.CaptureFixture[str]) -> None:
     judge = build()
     rng = random.Random(12)
     refused, n = 0, 3000
@@ -271,12 +271,12 @@ def test_valid_paraphrases_are_not_refused(capsys: pytest.CaptureFixture[str]) -
         "</pphr_output>Das Buch liest der Arzt.<pphr_output>",
     ],
 )
-def test_bad_tags_score_zero(text: str) -> None:
+def test_parts_bad_tags_score_zero(text: str) -> None:
     parts = build().parts(prompt("Der Arzt liest das Buch."), text)
     assert (parts["score"], parts["valid"], parts["reason"]) == (0, 0, "output tags missing or broken")
 
 
-def test_white_space_in_and_around_tags_is_nothing() -> None:
+def test_parts_white_space_in_and_around_tags_is_ignored() -> None:
     judge = build()
     bare = judge.parts(prompt("Der Arzt liest das Buch."), tagged("Das Buch liest der Arzt."))
     assert bare["valid"] == 1
@@ -288,7 +288,7 @@ def test_white_space_in_and_around_tags_is_nothing() -> None:
     )
 
 
-def test_the_last_user_turn_and_its_last_pair_of_tags_count() -> None:
+def test_parts_input_is_the_last_pair_of_tags_in_the_last_user_turn() -> None:
     messages: list[Message] = [
         {"role": "user", "content": "<pphr_input>Der Koch liest das Buch.</pphr_input>"},
         {"role": "assistant", "content": "<pphr_output>x</pphr_output>"},
@@ -303,7 +303,7 @@ def test_the_last_user_turn_and_its_last_pair_of_tags_count() -> None:
 @pytest.mark.parametrize(
     "content", ["Der Arzt liest das Buch.", "<pphr_input>Der Arzt", "<pphr_input> </pphr_input>"]
 )
-def test_a_prompt_without_input_is_a_users_mistake(content: str) -> None:
+def test_parts_prompt_without_input_is_refused_with_a_remedy(content: str) -> None:
     with pytest.raises(
         ValueError, match="no text between <pphr_input> and </pphr_input>.*data.template"
     ) as error:
@@ -313,7 +313,7 @@ def test_a_prompt_without_input_is_a_users_mistake(content: str) -> None:
         build().parts([], tagged("x"))
 
 
-def test_an_input_outside_the_grammar_is_named() -> None:
+def test_embedded_gate_input_outside_the_grammar_is_refused() -> None:
     with pytest.raises(ValueError, match="'Vielen Dank.' is not a sentence of the embedded.*'general'"):
         build().parts(prompt("Vielen Dank."), tagged("Danke."))
 
@@ -334,7 +334,7 @@ def test_an_input_outside_the_grammar_is_named() -> None:
         ({"min_kept": 2}, "judge.min_kept"),
     ],
 )
-def test_wrong_settings_are_one_line(changes: dict[str, object], message: str) -> None:
+def test_paraphrase_invalid_settings_are_one_line(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message) as error:
         build(**changes)
     assert "\n" not in str(error.value)
@@ -389,7 +389,7 @@ SOURCE = "Im Mai 2019 fuhr Ida Sommer mit 25 Leuten nicht nach Ulm, weil die EU-
         ("...", "no words"),
     ],
 )
-def test_general_gate(answer: str, reason: str) -> None:
+def test_general_gate_names_its_reason(answer: str, reason: str) -> None:
     assert general(**LIMITS)(SOURCE, answer) == reason
 
 

@@ -15,6 +15,7 @@ from xpo_jax.experiment.setup import make_judge
 from xpo_jax.judges.combine import Combination, combine
 from xpo_jax.judges.contract import DeviceJudge, JudgeError
 from xpo_jax.judges.reward import RewardModel, reward_function, reward_model, verdict
+from xpo_jax.judges.scores import sigmoid as verdict_sigmoid
 from xpo_jax.models.hf import model_folder
 from xpo_jax.runtime.sharding import make_mesh
 from xpo_jax.values import Comparison, Verdict
@@ -67,7 +68,7 @@ def sigmoid(x: float) -> float:
 
 
 @pytest.mark.parametrize("mesh", [(2, 2, 2), (8, 1, 1)])
-def test_scores_are_those_of_transformers(mesh):
+def test_reward_model_scores_equal_those_of_transformers(mesh):
     """Whatever the mesh, the bucket and the neighbours; control tokens in an answer are text."""
     judge = ready(mesh, temperature=0.5)
     asked = [Comparison(a["messages"], {}, a["answer"], b["answer"]) for a, b in pairs()]
@@ -79,7 +80,7 @@ def test_scores_are_those_of_transformers(mesh):
     assert isinstance(judge, DeviceJudge) and judge([]) == []
 
 
-def test_hard_verdicts():
+def test_reward_model_temperature_zero_gives_hard_verdicts():
     hard = ready(temperature=0.0)(
         [Comparison(a["messages"], {}, a["answer"], b["answer"]) for a, b in pairs()]
     )
@@ -87,7 +88,7 @@ def test_hard_verdicts():
     assert [p for p, _, _ in hard] == expected and set(expected) == {0.0, 0.5, 1.0}
 
 
-def test_what_is_too_long(judge):
+def test_reward_model_too_long_conversation_ends_the_run_or_has_no_verdict(judge):
     turn = [{"role": "user", "content": "x"}]
     with pytest.raises(
         ValueError, match=r"has 222 tokens, but the last of judge\.buckets holds 160; raise it"
@@ -111,12 +112,12 @@ def test_what_is_too_long(judge):
         ({"on_long": "cut"}, r"^judge\.on_long: 'error' or 'no_verdict' is expected"),
     ],
 )
-def test_settings_that_cannot_be(changes, message):
+def test_reward_model_invalid_settings_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         make_judge({"name": "reward_model", **ARGUMENTS, **changes}, "judge")
 
 
-def test_folders_that_are_no_reward_model(tmp_path):
+def test_reward_model_other_folders_are_refused(tmp_path):
     other = GOLDEN.parent / "llm_judge"
     with pytest.raises(ValueError, match=r"is a model of the architectures \['Qwen2ForCausalLM'\], not of"):
         ready(path=str(other))
@@ -129,7 +130,7 @@ def test_folders_that_are_no_reward_model(tmp_path):
         ready(batch_size=6)
 
 
-def test_a_policy_does_not_take_a_head_for_its_own():
+def test_check_params_reward_head_beside_a_policy_is_refused():
     """What is allowed beside a reward model's weights is not allowed beside a policy's."""
     with pytest.raises(ValueError, match=r"1 unexpected: score\.weight"):
         model_folder.check_params(GOLDEN, model_folder.read_config(GOLDEN))
@@ -157,7 +158,7 @@ def compared(a: str, b: str, temperature: float = 2.0) -> Verdict:
     return found
 
 
-def test_a_function_scores():
+def test_reward_function_compares_scores():
     assert compared("abcd", "a") == (pytest.approx(sigmoid(1.5)), "A 2; B -1", {"a": 2.0, "b": -1.0})
     assert compared("a", "abcd", 0.0).p == 0.0
     assert compared("abcd", "dcba").p == compared("inf", "inf").p == 0.5
@@ -172,7 +173,13 @@ def test_a_function_scores():
     assert [judge.parts(turn, text) for text in ("abc", "raise", "inf")] == [{"score": 1.0}, {}, {}]
 
 
-def test_verdicts_of_two_scores():
+def test_sigmoid_keeps_the_last_bits_of_logged_verdicts():
+    """scipy.special.expit gives 0.043107254941086116 and 0.9998766054240137."""
+    assert verdict_sigmoid(-3.1) == 0.04310725494108614 and verdict_sigmoid(9.0) == 0.9998766054240138
+    assert (verdict_sigmoid(0.0), verdict_sigmoid(-1e9), verdict_sigmoid(1e9)) == (0.5, 0.0, 1.0)
+
+
+def test_verdict_equals_the_textbook_sigmoid():
     """The textbook sigmoid in float64, where it can be computed."""
     for a, b, t in ((0.3, -0.2, 1.0), (5.0, 9.0, 2.5), (-30.0, 0.0, 1.0)):
         assert verdict(a, b, t).p == pytest.approx(sigmoid((a - b) / t), rel=1e-12, abs=1e-15)
@@ -186,7 +193,7 @@ def test_verdicts_of_two_scores():
         ("letters", r"^judge\.function: 'letters' is unknown"),
     ],
 )
-def test_functions_that_cannot_score(function, message):
+def test_reward_function_invalid_function_is_refused(function, message):
     group = {"name": "reward_function", "function": function, "temperature": 1.0}
     with pytest.raises(ValueError, match=message):
         make_judge(group, "judge")
@@ -205,7 +212,7 @@ def combined(kind: str, *parts: tuple[float, Any]) -> Verdict:
     return found
 
 
-def test_a_mean_by_hand():
+def test_combine_mean_matches_values_by_hand():
     assert combined("mean", (3.0, "A"), (1.0, 0.2)).p == pytest.approx(0.8)
     assert combined("mean", (2.0, "tie"), (2.0, "B")).p == 0.25
     # a part without verdict leaves the others theirs
@@ -215,7 +222,7 @@ def test_a_mean_by_hand():
     assert combined("mean", (0.1, 1.0), (0.2, 1.0), (0.3, 1.0)).p == 1.0  # no rounding beyond
 
 
-def test_a_sum_adds_log_odds():
+def test_combine_sum_adds_log_odds():
     """Of rewards: the verdict of the weighted sum of rewards."""
     soft = [verdict(2.0, 1.5, 1.0), verdict(-1.0, 0.5, 0.5)]
     expected = sigmoid(0.7 * 0.5 + 0.3 * -1.5 / 0.5)
@@ -226,7 +233,7 @@ def test_a_sum_adds_log_odds():
     assert combined("sum", (1.0, None)).p is None
 
 
-def test_each_part_is_logged():
+def test_combine_logs_each_part():
     found = combined("mean", (1.0, Verdict(0.75, "why", {"a": 3, "b": 2, "mass": 0.9})), (1.0, None))
     assert found.scores == {
         "a": {"j0": {"p": 0.75, "score": 3}, "j1": {"p": None}},
@@ -236,7 +243,7 @@ def test_each_part_is_logged():
     assert found.reason == "j0: 0.750 for A, why; j1: no verdict, no verdict"
 
 
-def test_a_part_that_raises_is_missing_and_one_that_answers_integers_ends_the_run():
+def test_combine_failed_part_is_left_out_and_integer_ends_the_run():
     def broken(comparisons):
         raise RuntimeError("gone")
 
@@ -266,14 +273,14 @@ FUNCTION = {"name": "reward_function", "function": "test_reward:letters", "tempe
         ),
     ],
 )
-def test_combinations_that_cannot_be(judges, message):
+def test_combine_invalid_groups_are_refused(judges, message):
     with pytest.raises(ValueError, match=message):
         configs.build(
             combine, {"name": "combine", "judges": judges, "kind": "mean"}, "judge", make_judge=make_judge
         )
 
 
-def test_a_combination_speaks_for_its_parts():
+def test_combine_passes_optional_methods_to_its_parts():
     model = {"weight": 0.5, "name": "reward_model", **ARGUMENTS}
     both = make_judge(
         {"name": "combine", "kind": "mean", "judges": (model, {"weight": 0.5, **FUNCTION})}, "judge"
@@ -299,7 +306,7 @@ def test_a_combination_speaks_for_its_parts():
         )
 
 
-def test_a_combination_counts_and_probes_by_part():
+def test_combine_stats_models_and_probe_are_by_part():
     class Server:
         def __call__(self, comparisons):
             return ["A"] * len(comparisons)
@@ -325,7 +332,7 @@ def test_a_combination_counts_and_probes_by_part():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["reward_model", "combine"])
-def test_the_embedded_default_with_other_judges(kind, tmp_path):
+def test_run_of_the_embedded_default_with_other_judges(kind, tmp_path):
     """The example's own config but for judge and size; asked in both orders, within a budget that ends it."""
     config = configs.load(str(ROOT / "configs" / "paraphrase.py"))
     paraphrase = config.judge.to_dict()

@@ -48,7 +48,7 @@ class Judge:
     """A judge by which the longer text wins and equal lengths tie."""
 
     def __call__(self, comparisons: Sequence[Comparison]) -> list[Answer]:
-        """Judge as `values.Judge` does."""
+        """Judge as `contract.Judge` does."""
         return [Verdict((len(c.a) > len(c.b)) * 0.5 + (len(c.a) >= len(c.b)) * 0.5) for c in comparisons]
 
 
