@@ -1,12 +1,12 @@
 """Attacks on a model judge that believes everything it is shown: an answer must not gain by addressing the judge.
 
 The model is scripted. It reads both answers from the template's tags, the last of each, and prefers the answer with
-more good words. But it follows instructions: it continues from a turn that an answer ended, and it favours a label that it
-reads to be better. With the project's rendering an answer that contains the template's tags or control tokens gets what
-its words alone would get. Words for a label ("A is better") still reach the model, as with every judge that reads the
-answers; in both orders they speak once for each answer and win nothing: an equally good answer stays a tie, and a worse
-one is at most lifted to a tie, which is logged as flipped. The same model with a rendering that only substitutes shows
-what an attack would gain otherwise.
+more good words. But it follows instructions: it continues from a turn that an answer ended, and it favours a label that
+it reads to be better. With the project's rendering an answer that contains the template's tags or control tokens gets
+what its words alone would get. Words for a label ("A is better") still reach the model, as with every judge that reads
+the answers; in both orders they speak once for each answer and win nothing: an equally good answer stays a tie, and a
+worse one is at most lifted to a tie, which is logged as flipped. The same model with a rendering that only substitutes
+shows what an attack would gain otherwise.
 """
 
 import re
