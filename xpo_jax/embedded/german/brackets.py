@@ -1,5 +1,6 @@
-"""The sentence bracket of German ("Satzklammer"): which finite verb goes with which end of the clause.
+"""The sentence bracket of German: which finite verb goes with which end of the clause.
 
+"Sentence bracket" is the linguistic term, in German "Satzklammer":
 "lehnt ... ab", "hat ... abgelehnt", "muss ... abgelehnt werden". The two halves depend on each other, so they
 are listed in pairs; within a pair every verb fits every end.
 """
