@@ -275,7 +275,7 @@ def test_nothing_is_overwritten_and_nothing_left_half_made(tmp_path, monkeypatch
         raise OSError("No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(model_folder, "_flush", full_disk)
+        patch.setattr(model_folder, "sync", full_disk)
         with pytest.raises(OSError, match="No space"):
             model_folder.save(tmp_path / "export", params, config, source)
     assert [path.name for path in tmp_path.iterdir()] == ["full"]

@@ -1,11 +1,11 @@
-"""Attention by a library's kernel: the same function of the same values as `layers.attention`, in less memory.
+"""Attention by a library's kernel: the same function as `layers.attention`, in less memory.
 
 The einsum holds float32 scores of rows x heads x tokens x tokens, also for the backward pass of every layer that is not
-computed again. cuDNN's kernel holds none; where a mask says more than that nothing looks ahead, it is held in two bytes
-for rows x tokens x tokens, once for all heads.
+rematerialised. cuDNN's kernel stores none; a mask that is not simply causal takes two bytes for rows x tokens x tokens,
+once for all heads.
 
-Left out on purpose: decoding, whose single query has few scores. The splash kernel for TPUs, which knows causal masks
-and segments but not rows in which two responses see one prompt and not each other. A kernel of our own.
+Left out on purpose: decoding, whose single query has few scores; the splash kernel for TPUs, which supports causal masks
+and segments but not rows in which two responses attend to one prompt and not to each other; a hand-written kernel.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ EINSUM = "einsum"
 
 
 def check(kernel: str, *, dtype: Any, head_dim: int) -> None:
-    """Raises ValueError where this machine, or a model that computes in `dtype`, does not allow a kernel."""
+    """Raise ValueError if this machine, or a model that computes in `dtype`, cannot use the kernel."""
     if kernel == EINSUM:
         return
     device = jax.devices()[0]
@@ -42,7 +42,7 @@ def check(kernel: str, *, dtype: Any, head_dim: int) -> None:
 
 
 def attend(kernel: str, q: Array, segments: tuple[Segment, ...] | Causal) -> Array:
-    """`layers.attention`, where queries attend to their own keys by the kernel that a config names.
+    """Compute `layers.attention`, with the kernel that the config names if queries attend to their row's keys.
 
     On a mesh each device calls the kernel for its own rows and heads; nothing is left to the compiler's partitioner.
     """
@@ -56,22 +56,25 @@ def attend(kernel: str, q: Array, segments: tuple[Segment, ...] | Causal) -> Arr
     return jax.shard_map(cudnn, in_specs=specs, out_specs=specs[0], check_vma=False)(q, segments)
 
 
-def cudnn(q: Array, own: Causal, implementation: Literal["cudnn", "xla"] = "cudnn") -> Array:
-    """`layers.attention` by cuDNN's kernel.
+def cudnn(q: Array, keys: Causal, implementation: Literal["cudnn", "xla"] = "cudnn") -> Array:
+    """Compute `layers.attention` by cuDNN's kernel.
 
     Args:
-      q, own: as there; one device's rows and heads.
-      implementation: "xla" is the same by another way, for any backend and dtype; it saves no memory.
+      q, keys: as in `layers.attention`; one device's rows and heads.
+      implementation: "xla" computes the same on any backend and dtype; it saves no memory.
     """
     B, C, T, N, H = q.shape
-    k, v = (x.reshape(B * C, -1, T, H).swapaxes(1, 2) for x in (own.k, own.v))
-    # training wants even lengths, and rows of a mask should start at multiples of 16 bytes
-    pad = lambda x, *axes: jnp.pad(x, [(0, -T % 8 * (i in axes)) for i in range(4)])  # noqa: E731
+    k, v = (x.reshape(B * C, -1, T, H).swapaxes(1, 2) for x in (keys.k, keys.v))
+
+    def pad(x: Array, *axes: int) -> Array:
+        # training requires even lengths, and rows of a mask should start at multiples of 16 bytes
+        return jnp.pad(x, [(0, -T % 8 * (i in axes)) for i in range(4)])
+
     out = jax.nn.dot_product_attention(
         pad(q.reshape(B * C, T, N, H), 1),
         pad(k, 1),
         pad(v, 1),
-        mask=None if own.mask is None else pad(jnp.repeat(own.mask, C, axis=0), 2, 3),
+        mask=None if keys.mask is None else pad(jnp.repeat(keys.mask, C, axis=0), 2, 3),
         is_causal=True,
         implementation=implementation,
     )

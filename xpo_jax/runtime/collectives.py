@@ -145,7 +145,7 @@ def _exchange(what: str, error: BaseException | None, value: Any) -> list[Any]:
         text = None
     elif isinstance(error, ValueError | OSError | FloatingPointError):
         text = error_line(error)
-    else:  # a bug in somebody's code: whoever debugs it needs the traceback
+    else:  # a bug: its traceback is needed to debug it
         traceback.print_exception(error)
         text = error_line(error, with_class=True)
     statuses = all_gather({"failure": text, "value": value})

@@ -1,9 +1,8 @@
-"""The device mesh, and ordered (pattern -> mesh axes) rules that say how a tree is split over it.
+"""The device mesh, and ordered (pattern -> mesh axes) rules for sharding a tree over it.
 
-Three axes: `data` splits the batch only, `fsdp` splits the batch and the master weights, `tensor` splits
-heads, features and the vocabulary. Rules live with each model family, as data; a leaf that no rule covers is an
-error, and so is a size that an axis does not divide: nothing is padded or replicated in silence. Multi-process
-start-up is `distributed.py`'s.
+Three axes: `data` splits only the batch, `fsdp` splits the batch and the master weights, `tensor` splits heads, features
+and the vocabulary. Each model family has its rules as data. A leaf that no rule covers is an error, and so is a size
+that an axis does not divide: nothing is padded or replicated silently. `distributed.py` starts the processes.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ ROWS = ("data", "fsdp")  # the batch is split over both
 
 
 def make_mesh(*, data: int, fsdp: int, tensor: int) -> Mesh:
-    """The mesh over all devices.
+    """Make the mesh over all devices.
 
     Args:
-      data, fsdp, tensor: sizes of the axes; one of them may be -1 and takes the devices that are left.
+      data, fsdp, tensor: sizes of the axes; one of them may be -1 and takes the remaining devices.
 
     Raises:
       ValueError: sizes that do not multiply to the number of devices.
@@ -53,13 +52,16 @@ def make_mesh(*, data: int, fsdp: int, tensor: int) -> Mesh:
 
 
 def paths(tree: Any) -> Any:
-    """The same tree with each leaf replaced by its dotted path."""
-    key = lambda k: str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", k))))  # noqa: E731
+    """Replace each leaf of a tree by its dotted path."""
+
+    def key(k: Any) -> str:
+        return str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", k))))
+
     return jax.tree_util.tree_map_with_path(lambda path, _: ".".join(map(key, path)), tree)
 
 
 def shardings(mesh: Mesh, tree: Any, rules: Rules, *, leave_out: Sequence[str] = ()) -> Any:
-    """A NamedSharding for every leaf of `tree`, from the first rule whose pattern is found in its path.
+    """Make a NamedSharding for every leaf of `tree`, from the first rule whose pattern matches in its path.
 
     Args:
       tree: arrays or ShapeDtypeStructs. A leaf with fewer axes than its rule takes the rule's last ones
@@ -100,25 +102,25 @@ def shardings(mesh: Mesh, tree: Any, rules: Rules, *, leave_out: Sequence[str] =
     if problems:
         text = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
         working = [f"{name} {sizes_that_divide(mesh, split[name])}" for name in sorted(failed)]
-        found = f"; sizes that would work on {mesh.size} devices: {', '.join(working)}"
-        raise ValueError(text + (found if working else ""))
+        remedy = f"; sizes that would work on {mesh.size} devices: {', '.join(working)}"
+        raise ValueError(text + (remedy if working else ""))
     return result
 
 
 def _size(mesh: Mesh, axis: str | tuple[str, ...]) -> tuple[str, int]:
-    """Name and size of one mesh axis, or of several that split one array axis."""
+    """Return the name and size of one mesh axis, or of several that split one array axis."""
     names = (axis,) if isinstance(axis, str) else axis
     return " x ".join(f"mesh.{name}" for name in names), math.prod(mesh.shape[name] for name in names)
 
 
 def sizes_that_divide(mesh: Mesh, *sizes: int) -> str:
-    """For messages: the sizes that one mesh axis, or a product of some, may have to divide all of `sizes`."""
+    """List, for messages, the sizes of a mesh axis (or a product of axes) that divide all of `sizes`."""
     common = math.gcd(mesh.size, *sizes)
     return " or ".join(str(size) for size in range(1, common + 1) if common % size == 0)
 
 
 def check_rows(mesh: Mesh, **batches: int) -> None:
-    """Raises ValueError where a batch does not split evenly over data x fsdp; `batches` by the field's name."""
+    """Raise ValueError if a batch does not split evenly over data x fsdp; `batches` are keyed by their fields."""
     name, by = _size(mesh, ROWS)
     for field, size in batches.items():
         if size % by:
@@ -129,16 +131,15 @@ def check_rows(mesh: Mesh, **batches: int) -> None:
 
 
 def optimizer_shardings(mesh: Mesh, opt_state: Any, params: Any, split: Any) -> Any:
-    """How to split an optimizer's state: each leaf like the parameter whose path its own path ends with.
+    """Shard an optimizer's state: each leaf like the parameter whose path is the end of the leaf's path.
 
     Args:
       opt_state: of optax, arrays or ShapeDtypeStructs.
       params: the parameters. split: their NamedShardings.
 
     Returns:
-      For a leaf of its parameter's shape that parameter's sharding; for a mean over one of its axes
-      (Adafactor's rows and columns) the sharding of the axes that are left; scalars and optax's placeholders
-      of one number are replicated.
+      For a leaf of its parameter's shape, that parameter's sharding; for a mean over one of its axes (Adafactor's rows
+      and columns), the sharding of the remaining axes; scalars and optax's placeholders of one number are replicated.
 
     Raises:
       ValueError: leaves that are none of these; all are listed.
@@ -172,36 +173,39 @@ def optimizer_shardings(mesh: Mesh, opt_state: Any, params: Any, split: Any) -> 
 
 
 def bytes_per_device(tree: Any, shardings: Any) -> int:
-    """Bytes that one device holds of a tree, from shapes alone.
+    """Count the bytes of a tree on one device, from shapes alone.
 
     Args:
       tree: arrays or ShapeDtypeStructs.
       shardings: a sharding for each leaf, as `shardings` returns them.
     """
-    of = lambda leaf, split: math.prod(split.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize  # noqa: E731
-    return sum(jax.tree.leaves(jax.tree.map(of, tree, shardings)))
+
+    def shard_bytes(leaf: Any, sharding: Any) -> int:
+        return math.prod(sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
+
+    return sum(jax.tree.leaves(jax.tree.map(shard_bytes, tree, shardings)))
 
 
 def constrain(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
-    """Pin how an array is split inside a function that is compiled under `jax.set_mesh`; off a mesh, x itself.
+    """Pin an array's sharding inside a function compiled under `jax.set_mesh`; without a mesh, return x itself.
 
-    Left alone, XLA splits the features of activations over fsdp, as the weights' are, and every device then
-    computes every row's attention and sums every token's logits with the others.
+    Without this, XLA splits the features of activations over fsdp, as it does those of the weights; every device then
+    computes the attention of every row and sums the logits of every token with the others.
     """
     return x if jax.sharding.get_abstract_mesh().empty else jax.lax.with_sharding_constraint(x, PS(*axes))
 
 
 def row_shards() -> int:
-    """Over how many shards the rows of a batch are split, inside a function that is compiled under `jax.set_mesh`."""
+    """Return the number of shards of a batch's rows, inside a function compiled under `jax.set_mesh`."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in ROWS)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding of what every device holds whole."""
+    """Return the sharding of an array that is complete on every device."""
     return NamedSharding(mesh, PS())
 
 
 def batch(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """The sharding of an array whose axis number `axis` is the batch."""
+    """Return the sharding of an array whose axis number `axis` is the batch."""
     return NamedSharding(mesh, PS(*([None] * axis), ROWS))

@@ -203,9 +203,9 @@ def _load(
 def _reader(
     sources: Sequence[Stored], transposed: bool, leaf: jax.ShapeDtypeStruct
 ) -> Callable[[tuple[slice, ...] | None], np.ndarray]:
-    """A function from an index into our array to that piece of it, in the array's dtype, read from the files.
+    """Make a function that reads the piece of an array at an index from the files, in the array's dtype.
 
-    The array is either what the one source holds or, with an axis more, a stack of all of them.
+    The array is either the one source or, with an additional axis, the stack of all of them.
     """
     stacked = len(leaf.shape) > len(sources[0].shape)
     pieces: dict[tuple[tuple[int, int], ...], np.ndarray] = {}
