@@ -17,7 +17,6 @@ from extending.toy_judge import MostOften
 from extending.toy_loss import Hinge
 from extending.toy_source import sums
 from fake_models import write_tokenizer
-from fast_programs import fast_compilation
 from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 from tiny_run import run_main, tiny_config, write_config
@@ -221,15 +220,14 @@ def test_folder_of_a_family_that_is_not_registered_is_refused_by_model_type(bigr
 # ---- all of them --------------------------------------------------------------------------------------
 
 
-def test_run_trains_with_a_toy_loss_judge_family_and_source(bigram, tmp_path):
+def test_run_trains_with_a_toy_loss_judge_family_and_source(bigram, tmp_path, one_device):
     config = tiny_config(tmp_path)
     source = {"train": "extending.toy_source:sums", "held_out": "extending.toy_source:sums"}
     config.update({"steps": 2, "data": source, "evaluation": {"prompts": 8, "reference_samples": 1}})
     config.unlock()
     config.judge = ConfigDict({"name": "extending.toy_judge:MostOften", "text": "e"})
     config.loss = ConfigDict({"name": "extending.toy_loss:Hinge", **LOSS})
-    with fast_compilation():
-        status, _, err = run_main([f"--config={write_config(tmp_path / 'config.py', config)}"])
+    status, _, err = run_main([f"--config={write_config(tmp_path / 'config.py', config)}"])
     assert status == 0, err
     run = tmp_path / "run"
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

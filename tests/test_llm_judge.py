@@ -11,7 +11,7 @@ import pytest
 from fake_models import write_model
 from golden_llm_judge import LLM_JUDGE, LLM_JUDGE_MODEL, attach_llm_judge, build_llm_judge
 from ml_collections import ConfigDict
-from tiny_run import run_main, tiny_config, write_config
+from tiny_run import one_sequence_length, run_main, tiny_config, write_config
 
 from xpo_jax.config import loader as configs
 from xpo_jax.data.pairs_log import read_pairs
@@ -307,7 +307,7 @@ def runs(tmp_path_factory):
         taken["reference"] = reference
         evaluator(self, programs, batches, reference, *args, **options)
 
-    with pytest.MonkeyPatch.context() as patch:
+    with one_sequence_length(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(LLMJudge, "load", loading)
         patch.setattr(Evaluator, "__init__", evaluating)
         for name, reference in (("shared", None), ("apart", str(folder / "other"))):
@@ -328,8 +328,8 @@ def test_run_compiles_only_the_declared_programs(runs):
         _, result, _ = runs[name]
         assert result["compilations_during_run"] == 0
         assert result["judge_queries"] > 0 and result["evaluation_queries"] > 0
-        # as in test_train.py, with one prompt bucket; and one per bucket of the judge
-        assert result["compilations_declared"] == 5 + 1 + 2 * 3 + 2
+        # as in test_train.py, with one prompt bucket and sequence length; and one per bucket of the judge
+        assert result["compilations_declared"] == 5 + 1 + 2 * 1 + 2
 
 
 def test_run_shares_the_policys_starting_weights(runs):

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_run import run_main
+from tiny_run import one_sequence_length, run_main
 
 from xpo_jax.config import loader as configs
 from xpo_jax.data.pairs_log import read_pairs
@@ -361,7 +361,8 @@ def test_run_of_the_embedded_default_with_other_judges(kind, tmp_path):
         # evaluations of 8 x 2 x 2 at most, and two steps of 16 x 2; a third one does not fit
         "judging.max_queries": 32 + 32 + 32 + 32,
     }
-    status, out, err = run_main([f"--config={path}", *(f"--config.{k}={v}" for k, v in changes.items())])
+    with one_sequence_length():
+        status, out, err = run_main([f"--config={path}", *(f"--config.{k}={v}" for k, v in changes.items())])
     assert status == 0, err
     result = json.loads(out.splitlines()[-1])
     assert result["ended_by"] == "judging.max_queries" and 2 <= result["steps"] < 4
