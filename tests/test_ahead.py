@@ -62,7 +62,7 @@ def groups(k, steps, every=None):
     return [list(second.group(step)) for step in range(steps)], fake.calls
 
 
-def test_groups_and_their_calls_by_hand():
+def test_prefetcher_groups_and_calls_by_hand():
     found, calls = groups(3, 5)
     assert found == [[0, 1, 2]] * 3 + [[3, 4]] * 2
     assert [steps for *_, steps in calls] == [[0, 0, 1, 1, 2, 2], [3, 3, 4, 4, 5, 5]]
@@ -71,13 +71,13 @@ def test_groups_and_their_calls_by_hand():
     assert calls[0][1].position.tolist() == [0, 1] * 3 and calls[0][2] == (1, 1)
 
 
-def test_no_group_spans_a_renewal():
+def test_prefetcher_group_ends_at_a_renewal():
     found, calls = groups(2, 7, every=3)
     assert found == [[0, 1], [0, 1], [2], [3, 4], [3, 4], [5], [6]]
     assert [weights for weights, *_ in calls] == ["of 0", "of 0", "of 3", "of 3", "of 6"]
 
 
-def test_one_step_at_a_time_is_as_without_groups():
+def test_prefetcher_of_depth_1_calls_once_per_step():
     found, calls = groups(1, 3)
     assert found == [[0], [1], [2]] and [steps for *_, steps in calls] == [[0, 0], [1, 1], [2, 2]]
 
@@ -94,7 +94,7 @@ def test_concat_batches_keeps_each_batch():
 
 
 @pytest.mark.parametrize("devices", [one_device, contextlib.nullcontext])
-def test_samples_are_those_of_one_step_at_a_time(folder, devices):
+def test_prefetcher_samples_equal_those_of_single_steps(folder, devices):
     """Batches of different buckets in one group, and one that is filled up."""
     with devices():
         p = prepare(changed(folder, {"layout__reference_steps": 3}))
@@ -152,7 +152,7 @@ def drawn(found):
 
 
 @pytest.mark.slow
-def test_a_run_interrupted_within_a_group_goes_on_to_the_same_bits(run, alone, folder):
+def test_resume_within_a_group_gives_the_same_bits(run, alone, folder):
     whole = run("whole", layout__reference_steps=3, checkpoint__every_steps=1)
     assert drawn(whole) == drawn(alone)
     assert whole["announced"] == alone["announced"] + 2  # a wider sampler for each of two buckets
@@ -163,11 +163,11 @@ def test_a_run_interrupted_within_a_group_goes_on_to_the_same_bits(run, alone, f
 
 
 @pytest.mark.slow
-def test_a_policy_that_draws_both_candidates_draws_nothing_ahead(run):
+def test_online_dpo_prefetches_nothing(run):
     changes = {"loss__second_candidate": "policy", "loss__alpha": 0.0, "steps": 2}
     assert run("dpo", **changes) == run("dpo_ahead", layout__reference_steps=2, **changes)
 
 
-def test_less_than_one_step_is_refused(folder):
+def test_prepare_reference_steps_below_1_is_refused(folder):
     with pytest.raises(ValueError, match=r"layout.reference_steps is 0, must be at least 1"):
         prepare(changed(folder, {"layout__reference_steps": 0}))

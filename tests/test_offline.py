@@ -39,7 +39,7 @@ def metrics(path):
     return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_step_on_recorded_pairs_is_the_step_that_recorded_them(run, folder, online):
+def test_offline_first_step_equals_the_online_step_that_recorded_it(run, folder, online):
     changes = {"data__shuffle": False, "data__train": "is not read", "judge__name": "fakes:Recording"}
     status, out, err = run("offline", pairs=str(online / "pairs.jsonl"), **changes)
     assert status == 0, err
@@ -62,7 +62,7 @@ def test_a_step_on_recorded_pairs_is_the_step_that_recorded_them(run, folder, on
     assert "judged before" in (folder / "offline" / "export" / "README.md").read_text()
 
 
-def test_an_epoch_holds_every_judged_pair_once(run, folder, monkeypatch):
+def test_offline_epoch_has_every_judged_pair_once(run, folder, monkeypatch):
     """In an order of its own; what has no verdict is counted and left out."""
     status, _, err = run("patchy")
     assert status == 0, err
@@ -113,7 +113,7 @@ def byte_letters():
 LETTER = byte_letters()
 
 
-def test_it_goes_on_where_it_was_interrupted(run, folder, online):
+def test_offline_run_resumed_gives_the_same_weights(run, folder, online):
     given = {"pairs": str(online / "pairs.jsonl"), "checkpoint__every_steps": 2}
     assert run("uninterrupted", **given)[0] == 0
     with killed_at_update(3):
@@ -124,7 +124,7 @@ def test_it_goes_on_where_it_was_interrupted(run, folder, online):
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
-def test_a_run_repeated_from_its_own_config_gives_the_same_pairs(online, folder):
+def test_run_repeated_from_its_saved_config_gives_the_same_pairs(online, folder):
     again = f"--config.run_dir={folder / 'again'}"
     status, _, err = run_main([f"--config={online / 'config.json'}", again])
     assert status == 0, err
@@ -140,7 +140,7 @@ def edit(source, target, change):
     return str(target)
 
 
-def test_what_does_not_fit_is_told_in_one_line(run, folder, online):
+def test_offline_pairs_that_do_not_fit_are_refused_in_one_line(run, folder, online):
     log = online / "pairs.jsonl"
 
     def told(pairs, **changes):

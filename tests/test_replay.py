@@ -67,7 +67,7 @@ def cut(mark, i):
     return prompt, answers, (-mark / 8, -mark / 16, mark / 64, 1.0)
 
 
-def test_a_round_is_its_own_pairs_and_then_past_ones_whole():
+def test_minibatches_are_complete_past_pairs():
     kept = memory()
     fresh = pairs_of(0)
     more = list(kept.minibatches(0, fresh))
@@ -83,7 +83,7 @@ def test_a_round_is_its_own_pairs_and_then_past_ones_whole():
     assert seen == {mark: cut(mark, mark % 10 - 1) for mark in seen} and len(seen) > 15
 
 
-def test_a_batch_is_as_wide_as_what_is_in_it():
+def test_minibatches_are_as_wide_as_their_longest_pair():
     kept = memory(updates=2)
     only_short = pairs_of(0, weight=(1, 1, 1, 0))
     (drawn,) = kept.minibatches(0, only_short)
@@ -94,7 +94,7 @@ def test_a_batch_is_as_wide_as_what_is_in_it():
     assert (width_of(drawn), drawn.tokens.shape) == (8, (2, B, 6))
 
 
-def test_what_is_not_remembered():
+def test_buffer_keeps_only_the_newest_pairs_with_a_verdict():
     kept = memory(updates=2)
     list(kept.minibatches(0, pairs_of(0, weight=(1, 0, 1, 1), valid=(True, True, True, False))))
     assert len(kept) == 2
@@ -112,7 +112,7 @@ def test_what_is_not_remembered():
     assert marks == {13, 14, 21, 22, 23, 24}  # the newest six
 
 
-def test_draws_are_uniform_and_follow_from_seed_step_and_update():
+def test_minibatches_are_uniform_and_depend_on_seed_step_and_update():
     counts, kept = dict.fromkeys(range(1, 5), 0) | dict.fromkeys(range(11, 15), 0), memory(updates=2)
     list(kept.minibatches(0, pairs_of(0)))
     list(kept.minibatches(1, pairs_of(1)))
@@ -134,7 +134,7 @@ def test_draws_are_uniform_and_follow_from_seed_step_and_update():
     assert orders[0] != orders[2] and orders[0] != orders[3]
 
 
-def test_a_memory_that_is_filled_again_draws_the_same():
+def test_refill_gives_the_same_minibatches():
     kept, again = memory(capacity=10), memory(capacity=10)
     batches, records = {}, []
     for step in range(4):
@@ -187,7 +187,7 @@ def replaying(run, folder):
     return run_contents(folder / "replaying"), seen, asked
 
 
-def test_each_step_learns_from_its_own_pairs_and_twice_from_all(replaying):
+def test_replaying_run_updates_once_on_new_pairs_and_twice_on_all(replaying):
     there, seen, _ = replaying
     assert len(seen) == 3 * STEPS and there["result"]["updates"] == 3 * STEPS
     known = set()
@@ -209,7 +209,7 @@ def test_each_step_learns_from_its_own_pairs_and_twice_from_all(replaying):
     assert logps == {each[3:5] for each in known}
 
 
-def test_its_metrics(replaying):
+def test_replaying_run_reports_replay_metrics(replaying):
     there, _, _ = replaying
     rows = there["metrics"][1:]
     pairs = [json.loads(line) for line in there["pairs"].splitlines()]
@@ -225,7 +225,7 @@ def test_its_metrics(replaying):
 
 
 @pytest.mark.parametrize("at", [7, pytest.param(15, marks=pytest.mark.slow)])
-def test_interrupted_it_replays_what_it_would_have(run, folder, replaying, at):
+def test_replaying_run_resumed_gives_the_same_bits(run, folder, replaying, at):
     """In the middle of a step: after one of its updates."""
     with killed_at_update(at):
         run(f"replaying_{at}", replay__updates=3)
@@ -237,7 +237,7 @@ def test_interrupted_it_replays_what_it_would_have(run, folder, replaying, at):
 
 
 @pytest.mark.slow
-def test_a_renewed_reference_is_the_policy_of_then(run, folder):
+def test_renewed_reference_is_the_policy_of_that_step(run, folder):
     """By the log-probabilities that are logged: those of the policy's own sample are the policy's there, so KL is 0."""
     status, out, err, _ = run("renewed", model__reference_every_steps=3, evaluation__every_steps=0)
     assert status == 0, err
@@ -278,7 +278,7 @@ def test_a_renewed_reference_is_the_policy_of_then(run, folder):
         ({"model.reference_every_steps": 0}, "model.reference_every_steps is 0, must be 1 or more, or None"),
     ],
 )
-def test_what_does_not_go_together_is_refused(folder, changes, text):
+def test_prepare_conflicting_replay_settings_are_refused(folder, changes, text):
     config = changed_config(folder, **{name.replace(".", "__"): value for name, value in changes.items()})
     loaded = configs.load(str(write_config(folder / "refused.py", config)))
     with pytest.raises(ValueError, match=text.replace("(", r"\(")):

@@ -39,14 +39,14 @@ def whole(run, folder):
     return run_contents(folder / "whole"), asked
 
 
-def test_the_uninterrupted_run(whole):
+def test_uninterrupted_run_has_all_steps_and_evaluations(whole):
     there, _ = whole
     assert [row["step"] for row in there["metrics"]] == list(range(STEPS + 1))
     assert sorted(there["evaluations"]) == ["0.json", "3.json", "6.json"]
 
 
 @pytest.mark.parametrize("at", [2, 5])
-def test_killed_while_it_learns(run, whole, folder, at):
+def test_resume_after_a_kill_gives_the_same_bits(run, whole, folder, at):
     """At an update, after the verdicts were paid: the last checkpoint is older by one step, or by none."""
     there, asked = whole
     with killed_at_update(at):
@@ -66,7 +66,7 @@ def test_killed_while_it_learns(run, whole, folder, at):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_told_to_stop(run, whole, folder, number):
+def test_resume_after_a_signal_gives_the_same_bits(run, whole, folder, number):
     there, asked = whole
     name = f"stopped_{number}"
     Counting.signal_at = (18, number)  # evaluations ask 2 x 8 batches at the start, so in the third step
@@ -83,7 +83,7 @@ def test_told_to_stop(run, whole, folder, number):
     assert run_contents(folder / name) == there and first + second == asked
 
 
-def test_stopped_before_there_is_anything_to_save(run, whole, folder):
+def test_resume_after_a_signal_before_the_first_checkpoint_gives_the_same_bits(run, whole, folder):
     Counting.signal_at = (2, signal.SIGTERM)  # in the first evaluation
     status, _, err, _ = run("early")
     assert status == 143 and "xpo_jax: stopped by SIGTERM; run the same command to go on" in err
@@ -92,7 +92,7 @@ def test_stopped_before_there_is_anything_to_save(run, whole, folder):
     assert run_contents(folder / "early") == whole[0]
 
 
-def test_a_judge_that_fails_for_a_while(run, whole, folder):
+def test_resume_after_a_failing_judge_gives_the_same_bits(run, whole, folder):
     """It ends the run, the last state saved; once it works again, the run goes on and is as if it never had."""
     there, _ = whole
     Counting.fail_at = 20
@@ -104,7 +104,7 @@ def test_a_judge_that_fails_for_a_while(run, whole, folder):
     assert run_contents(folder / "out") == there
 
 
-def test_a_finished_run_goes_on_with_more_steps(run, whole, folder):
+def test_resume_of_a_finished_run_with_more_steps_continues(run, whole, folder):
     """Not the bits of six steps in one go: the learning rate falls over all steps. But all is there once."""
     assert run("longer", steps=4)[0] == 0
     status, out, err, _ = run("longer")
@@ -119,7 +119,7 @@ def test_a_finished_run_goes_on_with_more_steps(run, whole, folder):
     assert (status == 2 and "is beyond the last step, 3" in err) or "another config" in err
 
 
-def test_the_best_is_exported(run, whole, folder):
+def test_export_best_is_the_state_of_the_best_evaluation(run, whole, folder):
     """What it was at the step of the best evaluation: here the third or the sixth."""
     assert run("best", checkpoint__export="best")[0] == 0
     there = run_contents(folder / "best")
@@ -135,7 +135,7 @@ def test_the_best_is_exported(run, whole, folder):
     assert 3 in (best, chosen), "neither shows that the last is not taken: choose another seed"
 
 
-def test_a_forbidden_change_is_refused_and_may_be_accepted(run, folder):
+def test_resume_with_a_changed_loss_needs_accept_changes(run, folder):
     Counting.signal_at = (18, signal.SIGTERM)
     assert run("changed")[0] == 143
     Counting.signal_at = None
@@ -149,7 +149,7 @@ def test_a_forbidden_change_is_refused_and_may_be_accepted(run, folder):
     assert betas[0] == 0.1 and betas[-1] == 0.2 and betas == sorted(betas)
 
 
-def test_verdicts_of_another_config_are_asked_for_again(run, folder):
+def test_resume_with_another_config_asks_for_its_verdicts_again(run, folder):
     """It may have another judge; here the pairs of the step that is made again are the same."""
     with killed_at_update(4):
         run("judged_anew")
@@ -164,7 +164,7 @@ def test_verdicts_of_another_config_are_asked_for_again(run, folder):
     assert texts and texts <= asked
 
 
-def test_another_mesh_goes_on(run, whole, folder):
+def test_resume_on_another_mesh_continues(run, whole, folder):
     """From equal values (test_checkpoint.py), and by other bits: a rounding may flip a draw."""
     Counting.signal_at = (18, signal.SIGTERM)
     assert run("mesh")[0] == 143
@@ -178,7 +178,7 @@ def test_another_mesh_goes_on(run, whole, folder):
     assert [row["step"] for row in there["metrics"]] == list(range(STEPS + 1))
 
 
-def test_another_reference_is_refused(run, folder):
+def test_resume_with_another_reference_is_refused(run, folder):
     Counting.signal_at = (18, signal.SIGTERM)
     assert run("reference")[0] == 143
     Counting.signal_at = None
@@ -197,7 +197,7 @@ def test_another_reference_is_refused(run, folder):
 # ---- the parts ------------------------------------------------------------------------------------
 
 
-def test_a_fingerprint_sees_every_bit_and_place_and_no_split():
+def test_fingerprint_depends_on_bits_and_positions_but_not_on_sharding():
     rng = np.random.default_rng(0)
     tree = {"a": rng.normal(size=(4, 6)).astype(np.float32), "b": rng.normal(size=(8,)).astype(np.float32)}
 
@@ -220,7 +220,7 @@ def test_a_fingerprint_sees_every_bit_and_place_and_no_split():
     assert int(jax.jit(fingerprint)({**tree, "b": jax.device_put(tree["b"], split)})) == found
 
 
-def test_metrics_are_cut_back(tmp_path):
+def test_cut_metrics_keeps_the_steps_of_the_checkpoint(tmp_path):
     path = tmp_path / "metrics.jsonl"
     cut_metrics(tmp_path, 3)  # none there yet
     path.write_text("".join(json.dumps({"step": n}) + "\n" for n in (0, 1, 2, 3)) + '{"step"')
@@ -230,7 +230,7 @@ def test_metrics_are_cut_back(tmp_path):
     assert path.read_text() == ""
 
 
-def test_what_is_cut_off_is_in_the_journal(run, whole, folder, tmp_path):
+def test_cut_pairs_moves_later_steps_into_the_journal(run, whole, folder, tmp_path):
     """Twice in a row, as of a run that is killed again before its next checkpoint."""
     lines = whole[0]["pairs"].splitlines(keepends=True)
     steps = [json.loads(line)["step"] for line in lines]
@@ -289,7 +289,7 @@ with Signals() as signals, signals.deferred():
     ]
 
 
-def test_a_stuck_step_is_ended_with_its_stacks():
+def test_watchdog_ends_a_stuck_step_and_prints_stacks():
     told = python(
         """
 import time
@@ -308,7 +308,7 @@ with Watchdog(0.5) as watchdog:
     assert told.splitlines()[-1].startswith("xpo_jax: step 8 has taken more than 0.5 s (max_step_seconds); ")
 
 
-def test_a_watchdog_that_is_fed_or_off_does_nothing():
+def test_watchdog_with_heartbeats_or_off_does_nothing():
     for seconds in (60.0, None):
         with Watchdog(seconds) as watchdog:
             watchdog.beat("step 1")
@@ -316,5 +316,5 @@ def test_a_watchdog_that_is_fed_or_off_does_nothing():
     assert not [thread for thread in threading.enumerate() if thread.name == "watchdog"]
 
 
-def test_checkpoints_of_the_whole_run(whole, folder):
+def test_uninterrupted_run_ends_with_a_checkpoint(whole, folder):
     assert checkpoint.latest(folder / "whole" / "checkpoints") == STEPS

@@ -11,7 +11,7 @@ from xpo_jax.config import loader as configs
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_device")
-def test_the_parts_of_two_steps_have_names(tmp_path):
+def test_profile_names_the_parts_of_two_steps(tmp_path):
     config = tiny_config(tmp_path)
     config.steps = 5
     status, _, err = run_main([f"--config={write_config(tmp_path / 'c.py', config)}", "--profile"])
@@ -32,6 +32,6 @@ def test_the_parts_of_two_steps_have_names(tmp_path):
     assert not (tmp_path / "short" / "profile").exists()
 
 
-def test_the_flag_is_a_field():
+def test_profile_flag_sets_its_field():
     there = configs.split_argv(["--profile", "--config=x.py"])
     assert there.overrides == ("logging.profile=True",) and there.spec == "x.py"

@@ -159,7 +159,7 @@ def main_run(run):
 # ---- what is printed and written ------------------------------------------------------------------
 
 
-def test_the_last_line_is_the_result(main_run):
+def test_run_last_line_is_the_result(main_run):
     result = main_run.result
     assert set(RESULT) <= set(result)
     assert result["steps"] == STEPS and result["skipped"] == 0
@@ -176,14 +176,14 @@ def test_the_last_line_is_the_result(main_run):
     assert all(isinstance(result[name], int | float) for name in numbers)
 
 
-def test_only_announced_compilations_happen(main_run):
+def test_run_compiles_only_declared_programs(main_run):
     """Whole run: evaluation, steps, checkpoint, export."""
     assert main_run.result["compilations_during_run"] == 0
     # init, for_sampling, fingerprint, zeros, apply; sample per prompt bucket; score, accumulate per width of rows
     assert main_run.result["compilations_declared"] == 5 + 2 + 2 * 3
 
 
-def test_compilations_are_counted():
+def test_compilation_counter_counts_each_shape_once():
     counter = CompilationCounter()
     double = jax.jit(lambda x: 2 * x)
     for x, seen in ((np.ones(3), 1), (np.zeros(3), 1), (np.ones(4), 2), (np.ones(3), 2)):
@@ -191,7 +191,7 @@ def test_compilations_are_counted():
         assert counter.count == seen
 
 
-def test_the_run_directory(main_run):
+def test_run_directory_of_a_finished_run_is_complete(main_run):
     path = main_run.path
     there = {file.name for file in path.iterdir()}
     assert there == {
@@ -223,7 +223,7 @@ def test_the_run_directory(main_run):
     assert f"{STEPS} of {STEPS} steps, finished" in (path / "report.html").read_text()
 
 
-def test_the_start_is_told_before_and_the_tables_after(main_run, folder):
+def test_run_prints_its_setup_first_and_tables_last(main_run, folder):
     out = main_run.out
     for told in (
         "8 x cpu; mesh data 2, fsdp 2, tensor 2",
@@ -239,7 +239,7 @@ def test_the_start_is_told_before_and_the_tables_after(main_run, folder):
     assert "policy before" in out and "policy after" in out
 
 
-def test_every_metric_stands_in_every_step(main_run):
+def test_metrics_every_step_has_every_metric(main_run):
     before, *steps = main_run.metrics
     assert [row["step"] for row in main_run.metrics] == list(range(STEPS + 1))
     for row in steps:
@@ -256,7 +256,7 @@ def test_every_metric_stands_in_every_step(main_run):
 # ---- the algorithm --------------------------------------------------------------------------------
 
 
-def test_policy_and_reference_are_one_before_the_first_update(main_run):
+def test_first_step_policy_equals_reference(main_run):
     first, second = main_run.metrics[1], main_run.metrics[2]
     for name in ("objective/kl", "rewards/chosen", "rewards/rejected", "rewards/margins"):
         assert abs(first[name]) < 1e-4
@@ -284,7 +284,7 @@ def test_metrics_agree_with_the_pairs_log(main_run):
     assert sum(row["judge/failed_rate"] > 0 for row in main_run.metrics[1:]) >= 2
 
 
-def test_queries_are_the_comparisons_that_the_judge_got(main_run):
+def test_judge_queries_count_the_comparisons_of_the_judge(main_run):
     training = [[c for c in call if c.row["number"] < TRAIN_ROWS] for call in main_run.calls]
     training = [call for call in training if call]
     assert [len(call) for call in training] == np.diff(
@@ -300,7 +300,7 @@ def test_queries_are_the_comparisons_that_the_judge_got(main_run):
             assert (comparison.row, list(comparison.messages)) == (pair["row"], pair["messages"])
 
 
-def test_verdicts_in_the_log_are_the_judges(main_run):
+def test_pairs_log_holds_the_verdicts_of_the_judge(main_run):
     orders = set()
     for pair in main_run.pairs:
         mine, theirs = (len(response["text"]) for response in pair["responses"])
@@ -326,7 +326,7 @@ def test_responses_end_with_their_first_end_token(main_run):
             assert max(response["tokens"]) < 259  # not one of the padded rows of the vocabulary
 
 
-def test_an_epoch_shows_every_prompt_once(main_run):
+def test_epoch_has_every_prompt_once(main_run):
     numbers = [pair["row"]["number"] for pair in main_run.pairs]
     assert sorted(numbers[:TRAIN_ROWS]) == list(range(TRAIN_ROWS))
     assert numbers[:TRAIN_ROWS] != list(range(TRAIN_ROWS))
@@ -434,14 +434,14 @@ def replayed(main_run, folder):
     return replay(main_run.pairs, folder)
 
 
-def test_the_journal_replayed_gives_the_same_metrics(main_run, replayed):
+def test_plain_replay_of_the_pairs_log_gives_the_same_metrics(main_run, replayed):
     for step, (expected, row) in enumerate(zip(replayed[0], main_run.metrics[1:], strict=True)):
         for name, value in expected.items():
             if step or name != "rewards/accuracies":  # before the first update z is zero but for rounding
                 assert row[name] == pytest.approx(value, rel=2e-4, abs=2e-4), (step, name)
 
 
-def test_the_journal_replayed_gives_the_same_model(main_run, replayed, folder):
+def test_plain_replay_of_the_pairs_log_gives_the_same_model(main_run, replayed, folder):
     export = model_folder.load_params(main_run.path / "export", SPEAKING)
     start = model_folder.load_params(folder / "model", SPEAKING)
     norm = lambda a, b: float(optax.tree.norm(jax.tree.map(jnp.subtract, a, b)))
@@ -449,7 +449,7 @@ def test_the_journal_replayed_gives_the_same_model(main_run, replayed, folder):
     assert norm(export, replayed[1]) < 1e-3 * norm(replayed[1], start)
 
 
-def test_each_step_draws_from_that_steps_policy_and_from_the_reference_with_keys_of_its_own(
+def test_samples_are_those_of_the_current_policy_and_the_reference_with_the_keys_of_the_step(
     main_run, replayed
 ):
     pairs, drawn = main_run.pairs, replayed[2]
@@ -460,7 +460,7 @@ def test_each_step_draws_from_that_steps_policy_and_from_the_reference_with_keys
     assert flipped <= 1  # by rounding in the weights
 
 
-def test_the_export_is_the_checkpoint_bit_for_bit(main_run, folder):
+def test_export_equals_the_checkpoint_bit_for_bit(main_run, folder):
     optimizer, _ = make_optimizer(**tiny_config(folder).optimizer, steps=STEPS)
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     like = jax.eval_shape(lambda params: init_state(params, optimizer), model_folder.param_shapes(SPEAKING))
@@ -488,7 +488,7 @@ def test_the_export_is_the_checkpoint_bit_for_bit(main_run, folder):
 # ---- again, and otherwise ---------------------------------------------------------------------------
 
 
-def test_the_same_config_gives_the_same_run(main_run, run):
+def test_run_repeated_gives_the_same_files(main_run, run):
     again = run("again", all_sequence_lengths=True, logging__tensorboard=True)
     assert timeless(again.metrics) == timeless(main_run.metrics)
     assert (again.path / "pairs.jsonl").read_bytes() == (main_run.path / "pairs.jsonl").read_bytes()
@@ -501,7 +501,7 @@ def test_the_same_config_gives_the_same_run(main_run, run):
     assert ours == theirs
 
 
-def test_a_finished_run_says_so_and_changes_nothing(main_run, run):
+def test_run_already_finished_changes_nothing(main_run, run):
     before = main_run.files()
     again = run("main", all_sequence_lengths=True, logging__tensorboard=True)
     assert again.status == 0
@@ -510,9 +510,7 @@ def test_a_finished_run_says_so_and_changes_nothing(main_run, run):
     assert main_run.files() == before and again.calls == []
 
 
-def test_the_layout_of_mesh_buckets_sequence_lengths_and_update_changes_nothing_that_is_learned(
-    main_run, run
-):
+def test_layout_of_mesh_buckets_sequence_lengths_and_update_leaves_results_unchanged(main_run, run):
     other = run(
         "layout",
         mesh__data=1,
@@ -534,7 +532,7 @@ def test_the_layout_of_mesh_buckets_sequence_lengths_and_update_changes_nothing_
     assert other.result["compilations_declared"] == 5 + 1 + 2 * 1
 
 
-def test_the_reference_is_frozen_and_its_samples_do_not_depend_on_what_is_learned(main_run, run, folder):
+def test_reference_is_frozen_and_its_samples_are_independent_of_the_loss(main_run, run, folder):
     """IPO with a schedule for alpha, which runs out, an entropy bonus, an evaluation in the middle, and
     unfinished responses that lose."""
     alpha = {"kind": "linear", "start": 0.02, "end": 0.0, "steps": 2}
@@ -573,7 +571,7 @@ def test_the_reference_is_frozen_and_its_samples_do_not_depend_on_what_is_learne
     assert ipo.result["evaluation_queries"] + ipo.result["judge_queries"] == sum(map(len, ipo.calls))
 
 
-def test_online_dpo_draws_both_candidates_from_the_policy(main_run, run):
+def test_online_dpo_samples_both_candidates_from_the_policy(main_run, run):
     dpo = run("dpo", loss__second_candidate="policy", loss__alpha=0.0)
     assert dpo.status == 0, dpo.err
     ours, theirs = dpo.pairs, main_run.pairs
@@ -586,7 +584,7 @@ def test_online_dpo_draws_both_candidates_from_the_policy(main_run, run):
     assert dpo.result["compilations_during_run"] == 0
 
 
-def test_another_seed_and_the_policy_learns_what_the_judge_likes(main_run, run):
+def test_run_with_another_seed_learns_what_the_judge_prefers(main_run, run):
     """It likes length: after some steps the policy's answers are longer than the reference's, and win."""
     learned = run(
         "learned",
@@ -613,7 +611,7 @@ def test_another_seed_and_the_policy_learns_what_the_judge_likes(main_run, run):
 # ---- when something is missing ----------------------------------------------------------------------
 
 
-def test_without_verdicts_nothing_is_learned_and_the_reference_may_be_another_model(main_run, run, folder):
+def test_run_without_verdicts_and_with_another_reference_learns_nothing(main_run, run, folder):
     write_model(folder / "other", seed=1)
     empty = run(
         "silent",
@@ -635,7 +633,7 @@ def test_without_verdicts_nothing_is_learned_and_the_reference_may_be_another_mo
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
-def test_numbers_that_are_not_finite_stop_the_run(run):
+def test_run_with_numbers_that_are_not_finite_stops(run):
     """A step far too long: from then on nothing is finite, and max_skipped is 2."""
     wild = run("wild", optimizer__learning_rate=1e30)
     assert wild.status == 2
@@ -655,7 +653,7 @@ def test_numbers_that_are_not_finite_stop_the_run(run):
     )
 
 
-def test_skipped_updates_that_are_not_in_a_row_and_identical_responses(run, monkeypatch):
+def test_run_with_separate_skipped_updates_and_identical_responses_finishes(run, monkeypatch):
     """The likeliest token always: both candidates are one until the policy has moved. The first and the third
     update are spoiled, and max_skipped is 2."""
     update, number = Programs.update, itertools.count()
@@ -683,7 +681,7 @@ def test_skipped_updates_that_are_not_in_a_row_and_identical_responses(run, monk
 # ---- a file of answers, and an early end ------------------------------------------------------------
 
 
-def test_a_run_meets_a_file_of_answers_and_ends_at_a_limit(run, folder):
+def test_run_against_a_file_of_answers_ends_at_a_limit(run, folder):
     """Every answer of the file is longer than any sample can be, so the judge of length prefers it always."""
     rows = [json.loads(line) for line in (folder / "held_out.jsonl").read_text().splitlines()]
     answers = folder / "answers.jsonl"
