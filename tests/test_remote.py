@@ -266,7 +266,7 @@ def test_a_run_in_a_bucket_goes_on(there, tmp_path, one_device):
     assert LEASE not in first and "result.json" not in first
     newest = max(int(name.split("/")[1]) for name in first if name.startswith("checkpoints/"))
     lines = first["metrics.jsonl"].decode().splitlines()
-    assert json.loads(lines[-1])["step"] >= newest > 0 and f"run           {there.path}" in out
+    assert json.loads(lines[-1])["step"] >= newest > 0 and f" {there.path}\n" in out
     status, out, err = run_main([f"--config={spec}"])
     assert status == 0, err
     assert f"after step {newest}, whose checkpoint is whole" in out
