@@ -1,4 +1,4 @@
-"""The reference's samples, several steps in a call: the same as one step at a time, whatever shares a call."""
+"""Prefetched samples of the reference, several steps in one call, equal those of one step at a time."""
 
 import contextlib
 import json
@@ -27,7 +27,7 @@ def changed(folder, changes):
 
 
 class Counting:
-    """Stands in for programs and batches: what is drawn is the step and the place of each row."""
+    """Fake programs and batches: a sample is the step and the position of its row."""
 
     def __init__(self, k, B=2):
         self.shapes, self.calls = SimpleNamespace(prefetch_depth=k, batch_size=B), []
@@ -48,7 +48,7 @@ class Counting:
 
 
 def groups(k, steps, every=None):
-    """Every step's group, and the weights and steps of each call of a run that renews its reference."""
+    """Return each step's group, and the weights and steps of each call, of a run that renews its reference."""
     fake = Counting(k)
     since = lambda done: done - done % every if every else 0
     second = ReferencePrefetcher(fake, fake, steps, since, stream=Stream.TRAINING, candidate=1)
@@ -95,7 +95,7 @@ def test_concat_batches_keeps_each_batch():
 
 @pytest.mark.parametrize("devices", [one_device, contextlib.nullcontext])
 def test_prefetcher_samples_equal_those_of_single_steps(folder, devices):
-    """Batches of different buckets in one group, and one that is filled up."""
+    """The group has batches of different buckets, and a partial batch."""
     with devices():
         p = prepare(changed(folder, {"layout__reference_steps": 3}))
     for label, compile_program in p.programs.declared_programs():
@@ -121,7 +121,7 @@ def test_prefetcher_samples_equal_those_of_single_steps(folder, devices):
 
 @pytest.fixture(scope="module")
 def run(folder):
-    """What a run by this name leaves, but for times."""
+    """Return a function that runs a config under a name and returns what the run leaves, except timings."""
 
     def go(name, **changes):
         config = changed(folder, {"evaluation__prompts": 8, "evaluation__reference_samples": 1, **changes})

@@ -1,4 +1,4 @@
-"""Several processes: what each is given to do, how they are found, and that they do what one process does.
+"""Several processes: their shards, how a cluster is detected, and that their runs equal those of one process.
 
 The runs are the command line in processes of their own, with one sequence length (`python -m tiny_run`): two with two
 CPU devices each, and one with four.
@@ -58,7 +58,7 @@ def test_a_single_process_does_and_sees_everything(monkeypatch):
 
 @pytest.mark.parametrize(("size", "processes"), [(8, 3), (64, 7), (5, 8), (1, 2)])
 def test_each_row_is_of_one_process(size, processes, monkeypatch):
-    """In order, and as evenly as can be."""
+    """The shards are contiguous and as equal as possible."""
     prompts = Prompts((), (), None, None, None, np.arange(size) < size - 1)
     rows, valid = [], np.zeros(size, int)
     monkeypatch.setattr(jax, "process_count", lambda: processes)
@@ -139,7 +139,7 @@ def test_a_config_without_the_group_is_refused(tmp_path):
 
 @dataclasses.dataclass
 class Ended:
-    """A process that has ended: exit status, output, and when."""
+    """A process that has ended: exit status, output, and time of its end."""
 
     status: int
     out: str
@@ -149,12 +149,12 @@ class Ended:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Where the model, its prompts and all runs are."""
+    """Return the folder of the model, its prompts and all runs."""
     return tmp_path_factory.mktemp("processes")
 
 
 def start(folder: Path, name: str, processes: int, judge: dict, overrides=((), ())) -> list[Ended]:
-    """The real command, on four CPU devices in all."""
+    """Run the command line on four CPU devices in total; return every process once it has ended."""
     config = tiny_config(folder)
     config.run_dir, config.steps, config.judge = str(folder / name), STEPS, ConfigDict(judge)
     config.mesh = ConfigDict({"data": 1, "fsdp": 2, "tensor": 2})
@@ -208,7 +208,7 @@ def alone(folder):
 
 @pytest.fixture(scope="module")
 def pair(folder):
-    """Whose reference draws for two steps at a time, which alone it does not."""
+    """Run two processes that prefetch two steps of the reference's samples, unlike the single process."""
     ahead = (("layout.reference_steps=2",),) * 2
     return start(folder, "pair", 2, {"name": "fakes:Patchy"}, ahead)
 
@@ -225,7 +225,7 @@ def metrics(path: Path) -> list[dict[str, float]]:
 
 
 def test_two_processes_draw_and_judge_the_same_pairs(alone, together):
-    """Same global batches, tokens, order shown and verdicts; each process logged its share of every batch."""
+    """Global batches, tokens, order shown and verdicts are equal; each process logs its shard of every batch."""
     expected = list(read_pairs(alone / "pairs.jsonl"))
     first, second = (list(read_pairs(together / name)) for name in ("pairs.jsonl", "pairs-1.jsonl"))
     assert {pair["position"] for pair in first} == set(range(4))
@@ -248,7 +248,7 @@ def test_two_processes_tell_what_one_tells(alone, together):
 
 
 def test_two_processes_learn_what_one_learns(alone, together):
-    """Exported weights, and the checkpoint that both wrote, restored here in one process."""
+    """Compare exported weights, and the checkpoint that both processes wrote, restored in one process."""
     ours, expected = (load_file(path / "export" / "model.safetensors") for path in (together, alone))
     start = load_file(together.parent / "model" / "model.safetensors")
     assert ours.keys() == expected.keys() == start.keys()
@@ -322,7 +322,7 @@ def test_a_judge_that_raises_on_one_process_costs_its_rows_and_ends_both_past_th
 
 @pytest.mark.slow
 def test_a_budget_of_queries_is_of_all_processes_together(alone, folder):
-    """One query fewer than a second step could need: both end after the first, with all that they asked counted."""
+    """The budget is one query short of a second step: both end after the first, and all queries are counted."""
     before, first = metrics(alone)[:2]
     spent = int(before["eval/queries"] + first["judge/queries"])
     most = spent + 8 + HELD_OUT_ROWS * 2 * 2 - 1  # the second step's rows, and the last evaluation

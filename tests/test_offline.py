@@ -1,4 +1,4 @@
-"""Learning from pairs that were judged before: the same update, the same bits, nothing asked twice."""
+"""Training on pairs that were judged before: the same update, the same bits, and no judge queries in training."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ def run(folder):
 
 @pytest.fixture(scope="module")
 def online(run, folder):
-    """The folder of a run of four steps whose judge always has a verdict."""
+    """Return the folder of a run of four steps whose judge always has a verdict."""
     status, _, err = run("online", judge__name="fakes:Recording")
     assert status == 0, err
     return folder / "online"
@@ -63,7 +63,7 @@ def test_offline_first_step_equals_the_online_step_that_recorded_it(run, folder,
 
 
 def test_offline_epoch_has_every_judged_pair_once(run, folder, monkeypatch):
-    """In an order of its own; what has no verdict is counted and left out."""
+    """Each epoch has its own order; pairs without a verdict are counted and left out."""
     status, _, err = run("patchy")
     assert status == 0, err
     records = list(read_pairs(folder / "patchy" / "pairs.jsonl"))
@@ -102,7 +102,7 @@ def test_offline_epoch_has_every_judged_pair_once(run, folder, monkeypatch):
 
 
 def byte_letters():
-    """The token of each byte: the place of its letter in the sorted alphabet of byte-level BPE."""
+    """Return the token of each byte: the position of its character in the sorted alphabet of byte-level BPE."""
     kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in kept]
     letter = {byte: byte for byte in kept} | {byte: 256 + n for n, byte in enumerate(others)}
@@ -132,7 +132,7 @@ def test_run_repeated_from_its_saved_config_gives_the_same_pairs(online, folder)
 
 
 def edit(source, target, change):
-    """A copy of a log with its first record changed."""
+    """Write a copy of a log with its first record changed; return its path."""
     lines = source.read_text().splitlines(keepends=True)
     record = json.loads(lines[0])
     change(record["responses"][0])

@@ -1,4 +1,4 @@
-"""Past pairs: what is remembered, what is drawn, and a run that replays, renews its reference, and is interrupted."""
+"""The replay buffer: what it keeps and samples; runs that replay, renew their reference, and are interrupted."""
 
 import json
 
@@ -27,7 +27,7 @@ def memory(updates=3, capacity=100, seed=5):
 
 
 def pairs_of(step, weight=(1, 1, 1, 1), valid=(True,) * 4, width=8):
-    """Four pairs that tell where they come from: all tokens of row i of a step are 10 * step + i + 1."""
+    """Return four pairs whose tokens identify them: all tokens of row i of a step are 10 * step + i + 1."""
     mark = 10 * step + np.arange(B, dtype=np.int32) + 1
     return Pairs(
         prompt_tokens=np.repeat(mark[:, None], width, 1),
@@ -42,7 +42,7 @@ def pairs_of(step, weight=(1, 1, 1, 1), valid=(True,) * 4, width=8):
 
 
 def rows(pairs):
-    """The valid rows without padding, by mark; what stands in the padding must be the pad token."""
+    """Return the valid rows without padding, by mark; check that padding holds the pad token."""
     found = {}
     for i in np.flatnonzero(pairs.valid):
         prompt = pairs.prompt_tokens[i]
@@ -61,7 +61,7 @@ def width_of(pairs):
 
 
 def cut(mark, i):
-    """Row i of a step as the memory should give it back."""
+    """Return row i of a step as the buffer should return it."""
     lengths = [1, 3, 4, 8][i], [1, 2, 3, 6][i], [2, 2, 1, 1][i]
     prompt, *answers = ([mark] * length for length in lengths)
     return prompt, answers, (-mark / 8, -mark / 16, mark / 64, 1.0)
@@ -172,7 +172,7 @@ def test_refill_gives_the_same_minibatches():
 
 @pytest.fixture(scope="module")
 def replaying(run, folder):
-    """What an uninterrupted run with three updates a step leaves, and what each update learned from."""
+    """Return the files of an uninterrupted run with three updates a step, the pairs of each update, and its queries."""
     seen, update = [], Programs.update
 
     def spy(self, state, pairs, packed, alpha, beta):
@@ -226,7 +226,7 @@ def test_replaying_run_reports_replay_metrics(replaying):
 
 @pytest.mark.parametrize("at", [7, pytest.param(15, marks=pytest.mark.slow)])
 def test_replaying_run_resumed_gives_the_same_bits(run, folder, replaying, at):
-    """In the middle of a step: after one of its updates."""
+    """The run is killed in the middle of a step, after one of its updates."""
     with killed_at_update(at):
         run(f"replaying_{at}", replay__updates=3)
     first = len(Counting.asked)
@@ -238,7 +238,7 @@ def test_replaying_run_resumed_gives_the_same_bits(run, folder, replaying, at):
 
 @pytest.mark.slow
 def test_renewed_reference_is_the_policy_of_that_step(run, folder):
-    """By the log-probabilities that are logged: those of the policy's own sample are the policy's there, so KL is 0."""
+    """Right after a renewal the reference is the policy, so the KL of the logged log-probabilities is 0."""
     status, out, err, _ = run("renewed", model__reference_every_steps=3, evaluation__every_steps=0)
     assert status == 0, err
     assert "a frozen copy of it, renewed every 3 steps" in " ".join(out.split())

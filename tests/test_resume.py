@@ -1,4 +1,4 @@
-"""A run that was interrupted and goes on: the same bits as one that never was."""
+"""A run that is interrupted and resumed produces the same bits as an uninterrupted run."""
 
 import hashlib
 import json
@@ -33,7 +33,7 @@ def reset_judge():
 
 @pytest.fixture(scope="module")
 def whole(run, folder):
-    """What an uninterrupted run leaves, and how many comparisons it asked."""
+    """Return the files of an uninterrupted run, and the number of its comparisons."""
     status, _, err, asked = run("whole")
     assert status == 0, err
     return run_contents(folder / "whole"), asked
@@ -47,7 +47,7 @@ def test_uninterrupted_run_has_all_steps_and_evaluations(whole):
 
 @pytest.mark.parametrize("at", [2, 5])
 def test_resume_after_a_kill_gives_the_same_bits(run, whole, folder, at):
-    """At an update, after the verdicts were paid: the last checkpoint is older by one step, or by none."""
+    """The kill comes at an update, after the verdicts; the last checkpoint is one step older, or not older."""
     there, asked = whole
     with killed_at_update(at):
         run(f"killed_{at}")
@@ -93,7 +93,7 @@ def test_resume_after_a_signal_before_the_first_checkpoint_gives_the_same_bits(r
 
 
 def test_resume_after_a_failing_judge_gives_the_same_bits(run, whole, folder):
-    """It ends the run, the last state saved; once it works again, the run goes on and is as if it never had."""
+    """The failure ends the run with its state saved; once the judge works again, nothing shows the failure."""
     there, _ = whole
     Counting.fail_at = 20
     status, _, err, _ = run("out", judging__max_failed_batches=1)
@@ -105,7 +105,7 @@ def test_resume_after_a_failing_judge_gives_the_same_bits(run, whole, folder):
 
 
 def test_resume_of_a_finished_run_with_more_steps_continues(run, whole, folder):
-    """Not the bits of six steps in one go: the learning rate falls over all steps. But all is there once."""
+    """The bits differ from six steps at once, since the learning rate falls over all steps; but no step is missing."""
     assert run("longer", steps=4)[0] == 0
     status, out, err, _ = run("longer")
     assert status == 0, err
@@ -120,7 +120,7 @@ def test_resume_of_a_finished_run_with_more_steps_continues(run, whole, folder):
 
 
 def test_export_best_is_the_state_of_the_best_evaluation(run, whole, folder):
-    """What it was at the step of the best evaluation: here the third or the sixth."""
+    """The best evaluation is at the third or the sixth step."""
     assert run("best", checkpoint__export="best")[0] == 0
     there = run_contents(folder / "best")
     rates = {name: json.loads(text)["evaluation"]["win_rate"] for name, text in there["evaluations"].items()}
@@ -150,7 +150,7 @@ def test_resume_with_a_changed_loss_needs_accept_changes(run, folder):
 
 
 def test_resume_with_another_config_asks_for_its_verdicts_again(run, folder):
-    """It may have another judge; here the pairs of the step that is made again are the same."""
+    """The config may have another judge; here the pairs of the repeated step are the same."""
     with killed_at_update(4):
         run("judged_anew")
     lines = (folder / "judged_anew" / "pairs.jsonl").read_text().splitlines()
@@ -165,7 +165,7 @@ def test_resume_with_another_config_asks_for_its_verdicts_again(run, folder):
 
 
 def test_resume_on_another_mesh_continues(run, whole, folder):
-    """From equal values (test_checkpoint.py), and by other bits: a rounding may flip a draw."""
+    """The values are equal (test_checkpoint.py) but later bits are not: rounding may change a sample."""
     Counting.signal_at = (18, signal.SIGTERM)
     assert run("mesh")[0] == 143
     before = (folder / "mesh" / "pairs.jsonl").read_text()
@@ -231,7 +231,7 @@ def test_cut_metrics_keeps_the_steps_of_the_checkpoint(tmp_path):
 
 
 def test_cut_pairs_moves_later_steps_into_the_journal(run, whole, folder, tmp_path):
-    """Twice in a row, as of a run that is killed again before its next checkpoint."""
+    """This happens twice, as if the run were killed again before its next checkpoint."""
     lines = whole[0]["pairs"].splitlines(keepends=True)
     steps = [json.loads(line)["step"] for line in lines]
     first = steps.index(2)

@@ -1,4 +1,4 @@
-"""The trace of a run's third and fourth step: what it names, and a run too short for one."""
+"""Profiles: the names in the trace of a run's third and fourth step, and a run too short for a trace."""
 
 import gzip
 import json

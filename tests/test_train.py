@@ -1,4 +1,4 @@
-"""The loop, end to end on a tiny model: what it prints and writes, and that its journal says what it did.
+"""Whole runs of a tiny model: what they print and write, and an independent replay of the algorithm from the pairs log.
 
 Every run goes through the command line, in this process. They share compiled programs, so that only the first of a
 kind takes long.
@@ -84,7 +84,7 @@ METRICS = [
 
 @dataclasses.dataclass
 class Run:
-    """What a run left: exit status, output, run directory, and the files that a test reads."""
+    """A finished run: exit status, output, run directory, and the files that tests read."""
 
     path: Path
     status: int
@@ -130,7 +130,7 @@ def timeless(metrics):
 
 @pytest.fixture(scope="module")
 def run(folder):
-    """A function that runs a changed tiny config in folder/name, with one sequence length or all three."""
+    """Return a function that runs a changed tiny config in folder/name, with one sequence length or all three."""
 
     def start(name: str, *overrides: str, all_sequence_lengths: bool = False, **changes: Any) -> Run:
         config = tiny_config(folder)
@@ -149,7 +149,7 @@ def run(folder):
 
 @pytest.fixture(scope="module")
 def main_run(run):
-    """XPO with a judge that sometimes has no verdict; compiled anew, so that compilations are counted."""
+    """Run XPO with a judge that sometimes has no verdict; JAX's caches are empty, so undeclared compilations count."""
     jax.clear_caches()
     done = run("main", all_sequence_lengths=True, logging__tensorboard=True)
     assert done.status == 0, done.err
@@ -177,7 +177,7 @@ def test_run_last_line_is_the_result(main_run):
 
 
 def test_run_compiles_only_declared_programs(main_run):
-    """Whole run: evaluation, steps, checkpoint, export."""
+    """The run includes evaluations, steps, a checkpoint and the export."""
     assert main_run.result["compilations_during_run"] == 0
     # init, for_sampling, fingerprint, zeros, apply; sample per prompt bucket; score, accumulate per width of rows
     assert main_run.result["compilations_declared"] == 5 + 2 + 2 * 3
@@ -334,7 +334,7 @@ def test_epoch_has_every_prompt_once(main_run):
 
 
 def plain_batch(pairs, folder):
-    """Whole sequences i32[2n 48], prompt lengths and total lengths of both responses of n pairs."""
+    """Return sequences i32[2n 48], prompt lengths and total lengths of both responses of n pairs."""
     tokenizer = model_folder.load_tokenizer(folder / "model", SPEAKING)
     prompt = lambda pair: tokenizer.apply_chat_template(
         pair["messages"], add_generation_prompt=True, return_dict=False
@@ -345,7 +345,7 @@ def plain_batch(pairs, folder):
 
 
 def plain_logps(params, sequences, starts, ends):
-    """(log-probabilities, entropies) f32[2 n], summed over each response: whole sequences, full logits."""
+    """Return (log-probabilities, entropies) f32[2 n], summed over each response, from complete logits."""
     model = nnx.merge(graphdef(SPEAKING, stacked=True), params)
     hidden, _ = model.prefill(sequences[:, :-1])
     every = jax.nn.log_softmax(model.unembed(hidden)[..., :259] / TEMPERATURE, axis=-1)
@@ -357,10 +357,10 @@ def plain_logps(params, sequences, starts, ends):
 
 
 def replay(pairs, folder):
-    """The algorithm once more, on one device and as plainly as it can be said, from the pairs log alone.
+    """Run the algorithm again from the pairs log alone, on one device and as plainly as possible.
 
     Returns the metrics of each step, the parameters after the last, and for each pair the two responses
-    that policy and reference draw at that step with the keys of that step and place.
+    that policy and reference sample with the keys of that step and position.
     """
     config, reference = tiny_config(folder), model_folder.load_params(folder / "model", SPEAKING)
     optimizer, _ = make_optimizer(**config.optimizer, steps=STEPS)
@@ -533,8 +533,8 @@ def test_layout_of_mesh_buckets_sequence_lengths_and_update_leaves_results_uncha
 
 
 def test_reference_is_frozen_and_its_samples_are_independent_of_the_loss(main_run, run, folder):
-    """IPO with a schedule for alpha, which runs out, an entropy bonus, an evaluation in the middle, and
-    unfinished responses that lose."""
+    """The run has IPO, an alpha that falls to 0, an entropy bonus, an evaluation in the middle, and unfinished
+    responses that lose."""
     alpha = {"kind": "linear", "start": 0.02, "end": 0.0, "steps": 2}
     ipo = run(
         "ipo",
@@ -585,7 +585,7 @@ def test_online_dpo_samples_both_candidates_from_the_policy(main_run, run):
 
 
 def test_run_with_another_seed_learns_what_the_judge_prefers(main_run, run):
-    """It likes length: after some steps the policy's answers are longer than the reference's, and win."""
+    """The judge prefers length: in the end, the policy's responses are longer than the reference's and win."""
     learned = run(
         "learned",
         seed=4,
@@ -634,7 +634,7 @@ def test_run_without_verdicts_and_with_another_reference_learns_nothing(main_run
 
 
 def test_run_with_numbers_that_are_not_finite_stops(run):
-    """A step far too long: from then on nothing is finite, and max_skipped is 2."""
+    """The learning rate is far too large: after the first update no loss is finite, and max_skipped is 2."""
     wild = run("wild", optimizer__learning_rate=1e30)
     assert wild.status == 2
     assert wild.err.rstrip("\n").split("\n")[-1] == (
@@ -654,8 +654,8 @@ def test_run_with_numbers_that_are_not_finite_stops(run):
 
 
 def test_run_with_separate_skipped_updates_and_identical_responses_finishes(run, monkeypatch):
-    """The likeliest token always: both candidates are one until the policy has moved. The first and the third
-    update are spoiled, and max_skipped is 2."""
+    """Sampling is greedy, so both candidates are equal until the first update. The first and the third update are
+    not finite, and max_skipped is 2."""
     update, number = Programs.update, itertools.count()
 
     def spoiled(self, state, pairs, alpha, beta):
@@ -682,7 +682,7 @@ def test_run_with_separate_skipped_updates_and_identical_responses_finishes(run,
 
 
 def test_run_against_a_file_of_answers_ends_at_a_limit(run, folder):
-    """Every answer of the file is longer than any sample can be, so the judge of length prefers it always."""
+    """The file's answers are longer than any sample, so the judge, which prefers length, always prefers them."""
     rows = [json.loads(line) for line in (folder / "held_out.jsonl").read_text().splitlines()]
     answers = folder / "answers.jsonl"
     answers.write_text("".join(json.dumps({**row, "answer": "x" * 99}) + "\n" for row in rows[::-1]))
