@@ -102,16 +102,20 @@ def test_prefetcher_samples_equal_those_of_single_steps(folder, devices):
         if label.split()[0] in ("sample", "ahead", "init", "for_sampling"):
             compile_program()
     weights = p.programs.for_sampling(
-        model_folder.load_params(p.model.folder, p.model_config, shardings=p.programs.model.params_sharding)
+        model_folder.load_params(
+            p.models.policy.folder, p.models.config, shardings=p.programs.model.params_sharding
+        )
     )
     second = ReferencePrefetcher(
-        p.programs, p.batches, STEPS, lambda done: 0, stream=Stream.TRAINING, candidate=1
+        p.programs, p.data.batches, STEPS, lambda done: 0, stream=Stream.TRAINING, candidate=1
     )
-    widths = {p.batches[step].tokens.shape[1] for step in range(STEPS)}
+    widths = {p.data.batches[step].tokens.shape[1] for step in range(STEPS)}
     assert len(widths) == 2
     for step in range(STEPS):
         second.dispatch(weights, step)
-        alone = p.programs.sample(weights, p.batches[step], stream=Stream.TRAINING, step=step, candidate=1)
+        alone = p.programs.sample(
+            weights, p.data.batches[step], stream=Stream.TRAINING, step=step, candidate=1
+        )
         for ours, theirs in zip(second.take(step), p.programs.fetch(alone), strict=True):
             np.testing.assert_array_equal(ours, theirs)
 

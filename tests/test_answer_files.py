@@ -95,7 +95,10 @@ OFF = {"stop_kl": None, "stop_win_rate": None, "stop_validity_drop": None}
         ({"stop_kl": 0.0}, "stop_kl is 0.0, must be positive, or None"),
         ({"stop_win_rate": 1.5}, "stop_win_rate is 1.5, must be positive and at most 1, or None"),
         ({"stop_validity_drop": -0.1}, "stop_validity_drop is -0.1, must be positive and at most 1"),
-        ({"stop_kl": 5.0, "every_steps": 0}, "stop_kl is 5.0, but every_steps is 0: nothing would look"),
+        (
+            {"stop_kl": 5.0, "every_steps": 0},
+            "stop_kl is 5.0, but every_steps is 0.*set every_steps, or None",
+        ),
     ],
 )
 def test_evaluation_stop_criterion_out_of_range_is_refused(change, message):

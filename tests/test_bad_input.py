@@ -498,7 +498,7 @@ def test_the_run_directory_of_another_config(folder, tmp_path, shared_programs):
     before = {file: file.read_bytes() for file in (tmp_path / "run").iterdir()}
     assert told(folder, "loss.beta=0.2", spec=spec, run_dir=tmp_path / "run") == (
         f"{tmp_path}/run: is a run of another config (loss.beta: 0.1 there, 0.2 here); give another --config.run_dir,"
-        " or add --accept-changes to go on with this one all the same"
+        " or add --accept-changes to resume with this config"
     )
     assert {file: file.read_bytes() for file in (tmp_path / "run").iterdir()} == before
 

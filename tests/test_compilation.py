@@ -55,7 +55,7 @@ def test_each_kind_of_processor_has_its_own_folder(monkeypatch):
 
 def test_what_was_compiled_is_read_by_the_next_run(tmp_path, monkeypatch, options):
     monkeypatch.setenv("HOME", str(tmp_path))
-    compilation.keep_compiled({})
+    compilation.enable_cache({})
     folder = compilation.cache_folder({})
     x = jnp.arange(3.0)
     heard = []
@@ -81,9 +81,9 @@ def test_what_was_compiled_is_read_by_the_next_run(tmp_path, monkeypatch, option
 def test_a_home_that_cannot_be_written_to_is_one_line(tmp_path, monkeypatch, options, capsys):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / ".cache").write_text("a file where the folder should be")
-    compilation.keep_compiled({})
+    compilation.enable_cache({})
     said = capsys.readouterr().err
-    assert said.startswith("xpo_jax: compiled programs are not kept (") and said.count("\n") == 1
+    assert said.startswith("xpo_jax: compiled programs are not cached (") and said.count("\n") == 1
     assert "JAX_COMPILATION_CACHE_DIR" in said
     assert {name: getattr(jax.config, name) for name in OPTIONS} == options
 
@@ -91,7 +91,7 @@ def test_a_home_that_cannot_be_written_to_is_one_line(tmp_path, monkeypatch, opt
 def test_jaxs_own_variable_is_all_that_counts(tmp_path, monkeypatch, options, capsys):
     monkeypatch.setenv("HOME", str(tmp_path))
     for value in ("", str(tmp_path / "other")):
-        compilation.keep_compiled({"JAX_COMPILATION_CACHE_DIR": value})
+        compilation.enable_cache({"JAX_COMPILATION_CACHE_DIR": value})
     assert {name: getattr(jax.config, name) for name in OPTIONS} == options
     assert list(tmp_path.iterdir()) == []
     assert capsys.readouterr().err == ""

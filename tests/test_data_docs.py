@@ -10,7 +10,7 @@ import pytest
 
 from xpo_jax.config import loader as configs
 from xpo_jax.data.prompts import load_prompts
-from xpo_jax.experiment.setup import make_judge
+from xpo_jax.experiment.judge_factory import make_judge
 from xpo_jax.models.hf import hub, model_folder
 
 PAGE = (Path(__file__).parents[1] / "docs" / "data.md").read_text(encoding="utf-8")

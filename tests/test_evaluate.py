@@ -13,7 +13,8 @@ from fakes import Always, Broken, LongerText, Recording, silent, tied
 
 from xpo_jax.algorithm import logps, sampler
 from xpo_jax.config import settings
-from xpo_jax.evaluation.evaluator import POLICY_SAMPLES, Evaluator, ended_by, same_tokens
+from xpo_jax.evaluation.evaluator import POLICY_SAMPLES, Evaluator, Opponents, same_tokens
+from xpo_jax.evaluation.result import ended_by
 from xpo_jax.judges.limits import FailureTolerance
 from xpo_jax.runtime.rng import Stream
 from xpo_jax.values import Comparison, Prompts, Samples
@@ -86,16 +87,22 @@ def decode(samples):
 
 
 def evaluator(
-    programs, prompts, judge=None, *, reference_samples=2, unfinished_loses=False, seed=5, answers=None
+    programs,
+    prompts,
+    judge=None,
+    *,
+    reference=REFERENCE,
+    decode=decode,
+    reference_samples=2,
+    unfinished_loses=False,
+    seed=5,
+    answers=None,
 ):
     return Evaluator(
         programs,
-        prompts,
-        REFERENCE,
         judge or LongerText(),
         decode,
-        answers=answers,
-        reference_samples=reference_samples,
+        Opponents(prompts, reference, reference_samples, answers),
         unfinished_loses=unfinished_loses,
         both_orders=False,
         failure_tolerance=FailureTolerance(max_failed_fraction=1.0, max_failed_batches=1),
@@ -278,8 +285,14 @@ def test_kl_and_entropy_are_those_of_the_closed_form():
         np.ones(prompts, bool),
     )
     policy, reference = (split(Markov(table))[1] for table in tables)
-    of = evaluator(MarkovPrograms(temperature), [batch], tied(), reference_samples=1)
-    of.reference, of.decode = reference, lambda samples: ["x"] * prompts
+    of = evaluator(
+        MarkovPrograms(temperature),
+        [batch],
+        tied(),
+        reference=reference,
+        decode=lambda samples: ["x"] * prompts,
+        reference_samples=1,
+    )
     found = of(policy, 0, lambda items: items)
     assert found.intervals["kl"] < 0.05 * kl
     assert found.kl == pytest.approx(kl, abs=1.5 * found.intervals["kl"])  # three standard errors
@@ -426,9 +439,7 @@ def test_the_first_limit_that_is_passed_ends_a_run():
         assert ended_by(start, now, **{**off, name: passed}) == f"evaluation.{name}"
         assert ended_by(start, now, **{**off, name: not_yet}) == ""
     mute = dataclasses.replace(start, policy={"tokens": 4.0})
-    with pytest.raises(
-        ValueError, match="^evaluation.stop_validity_drop is set, but the judge's parts do not"
-    ):
+    with pytest.raises(ValueError, match="^evaluation.stop_validity_drop is set, .*set it to None"):
         ended_by(mute, mute, **{**off, "stop_validity_drop": 0.1})
 
 

@@ -26,7 +26,7 @@ from xpo_jax.algorithm.losses import LOSSES
 from xpo_jax.algorithm.sampler import Sampling, make_sampler, row_keys
 from xpo_jax.config.loss import make_loss
 from xpo_jax.data.prompts import load_prompts
-from xpo_jax.experiment.setup import make_judge
+from xpo_jax.experiment.judge_factory import make_judge
 from xpo_jax.judges import JUDGES
 from xpo_jax.judges.answers import compare
 from xpo_jax.models import registry

@@ -12,7 +12,7 @@ from tiny_run import run_main, tiny_config, write_config, write_rows
 
 from tools import judge as tool
 from xpo_jax.data.pairs_log import read_pairs
-from xpo_jax.experiment.setup import make_judge
+from xpo_jax.experiment.judge_factory import make_judge
 from xpo_jax.judges.ask import ResponsePairs, ask
 from xpo_jax.judges.contract import (
     DeviceJudge,
@@ -249,7 +249,10 @@ def test_judge_tool_help_shows_usage(capsys):
         ),
         (["max_queries=191", "both_orders=true"], "each and a step 16: set it to at least 192, or lower"),
         (["max_queries=0"], "judging.max_queries is 0, must be at least 1, or None for no limit"),
-        (["max_failed_fraction=1.5"], "judging.max_failed_fraction is 1.5, must be from 0 to 1 (any share)"),
+        (
+            ["max_failed_fraction=1.5"],
+            "judging.max_failed_fraction is 1.5, must be from 0 to 1 (any fraction)",
+        ),
         (["max_failed_batches=0"], "judging.max_failed_batches is 0, must be at least 1"),
     ],
 )

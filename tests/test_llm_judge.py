@@ -303,9 +303,9 @@ def runs(tmp_path_factory):
         load(self, starting)
         taken["judge"] = self._scorer.weights
 
-    def evaluating(self, programs, batches, reference, *args, **options):
-        taken["reference"] = reference
-        evaluator(self, programs, batches, reference, *args, **options)
+    def evaluating(self, programs, judge, decode, opponents, **options):
+        taken["reference"] = opponents.reference
+        evaluator(self, programs, judge, decode, opponents, **options)
 
     with one_sequence_length(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(LLMJudge, "load", loading)

@@ -13,8 +13,8 @@ from xpo_jax.evaluation.statistics import (
     distinct,
     length_controlled,
     mean_interval,
-    share,
     win_rate,
+    win_share,
 )
 
 # ---- the interval -------------------------------------------------------------------------------
@@ -36,8 +36,8 @@ def test_mean_interval_leaves_out_what_was_not_judged():
 
 
 def test_a_share_is_of_what_was_judged():
-    assert share(np.array([[1.0, 0.0], [0.5, math.nan]])) == 0.5
-    assert math.isnan(share(np.array([math.nan])))
+    assert win_share(np.array([[1.0, 0.0], [0.5, math.nan]])) == 0.5
+    assert math.isnan(win_share(np.array([math.nan])))
 
 
 def coverage(gap, prompts, times=1000, spread=0.7):

@@ -119,7 +119,7 @@ def test_offline_run_resumed_gives_the_same_weights(run, folder, online):
     with killed_at_update(3):
         run("interrupted", **given)
     status, out, err = run("interrupted", **given)
-    assert status == 0 and "after step 2, whose checkpoint is whole" in out, err
+    assert status == 0 and "after step 2, whose checkpoint is complete" in out, err
     weights = [folder / name / "export" / "model.safetensors" for name in ("uninterrupted", "interrupted")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
 

@@ -232,7 +232,7 @@ def test_replaying_run_resumed_gives_the_same_bits(run, folder, replaying, at):
     first = len(Counting.asked)
     status, out, err, second = run(f"replaying_{at}", replay__updates=3)
     assert status == 0, err
-    assert f"after step {at // 6 * 2}, whose checkpoint is whole" in out
+    assert f"after step {at // 6 * 2}, whose checkpoint is complete" in out
     assert run_contents(folder / f"replaying_{at}") == replaying[0] and first + second == replaying[2]
 
 
@@ -269,7 +269,7 @@ def test_renewed_reference_is_the_policy_of_that_step(run, folder):
         ({"replay.capacity": 7}, "replay.capacity is 7, must be at least batch_size, 8"),
         (
             {"replay.updates": 2, "offline": {"pairs": "x"}},
-            "replay.updates is 2, but offline pairs are given",
+            "replay.updates is 2, but offline names recorded pairs",
         ),
         (
             {"replay.updates": 2, "model.reference_every_steps": 2},

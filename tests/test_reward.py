@@ -11,7 +11,7 @@ from tiny_run import one_sequence_length, run_main
 
 from xpo_jax.config import loader as configs
 from xpo_jax.data.pairs_log import read_pairs
-from xpo_jax.experiment.setup import make_judge
+from xpo_jax.experiment.judge_factory import make_judge
 from xpo_jax.judges.combine import Combination, combine
 from xpo_jax.judges.contract import DeviceJudge, JudgeError
 from xpo_jax.judges.reward import RewardModel, reward_function, reward_model, verdict

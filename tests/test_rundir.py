@@ -9,9 +9,10 @@ import sys
 import pytest
 from file_helpers import files_of_at_most, strict
 
-from xpo_jax.experiment import environment, run_directory
+from xpo_jax.experiment import environment, run_folder
 from xpo_jax.experiment.environment import redact
-from xpo_jax.experiment.run_directory import MARKER, RunDir
+from xpo_jax.experiment.run_directory import RunDir
+from xpo_jax.experiment.run_folder import MARKER
 
 CONFIG = '{"loss": {"alpha": 1e-05, "kind": "xpo"}, "run_dir": "runs/a", "seed": 0}'
 
@@ -62,7 +63,7 @@ def test_an_unfinished_run_is_opened_again(tmp_path):
     before = tree(tmp_path)
     assert refusal(tmp_path, other) == (
         f'{tmp_path}: is a run of another config (loss.kind: "xpo" there, "ipo" here); give another --config.run_dir,'
-        " or add --accept-changes to go on with this one all the same"
+        " or add --accept-changes to resume with this config"
     )
     assert tree(tmp_path) == before and (tmp_path / "config.json").read_text() == CONFIG + "\n"
     with RunDir.open(tmp_path, CONFIG) as run:
@@ -167,12 +168,12 @@ def test_unwritable(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied", str(path))
 
     with monkeypatch.context() as patch:  # chmod does not stop root
-        patch.setattr(run_directory.Path, "mkdir", refuse)
+        patch.setattr(run_folder.Path, "mkdir", refuse)
         assert refusal(tmp_path / "a") == (
             f"{tmp_path}/a: cannot be created (Permission denied); give another --config.run_dir"
         )
     with monkeypatch.context() as patch:
-        patch.setattr(run_directory.os, "open", refuse)
+        patch.setattr(run_folder.os, "open", refuse)
         assert refusal(tmp_path / "a" / "b") == (
             f"{tmp_path}/a/b: cannot be used (Permission denied); give another --config.run_dir"
         )

@@ -368,7 +368,7 @@ def test_sampling_weights_are_whole_but_for_tensor_and_the_batch_is_split_over_d
 def test_a_shape_that_was_not_announced_is_refused():
     programs, pairs = on((8, 1, 1)), batch()
     weights = results((8, 1, 1))["weights"]
-    with pytest.raises(RuntimeError, match="program 'sample' was not announced for shapes"):
+    with pytest.raises(RuntimeError, match="program 'sample' was not compiled for shapes"):
         programs.sample_rows(
             weights, pairs.prompt_tokens[:, :4], pairs.prompt_lengths, pairs.valid, np.arange(B), *step_5()
         )

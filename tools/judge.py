@@ -41,7 +41,7 @@ from xpo_jax.config import settings
 from xpo_jax.data import templates, validate
 from xpo_jax.data.rows import DataError, Row
 from xpo_jax.data.sources import read_rows
-from xpo_jax.experiment.setup import make_judge
+from xpo_jax.experiment.judge_factory import make_judge
 from xpo_jax.io.files import to_json
 from xpo_jax.io.text import one_line, shorten, visible
 from xpo_jax.judges import answers, contract

@@ -21,18 +21,22 @@ Examples:
   python -m xpo_jax.main --config=configs/paraphrase.py --config.loss.alpha=0.0 --config.loss.second_candidate=policy
   python -m xpo_jax.main --config=runs/paraphrase/config.json --config.run_dir=runs/again
 
-The same command again goes on with a run that was interrupted, from its last checkpoint. Its config may differ
-in steps, evaluation, logging, checkpoint, mesh and limits; --accept-changes goes on with whatever differs.
+Running the same command again resumes an interrupted run from its last checkpoint. Its config may differ in steps,
+evaluation, logging, checkpoint, mesh and limits; --accept-changes resumes it with any other change, too.
 --profile writes a trace of two steps into the run directory's profile/, for TensorBoard or ui.perfetto.dev.
 
-FILE is Python with get_config(argument) or the config.json of a run; each field's comment stands in it.
+FILE is a Python file with get_config(argument), where comments document the fields, or the config.json of a run.
 Progress goes to standard error. The last line on standard output is one JSON object with the result.
-Exit status: 0 done, 2 something to mend (one line says what), 124 stuck (see max_step_seconds), 130 or 143
-interrupted by SIGINT or SIGTERM, the step in hand saved."""
+
+Exit status:
+  0         done
+  2         invalid input or configuration (one line on standard error explains)
+  124       stuck (see max_step_seconds)
+  130, 143  interrupted by SIGINT or SIGTERM; the current step is saved"""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one experiment; returns the exit status."""
+    """Run one experiment and return the exit status."""
     try:
         arguments = configs.split_argv(argv)
         if arguments.help or arguments.spec is None:
@@ -41,8 +45,8 @@ def main(argv: Sequence[str]) -> int:
         config = configs.load(arguments.spec, arguments.overrides)
     except ValueError as error:
         return _refused(error)
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it would complain that torch is missing
-    # here, so that --help and a wrong config answer at once
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # or it warns that torch is missing
+    # imported here, so that --help and a wrong config need no JAX
     from xpo_jax.config import settings
     from xpo_jax.io.files import to_json
     from xpo_jax.offline import learn
@@ -51,18 +55,18 @@ def main(argv: Sequence[str]) -> int:
     from xpo_jax.train import train
 
     try:
-        compilation.keep_compiled(os.environ)
+        compilation.enable_cache(os.environ)
         configs.check(settings.Experiment, config, "config")
         configs.build(distributed.start, config.distributed, "distributed")
         run = train if config.offline is None else learn
         print(to_json(run(config, accept_changes=arguments.accept_changes)))
     except collectives.Failed as error:
-        return _refused(error)  # all processes know, and end in the same way
+        return _refused(error)  # every process raised it, and exits in the same way
     except (ValueError, FloatingPointError, OSError) as error:
         return distributed.leave(_refused(error))
     except Stopped as stopped:
         print(f"xpo_jax: {stopped}", file=sys.stderr)
-        return stopped.status if stopped.together else distributed.leave(stopped.status)
+        return stopped.status if stopped.on_all_processes else distributed.leave(stopped.status)
     except KeyboardInterrupt:
         print("xpo_jax: interrupted", file=sys.stderr)
         return distributed.leave(130)
@@ -71,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
             raise
         traceback.print_exc()
         print(
-            "xpo_jax: if this speaks of a connection, another process ended before; see its output",
+            "xpo_jax: if this is about a connection, another process ended before; see its output",
             file=sys.stderr,
         )
         return distributed.leave(1)

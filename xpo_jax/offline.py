@@ -1,10 +1,10 @@
-"""Learning from pairs that were judged before, through the same update as train.py: offline DPO.
+"""Learn from pairs that were judged before, through the same update as train.py: offline DPO.
 
-The pairs of a batch are a seeded permutation per epoch, random access by step, so a run that was interrupted goes on as
-any other. The judge is asked in evaluations alone.
+The batches of an epoch are a seeded permutation of the pairs, with random access by step, so an interrupted run resumes
+as any other. The judge is queried in evaluations alone.
 
-Nothing is sampled, so nothing is known here of the policy's own answers: `objective/kl` and `objective/entropy`, which
-are means over fresh ones, are left out on purpose. Held-out `eval/kl` and `eval/entropy` are of fresh answers, as ever.
+Left out on purpose: `objective/kl` and `objective/entropy`, which are means over fresh samples of the policy, because
+nothing is sampled here. Held-out `eval/kl` and `eval/entropy` are over fresh samples, as in any run.
 """
 
 from __future__ import annotations
@@ -15,15 +15,12 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from xpo_jax.algorithm.update import applied_metrics, summarise
 from xpo_jax.data.offline_pairs import recorded_pairs
-from xpo_jax.experiment import session
-from xpo_jax.experiment.resume import Ledger
-from xpo_jax.experiment.run_directory import RunDir
-from xpo_jax.experiment.setup import Parts
-from xpo_jax.judges import ask, limits
+from xpo_jax.experiment import startup
+from xpo_jax.experiment.session import Context
+from xpo_jax.experiment.step import step_metrics, update_policy
+from xpo_jax.judges import ask
 from xpo_jax.reporting.metrics import Timer
-from xpo_jax.runtime.compilation import CompilationCounter
 from xpo_jax.values import Pairs
 
 # The columns of the console's table, the most important first.
@@ -38,57 +35,72 @@ CONSOLE = (
 
 
 def learn(config: ConfigDict, *, accept_changes: bool = False) -> dict[str, Any]:
-    """Run an experiment whose `offline` names recorded pairs, to its export; see `session.run`."""
-    return session.run(config, _learn, accept_changes=accept_changes)
+    """Run an experiment whose `offline` names recorded pairs, to its export; see `startup.run`."""
+    return startup.run(config, _learn, accept_changes=accept_changes)
 
 
-def _learn(p: Parts, run: RunDir, ledger: Ledger, compilations: CompilationCounter) -> dict[str, Any]:
-    state, policy, reference, started = session.start(p, run, ledger, compilations)
-    programs, counters, timer = p.programs, ledger.counters, Timer(jax.profiler.TraceAnnotation)
-    done = ledger.newest or 0
-    metrics = lambda step: started.metrics(step, CONSOLE)  # noqa: E731
-    with ledger.open(metrics), started.tracing, limits.save_on_judge_error(ledger.save):
-        while not (ended := started.between(done, policy, asks=False)):
-            prompts = p.batches[done]
-            answers = recorded_pairs(prompts, programs.max_new_tokens, p.data.pad_id)
+def _learn(context: Context) -> dict[str, Any]:
+    components = context.components
+    programs, data = components.programs, components.data
+    timer = Timer(jax.profiler.TraceAnnotation)
+
+    state, policy, reference, ready = startup.start(context)
+    done = ready.step
+    with startup.open_session(ready, CONSOLE, asks_judge=False) as session:
+        while True:
+            # Between two steps.
+            session.evaluate_if_due(done, policy)
+            session.checkpoint_if_due(done)
+            if session.should_stop():
+                break
+            session.begin_step(done)
+
+            # Update on the recorded pairs of this step.
+            prompts = data.batches[done]
+            responses = recorded_pairs(prompts, programs.max_new_tokens, data.prompts.pad_id)
+            policy = None  # frees the memory of the old weights for the update
             with timer("update"):
-                # The rows that fill up a partial batch are scored too: which rows share a micro-batch decides how
-                # sums round, and runs of earlier versions scored them.
+                # The rows that fill up a partial batch are scored too: which rows share a micro-batch decides how sums
+                # round, and runs of earlier versions scored them.
                 all_rows = prompts._replace(valid=np.ones_like(prompts.valid))
-                packed = programs.pack(all_rows, answers.tokens, answers.lengths)
-                scored = programs.score(reference, packed)
+                micro_batches = programs.pack(all_rows, responses.tokens, responses.lengths)
                 pairs = Pairs(
                     prompts.tokens,
                     prompts.lengths,
-                    answers.tokens,
-                    answers.lengths,
-                    jax.device_get(scored),
-                    answers.p_first,
-                    answers.weight,
+                    responses.tokens,
+                    responses.lengths,
+                    jax.device_get(programs.score(reference, micro_batches)),
+                    responses.p_first,
+                    responses.weight,
                     prompts.valid,
                 )
-                alpha, beta = p.alpha_at(done), p.beta_at(done)
-                del policy  # its memory is the update's, until there are new weights
-                state, sums, applied = programs.update(
-                    state, pairs, packed if prompts.valid.all() else programs.pack_pairs(pairs), alpha, beta
+                update = update_policy(
+                    programs,
+                    state,
+                    pairs,
+                    micro_batches if prompts.valid.all() else programs.pack_pairs(pairs),
+                    alpha=components.coefficients.alpha(done),
+                    beta=components.coefficients.beta(done),
                 )
-                policy = programs.for_sampling(state.params)
-                sums, applied = jax.device_get((sums, applied))
+            state, policy = update.state, update.policy
 
-            counters.skipped_in_a_row = 0 if applied["finite"] else counters.skipped_in_a_row + 1
-            times, wins = timer.take(), ask.wins(answers.p_first[prompts.valid])
-            learned = summarise(sums, beta).items()
+            # Metrics.
             done += 1
-            found = {
-                **{name: value for name, value in learned if not name.startswith("objective/")},
-                "pairs/first_wins": float(wins.mean()),
-                "pairs/tie_rate": float(np.mean(wins == 0.5)),
-                "pairs/epochs": done / p.batches.steps_per_epoch,
-                "judge/queries": counters.queries,
-                **applied_metrics([applied], alpha, beta),
-                **times,
-                "tokens_per_second": float(answers.lengths[:, prompts.valid].sum() / sum(times.values())),
-            }
-            ledger.arrive(done, state, found)
-    del policy
-    return started.end(state, done, ended)
+            wins = ask.wins(responses.p_first[prompts.valid])
+            metrics = step_metrics(
+                update,
+                session.counters,
+                data={
+                    "pairs/first_wins": float(wins.mean()),
+                    "pairs/tie_rate": float(np.mean(wins == 0.5)),
+                    "pairs/epochs": done / data.batches.steps_per_epoch,
+                },
+                times=timer.take(),
+                tokens=responses.lengths[:, prompts.valid].sum(),
+            )
+            del update  # or it would hold these weights during the next update
+            known = {name: value for name, value in metrics.items() if not name.startswith("objective/")}
+            session.record_step(done, state, known)
+
+    policy = reference = None  # frees their memory for the export
+    return session.end(state, done)

@@ -56,18 +56,20 @@ def compare_models(config: ConfigDict, policy: str) -> tuple[Findings, Rows]:
       ValueError: the models differ in architecture or tokenizer.
     """
     p = prepare(config)
+    base = p.models.policy
     model = hub.find(policy)
-    if model_folder.read_config(model.folder) != p.model_config:
+    if model_folder.read_config(model.folder) != p.models.config:
         raise ValueError(
-            f"{policy}: its architecture differs from that of {p.model.given}; write both models' answers to files with"
+            f"{policy}: its architecture differs from that of {base.given}; write both models' answers to files with"
             " tools.chat, and compare the files with --answers"
         )
-    tokenizers = [model_folder.load_tokenizer(m.folder, p.model_config) for m in (model, p.model)]
+    tokenizers = [model_folder.load_tokenizer(m.folder, p.models.config) for m in (model, base)]
     if tokenizers[0].get_vocab() != tokenizers[1].get_vocab():
         raise ValueError(
-            f"{policy}: its tokenizer differs from that of {p.model.given}; compare their answers with --answers"
+            f"{policy}: its tokenizer differs from that of {base.given}; compare their answers with --answers"
         )
-    device_judge = p.judge if isinstance(p.judge, contract.DeviceJudge) else None
+    judge = p.judging.judge
+    device_judge = judge if isinstance(judge, contract.DeviceJudge) else None
     programs = [compile_program for _, compile_program in p.programs.evaluation_programs()]
     if device_judge:
         programs += [call for _, call in device_judge.declared_programs()]
@@ -76,11 +78,11 @@ def compare_models(config: ConfigDict, policy: str) -> tuple[Findings, Rows]:
     weights, reference = (
         model_folder.load_weights(
             m.folder,
-            p.model_config,
+            p.models.config,
             dtype=p.programs.model.dtype,
             shardings=p.programs.model.weights_sharding,
         )
-        for m in (model, p.model)
+        for m in (model, base)
     )
     if device_judge:
         device_judge.load(reference)

@@ -159,7 +159,7 @@ def _rows(pairs: Sequence[Pair], verdicts: Sequence[Judged], wins: Sequence[np.n
                 "prompt": pair.answered.messages[-1]["content"],
                 "reference": pair.second,
                 "policy": pair.first,
-                "win_share": statistics.share(prompt_wins),
+                "win_share": statistics.win_share(prompt_wins),
                 "p_policy": verdict.p_first,
                 "shown": None if verdict.shown is None else "AB"[verdict.shown.index(0)],
                 "reason": verdict.reason,

@@ -18,7 +18,7 @@ from typing import Any
 
 from tools.faults.tiny_run import STEPS, Ended, Judge, Runs, differences, metrics
 from xpo_jax.checkpointing.checkpoint import Checkpoints
-from xpo_jax.experiment.resume import Ledger
+from xpo_jax.experiment.run_recorder import RunRecorder
 from xpo_jax.models.hf import model_folder
 
 Case = Callable[[Runs, str], str]
@@ -136,7 +136,7 @@ for _signal, _status in (("SIGTERM", 143), ("SIGINT", 130)):
         _message = rf"stopped by {_signal} after step \d of {STEPS}, which is saved"
         CASES[f"{_signal} while {_name}"] = Planted(_at, _call, _signal, _status, _message)
     CASES[f"{_signal} twice"] = Planted(
-        JUDGE, 5, f"{_signal} {_signal}", _status, f"{_signal} again: leaving at once"
+        JUDGE, 5, f"{_signal} {_signal}", _status, f"{_signal} again: exiting at once"
     )
 _no_verdict = "the judge gave no verdict on more than 50% of the pairs .* the last weights are in "
 CASES |= {
@@ -157,7 +157,11 @@ def full_pairs_log(runs: Runs, call: int, fraction: float) -> Planted:
     """Return a fault by which files cannot grow beyond a fraction of the final pairs log, most likely amid a record."""
     size = int((runs.uninterrupted / "pairs.jsonl").stat().st_size * fraction)
     return Planted(
-        call_of(Ledger.write_pairs), call, f"full {size}", 2, "pairs.jsonl: cannot be written .File too large"
+        call_of(RunRecorder.write_pairs),
+        call,
+        f"full {size}",
+        2,
+        "pairs.jsonl: cannot be written .File too large",
     )
 
 

@@ -18,7 +18,7 @@ from xpo_jax.config import loader as configs
 from xpo_jax.config import settings
 from xpo_jax.config.loss import make_loss
 from xpo_jax.data.prompts import load_prompts
-from xpo_jax.experiment import config_changes, setup
+from xpo_jax.experiment import config_changes, judge_factory
 from xpo_jax.reporting.run_reader import read as read_run
 
 Result = Mapping[str, Any]
@@ -181,4 +181,4 @@ def _check(run: Planned) -> None:
     loss_settings.coefficients(loss, top.steps)
     configs.build(make_optimizer, config.optimizer, "optimizer", steps=top.steps)
     configs.check(load_prompts, config.data, "data", provided=("tokenizer", "max_new_tokens", "check"))
-    setup.make_judge(config.judge, "judge")
+    judge_factory.make_judge(config.judge, "judge")

@@ -1,6 +1,6 @@
 """The groups of a config that setup.py reads itself; the other groups are the arguments of their factories.
 
-A dataclass's fields are the schema of its group, its `__post_init__` the limits of their values.
+The fields of a dataclass are the schema of its group; its `__post_init__` checks their values.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ class Experiment:
     Args:
       run_dir: where everything is written, see run_directory.py.
       seed: of every random draw.
-      steps: rounds of samples; each makes one update, or replay.updates.
+      steps: batches that are sampled and learned from; each makes one update, or replay.updates.
       batch_size: prompts per step, over all devices.
-      max_skipped: updates in a row that may be skipped because a number is not finite.
-      max_step_seconds: a step, an evaluation's batch or a compilation that takes longer ends the run with the stacks
-        of all its threads, for whatever started it to start it again; None waits for ever.
-      offline: pairs to learn from that were judged before, see offline.py; None samples and asks the judge.
+      max_skipped: the run fails after this many skipped updates in a row, whose loss or gradient is not finite.
+      max_step_seconds: if a step, an evaluation's batch or a compilation takes longer, the stacks of all threads are
+        dumped and the process exits with status 124, so that a supervisor can restart it. None disables this.
+      offline: recorded pairs to learn from, see offline.py; None samples and queries the judge.
+      Others: the groups, which are documented below or at their factories.
     """
 
+    # long: one field per group
     run_dir: str
     seed: int
     steps: int
@@ -57,7 +59,7 @@ class Experiment:
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"seed is {self.seed}, must be from 0 to {2**31 - 1}")
         if "name" not in self.judge:
-            raise ValueError('judge.name is missing: one of ours or "package.module:Name"')
+            raise ValueError('judge.name is missing: one of the project or "package.module:Name"')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,10 +70,11 @@ class Model:
       path: a folder with config.json, *.safetensors and a tokenizer; "owner/name" or "owner/name@revision" on
         the hub, revision being a branch, a tag or a commit; or "embedded", the project's own.
       reference: another such model, of the same architecture and tokenizer, or None for a frozen copy of path.
-      reference_every_steps: after every so many steps the policy becomes the reference; None keeps the first for
-        ever. Evaluations are against the first either way. What it does to the KL: docs/choosing.md.
-      dtype: of all computing but the float32 master weights; auto is bfloat16 on accelerators, else float32.
-      attention: what computes it; "cudnn" holds no scores, and needs an NVIDIA GPU, see models/kernels.py.
+      reference_every_steps: the policy becomes the reference after every multiple of this; None keeps the first
+        reference. Evaluations are against the first either way. Its effect on the KL: docs/choosing.md.
+      dtype: of all computation except the float32 master weights; auto is bfloat16 on accelerators, else float32.
+      attention: the implementation; "cudnn" stores no attention scores, and needs an NVIDIA GPU, see
+        models/attention_kernels.py.
     """
 
     path: str
@@ -87,22 +90,22 @@ class Model:
             )
 
     def reference_step(self, done: int) -> int:
-        """The step after which the policy was what is the reference after `done` steps; 0 for the first reference."""
+        """Return the step at which the reference after `done` steps was copied from the policy; 0: the first one."""
         return done - done % self.reference_every_steps if self.reference_every_steps else 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Judging:
-    """How any judge is asked, and when a run gives up on it.
+    """How any judge is queried, and how many failures a run tolerates.
 
     Args:
-      both_orders: ask twice, the second time with A and B exchanged: soft verdicts are averaged, hard ones that
-        differ tie. Twice the queries; judge/position_flip_rate says whether it is worth them.
-      max_queries: comparisons that a run may ask in all, those of its evaluations too, or None. A run ends, with
-        its last evaluation and its export, before a step after which it could not pay for that evaluation.
-      max_failed_fraction: share of a batch's pairs that may be without a verdict; 1 is any.
-      max_failed_batches: so many batches in a row with more than that end the run, its last state saved. A first
-        batch without any verdict ends it at once.
+      both_orders: query twice, the second time with A and B exchanged: soft verdicts are averaged, hard ones that
+        differ tie. Twice the queries; judge/position_flip_rate shows whether that pays.
+      max_queries: comparisons that a run may put to the judge, including those of evaluations, or None. A run ends,
+        with its last evaluation and its export, before a step after which that evaluation would exceed the limit.
+      max_failed_fraction: fraction of a batch's pairs that may lack a verdict; 1 is any.
+      max_failed_batches: this many batches in a row beyond that fraction end the run, with its last state saved. A
+        first batch without any verdict ends it at once.
     """
 
     both_orders: bool
@@ -112,7 +115,7 @@ class Judging:
 
     @property
     def failure_tolerance(self) -> dict[str, Any]:
-        """The arguments of `limits.FailureTolerance`."""
+        """Return the arguments of `limits.FailureTolerance`."""
         return {name: getattr(self, name) for name in ("max_failed_fraction", "max_failed_batches")}
 
     def __post_init__(self) -> None:
@@ -120,7 +123,7 @@ class Judging:
             raise ValueError(f"max_queries is {self.max_queries}, must be at least 1, or None for no limit")
         if not 0 <= self.max_failed_fraction <= 1:
             raise ValueError(
-                f"max_failed_fraction is {self.max_failed_fraction}, must be from 0 to 1 (any share)"
+                f"max_failed_fraction is {self.max_failed_fraction}, must be from 0 to 1 (any fraction)"
             )
         if self.max_failed_batches < 1:
             raise ValueError(f"max_failed_batches is {self.max_failed_batches}, must be at least 1")
@@ -128,11 +131,12 @@ class Judging:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Replay:
-    """What a round of samples learns from, see replay_buffer.py.
+    """What a step learns from, see replay_buffer.py.
 
     Args:
-      updates: per round: one on its fresh pairs, the others on past ones as well. 1 is fresh pairs only.
-      capacity: so many pairs are remembered, the newest; on the host, 4 bytes per token of prompt and responses.
+      updates: gradient updates per step; the first uses the fresh pairs alone, each further one is drawn from the
+        replay buffer. 1 is fresh pairs only.
+      capacity: pairs in the replay buffer, the newest; on the host, 4 bytes per token of prompt and responses.
     """
 
     updates: int
@@ -143,39 +147,39 @@ class Replay:
             raise ValueError(f"updates is {self.updates}, must be at least 1 (fresh pairs only)")
 
     def check(self, batch_size: int, *, offline: bool, renewed: bool) -> None:
-        """Raises ValueError where it does not fit the rest of the config."""
+        """Raise ValueError where the group contradicts the rest of the config."""
         if renewed and self.updates > 1:
             raise ValueError(
-                f"replay.updates is {self.updates}, but model.reference_every_steps is set: past pairs were drawn and"
+                f"replay.updates is {self.updates}, but model.reference_every_steps is set: past pairs were sampled and"
                 " scored by another reference; set the one to 1 or the other to None"
             )
         if self.capacity < batch_size:
             raise ValueError(f"replay.capacity is {self.capacity}, must be at least batch_size, {batch_size}")
         if offline and self.updates > 1:
             raise ValueError(
-                f"replay.updates is {self.updates}, but offline pairs are given, and nothing is sampled; set it to 1,"
-                " and steps to as many updates as you want"
+                f"replay.updates is {self.updates}, but offline names recorded pairs, and nothing is sampled; set it to"
+                " 1, and steps to the number of updates"
             )
 
     @property
-    def described(self) -> str:
-        """For people; empty where nothing is replayed."""
-        text = f"{self.updates} updates a step, all but one on the newest {self.capacity:,} pairs"
+    def summary(self) -> str:
+        """Return a line for people; empty where nothing is replayed."""
+        text = f"{self.updates} updates per step, all but one on the newest {self.capacity:,} pairs"
         return text if self.updates > 1 else ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How the work of a step is laid out; none of this changes what is learned.
+    """How the work of a step is divided; none of this changes what is learned.
 
     Args:
-      micro_batch_rows: rows whose gradient each device takes at a time (with mesh.tensor, each group of so many); a row
-        holds a pair of full length, or several that are shorter, see packing.py. Fewer leave fewer slots empty, and
-        need less memory.
+      micro_batch_rows: rows per device (with mesh.tensor, per group of that many devices) in one gradient computation;
+        a row holds one pair of full length, or several shorter ones, see packing.py. Fewer rows leave fewer slots empty
+        and need less memory.
       chunk_tokens: tokens whose logits exist at a time.
-      remat: compute layers again in the backward pass instead of keeping their activations.
-      reference_steps: reference samples of this many steps are drawn in one call, see prefetch.py; it holds as many
-        times the keys and values of one batch. Without effect where the policy draws both candidates.
+      remat: recompute layers in the backward pass instead of storing their activations.
+      reference_steps: steps whose reference samples are drawn in one call, see prefetch.py; needs that many times the
+        keys and values of one batch. No effect where the policy samples both candidates.
     """
 
     micro_batch_rows: int
@@ -194,14 +198,14 @@ class Evaluation:
     """Held-out evaluation, always before the first and after the last step.
 
     Args:
-      prompts: held-out prompts, the first so many.
-      reference_samples: answers of the reference that each of the policy's two meets, per prompt.
-      every_steps: also every so many steps; 0 is off.
+      prompts: how many held-out prompts, the first ones.
+      reference_samples: samples of the reference that each of the policy's two meets, per prompt.
+      every_steps: also after every multiple of this; 0 is off.
       answers: a file with an answer to each of these prompts, which the policy's samples meet too, see
         data/answer_files.py; or None.
-      stop_kl: an evaluation that finds at least so many nats per sequence ends the run; None is off, as below.
-      stop_win_rate: one in which the lower end of the win rate's interval is at least this.
-      stop_validity_drop: one in which the share of valid answers is lower by this than before the first step.
+      stop_kl: the run ends at an evaluation with at least this KL, nats per sequence; None is off, as below.
+      stop_win_rate: the same, if the lower end of the win rate's interval is at least this.
+      stop_validity_drop: the same, if the fraction of valid answers is lower by this than before the first step.
     """
 
     prompts: int
@@ -214,7 +218,7 @@ class Evaluation:
 
     @property
     def stops(self) -> dict[str, float | None]:
-        """The limits that end a run, by their fields."""
+        """Return the limits that end a run, by field."""
         return {name: getattr(self, name) for name in ("stop_kl", "stop_win_rate", "stop_validity_drop")}
 
     def __post_init__(self) -> None:
@@ -228,23 +232,23 @@ class Evaluation:
                 raise ValueError(
                     f"{name} is {limit}, must be positive"
                     + ("" if name == "stop_kl" else " and at most 1")
-                    + ", or None for no such end"
+                    + ", or None to disable it"
                 )
             if not self.every_steps:
                 raise ValueError(
-                    f"{name} is {limit}, but every_steps is 0: nothing would look; set every_steps, or None"
+                    f"{name} is {limit}, but every_steps is 0, so no evaluation checks it; set every_steps, or None"
                 )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """When the state of a run is saved, and what stays of it; see checkpoint.py.
+    """When the state of a run is saved, and which checkpoints stay; see checkpoint.py.
 
     Args:
-      every_steps: also every so many steps; None for only after the last, and where a run ends early.
-      keep_last: how many of the newest stay; None for all. The one of the best held-out win rate stays as well.
-      keep_every: those after a multiple of so many steps stay, too; None for no others.
-      export: what the run exports at its end: the last policy, or that of the best held-out win rate, which needs
+      every_steps: save after every multiple of this; None saves only after the last step, and where a run ends early.
+      keep_last: how many of the newest stay; None for all. The one with the best held-out win rate stays as well.
+      keep_every: those after a multiple of this stay, too; None for no others.
+      export: the policy that is exported at the end: the last, or the one with the best held-out win rate, which needs
         evaluation.every_steps.
     """
 
@@ -262,10 +266,10 @@ class Checkpoint:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Logging:
-    """What is shown and written.
+    """What a run shows and logs.
 
     Args:
-      table_every_steps: between two lines of the console's table.
+      table_every_steps: steps per line of the console's table.
       tensorboard: write event files next to metrics.jsonl.
       wandb: send the same to Weights & Biases, whose package reads its settings (WANDB_PROJECT) and the key itself.
       profile: trace the third and fourth step after each start into profile/, see profiling.py.

@@ -1,8 +1,14 @@
-"""What an evaluation computes from comparisons and texts: win rates with their intervals, and variety.
+"""The statistics of an evaluation: win rates with their intervals, and the variety of texts.
 
 A prompt's comparisons share its samples and its difficulty, so they are one observation: every interval here is over
-prompts. Left out on purpose: what a prompt is, who judged, and intervals for a handful of prompts. Under some 30 of
-them the normal approximation is too narrow, as docs/evaluation.md shows.
+prompts.
+
+The sigmoid and the Newton iteration are written out although SciPy has both (`expit`, `optimize.minimize`): theirs
+differ in the last digits, and the results of this module are compared byte for byte between versions of the project.
+tests/test_measures.py holds them to SciPy's.
+
+Left out on purpose: what a prompt is, who judged, and intervals for a handful of prompts. With fewer than about 30, the
+normal approximation is too narrow, as docs/evaluation.md shows.
 """
 
 from __future__ import annotations
@@ -14,13 +20,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 NORMAL = 1.96  # standard errors on either side that hold 95 %
-LENGTH_PENALTY = (
-    0.01  # on the squared coefficient of length: enough to keep it finite, where lengths tell all
-)
+# On the squared coefficient of length: keeps it finite where lengths alone decide the comparisons.
+LENGTH_PENALTY = 0.01
 
 
 class Rate(NamedTuple):
-    """A win rate with the ends of its 95 % interval; nan where there is nothing to tell it from."""
+    """A win rate with the ends of its 95 % interval; nan if there are no comparisons to compute it from."""
 
     mean: float
     low: float
@@ -28,56 +33,56 @@ class Rate(NamedTuple):
 
 
 def mean_interval(per_prompt: np.ndarray) -> tuple[float, float]:
-    """Mean and half width of its 95 % interval (normal approximation over prompts) of f64[n]; nan if empty."""
+    """Return the mean of f64[n] and the half width of its 95 % interval (normal approximation); nan if empty."""
     values = per_prompt[~np.isnan(per_prompt)]
     if len(values) < 2:
         return (float(values.mean()) if len(values) else math.nan), math.nan
     return float(values.mean()), NORMAL * float(values.std(ddof=1)) / math.sqrt(len(values))
 
 
-def share(wins: np.ndarray) -> float:
-    """One prompt's share of comparisons won, of f64[...] with 1, 0, 0.5 a tie and nan for no verdict."""
+def win_share(wins: np.ndarray) -> float:
+    """Return one prompt's share of comparisons won, from f64[...] with 1, 0, 0.5 a tie and nan for no verdict."""
     judged = wins[~np.isnan(wins)]
     return float(judged.mean()) if judged.size else math.nan
 
 
 def win_rate(wins: Sequence[np.ndarray]) -> Rate:
-    """The mean over prompts of each one's `share`."""
-    rate, half = mean_interval(np.array([share(each) for each in wins]))
+    """Return the mean over prompts of their `win_share`."""
+    rate, half = mean_interval(np.array([win_share(prompt) for prompt in wins]))
     return Rate(rate, max(rate - half, 0.0), min(rate + half, 1.0)) if half >= 0 else Rate(rate, half, half)
 
 
 def length_controlled(wins: Sequence[np.ndarray], differences: Sequence[np.ndarray]) -> Rate:
-    """The win rate at equal lengths, as the logistic regression of AlpacaEval 2 tells it.
+    """Return the win rate at equal lengths, by the logistic regression of AlpacaEval 2.
 
     P(win) = logistic(theta + phi * tanh(d / std(d))), d the difference of the two answers' lengths; the rate is
     logistic(theta), the probability of a win at d = 0. A prompt's comparisons share a weight of one.
 
-    Two things differ from the source. Its third term, the difficulty of each instruction, is left out: that is
-    estimated from other models' results on a fixed set of prompts. And the interval is ours: the sandwich estimate
-    of theta's variance, clustered by prompt, as wide as it says on the scale of theta.
+    Two things differ from the source. Its third term, the difficulty of each instruction, is left out, because it is
+    estimated from other models' results on a fixed set of prompts. And the interval is our own: the sandwich estimate
+    of theta's variance, clustered by prompt, symmetric on the scale of theta.
 
     Args:
       wins: per prompt f64[...], 1, 0, 0.5 a tie, nan for no verdict.
       differences: per prompt, of the same shape: characters of the first answer minus those of the second.
 
     Returns:
-      The rate. Where all comparisons were won, or all lost, there is no such fit, and it is `win_rate`'s; where
-      lengths never differ it is `win_rate`'s but for the interval's shape.
+      The rate. Where all comparisons were won, or all lost, the fit does not exist, and the result is `win_rate`'s;
+      where lengths never differ it is `win_rate`'s, except for the interval's shape.
 
     References:
       Dubois, Galambosi, Liang and Hashimoto, Length-Controlled AlpacaEval, arXiv 2404.04475, section 3.
     """
-    kept = [
+    judged = [
         (w[~np.isnan(w)], d[~np.isnan(w)])
         for w, d in zip(wins, differences, strict=True)
         if not np.isnan(w).all()
     ]
-    if len(kept) < 2:
+    if len(judged) < 2:
         return win_rate(wins)
-    prompt = np.repeat(np.arange(len(kept)), [w.size for w, _ in kept])
-    weight = 1.0 / np.array([w.size for w, _ in kept])[prompt]
-    won, d = (np.concatenate(each) for each in zip(*kept, strict=True))
+    prompt = np.repeat(np.arange(len(judged)), [w.size for w, _ in judged])
+    weight = 1.0 / np.array([w.size for w, _ in judged])[prompt]
+    won, d = (np.concatenate(arrays) for arrays in zip(*judged, strict=True))
     if won.min() == won.max() != 0.5:
         return win_rate(wins)
     spread = d.std()
@@ -86,29 +91,29 @@ def length_controlled(wins: Sequence[np.ndarray], differences: Sequence[np.ndarr
     beta = _minimum(x, won, weight, penalty)
     p = _logistic(x @ beta)
     curvature = (x * (weight * p * (1 - p))[:, None]).T @ x + penalty
-    scores = np.zeros((len(kept), 2))
+    scores = np.zeros((len(judged), 2))
     np.add.at(scores, prompt, x * (weight * (won - p))[:, None])
     inverse = np.linalg.inv(curvature if spread > 0 else curvature + np.diag([0.0, 1.0]))
-    variance = (inverse @ (scores.T @ scores) @ inverse)[0, 0] * len(kept) / (len(kept) - 1)
+    variance = (inverse @ (scores.T @ scores) @ inverse)[0, 0] * len(judged) / (len(judged) - 1)
     half = NORMAL * math.sqrt(variance)
     return Rate(*(float(_logistic(beta[0] + at)) for at in (0.0, -half, half)))
 
 
 def distinct(texts: Sequence[str], n: int) -> float:
-    """The share of different n-grams of words among all; nan if there are none.
+    """Return the number of distinct n-grams of words over that of all n-grams; nan if there are none.
 
-    It falls with the number of texts, so compare equally many: Li et al., arXiv 1510.03055.
+    It decreases with the number of texts, so compare equally many: Li et al., arXiv 1510.03055.
     """
     grams = [tuple(words[i : i + n]) for words in map(str.split, texts) for i in range(len(words) - n + 1)]
     return len(set(grams)) / len(grams) if grams else math.nan
 
 
 def _logistic(x: Any) -> Any:
-    return 0.5 * (1 + np.tanh(0.5 * x))  # without overflow
+    return 0.5 * (1 + np.tanh(0.5 * x))  # does not overflow
 
 
 def _minimum(x: np.ndarray, won: np.ndarray, weight: np.ndarray, penalty: np.ndarray) -> np.ndarray:
-    """Newton's method with halved steps for sum(weight * cross entropy) + b penalty b / 2, which is convex."""
+    """Minimise sum(weight * cross entropy) + b penalty b / 2, which is convex, by Newton's method with halved steps."""
     ridge = 1e-9 * np.eye(x.shape[1])  # where a column is all zeros
 
     def loss(b: np.ndarray) -> float:

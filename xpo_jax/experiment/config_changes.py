@@ -1,4 +1,4 @@
-"""Which fields of its config a run may go on with changed, and how a change is told."""
+"""Which config fields may change when a run resumes, and how a change is reported."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-# None of these changes what a step learns (but for rounding: another mesh). `steps` does where the learning rate
-# decays over all of them, which is what one who raises it expects.
+# None of these changes what a step learns, except through rounding on another mesh. `steps` does where the learning
+# rate decays over all of them, which is what somebody who raises it expects.
 MAY_CHANGE = (
     "steps",
     "max_skipped",
@@ -22,9 +22,9 @@ MAY_CHANGE = (
 _NEVER_COMPARED = ("run_dir", "distributed.")
 
 
-def compare(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, str]:
-    """By name, a line on each field that differs: of the config that a run was left with, and of the one given."""
-    old, new = _flat(there), _flat(here)
+def compare(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """Return, by name, a line on each field that differs between the run's last config and the present one."""
+    old, new = _flat(before), _flat(now)
     return {
         name: f"{name}: {old.get(name, 'absent')} there, {new.get(name, 'absent')} here"
         for name in {**old, **new}
@@ -33,11 +33,11 @@ def compare(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, str]
 
 
 def refused(changes: Mapping[str, str], *, finished: bool, accept: bool) -> tuple[str, str] | None:
-    """What is wrong with going on, and what else could be done about it; None if nothing is wrong.
+    """Return what prevents the run from resuming, and a further remedy; None if nothing does.
 
     Args:
       changes: as `compare` returns them.
-      finished: whether the run is; then it goes on if there are other `steps`, and is not touched otherwise.
+      finished: whether the run is; then it resumes only with other `steps`.
       accept: fields that may not change.
     """
     closed = finished and "steps" not in changes
@@ -45,12 +45,12 @@ def refused(changes: Mapping[str, str], *, finished: bool, accept: bool) -> tupl
     if not lines or (accept and not closed):
         return None
     more = f"; and {len(lines) - 3} more" if len(lines) > 3 else ""
-    accepting = "" if closed else ", or add --accept-changes to go on with this one all the same"
-    return "; ".join(lines[:3]) + more, accepting
+    remedy = "" if closed else ", or add --accept-changes to resume with this config"
+    return "; ".join(lines[:3]) + more, remedy
 
 
 def fingerprint(config: Mapping[str, Any]) -> str:
-    """SHA-256 of the fields that may not change."""
+    """Return the SHA-256 of the fields that may not change."""
     fixed = {k: v for k, v in _flat(config).items() if not k.startswith((*MAY_CHANGE, *_NEVER_COMPARED))}
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
 

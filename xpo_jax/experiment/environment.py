@@ -1,6 +1,6 @@
 """What a run depends on besides its config and data: versions, devices, git state, command line.
 
-Names are chosen one by one, so that never a key is written.
+Each recorded name is listed explicitly, so that no secret is ever written.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from typing import Any
 
 import jax
 
-DIFF_BYTES = 100_000  # of what git holds uncommitted; a longer diff is named by its hash alone
-# Environment variables that change what is computed. No others are ever written: they hold keys.
+DIFF_BYTES = 100_000  # of uncommitted changes; of a longer diff only the hash is recorded
+# Environment variables that change what is computed. No others are ever written, because they hold secrets.
 RECORDED_VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_PLATFORMS", "JAX_ENABLE_X64")
 
 
 def environment() -> dict[str, Any]:
-    """What a run depends on besides config and data. Names chosen one by one: never a key."""
+    """Return what a run depends on besides config and data."""
     devices = [f"{device.platform}: {device.device_kind}" for device in jax.devices()]
     distributions = importlib.metadata.distributions()
     return {
@@ -45,7 +45,7 @@ def environment() -> dict[str, Any]:
 
 
 def redact(argument: str) -> str:
-    """A command line argument without the credentials that may stand in it."""
+    """Return a command line argument without the credentials it may contain."""
     argument = re.sub(r"(\w://)[^/@\s]*@", r"\1***@", argument)
     argument = re.sub(r"(\w://[^?\s]*\?).+", r"\1***", argument)
     secret = r"(?:api_?key|secret|password|passwd|credential|auth_?token|access_?token|bearer)"
@@ -53,7 +53,7 @@ def redact(argument: str) -> str:
 
 
 def _git_state(folder: Path) -> dict[str, Any] | None:
-    """Commit and changes of the checkout that the code runs from; None if it runs from elsewhere."""
+    """Return commit and changes of the checkout that the code runs from; None if it runs from no checkout."""
     variables = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
 
     def git(*arguments: str) -> bytes:
@@ -61,7 +61,7 @@ def _git_state(folder: Path) -> dict[str, Any] | None:
         return subprocess.run(command, env=variables, capture_output=True, timeout=30, check=True).stdout
 
     try:
-        # An ignored .venv inside some checkout is not code of that checkout.
+        # A package in an ignored .venv is not code of the checkout around it.
         git("ls-files", "--error-unmatch", Path(__file__).name)
         commit = git("rev-parse", "HEAD").decode().strip()
         dirty = bool(git("status", "--porcelain").strip())

@@ -1,21 +1,21 @@
-"""From a config to the parts of a run, cheapest first, so that what is wrong is known before anything is loaded.
+"""From a config to the components of a run, cheapest first, so that mistakes are reported before anything is loaded.
 
-Only this module and `session.py` read the config; what each value is stands in values.py. Nothing here writes a
-file (but into the hub's cache) or puts an array on a device.
+Only this module, startup.py and session.py read the config. Nothing here writes a file (except into the hub's cache) or
+puts an array on a device.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from xpo_jax.algorithm.losses import LossFn
 from xpo_jax.algorithm.model_spec import compute_dtype, make_model_spec
-from xpo_jax.algorithm.optimizer import make_optimizer
+from xpo_jax.algorithm.optimizer import Optimizer, make_optimizer
 from xpo_jax.algorithm.programs import BatchShapes, Programs
 from xpo_jax.algorithm.replay_buffer import ReplayBuffer
 from xpo_jax.algorithm.sampler import Sampling, Vocabulary
@@ -26,9 +26,9 @@ from xpo_jax.data.answer_files import match_answers
 from xpo_jax.data.batches import Batches
 from xpo_jax.data.offline_pairs import load_pairs
 from xpo_jax.data.prompts import PromptData, load_prompts
-from xpo_jax.evaluation.evaluator import POLICY_SAMPLES, Evaluator
-from xpo_jax.judges import JUDGES
-from xpo_jax.judges.contract import DeviceJudge, HasCheck, HasModels, HasProbe, Judge
+from xpo_jax.evaluation.evaluator import POLICY_SAMPLES, Evaluator, Opponents
+from xpo_jax.experiment.judge_factory import make_judge
+from xpo_jax.judges.contract import DeviceJudge, HasCheck, HasProbe, Judge
 from xpo_jax.judges.limits import Budget, FailureTolerance
 from xpo_jax.models import attention_kernels
 from xpo_jax.models.hf import hub, model_folder
@@ -36,278 +36,260 @@ from xpo_jax.runtime import sharding
 from xpo_jax.values import Params, Prompts, Samples
 
 
-class Parts(NamedTuple):
-    """What `prepare` builds."""
+class Groups(NamedTuple):
+    """The groups of a config that are no factory's arguments, checked one by one and against each other."""
 
+    # long: one field per group
     top: settings.Experiment
+    model: settings.Model
+    sampling: Sampling
     loss: Loss
     judging: settings.Judging
+    replay: settings.Replay
+    layout: settings.Layout
     evaluation: settings.Evaluation
     checkpoint: settings.Checkpoint
     logging: settings.Logging
-    alpha_at: Callable[[int], float]
-    beta_at: Callable[[int], float]
-    second_is_reference: bool
+
+
+class Coefficients(NamedTuple):
+    """The coefficients of the loss as functions of the step, from 0."""
+
+    alpha: Callable[[int], float]
+    beta: Callable[[int], float]
+
+
+class Models(NamedTuple):
+    """The folders of policy and reference, which share architecture and tokenizer."""
+
+    policy: hub.Model
+    reference: hub.Model
+    config: Any
+    tokenizer: Any
+
+    def decode(self, samples: Samples) -> list[str]:
+        """Return the text of each sample on the host, without special tokens."""
+        rows = [row[:n].tolist() for row, n in zip(samples.tokens, samples.lengths, strict=True)]
+        texts: list[str] = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
+        return texts
+
+
+class Data(NamedTuple):
+    """The prompts of a run.
+
+    prompts: all that were loaded. batches: those of training, by step.
+    held_out: batches of an evaluation. answers: for each of these batches, answers that the policy's samples meet.
+    """
+
+    prompts: PromptData
+    batches: Batches
+    held_out: list[Prompts]
+    answers: list[list[str]] | None
+
+
+class Judging(NamedTuple):
+    """The judge, how many queries the run may make, and how long it tolerates failures."""
+
     judge: Judge
     budget: Budget
     failure_tolerance: FailureTolerance
-    model: hub.Model
-    reference: hub.Model
-    reference_step: Callable[[int], int]
-    model_config: Any
-    data: PromptData
-    batches: Batches
-    memory: ReplayBuffer
-    held_out: list[Prompts]
-    answers: list[list[str]] | None
+
+
+class Components(NamedTuple):
+    """What `prepare` builds."""
+
+    config: Groups
+    coefficients: Coefficients
+    models: Models
+    data: Data
+    judging: Judging
     programs: Programs
-    decode: Callable[[Samples], list[str]]
-    described: dict[str, str]
+    replay: ReplayBuffer
 
 
-def make_judge(group: Mapping[str, Any] | ConfigDict, where: str) -> Any:
-    """The judge that a config's group names; one that is made of others makes them with this, too.
-
-    The name is of a factory (a class, or a function that returns the judge), whose arguments are the group's fields.
-    A function whose only parameter is called `comparisons` is the judge itself.
+def prepare(config: ConfigDict) -> Components:
+    """Build the components of the run that a config describes.
 
     Raises:
-      ValueError: an unknown name, a field that does not fit, whatever the judge's factory refuses, something that
-        cannot be called as judge(comparisons).
+      ValueError: anything that can be known to be wrong before a run directory is made, in one line.
     """
-    judge = factory = configs.resolve(group["name"], f"{where}.name", JUDGES)
-    if inspect.isfunction(factory) and _is_neither(factory, group):
-        raise ValueError(
-            f"{where}.name: {group['name']}{inspect.signature(factory)} is neither a judge, a function whose only"
-            " parameter is called comparisons, nor a factory, whose arguments are the group's fields; see"
-            " docs/judges.md"
+    groups, loss_fn = _groups(config)
+    coefficients = Coefficients(*groups.loss.coefficients(loss_fn, groups.top.steps))
+    top, offline = groups.top, groups.top.offline is not None
+    groups.replay.check(
+        top.batch_size, offline=offline, renewed=groups.model.reference_every_steps is not None
+    )
+    updates = top.steps * groups.replay.updates
+    optimizer = configs.build(make_optimizer, config.optimizer, "optimizer", steps=updates)
+    judge = make_judge(config.judge, "judge")
+    mesh = configs.build(sharding.make_mesh, config.mesh, "mesh")
+    sharding.check_rows(mesh, batch_size=top.batch_size)
+    if isinstance(judge, HasProbe):
+        judge.probe()  # before anything is downloaded or loaded
+    models = _models(groups.model)
+    if isinstance(judge, DeviceJudge):
+        judge.attach(
+            mesh=mesh,
+            folder=models.policy.folder,
+            model_config=models.config,
+            tokenizer=models.tokenizer,
+            dtype=compute_dtype(groups.model.dtype),
         )
-    if inspect.isfunction(factory) and list(inspect.signature(factory).parameters) == ["comparisons"]:
-        configs.check(lambda: None, group, where)
-    else:
-        given = {"rule_judge": JUDGES["paraphrase"], "make_judge": make_judge}
-        judge = configs.build(factory, group, where, **given)
-    try:
-        inspect.signature(judge).bind([])
-    except (TypeError, ValueError):
-        raise ValueError(
-            f"{where}.name: {group['name']} gives a {type(judge).__name__} that cannot be called as"
-            " judge(comparisons); see docs/judges.md"
-        ) from None
-    return judge
+    data = _data(config, groups, models, judge)
+    judging = _judging(groups, data, judge)
+    programs = _programs(groups, models, data, mesh, optimizer, loss_fn)
+    replay = ReplayBuffer(
+        **dataclasses.asdict(groups.replay),
+        batch_size=top.batch_size,
+        seed=top.seed,
+        pad_token=data.prompts.pad_id,
+    )
+    return Components(groups, coefficients, models, data, judging, programs, replay)
 
 
-def _is_neither(function: Callable[..., Any], group: Mapping[str, Any] | ConfigDict) -> bool:
-    """Whether a function wants positional arguments, none of which the group has: somebody's judge, misspelt."""
-    parameters = inspect.signature(function).parameters
-    wanted = [
-        name for name, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty
-    ]
-    return bool(wanted) and wanted != ["comparisons"] and not any(name in group for name in wanted)
-
-
-def prepare(config: ConfigDict) -> Parts:
-    """Build the parts of the run that a config describes.
-
-    Raises:
-      ValueError: whatever can be known to be wrong before a run directory is made, in one line.
-    """
+def _groups(config: ConfigDict) -> tuple[Groups, LossFn]:
+    """Build the groups that are no factory's arguments, and the loss that the config names."""
     build = configs.build
     top = build(settings.Experiment, config, "config")
     model = build(settings.Model, config.model, "model")
     sampling = build(Sampling, config.sampling, "sampling")
     loss, loss_fn = make_loss(config.loss)
-    judging = build(settings.Judging, config.judging, "judging")
-    replay = build(settings.Replay, config.replay, "replay")
-    layout = build(settings.Layout, config.layout, "layout")
-    evaluation = build(settings.Evaluation, config.evaluation, "evaluation")
-    checkpoint = build(settings.Checkpoint, config.checkpoint, "checkpoint")
-    logging = build(settings.Logging, config.logging, "logging")
+    groups = Groups(
+        top,
+        model,
+        sampling,
+        loss,
+        build(settings.Judging, config.judging, "judging"),
+        build(settings.Replay, config.replay, "replay"),
+        build(settings.Layout, config.layout, "layout"),
+        build(settings.Evaluation, config.evaluation, "evaluation"),
+        build(settings.Checkpoint, config.checkpoint, "checkpoint"),
+        build(settings.Logging, config.logging, "logging"),
+    )
     if sampling.temperature == 0 or sampling.repetition_penalty != 1:
         raise ValueError("sampling: training needs a temperature above 0 and a repetition_penalty of 1")
-    alpha_at, beta_at = loss.coefficients(loss_fn, top.steps)
-    replay.check(
-        top.batch_size, offline=top.offline is not None, renewed=model.reference_every_steps is not None
-    )
-    updates = top.steps * replay.updates
-    optimizer = build(make_optimizer, config.optimizer, "optimizer", steps=updates)
-    judge = make_judge(config.judge, "judge")
-    mesh = build(sharding.make_mesh, config.mesh, "mesh")
-    sharding.check_rows(mesh, batch_size=top.batch_size)
+    return groups, loss_fn
 
-    if isinstance(judge, HasProbe):
-        judge.probe()  # before anything is downloaded or loaded
 
-    found = hub.find(model.path)
-    found_reference = found if model.reference is None else hub.find(model.reference)
-    folder, reference_folder = found.folder, found_reference.folder
-    model_config = model_folder.read_config(folder)
-    attention_kernels.check(model.attention, dtype=compute_dtype(model.dtype), head_dim=model_config.head_dim)
-    tokenizer = model_folder.load_tokenizer(folder, model_config)
-    if model_folder.read_config(reference_folder) != model_config:
-        raise ValueError(f"model.reference: {reference_folder} is of another architecture than {folder}")
-    for each in {folder, reference_folder}:
-        model_folder.check_params(each, model_config)
-    if isinstance(judge, DeviceJudge):
-        dtype = compute_dtype(model.dtype)
-        judge.attach(mesh=mesh, folder=folder, model_config=model_config, tokenizer=tokenizer, dtype=dtype)
-    offline = top.offline is not None
-    data = build(
+def _models(model: settings.Model) -> Models:
+    """Find and check the folders of policy and reference."""
+    policy = hub.find(model.path)
+    reference = policy if model.reference is None else hub.find(model.reference)
+    config = model_folder.read_config(policy.folder)
+    attention_kernels.check(model.attention, dtype=compute_dtype(model.dtype), head_dim=config.head_dim)
+    tokenizer = model_folder.load_tokenizer(policy.folder, config)
+    if model_folder.read_config(reference.folder) != config:
+        raise ValueError(
+            f"model.reference: {reference.folder} has another architecture than {policy.folder}; give a model of the"
+            " same architecture"
+        )
+    for folder in {policy.folder, reference.folder}:
+        model_folder.check_params(folder, config)
+    return Models(policy, reference, config, tokenizer)
+
+
+def _data(config: ConfigDict, groups: Groups, models: Models, judge: Judge) -> Data:
+    """Load the prompts: of training or, offline, of recorded pairs; and of evaluations."""
+    top, tokens = groups.top, groups.sampling.max_new_tokens
+    group = dict(config.data)
+    if top.offline is not None:
+        # The recorded pairs bring their prompts and replace these below; data.train is not read.
+        group["train"] = config.data.held_out
+    prompts = configs.build(
         load_prompts,
-        # nothing is read from `train` where the pairs take its place
-        {**config.data, "train": config.data.held_out} if offline else config.data,
+        group,
         "data",
-        tokenizer=tokenizer,
-        max_new_tokens=sampling.max_new_tokens,
+        tokenizer=models.tokenizer,
+        max_new_tokens=tokens,
         check=judge.check if isinstance(judge, HasCheck) else None,
     )
-    end_tokens = model_folder.end_token_ids(folder, tokenizer)
-    if offline:
+    if top.offline is not None:
         names = ("template", "column", "max_prompt_tokens", "on_long", "take")
-        given = {name: config.data[name] for name in names}
-        given |= {"tokenizer": tokenizer, "end_tokens": end_tokens, "max_new_tokens": sampling.max_new_tokens}
-        data = data._replace(train=build(load_pairs, config.offline, "offline", **given))
-    batches = data.train_batches(top.batch_size, top.seed)
-    held_out = list(data.held_out_batches(top.batch_size, evaluation.prompts))
+        pairs = configs.build(
+            load_pairs,
+            config.offline,
+            "offline",
+            **{name: config.data[name] for name in names},
+            tokenizer=models.tokenizer,
+            end_tokens=model_folder.end_token_ids(models.policy.folder, models.tokenizer),
+            max_new_tokens=tokens,
+        )
+        prompts = prompts._replace(train=pairs)
+    batches = prompts.train_batches(top.batch_size, top.seed)
+    held_out = list(prompts.held_out_batches(top.batch_size, groups.evaluation.prompts))
     answers = None
-    if evaluation.answers is not None:
+    if groups.evaluation.answers is not None:
         columns = {name: config.data[name] for name in ("template", "column", "rename")}
-        answers = match_answers(held_out, evaluation.answers, **columns)
-    opponents = evaluation.reference_samples + (answers is not None)
+        answers = match_answers(held_out, groups.evaluation.answers, **columns)
+    return Data(prompts, batches, held_out, answers)
+
+
+def _judging(groups: Groups, data: Data, judge: Judge) -> Judging:
+    """Build the limits on the judge, and check that the queries suffice for a step."""
+    judging, evaluation = groups.judging, groups.evaluation
+    opponents = evaluation.reference_samples + (data.answers is not None)
     budget = Budget(
         judging.max_queries,
         orders=1 + judging.both_orders,
-        comparisons_per_evaluation=sum(int(b.valid.sum()) for b in held_out) * POLICY_SAMPLES * opponents,
+        comparisons_per_evaluation=sum(int(b.valid.sum()) for b in data.held_out)
+        * POLICY_SAMPLES
+        * opponents,
         every_steps=evaluation.every_steps,
     )
-    budget.check(0 if offline else int(batches[0].valid.sum()))
-    prefetches = loss.second_candidate == "reference" and not offline
+    budget.check(int(data.batches[0].valid.sum()) if groups.top.offline is None else 0)
+    return Judging(judge, budget, FailureTolerance(**judging.failure_tolerance))
+
+
+def _programs(
+    groups: Groups, models: Models, data: Data, mesh: Mesh, optimizer: Optimizer, loss_fn: LossFn
+) -> Programs:
+    """Declare what runs on the devices."""
+    top, model, layout, loss = groups.top, groups.model, groups.layout, groups.loss
+    prefetches = loss.second_candidate == "reference" and top.offline is None
+    held_out_buckets = {batch.tokens.shape[1] for batch in data.held_out}
     shapes = BatchShapes(
         batch_size=top.batch_size,
-        prompt_buckets=tuple(
-            sorted({*batches.buckets_used(top.steps), *(b.tokens.shape[1] for b in held_out)})
-        ),
+        prompt_buckets=tuple(sorted({*data.batches.buckets_used(top.steps), *held_out_buckets})),
         micro_batch_rows=layout.micro_batch_rows,
         chunk_tokens=layout.chunk_tokens,
         prefetch_depth=layout.reference_steps if prefetches else 1,
     )
     spec = make_model_spec(
         mesh,
-        model_config,
+        models.config,
         dtype=compute_dtype(model.dtype),
         remat=layout.remat,
         kernel=model.attention,
         batch_size=top.batch_size,
         prompt_tokens=shapes.prompt_buckets[-1],
     )
-    programs = Programs(
+    vocabulary = Vocabulary(
+        len(models.tokenizer),
+        model_folder.end_token_ids(models.policy.folder, models.tokenizer),
+        model_folder.pad_token_id(models.policy.folder, models.tokenizer),
+    )
+    return Programs(
         spec,
         shapes,
-        sampling,
-        Vocabulary(len(tokenizer), end_tokens, model_folder.pad_token_id(folder, tokenizer)),
+        groups.sampling,
+        vocabulary,
         optimizer=optimizer,
         loss=loss_fn,
         entropy_weight=loss.entropy_weight,
         seed=top.seed,
     )
-    memory = ReplayBuffer(
-        **dataclasses.asdict(replay),
-        batch_size=top.batch_size,
-        seed=top.seed,
-        pad_token=data.pad_id,
-    )
-
-    def decode(samples: Samples) -> list[str]:
-        rows = [row[:n].tolist() for row, n in zip(samples.tokens, samples.lengths, strict=True)]
-        return tokenizer.batch_decode(rows, skip_special_tokens=True)
-
-    alpha, beta, overlap = alpha_at(0), beta_at(0), data.overlap()
-    described = {
-        "model": f"{found.described}; reference: "
-        + ("a frozen copy of it" if model.reference is None else found_reference.described)
-        + (f", renewed every {model.reference_every_steps} steps" if model.reference_every_steps else ""),
-        "training": data.train.summary(),
-        "held out": data.held_out.summary()
-        + (f"; {overlap} of them are training prompts too" if overlap else ""),
-        "judge": config.judge.name
-        + (", asked in both orders" if judging.both_orders else "")
-        + (f"; at most {judging.max_queries} queries" if judging.max_queries is not None else ""),
-        "batch": f"{top.batch_size} prompts, the update on {layout.micro_batch_rows} rows a device at a time;"
-        f" {top.steps} steps, {batches.steps_per_epoch} an epoch",
-        "replay": replay.described,
-        "strengths": f"beta {beta:g}, alpha {alpha:g} (alpha / beta {alpha / beta:g})",
-    }
-    described = {name: text for name, text in described.items() if text}
-    return Parts(
-        top=top,
-        loss=loss,
-        judging=judging,
-        evaluation=evaluation,
-        checkpoint=checkpoint,
-        logging=logging,
-        alpha_at=alpha_at,
-        beta_at=beta_at,
-        second_is_reference=loss.second_candidate == "reference",
-        judge=judge,
-        budget=budget,
-        failure_tolerance=FailureTolerance(**judging.failure_tolerance),
-        model=found,
-        reference=found_reference,
-        reference_step=model.reference_step,
-        model_config=model_config,
-        data=data,
-        batches=batches,
-        memory=memory,
-        held_out=held_out,
-        answers=answers,
-        programs=programs,
-        decode=decode,
-        described=described,
-    )
 
 
-def make_evaluator(p: Parts, reference: Params) -> Evaluator:
-    """The held-out evaluation against these weights, as they are sampled from."""
+def make_evaluator(components: Components, reference: Params) -> Evaluator:
+    """Return the held-out evaluation against these weights, as they are sampled from."""
+    groups, data = components.config, components.data
     return Evaluator(
-        p.programs,
-        p.held_out,
-        reference,
-        p.judge,
-        p.decode,
-        answers=p.answers,
-        reference_samples=p.evaluation.reference_samples,
-        unfinished_loses=p.loss.unfinished_loses,
-        both_orders=p.judging.both_orders,
-        failure_tolerance=p.failure_tolerance,
-        seed=p.top.seed,
+        components.programs,
+        components.judging.judge,
+        components.models.decode,
+        Opponents(data.held_out, reference, groups.evaluation.reference_samples, data.answers),
+        unfinished_loses=groups.loss.unfinished_loses,
+        both_orders=groups.judging.both_orders,
+        failure_tolerance=components.judging.failure_tolerance,
+        seed=groups.top.seed,
     )
-
-
-def of_evaluations(config: ConfigDict) -> str:
-    """A fingerprint of what decides what an evaluation finds, besides weights and step."""
-    groups = {name: config[name] for name in ("seed", "data", "model", "sampling", "judge")}
-    evaluation = {name: config.evaluation[name] for name in ("prompts", "reference_samples", "answers")}
-    rules = (config.judging.both_orders, config.loss.unfinished_loses)
-    text = configs.serialize({**groups, "evaluation": evaluation, "rules": rules, "batch": config.batch_size})
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def origins(p: Parts) -> dict[str, Any]:
-    """What the run was made from, for environment.json."""
-    return {
-        "data": fingerprints(p),
-        "sources": {"train": p.data.train.sources, "held_out": p.data.held_out.sources},
-        "model": {"path": p.model.given, "commit": p.model.commit},
-        "reference": {"path": p.reference.given, "commit": p.reference.commit},
-        "judge": p.judge.models() if isinstance(p.judge, HasModels) else [],
-    }
-
-
-def fingerprints(p: Parts) -> dict[str, str]:
-    """SHA-256 of the prompts, see `PromptData`."""
-    return {"train": p.data.train.fingerprint, "held_out": p.data.held_out.fingerprint}
-
-
-def common(config: ConfigDict) -> str:
-    """What all processes must have alike."""
-    return configs.serialize({name: config[name] for name in config if name != "distributed"})

@@ -1,9 +1,9 @@
-"""The logs of an interrupted run: cut back to the step that is restored, and the verdicts after it kept.
+"""The logs of an interrupted run, cut back to the restored step, and the verdicts that are cut off.
 
-What is cut off the pairs logs goes to verdicts-journal.jsonl first. The steps are made again, and where they come to
-the same pairs the judge, who may cost money, is not asked a second time.
+What is cut off the pairs logs goes to verdicts-journal.jsonl first. The steps are repeated, and where they arrive at
+the same pairs, the judge is not queried a second time, because a query may cost money.
 
-Left out on purpose: pairs without a verdict, about which the judge is asked again.
+Left out on purpose: pairs without a verdict; the judge is queried for them again.
 """
 
 from __future__ import annotations
@@ -23,29 +23,30 @@ JOURNAL = "verdicts-journal.jsonl"
 
 
 def cut_metrics(run: Path, step: int) -> None:
-    """Drop from metrics.jsonl the lines of later steps, and a torn last one."""
+    """Remove the lines of later steps from metrics.jsonl, and a torn last one."""
     path = run / "metrics.jsonl"
     if not path.exists():
         return
-    kept = []
+    lines = []
     for line in path.read_text().splitlines(keepends=True):
         if not line.endswith("\n") or json.loads(line)["step"] > step:
             break
-        kept.append(line)
-    atomic_write(path, "".join(kept))
+        lines.append(line)
+    atomic_write(path, "".join(lines))
 
 
 def cut_pairs(run: Path, step: int, offsets: Mapping[str, int]) -> None:
-    """Cut the pairs logs back to `offsets`, whatever they hold beyond being put into the journal first.
+    """Cut the pairs logs back to `offsets`; what they hold beyond goes into the journal first.
 
     Args:
-      step: that is restored; older entries of the journal are dropped.
-      offsets: by name of the file; one without an offset is of a later step.
+      run: the run directory.
+      step: the restored one; older entries of the journal are dropped.
+      offsets: bytes by file name; all of a file without an offset belongs to later steps.
     """
     logs = sorted(run.glob("pairs*.jsonl"))
-    kept = [record for record in _read(run / JOURNAL, 0) if record["step"] >= step]
-    kept += [record for path in logs for record in _read(path, offsets.get(path.name, 0))]
-    lines = dict.fromkeys(to_json(record) + "\n" for record in kept if record["failure"] is None)
+    records = [record for record in _read(run / JOURNAL, 0) if record["step"] >= step]
+    records += [record for path in logs for record in _read(path, offsets.get(path.name, 0))]
+    lines = dict.fromkeys(to_json(record) + "\n" for record in records if record["failure"] is None)
     if lines:
         atomic_write(run / JOURNAL, "".join(lines))
     else:
@@ -60,7 +61,7 @@ def _read(path: Path, offset: int) -> list[dict[str, Any]]:
 
 
 class Journal:
-    """The verdicts that an interrupted run was given for the steps that are now made again."""
+    """The verdicts that an interrupted run was given for the steps that are now repeated."""
 
     def __init__(self, run: Path):
         self._records = {
@@ -72,17 +73,17 @@ class Journal:
     def __len__(self) -> int:
         return len(self._records)
 
-    def paid(
+    def recorded_verdicts(
         self, step: int, prompts: Prompts, policy: Sequence[str], reference: Sequence[str]
     ) -> dict[int, RecordedVerdict]:
-        """By row, what is known of the pairs of a step: those with the same prompt, row and texts."""
+        """Return, by row, the verdicts on a step's pairs: those with the same prompt, row and texts."""
         if not self._records:
             return {}
-        found = {}
+        verdicts = {}
         for i in map(int, np.flatnonzero(prompts.valid)):
             key = content_hash(prompts.messages[i], prompts.rows[i], policy[i], reference[i])
             record = self._records.get((step, int(prompts.position[i]), key))
             if record is not None:
                 verdict = Verdict(record["p_first"], record["reason"], record["scores"])
-                found[i] = RecordedVerdict(verdict, tuple(record["shown"]), record["flipped"])
-        return found
+                verdicts[i] = RecordedVerdict(verdict, tuple(record["shown"]), record["flipped"])
+        return verdicts

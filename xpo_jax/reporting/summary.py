@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import jax
 
 from xpo_jax.algorithm.programs import Programs
-from xpo_jax.evaluation.evaluator import Evaluation
+from xpo_jax.evaluation.result import Evaluation
 from xpo_jax.reporting import console
 from xpo_jax.runtime import distributed
 

@@ -1,6 +1,6 @@
-"""Compile ahead, run only what was compiled, count what XLA compiles, and keep it for the next run.
+"""Programs that are compiled at start-up and run for those shapes only; the compilation cache; a count of compilations.
 
-A shape that was not announced is an error instead of a silent recompilation in the middle of a run.
+A shape that was not compiled at start-up is an error instead of a silent recompilation in the middle of a run.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Program:
     """A function under jax.jit that runs only for the shapes it was compiled for.
 
     Args:
-      name: for messages and the start-up summary.
-      mesh: that the function's `sharding.constrain` refers to.
+      name: for error messages and the start-up summary.
+      mesh: the one that the function's `sharding.constrain` refers to.
       function, options: as for jax.jit (in_shardings, out_shardings, donate_argnums, ...).
     """
 
@@ -51,11 +51,11 @@ class Program:
         compiled = self._compiled.get(_shapes(args))
         if compiled is None:
             raise RuntimeError(
-                f"program {self.name!r} was not announced for shapes {[s for s in _shapes(args) if s][-8:]};"
-                " this is a fault of xpo_jax, whose runs announce every shape at their start"
+                f"program {self.name!r} was not compiled for shapes {[s for s in _shapes(args) if s][-8:]};"
+                " this is a bug in xpo_jax, whose runs declare every shape at start-up"
             )
         if self._in_shardings is not None and jax.process_count() > 1:
-            args = distributed.put(args, self._in_shardings)  # one process may leave it to jit
+            args = distributed.put(args, self._in_shardings)  # a single process can leave it to jit
         return compiled(*args)
 
 
@@ -64,33 +64,34 @@ class CompilationCounter:
 
     def __init__(self) -> None:
         self.count = 0
-        jax.monitoring.register_event_duration_secs_listener(self._heard)
+        jax.monitoring.register_event_duration_secs_listener(self._on_event)
 
-    def _heard(self, event: str, duration_secs: float, **_: Any) -> None:
+    def _on_event(self, event: str, duration_secs: float, **_: Any) -> None:
         self.count += event == "/jax/core/compile/backend_compile_duration"
 
 
-CACHE_BYTES = 4 * 2**30  # the entries used longest ago go first; a run of the worked example needs some 10 MB
+CACHE_BYTES = (
+    4 * 2**30
+)  # least recently used entries are evicted; a run of the worked example needs about 10 MB
 
 
 def cache_folder(environ: Mapping[str, str]) -> Path:
-    """Where compiled programs are kept: in the user's cache directory, a folder for each kind of processor.
+    """Return the folder of compiled programs: in the user's cache directory, one per kind of processor.
 
-    XLA compiles for the processor at hand, JAX's keys do not tell one from another, and home directories are shared
-    by unlike machines: there, a program from elsewhere would end the process with an illegal instruction.
+    XLA compiles for the local processor, JAX's cache keys do not include it, and different machines share home
+    directories: there, another machine's program would end the process with an illegal instruction.
     """
     user = Path(environ.get("XDG_CACHE_HOME") or "")
-    if not user.is_absolute():  # by the standard, a relative one does not count
+    if not user.is_absolute():  # the XDG standard ignores a relative one
         user = Path(os.path.expanduser("~")) / ".cache"
     return user / "xpo_jax" / "compiled" / f"{platform.machine()}-{_processor()}"
 
 
-def keep_compiled(environ: Mapping[str, str]) -> None:
-    """Let JAX keep what it compiles, and take from there what it compiled before.
+def enable_cache(environ: Mapping[str, str]) -> None:
+    """Let JAX cache compiled programs on disk and reuse them.
 
-    JAX_COMPILATION_CACHE_DIR names another folder, and is then all that counts (empty: keep nothing). Processes may
-    share a folder, JAX locks it. Says in one line on stderr if the folder cannot be written to; the run then
-    compiles as if there were none.
+    JAX_COMPILATION_CACHE_DIR overrides all of this with another folder (empty: no cache). Processes may share a
+    folder; JAX locks it. If the folder cannot be written to, a line on stderr says so, and the run compiles everything.
     """
     if "JAX_COMPILATION_CACHE_DIR" in environ:
         return
@@ -101,20 +102,20 @@ def keep_compiled(environ: Mapping[str, str]) -> None:
             pass
     except OSError as error:
         print(
-            f"xpo_jax: compiled programs are not kept ({error}); JAX_COMPILATION_CACHE_DIR may name another folder",
+            f"xpo_jax: compiled programs are not cached ({error}); set JAX_COMPILATION_CACHE_DIR to another folder",
             file=sys.stderr,
         )
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # the small ones are many
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # small ones are numerous
 
 
 def _processor() -> str:
-    """A fingerprint of what the processor can do."""
+    """Return a hash of the processor's model and features."""
     try:
-        told = Path("/proc/cpuinfo").read_text()
+        cpuinfo = Path("/proc/cpuinfo").read_text()
     except OSError:  # not Linux
-        told = ""
-    found = re.findall(r"^(?:model name|flags|Features)\s*:.*$", told, re.MULTILINE)
-    return hashlib.sha256("\n".join([platform.processor(), *sorted(set(found))]).encode()).hexdigest()[:12]
+        cpuinfo = ""
+    features = re.findall(r"^(?:model name|flags|Features)\s*:.*$", cpuinfo, re.MULTILINE)
+    return hashlib.sha256("\n".join([platform.processor(), *sorted(set(features))]).encode()).hexdigest()[:12]

@@ -1,9 +1,9 @@
-"""How a run ends before its time: told to by a signal, or stuck.
+"""How a run ends early: by a signal, or because it is stuck.
 
-A preempted machine sends SIGTERM, a person at a terminal SIGINT. In the middle of training the step in hand is
-finished and saved; elsewhere there is nothing to save and the run ends at once. A second signal always does.
+A preempted machine sends SIGTERM, a person at a terminal SIGINT. In the middle of training the run finishes the current
+step and saves it; elsewhere there is nothing to save and it ends at once. A second signal always ends it at once.
 
-JAX's own preemption notice is left out on purpose: it knows SIGTERM only, it swallows the second one, and a run of
+Left out on purpose: JAX's own preemption notice. It handles SIGTERM only and swallows the second one, and a run of
 many processes agrees after every step anyway, see `collectives.run_on_all`.
 """
 
@@ -20,28 +20,28 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any, Self
 
-STUCK = 124  # exit status of a run that its watchdog ends, as of the command `timeout`
-_GRACE_SECONDS = 30  # after which the C library's timer ends a run whose Python cannot
+STUCK = 124  # exit status of a run that its watchdog ends, as for the command `timeout`
+_GRACE_SECONDS = 30  # after these, faulthandler's C thread ends a run whose Python threads cannot
 
 
 class Stopped(BaseException):
-    """The run was told to stop.
+    """A signal stopped the run.
 
     Args:
       number: of the signal; the exit status is 128 more.
-      said: what to tell, one line.
-      together: whether every process of the run stops at this place.
+      message: one line.
+      on_all_processes: whether every process of the run stops at this place.
     """
 
-    def __init__(self, number: int, said: str, *, together: bool = False):
-        super().__init__(said)
-        self.status, self.together = 128 + number, together
+    def __init__(self, number: int, message: str, *, on_all_processes: bool = False):
+        super().__init__(message)
+        self.status, self.on_all_processes = 128 + number, on_all_processes
 
 
 class Signals(contextlib.AbstractContextManager["Signals"]):
-    """SIGTERM and SIGINT while this is open; in the main thread only, elsewhere it does nothing.
+    """Handles SIGTERM and SIGINT while it is open; outside the main thread it does nothing.
 
-    received: the number of the signal that `deferred` held back, or None.
+    received: the number of the signal that `deferred` holds back, or None.
     """
 
     def __init__(self) -> None:
@@ -61,7 +61,7 @@ class Signals(contextlib.AbstractContextManager["Signals"]):
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """In here the first signal is only noted; who opens it looks at `received` and ends."""
+        """Only record the first signal in here; the caller reads `received` and ends."""
         self._deferring = True
         try:
             yield
@@ -71,22 +71,22 @@ class Signals(contextlib.AbstractContextManager["Signals"]):
     def _handle(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         if self.received is not None:
-            _write(f"xpo_jax: {name} again: leaving at once\n")
+            _write(f"xpo_jax: {name} again: exiting at once\n")
             os._exit(128 + number)
         self.received = number
         if not self._deferring:
-            raise Stopped(number, f"stopped by {name}; run the same command to go on")
-        _write(f"xpo_jax: {name}: finishing the step in hand, then saving; once more to leave at once\n")
+            raise Stopped(number, f"stopped by {name}; run the same command to resume")
+        _write(f"xpo_jax: {name}: finishing the current step, then saving; send it again to exit at once\n")
 
 
 class Watchdog(contextlib.AbstractContextManager["Watchdog"]):
-    """Ends a process that is stuck, with the stacks of all its threads, so that something can start it again.
+    """Ends a stuck process with the stacks of all its threads, so that a supervisor can restart it.
 
     Nothing else can: a step waits for a device, a file system or a judge that may never answer, in code that no
     exception reaches.
 
     Args:
-      seconds: that may pass between two calls of `beat`; None for any number.
+      seconds: allowed between two calls of `beat`; None disables the watchdog.
     """
 
     def __init__(self, seconds: float | None):
@@ -102,7 +102,7 @@ class Watchdog(contextlib.AbstractContextManager["Watchdog"]):
         return self
 
     def beat(self, what: str) -> None:
-        """Something new begins, and has all of the time; `what` is told if it does not end in it."""
+        """Restart the timeout for `what`, which the error names if the timeout expires."""
         if self._seconds is None:
             return
         with self._changed:
@@ -130,7 +130,7 @@ class Watchdog(contextlib.AbstractContextManager["Watchdog"]):
             faulthandler.dump_traceback(all_threads=True)
         _write(
             f"xpo_jax: {self._what} has taken more than {self._seconds:g} s (max_step_seconds); the stacks above show"
-            " where it is; run the same command to go on from the last checkpoint\n"
+            " where; run the same command to resume from the last checkpoint\n"
         )
         os._exit(STUCK)
 
@@ -144,5 +144,5 @@ def _stderr_is_a_file() -> bool:
 
 
 def _write(text: str) -> None:
-    """To standard error, past Python's buffers: print may not be called again from a signal handler."""
+    """Write to standard error past Python's buffers, because a signal handler must not re-enter print."""
     os.write(2, text.encode())

@@ -1,6 +1,6 @@
-"""A trace of a few steps, for TensorBoard's profile plugin or Perfetto, in which the parts of a step have names.
+"""A profiler trace of a few steps, for TensorBoard's profile plugin or Perfetto; the parts of a step are named in it.
 
-The first steps of a start are left out: they meet empty caches.
+The first steps after a start are left out, because their caches are empty.
 """
 
 from __future__ import annotations
@@ -12,36 +12,37 @@ from typing import Self
 
 import jax
 
-FROM, STEPS = 2, 2  # steps of this start that come before, and that are traced
+SKIPPED_STEPS, TRACED_STEPS = 2, 2  # of a start, in this order
 
 
-class Tracing:
-    """Traces a run that begins after step `begun`; each process writes what it sees.
+class Profiler:
+    """Traces steps of a run that starts after step `start`; each process writes a trace of its own.
 
-        with Tracing(folder, begun) as tracing:
-            tracing.at(done)  # between two steps
+        with Profiler(folder, start) as profiler:
+            profiler.at(done)  # between two steps
 
     Args:
-      folder: where to; None traces nothing.
+      folder: of the traces; None traces nothing.
+      start: steps done before this start.
     """
 
-    def __init__(self, folder: Path | None, begun: int):
-        self._folder, self._first = folder, begun + FROM
-        self._running = self._said = False
+    def __init__(self, folder: Path | None, start: int):
+        self._folder, self._first = folder, start + SKIPPED_STEPS
+        self._running = self._traced = False
 
     def at(self, done: int) -> None:
-        """`done` steps are behind us."""
+        """Start or stop the trace once `done` steps have completed."""
         if self._folder is None:
             return
         if done == self._first:
             jax.profiler.start_trace(str(self._folder), create_perfetto_trace=True)
             self._running = True
-        elif done == self._first + STEPS:
+        elif done == self._first + TRACED_STEPS:
             self._stop()
 
     def _stop(self) -> None:
         if self._running:
-            self._running, self._said = False, True
+            self._running, self._traced = False, True
             jax.profiler.stop_trace()
             print(f"traced from step {self._first + 1} into {self._folder}", file=sys.stderr)
 
@@ -52,5 +53,5 @@ class Tracing:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop()
-        if self._folder and error is None and not self._said:
+        if self._folder and error is None and not self._traced:
             print(f"nothing was traced: there was no step {self._first + 1}", file=sys.stderr)

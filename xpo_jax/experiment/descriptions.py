@@ -1,0 +1,68 @@
+"""Descriptions of a run's components: for people, for environment.json, and to compare processes and starts."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from xpo_jax.config import loader as configs
+from xpo_jax.experiment.setup import Components
+from xpo_jax.judges.contract import HasModels
+
+
+def summary_rows(components: Components) -> dict[str, str]:
+    """Return the rows of the opening table that describe the config."""
+    groups, models, data = components.config, components.models, components.data
+    top, model, judging = groups.top, groups.model, groups.judging
+    alpha, beta = (at(0) for at in components.coefficients)
+    overlap = data.prompts.overlap()
+    rows = {
+        "model": f"{models.policy.described}; reference: "
+        + ("a frozen copy of it" if model.reference is None else models.reference.described)
+        + (f", renewed every {model.reference_every_steps} steps" if model.reference_every_steps else ""),
+        "training": data.prompts.train.summary(),
+        "held out": data.prompts.held_out.summary()
+        + (f"; {overlap} of them are training prompts too" if overlap else ""),
+        "judge": top.judge["name"]
+        + (", queried in both orders" if judging.both_orders else "")
+        + (f"; at most {judging.max_queries} queries" if judging.max_queries is not None else ""),
+        "batch": f"{top.batch_size} prompts, updated {groups.layout.micro_batch_rows} rows per device at a time;"
+        f" {top.steps} steps, {data.batches.steps_per_epoch} per epoch",
+        "replay": groups.replay.summary,
+        "coefficients": f"beta {beta:g}, alpha {alpha:g} (alpha / beta {alpha / beta:g})",
+    }
+    return {name: text for name, text in rows.items() if text}
+
+
+def evaluation_identity(config: ConfigDict) -> str:
+    """Return a hash of the config fields that determine evaluation results, besides weights and step."""
+    groups = {name: config[name] for name in ("seed", "data", "model", "sampling", "judge")}
+    evaluation = {name: config.evaluation[name] for name in ("prompts", "reference_samples", "answers")}
+    rules = (config.judging.both_orders, config.loss.unfinished_loses)
+    text = configs.serialize({**groups, "evaluation": evaluation, "rules": rules, "batch": config.batch_size})
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def provenance(components: Components) -> dict[str, Any]:
+    """Return what the run was made from, for environment.json."""
+    data, models, judge = components.data.prompts, components.models, components.judging.judge
+    return {
+        "data": data_hashes(components),
+        "sources": {"train": data.train.sources, "held_out": data.held_out.sources},
+        "model": {"path": models.policy.given, "commit": models.policy.commit},
+        "reference": {"path": models.reference.given, "commit": models.reference.commit},
+        "judge": judge.models() if isinstance(judge, HasModels) else [],
+    }
+
+
+def data_hashes(components: Components) -> dict[str, str]:
+    """Return the SHA-256 of the prompts, see `PromptData`."""
+    data = components.data.prompts
+    return {"train": data.train.fingerprint, "held_out": data.held_out.fingerprint}
+
+
+def shared_config(config: ConfigDict) -> str:
+    """Return the config fields that must be equal on every process."""
+    return configs.serialize({name: config[name] for name in config if name != "distributed"})

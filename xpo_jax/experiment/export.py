@@ -1,0 +1,40 @@
+"""Export the policy of a finished loop: the model folder with its card, held-out samples, and the closing tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from xpo_jax.evaluation.result import Evaluation
+from xpo_jax.experiment.run_directory import RunDir
+from xpo_jax.experiment.setup import Components
+from xpo_jax.models.hf import model_folder
+from xpo_jax.reporting import model_card, summary
+from xpo_jax.runtime.collectives import all_or_none
+from xpo_jax.values import Params
+
+
+def export(
+    components: Components, directory: RunDir, params: Params, start: Evaluation, latest: Evaluation
+) -> dict[str, Any]:
+    """Write the export and print the tables of the end.
+
+    Args:
+      components, directory: of the run.
+      params: float32 master weights.
+      start, latest: the evaluation before the first step, and that of `params`.
+
+    Returns:
+      The part of the run's result that the evaluations give.
+    """
+    config, models = components.config, components.models
+    measured = summary.result_fields(start, latest)
+    card = model_card.card(
+        config.top, models.policy, models.reference, measured, held_out=len(latest.samples)
+    )
+    model_folder.save(
+        directory.path / "export", params, models.config, models.policy.folder, card=card, replace=True
+    )
+    with all_or_none("writing samples"):
+        directory.write_samples("held_out", latest.samples)
+    print(summary.end_tables(start, latest, summary.example_samples(latest, config.top.seed)), flush=True)
+    return measured

@@ -1,0 +1,276 @@
+"""A run before its loop: components and run directory, compilation, loading, and the evaluation before the first step.
+
+run            once per command: prepares; then the loop; then the report
+start          compile, load and evaluate
+open_session   open the logs; gives the loop its `Session`
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from xpo_jax.config import loader as configs
+from xpo_jax.evaluation.result import ended_by
+from xpo_jax.experiment import descriptions, resume, setup
+from xpo_jax.experiment.evaluation_cache import CachedEvaluator, EvaluationCache
+from xpo_jax.experiment.resume import CheckpointSession, Restored
+from xpo_jax.experiment.run_directory import RunDir
+from xpo_jax.experiment.run_recorder import open_logs
+from xpo_jax.experiment.session import Context, Ready, Session
+from xpo_jax.experiment.setup import Components
+from xpo_jax.judges import limits
+from xpo_jax.judges.contract import DeviceJudge
+from xpo_jax.models.hf import model_folder
+from xpo_jax.reporting import report, summary
+from xpo_jax.reporting.metrics import Metrics
+from xpo_jax.runtime import collectives, distributed
+from xpo_jax.runtime.collectives import all_or_none, run_and_gather
+from xpo_jax.runtime.compilation import CompilationCounter
+from xpo_jax.runtime.interruption import Signals, Watchdog
+from xpo_jax.runtime.profiling import Profiler
+from xpo_jax.values import Params, TrainState
+
+Loop = Callable[[Context], dict[str, Any]]
+
+
+def run(config: ConfigDict, loop: Loop, *, accept_changes: bool) -> dict[str, Any]:
+    """Run an experiment from its first step, or from where it was interrupted, to its export.
+
+    Args:
+      config: of the experiment.
+      loop: calls `start`, and returns what `Session.end` returns.
+      accept_changes: resume an interrupted run even if the config differs in what may not change.
+
+    Returns:
+      What the last line of a run shows.
+
+    Raises:
+      ValueError: anything wrong with config, data, model or judge, in one line. What can be known before the run
+        directory exists is raised before it is made.
+      Stopped: a signal stopped the run, which is saved as far as it came.
+    """
+    started, compilations = time.monotonic(), CompilationCounter()
+
+    def prepare() -> tuple[Components, dict[str, Any]]:
+        components = setup.prepare(config)
+        return components, {
+            "config": descriptions.shared_config(config),
+            "prompts": descriptions.data_hashes(components),
+        }
+
+    with Signals() as signals:
+        components, values = run_and_gather("preparing", prepare)
+        collectives.require_equal(values)
+        top = components.config.top
+        with (
+            RunDir.join(top.run_dir, configs.serialize(config), accept_changes=accept_changes) as directory,
+            Watchdog(top.max_step_seconds) as watchdog,
+        ):
+            if directory.result is not None:
+                print(f"{directory.address} holds this run, finished; delete that folder to run it again")
+                return directory.result
+            identity = descriptions.evaluation_identity(config)
+            context = Context(
+                components, directory, identity, accept_changes, signals, watchdog, compilations
+            )
+            result = loop(context)
+            result["seconds"] = round(time.monotonic() - started, 1)
+            with all_or_none("finishing"):
+                directory.finish(result)
+                if distributed.is_lead_process():
+                    report.write(directory.path)
+            directory.push()
+            return result
+
+
+class Start(NamedTuple):
+    """What a loop starts with.
+
+    state: to update. policy, reference: as they are sampled from.
+    ready: for `open_session`. It keeps no weights alive but the first reference's, which all evaluations need.
+    """
+
+    state: TrainState
+    policy: Params
+    reference: Params
+    ready: Ready
+
+
+def start(context: Context) -> Start:
+    """Compile and load everything, and evaluate before the first step."""
+    components, directory = context.components, context.directory
+    programs, judge = components.programs, components.judging.judge
+    newest = resume.find_newest(directory, components.config.top.steps)
+    declared = _compile(context, newest)
+    compilations = context.compilations.count
+
+    context.watchdog.beat("loading the models")
+    weights = _load(components, directory, newest)
+    policy = programs.for_sampling(weights.state.params)
+    checksums = {
+        "reference": int(programs.fingerprint(weights.first_reference)),
+        "policy": int(programs.fingerprint(policy)),
+    }
+    identity = resume.check_identity(
+        directory, weights.restored, checksums["reference"], accept_changes=context.accept_changes
+    )
+    with all_or_none("writing the environment"):
+        directory.add_to_environment({"weights": {**checksums, "step": newest or 0}})
+    starts_as_reference = components.models.reference.folder == components.models.policy.folder
+    if isinstance(judge, DeviceJudge):
+        with all_or_none("loading the judge"):
+            judge.load(weights.first_reference if starts_as_reference else None)
+    first_policy = policy
+    if newest:
+        first_policy = (
+            weights.first_reference
+            if starts_as_reference
+            else _load_for_sampling(components, components.models.policy.folder)
+        )
+    evaluate = _evaluator(context, weights)
+    start_evaluation = evaluate(first_policy, 0)
+    print(summary.evaluation_line("before", start_evaluation.evaluation), flush=True)
+    # raises if a stopping criterion uses a metric that this judge does not report
+    ended_by(start_evaluation.evaluation, start_evaluation.evaluation, **components.config.evaluation.stops)
+    ready = Ready(
+        context, weights.state, weights.restored, identity, evaluate, start_evaluation, declared, compilations
+    )
+    return Start(weights.state, policy, weights.reference, ready)
+
+
+@contextlib.contextmanager
+def open_session(ready: Ready, console: Sequence[str], *, asks_judge: bool) -> Iterator[Session]:
+    """Open logs and checkpoints for the loop, and hold signals back until the end of a step.
+
+    Args:
+      ready: what `start` prepared.
+      console: names of the metrics in the console's table.
+      asks_judge: whether a step queries the judge.
+    """
+    config, directory = ready.context.components.config, ready.context.directory
+
+    def metrics(first_step: int) -> Metrics:
+        return Metrics(
+            directory.path,
+            tensorboard=config.logging.tensorboard,
+            wandb=config.logging.wandb,
+            first_step=first_step,
+            total_steps=config.top.steps,
+            console=console,
+            console_every_steps=config.logging.table_every_steps,
+            writes=distributed.is_lead_process(),
+        )
+
+    checkpoints = CheckpointSession(
+        directory,
+        config.checkpoint,
+        reference_step=config.model.reference_step,
+        identity=ready.identity,
+        restored_step=ready.restored.step,
+    )
+    profile = directory.path / "profile" if config.logging.profile else None
+    with (
+        open_logs(directory, ready.restored, metrics) as recorder,
+        checkpoints,
+        ready.context.signals.deferred(),
+        Profiler(profile, ready.step) as profiler,
+    ):
+        session = Session(ready, recorder, checkpoints, profiler, asks_judge=asks_judge)
+        with limits.save_on_judge_error(session.save_now):
+            yield session
+
+
+class _Weights(NamedTuple):
+    """The weights a run starts with.
+
+    state: to update. restored: where it comes from.
+    first_reference, reference: the first and the current reference, as they are sampled from; the same unless the
+      policy has become the reference since.
+    """
+
+    state: TrainState
+    restored: Restored
+    first_reference: Params
+    reference: Params
+
+
+def _compile(context: Context, newest: int | None) -> int:
+    """Print what the run is, compile its programs, and return how many there are."""
+    components, directory = context.components, context.directory
+    judge = components.judging.judge
+    judge_programs = judge.declared_programs() if isinstance(judge, DeviceJudge) else ()
+    declared = [*components.programs.declared_programs(), *judge_programs]
+    with all_or_none("writing the environment"):
+        directory.write_environment(descriptions.provenance(components))
+    resumed = "" if newest is None else f"after step {newest}, whose checkpoint is complete"
+    fields = {"run": directory.address, "resumes": resumed, "changed": "; ".join(directory.changes)}
+    fields = {name: text for name, text in fields.items() if text} | descriptions.summary_rows(components)
+    print(summary.start_table(components.programs, fields, compilations=len(declared)), flush=True)
+    with all_or_none("compiling"):
+        for name, compile_program in summary.progress(declared, "compiling"):
+            context.watchdog.beat(f"compiling {name}")
+            compile_program()
+    return len(declared)
+
+
+def _load(components: Components, directory: RunDir, newest: int | None) -> _Weights:
+    """Load the weights of a new run, or restore those of step `newest`."""
+    programs, models = components.programs, components.models
+    # A policy that has become the reference is loaded first: its checkpoint holds a large optimizer state, too.
+    renewed_at = components.config.model.reference_step(newest or 0)
+    renewed = None
+    if renewed_at:
+        renewed_state = resume.restore_state(directory, renewed_at, programs.abstract_state)
+        renewed = programs.for_sampling(renewed_state.params)
+        del renewed_state
+    reference, masters = None, None
+    with all_or_none("loading the models"):
+        if newest is None:
+            masters = model_folder.load_params(
+                models.policy.folder, models.config, shardings=programs.model.params_sharding
+            )
+        if newest is not None or models.reference.folder != models.policy.folder:
+            reference = _load_for_sampling(components, models.reference.folder)
+    if newest is None:
+        state, restored = programs.init(masters), Restored()
+    else:
+        state, restored = resume.restore(directory, newest, programs.abstract_state)
+        assert restored.status is not None
+        components.judging.failure_tolerance.state = restored.status.failure_tolerance
+    first = programs.for_sampling(state.params) if reference is None else reference
+    return _Weights(state, restored, first, first if renewed is None else renewed)
+
+
+def _load_for_sampling(components: Components, folder: Path) -> Params:
+    """Load weights in the form they are sampled from, the only one a reference is held in."""
+    programs = components.programs
+    return model_folder.load_weights(
+        folder,
+        components.models.config,
+        dtype=programs.model.dtype,
+        shardings=programs.model.weights_sharding,
+    )
+
+
+def _evaluator(context: Context, weights: _Weights) -> CachedEvaluator:
+    """Return the held-out evaluation against the first reference."""
+    components = context.components
+    cache = EvaluationCache(
+        context.directory.path,
+        identity=context.evaluation_identity,
+        devices=f"{dict(components.programs.model.mesh.shape)} of {jax.process_count()}",
+        restored_step=weights.restored.step,
+    )
+    return CachedEvaluator(
+        setup.make_evaluator(components, weights.first_reference),
+        cache,
+        components.judging.failure_tolerance,
+        context.watchdog.beat,
+    )
