@@ -4,8 +4,8 @@ The einsum holds float32 scores of rows x heads x tokens x tokens, also for the 
 rematerialised. cuDNN's kernel stores none; a mask that is not simply causal takes two bytes for rows x tokens x tokens,
 once for all heads.
 
-Left out on purpose: decoding, whose single query has few scores; the splash kernel for TPUs, which supports causal masks
-and segments but not rows in which two responses attend to one prompt and not to each other; a hand-written kernel.
+Left out on purpose: decoding, whose single query has few scores; the splash kernel for TPUs, which supports causal
+masks and segments but not rows in which two responses attend to one prompt and not to each other; a hand-written kernel.
 """
 
 from __future__ import annotations
