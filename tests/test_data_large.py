@@ -11,6 +11,7 @@ from fake_data import follows, load_data, load_error, same_batch, valid_ids
 from tiny_run import run_main, tiny_config, write_config, write_rows
 
 from tools import data as tool
+from xpo_jax.data import batches as batches_module
 from xpo_jax.data import indexed_lines, prompts, sources, streaming
 from xpo_jax.data.rows import DataError
 from xpo_jax.data.streaming import StreamingPrompts
@@ -81,6 +82,31 @@ def test_streaming_unusable_row_is_replaced_by_the_next(data_folder, tokenizer):
         "the first bad row: t.jsonl, row 3: column 'text' is empty; fill it in"
     )
     assert data.overlap() is None
+
+
+def test_batches_streamed_prompts_are_tokenised_once_per_step(data_folder, tokenizer, monkeypatch):
+    """In the order in which a run with layout.reference_steps = 2 reads them."""
+    write(data_folder, ["x" * (i + 1) for i in range(16)])
+    batches = load_data(tokenizer, shuffle=False).train_batches(4, seed=0)
+    reads: list[int] = []
+    read = StreamingPrompts.read
+
+    def counting(self, index):
+        reads.append(index)
+        return read(self, index)
+
+    monkeypatch.setattr(StreamingPrompts, "read", counting)
+    for group in ((0, 1), (2, 3)):
+        for step in group:  # prefetched in one call
+            batches[step]
+        for step in group:
+            batches[step], batches.metrics(step)
+    assert reads == list(range(16))
+    monkeypatch.setattr(batches_module, "RECENT_STEPS", 1)  # the number of batches in memory is bounded
+    batches = load_data(tokenizer, shuffle=False).train_batches(4, seed=0)
+    reads.clear()
+    batches[0], batches[1], batches[0]
+    assert reads == [*range(4), *range(4, 8), *range(4)]
 
 
 def test_streaming_bad_row_under_error_raises_when_read(data_folder, tokenizer, monkeypatch):

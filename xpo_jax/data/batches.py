@@ -19,6 +19,10 @@ from xpo_jax.data.rows import Prompt
 from xpo_jax.data.streaming import StreamingPrompts
 from xpo_jax.values import Prompts
 
+# A run reads a step's batch several times: for prefetching up to `layout.reference_steps` steps ahead, in the step, and
+# for its metrics. More steps than these in one prefetch would be tokenised again.
+RECENT_STEPS = 64
+
 
 class Batches:
     """Batches over an endless sequence of epochs; iterating gives the first epoch.
@@ -66,7 +70,7 @@ class Batches:
         self.batch_size = batch_size
         self.buckets = tuple(buckets)
         self.pad_id = pad_id
-        self._replaced: dict[int, int] = {}
+        self._recent: dict[int, list[tuple[Prompt, int]]] = {}  # by step, of streaming prompts
         order = grain.MapDataset.source(range(len(prompts)))
         if seed is not None:
             # grain adds the epoch's number to the seed, so each epoch is shuffled differently
@@ -130,9 +134,7 @@ class Batches:
         """Count the rows of a step's batch that were unusable and replaced; empty unless prompts are streamed."""
         if not isinstance(self._prompts, StreamingPrompts):
             return {}
-        if step not in self._replaced:
-            self._read(step)
-        return {"data/replaced_rows": self._replaced[step]}
+        return {"data/replaced_rows": sum(skipped > 0 for _, skipped in self._stream(step, self._prompts))}
 
     def _indices(self, step: int) -> list[int]:
         if step < 0:
@@ -140,14 +142,17 @@ class Batches:
         return self._order[step]
 
     def _read(self, step: int) -> list[Prompt]:
-        indices = self._indices(step)
         if not isinstance(self._prompts, StreamingPrompts):
-            return [self._prompts[index] for index in indices]
-        read = [self._prompts.read(index) for index in indices]
-        # of this step and the one before: what a run reads after it has prefetched a batch
-        self._replaced = {step - 1: self._replaced[step - 1]} if step - 1 in self._replaced else {}
-        self._replaced[step] = sum(skipped > 0 for _, skipped in read)
-        return [prompt for prompt, _ in read]
+            return [self._prompts[index] for index in self._indices(step)]
+        return [prompt for prompt, _ in self._stream(step, self._prompts)]
+
+    def _stream(self, step: int, prompts: StreamingPrompts) -> list[tuple[Prompt, int]]:
+        """Read and tokenise the prompts of a step, unless that was done recently; see `StreamingPrompts.read`."""
+        if step not in self._recent:
+            while len(self._recent) >= RECENT_STEPS:
+                del self._recent[next(iter(self._recent))]  # dicts keep the order of insertion
+            self._recent[step] = [prompts.read(index) for index in self._indices(step)]
+        return self._recent[step]
 
     def _bucket(self, length: int) -> int:
         return next(bucket for bucket in self.buckets if bucket >= length)
