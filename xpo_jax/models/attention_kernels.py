@@ -5,7 +5,7 @@ rematerialised. cuDNN's kernel stores none; a mask that is not simply causal tak
 once for all heads.
 
 Left out on purpose: decoding, whose single query has few scores; the splash kernel for TPUs, which supports causal
-masks and segments but not rows in which two responses attend to one prompt and not to each other; a hand-written kernel.
+masks and segments but not rows in which two responses attend to one prompt and not to each other; a custom kernel.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The device mesh, and ordered (pattern -> mesh axes) rules for sharding a tree over it.
 
 Three axes: `data` splits only the batch, `fsdp` splits the batch and the master weights, `tensor` splits heads,
-features and the vocabulary. Each model family has its rules as data. A leaf that no rule covers is an error, and so is a size
-that an axis does not divide: nothing is padded or replicated silently. `distributed.py` starts the processes.
+features and the vocabulary. Each model family has its rules as data. A leaf that no rule covers is an error, and so is
+a size that an axis does not divide: nothing is padded or replicated silently. `distributed.py` starts the processes.
 """
 
 from __future__ import annotations
