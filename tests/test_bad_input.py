@@ -220,7 +220,7 @@ def test_values_that_are_out_of_range_or_do_not_go_together(folder, overrides, e
         ),
         ("nothing_here:Judge", "judge.name: no module 'nothing_here', seen from "),
         ("fakes:Longest", "judge.name: module 'fakes' has no 'Longest'; did you mean 'LongerText'?"),
-        ("fakes:TRAIN_ROWS", "judge.name: fakes:TRAIN_ROWS is 21, which cannot be called"),
+        ("tiny_run:TRAIN_ROWS", "judge.name: tiny_run:TRAIN_ROWS is 21, which cannot be called"),
         ("fakes:LongerText", "judge.at: no such field"),
         ("fakes:Slow", "judge.at: no such field; did you mean"),
         ("paraphrase", "judge.at: no such field"),
