@@ -380,7 +380,8 @@ def test_relative_link_leads_to_a_file_and_heading(name):
 
 def test_named_command_exists():
     commands = {
-        name: set(re.findall(r"-m ((?:xpo_jax|tools)(?:\.\w+)*)", text)) for name, text in TEXTS.items()
+        name: set(re.findall(r"-m ((?:xpo_jax|tools)(?:\.\w+)*)", text)) - {"tools.build.NAME"}
+        for name, text in TEXTS.items()
     }
     run = {
         name.removesuffix(".__main__")
