@@ -164,7 +164,11 @@ def test_run_last_line_is_the_result(main_run):
     assert set(RESULT) <= set(result)
     assert result["steps"] == STEPS and result["skipped"] == 0
     assert result["run_dir"] == str(main_run.path) and result["export"] == str(main_run.path / "export")
-    assert 0 <= result["win_rate_low"] <= result["win_rate"] <= result["win_rate_high"] <= 1
+    first, last = main_run.metrics[0], main_run.metrics[-1]
+    for name in ("win_rate", "win_rate_low", "win_rate_high", "win_rate_controlled", "kl", "entropy"):
+        assert result[name] == last[f"eval/{name}"], name
+    assert result["win_rate_before"] == first["eval/win_rate"] != last["eval/win_rate"]
+    assert result["judge_queries"] == last["judge/queries"]
     assert result["copy_rate"] is None  # the judge does not tell
     assert json.loads((main_run.path / "result.json").read_text()) == result
     numbers = [
