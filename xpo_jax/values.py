@@ -3,11 +3,12 @@
 Dimension legend, used in every annotation:
 
     B prompts          P prompt tokens     T response tokens   S candidates (0 policy's, 1 reference's)
-    V vocabulary       D width             L layers            N query heads
-    K key-value heads  H head size         F feed-forward
+    V vocabulary       D width             L layers            F feed-forward
+    N query heads      K key-value heads   H head size         C candidates that share a prompt's keys and values
+    R packed rows      W slots of a row    G shards of rows    U scored slots of a shard   Q results of a shard
 
-Nothing here computes. Imports point one way, main -> train -> parts -> values, so this module
-imports none of the others.
+Nothing here computes. Imports point one way, main -> train -> parts -> values, so this module imports none of the
+others.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
 """Log-probabilities of responses under a model: prompts encoded once for all candidates, logits only where
 a response token is predicted, in chunks of tokens. No array of shape [B T V] exists.
 
-They are those of the distribution that was sampled: logits / temperature over the tokenizer's real ids,
-log-softmax and sums in float32. Truncation (top-p and the like) is left out on purpose, see DESIGN: with
-it switched on, log-probabilities still come from the full softmax.
+They are those of the sampled distribution at the sampling temperature: logits / temperature over the tokenizer's real
+ids, log-softmax and sums in float32.
+
+Left out on purpose: truncation (top-p and the like). With it, samples come from a truncated distribution, and
+log-probabilities still come from the full softmax.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Int
 
 from xpo_jax.algorithm.packing import Packed
 from xpo_jax.models.layers import wide
@@ -35,7 +38,7 @@ def packed_logps(
     graphdef: Any,
     params: Params,
     packed: Packed,
-    places: int,
+    results: int,
     *,
     temperature: float,
     vocab_size: int,
@@ -46,102 +49,113 @@ def packed_logps(
 
     Args:
       graphdef, params: the model, in either layout.
-      packed: the micro-batch. places: Q, its places for results on each device.
-      temperature: of the sampling; 0 (greedy) has no distribution and is scored at 1.
-      vocab_size: real tokens.
-      chunk_tokens: so many tokens' logits exist at a time, at most; chunks that hold no token are not computed.
-      entropy_gradient: False where nothing is learned from the entropy; its backward pass is then left out.
+      packed: the micro-batch.
+      results: Q, the number of results of each shard.
+      temperature: of sampling; 0 (greedy) defines no distribution and is scored at 1.
+      vocab_size: number of real tokens.
+      chunk_tokens: at most this many tokens' logits exist at a time; chunks without a token are not computed.
+      entropy_gradient: False if the loss does not contain the entropy, whose backward pass is then left out.
 
     Returns:
-      Sums f32[N Q], 0 in the places that no response has.
+      Sums f32[G Q], 0 for results that no response has.
     """
     model = nnx.merge(graphdef, params)
     hidden = model.packed(packed.tokens, packed.positions, packed.part, packed.prompt)
-    N, U = packed.source.shape
-    # Chunks along U keep every device's share in every chunk; four at least, for an empty one costs nothing.
-    width = min(max(1, chunk_tokens // N), -(-U // 4))
-    padded = lambda x, empty: jnp.pad(x, ((0, 0), (0, -U % width)), constant_values=empty)  # noqa: E731
+    G, U = packed.source.shape
+    # Chunks along U leave every shard its part of every chunk. At least four: a chunk without tokens costs nothing.
+    width = min(max(1, chunk_tokens // G), -(-U // 4))
+
+    def padded(x: Array, empty: int) -> Array:
+        return jnp.pad(x, ((0, 0), (0, -U % width)), constant_values=empty)
+
     hidden = jnp.take_along_axis(
-        hidden.reshape(N, -1, hidden.shape[-1]), padded(packed.source, 0)[..., None], axis=1
+        hidden.reshape(G, -1, hidden.shape[-1]), padded(packed.source, 0)[..., None], axis=1
     )
     response = padded(packed.response, -1)
-    last = jnp.max(jnp.where(response >= 0, jnp.arange(1, response.shape[1] + 1), 0))
+    last = jnp.max(jnp.where(response >= 0, jnp.arange(1, response.shape[1] + 1)[None], 0))
 
     head = _Head(temperature or 1.0, vocab_size, width, entropy_gradient)
-    targets, turns = padded(packed.target, 0), -(-last // width)
-    logps, entropy = _token_logps(head, hidden, model.unembedding(), targets, turns)
-    at = jnp.where(response < 0, places, response)  # nowhere, whatever stands in an empty place
-    add = jax.vmap(lambda at, x: jnp.zeros(places, x.dtype).at[at].add(x, mode="drop"))
-    return LogPs(add(at, logps), add(at, entropy))
+    targets, chunks = padded(packed.target, 0), -(-last // width)
+    logps, entropy = _token_logps(head, hidden, model.unembedding(), targets, chunks)
+    at = jnp.where(response < 0, results, response)  # what an empty slot holds is dropped
+
+    def add(at: Array, x: Array) -> Array:
+        return jnp.zeros(results, x.dtype).at[at].add(x, mode="drop")
+
+    return LogPs(jax.vmap(add)(at, logps), jax.vmap(add)(at, entropy))
 
 
 class _Head(NamedTuple):
-    """How logits [N width V] are computed of hidden [N U D] and a table [V D], a part of U at a time."""
+    """Computes logits [G width V] from hidden states [G U D] and a table [V D], one chunk of U at a time."""
 
     temperature: float
     vocab_size: int
     width: int
     entropy_gradient: bool
 
-    def part(self, x: Array, number: Array) -> Array:
+    def chunk(self, x: Array, number: Array) -> Array:
         return jax.lax.dynamic_slice_in_dim(x, number * self.width, self.width, axis=1)
 
     def write(self, x: Array, new: Array, number: Array) -> Array:
         return jax.lax.dynamic_update_slice_in_dim(x, new.astype(x.dtype), number * self.width, axis=1)
 
     def logits(self, hidden: Array, table: Array) -> Array:
-        found = jnp.einsum("nud,vd->nuv", hidden, table, preferred_element_type=wide(hidden.dtype))
+        logits = jnp.einsum("gud,vd->guv", hidden, table, preferred_element_type=wide(hidden.dtype))
         # finite, so that 0 * log 0 of a masked token is 0 in the entropy and in its gradient
-        return jnp.where(jnp.arange(len(table)) < self.vocab_size, found / self.temperature, -1e30)
+        real = jnp.arange(len(table))[None, None] < self.vocab_size
+        return jnp.where(real, logits / self.temperature, -1e30)
 
 
-# Its own gradient: that of a scan keeps what all parts compute, or computes all of them in full again, and there is
-# none of a loop that ends with the tokens.
+# A custom VJP: differentiating through a scan would save or recompute every chunk, and a while loop, which stops after
+# the last token, has no reverse mode.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _token_logps(
-    head: _Head, hidden: Array, table: Array, targets: Array, turns: Array
+    head: _Head, hidden: Array, table: Array, targets: Array, chunks: Array
 ) -> tuple[Array, Array]:
-    """Log-probability of each target i32[N U] and entropy there, f32[N U]; 0 from part number `turns` on."""
-    return _forward(head, hidden, table, targets, turns)[0]
+    """Return the log-probability of each target i32[G U] and the entropy there, f32[G U]; 0 from chunk `chunks` on."""
+    return _forward(head, hidden, table, targets, chunks)[0]
 
 
-def _forward(head: _Head, hidden: Array, table: Array, targets: Array, turns: Array) -> Any:
-    def turn(number: Array, found: tuple[Array, ...]) -> tuple[Array, ...]:
+def _forward(head: _Head, hidden: Array, table: Array, targets: Array, chunks: Array) -> Any:
+    def body(number: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
         with jax.named_scope("logits"):
-            logits = head.logits(head.part(hidden, number), table)
+            logits = head.logits(head.chunk(hidden, number), table)
             total = jax.nn.logsumexp(logits, axis=-1)
-            drawn = jnp.take_along_axis(logits, head.part(targets, number)[..., None], axis=-1)[..., 0]
+            target = jnp.take_along_axis(logits, head.chunk(targets, number)[..., None], axis=-1)[..., 0]
             all_logps = logits - total[..., None]
             entropy = -jnp.sum(jnp.exp(all_logps) * all_logps, axis=-1)
-        new = (drawn - total, entropy, total)
-        return tuple(head.write(x, y, number) for x, y in zip(found, new, strict=True))
+        new = (target - total, entropy, total)
+        return tuple(head.write(x, y, number) for x, y in zip(carry, new, strict=True))
 
-    nothing = jnp.zeros(targets.shape, wide(hidden.dtype))
-    logps, entropy, total = jax.lax.fori_loop(0, turns, turn, (nothing,) * 3)
-    return (logps, entropy), (hidden, table, targets, turns, entropy, total)
+    zeros = jnp.zeros(targets.shape, wide(hidden.dtype))
+    logps, entropy, total = jax.lax.fori_loop(0, chunks, body, (zeros,) * 3)
+    return (logps, entropy), (hidden, table, targets, chunks, entropy, total)
 
 
-def _backward(head: _Head, kept: Any, to: tuple[Array, Array]) -> Any:
-    hidden, table, targets, turns, entropy, total = kept
+def _backward(head: _Head, residuals: Any, cotangents: tuple[Array, Array]) -> Any:
+    hidden, table, targets, chunks, entropy, total = residuals
 
-    def turn(number: Array, found: tuple[Array, Array]) -> tuple[Array, Array]:
-        of = lambda x: head.part(x, number)[..., None]  # noqa: E731
+    def body(number: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        def column(x: Array) -> Array:
+            return head.chunk(x, number)[..., None]
+
         with jax.named_scope("logits"):
-            some = head.part(hidden, number)
-            all_logps = head.logits(some, table) - of(total)
+            chunk = head.chunk(hidden, number)
+            all_logps = head.logits(chunk, table) - column(total)
             probs = jnp.exp(all_logps)
-            to_logits = of(to[0]) * ((jnp.arange(len(table)) == of(targets)) - probs)
+            one_hot = (jnp.arange(len(table))[None, None] == column(targets)).astype(probs.dtype)
+            d_logits = column(cotangents[0]) * (one_hot - probs)
             if head.entropy_gradient:
-                to_logits -= of(to[1]) * probs * (all_logps + of(entropy))
-            to_logits = (to_logits / head.temperature).astype(hidden.dtype)
-            to_hidden = jnp.einsum("nuv,vd->nud", to_logits, table)
+                d_logits -= column(cotangents[1]) * probs * (all_logps + column(entropy))
+            d_logits = (d_logits / head.temperature).astype(hidden.dtype)
+            d_hidden = jnp.einsum("guv,vd->gud", d_logits, table)
             # [D V], which takes a CPU half as long as [V D]
-            to_table = jnp.einsum("nud,nuv->dv", some, to_logits)
-        return head.write(found[0], to_hidden, number), found[1] + to_table
+            d_table = jnp.einsum("gud,guv->dv", chunk, d_logits)
+        return head.write(carry[0], d_hidden, number), carry[1] + d_table
 
-    nothing = jnp.zeros_like(hidden), jnp.zeros_like(table, shape=table.shape[::-1])
-    to_hidden, to_table = jax.lax.fori_loop(0, turns, turn, nothing)
-    return to_hidden, to_table.T, None, None
+    zeros = jnp.zeros_like(hidden), jnp.zeros_like(table, shape=table.shape[::-1])
+    d_hidden, d_table = jax.lax.fori_loop(0, chunks, body, zeros)
+    return d_hidden, d_table.T, None, None
 
 
 _token_logps.defvjp(_forward, _backward)
@@ -150,40 +164,46 @@ _token_logps.defvjp(_forward, _backward)
 def response_logps(
     graphdef: Any,
     params: Params,
-    prompt_tokens: Array,
-    prompt_lengths: Array,
-    tokens: Array,
-    lengths: Array,
+    prompt_tokens: Int[Array, "B P"],
+    prompt_lengths: Int[Array, " B"],
+    tokens: Int[Array, "S B T"],
+    lengths: Int[Array, "S B"],
     **options: Any,
 ) -> LogPs:
-    """Score S responses per prompt where nothing is packed: a row for each prompt, laid out by the device.
+    """Score S responses per prompt without packing: one row per prompt, laid out on the device.
 
     Args:
       graphdef, params: the model, in either layout.
-      prompt_tokens: i32[B P], right-padded. prompt_lengths: i32[B].
-      tokens: i32[S B T], right-padded. lengths: i32[S B]; tokens from there on have no influence.
-      options: as of `packed_logps`.
+      prompt_tokens, prompt_lengths: prompts, right-padded.
+      tokens, lengths: responses, right-padded; tokens beyond a length have no influence.
+      options: as for `packed_logps`.
     """
     (B, P), (S, _, T) = prompt_tokens.shape, tokens.shape
-    tokens, counted = tokens.swapaxes(0, 1), jnp.arange(T) < lengths.T[..., None]
+    tokens = jnp.asarray(tokens).swapaxes(0, 1)
+    in_response = jnp.arange(T)[None, None] < jnp.asarray(lengths).T[..., None]
     fed = T - 1  # the first token needs only the prompt, the last is never read
-    lead = jnp.arange(P) < prompt_lengths[:, None]
-    joined = lambda of_prompt, of_responses: jnp.concatenate(  # noqa: E731
-        [jnp.broadcast_to(of_prompt, (B, P)), jnp.broadcast_to(of_responses, (B, S, fed)).reshape(B, -1)],
-        axis=1,
-    ).astype(jnp.int32)
-    numbers = jnp.arange(S)[:, None]
+    in_prompt = jnp.arange(P)[None] < prompt_lengths[:, None]
+
+    def joined(prompt: Array, responses: Array) -> Array:
+        prompt = jnp.broadcast_to(prompt, (B, P))
+        responses = jnp.broadcast_to(responses, (B, S, fed)).reshape(B, -1)
+        return jnp.concatenate([prompt, responses], axis=1).astype(jnp.int32)
+
+    numbers = jnp.arange(S)[None, :, None]
     ends = (prompt_lengths - 1)[:, None, None]
-    source = jnp.where(jnp.arange(T) == 0, ends, P + numbers * fed + jnp.arange(T) - 1)
+    step = jnp.arange(T)[None, None]
+    source = jnp.where(step == 0, ends, P + numbers * fed + step - 1)
+    response = jnp.where(in_response, numbers, -1)
+    slots = (
+        jnp.broadcast_to(x, (B, S, T)).reshape(B, S * T).astype(jnp.int32)
+        for x in (source, tokens, response)
+    )
     packed = Packed(
         joined(prompt_tokens, tokens[..., :-1]),
-        joined(jnp.arange(P), prompt_lengths[:, None, None] + jnp.arange(fed)),
-        joined(jnp.where(lead, 0, -1), jnp.where(counted[..., 1:], 1 + numbers, -1)),
-        joined(jnp.where(lead, 0, -1), jnp.where(counted[..., 1:], 0, -1)),
-        *(
-            jnp.broadcast_to(x, (B, S, T)).reshape(B, S * T).astype(jnp.int32)
-            for x in (source, tokens, jnp.where(counted, numbers, -1))
-        ),
+        joined(jnp.arange(P)[None], prompt_lengths[:, None, None] + jnp.arange(fed)[None, None]),
+        joined(jnp.where(in_prompt, 0, -1), jnp.where(in_response[..., 1:], 1 + numbers, -1)),
+        joined(jnp.where(in_prompt, 0, -1), jnp.where(in_response[..., 1:], 0, -1)),
+        *slots,
     )
     scored = packed_logps(graphdef, params, packed, S, **options)
     return LogPs(scored.logps.T, scored.entropy.T)

@@ -188,7 +188,7 @@ def make_sampler(
             return state._replace(
                 token=token,
                 tokens=jax.lax.dynamic_update_slice_in_dim(state.tokens, token[:, None], t, axis=1),
-                lengths=state.lengths + ~state.done,
+                lengths=state.lengths + (~state.done).astype(jnp.int32),
                 done=state.done | jnp.isin(token, jnp.array(end_tokens)),
                 seen=state.seen.at[rows, token].set(True) if penalised else state.seen,
             )
@@ -222,7 +222,7 @@ def make_sampler(
             last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
         seen = jnp.zeros((B, model.config.vocab_size if penalised else 1), bool)
         if penalised:
-            in_prompt = jnp.where(jnp.arange(P) < lengths[:, None], tokens, tokens[:, :1])
+            in_prompt = jnp.where(jnp.arange(P)[None] < lengths[:, None], tokens, tokens[:, :1])
             seen = seen.at[jnp.arange(B)[:, None], in_prompt].set(True)
         zeros, empty = jnp.zeros(B, jnp.int32), jnp.full((B, T), pad_token, jnp.int32)
         prompt, state = (

@@ -159,6 +159,7 @@ def _sums(
     won = targets.p_first > 0.5
 
     def add(mask: Array, x: Array) -> Array:
+        x = x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.float32)
         return jnp.sum(jnp.where(mask, x, 0.0))
 
     def chosen(x: Array) -> Array:
@@ -231,14 +232,16 @@ def make_apply(
     def apply(state: TrainState, grads: Params, loss: Array) -> tuple[TrainState, dict[str, Array]]:
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(norm) & jnp.isfinite(loss)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         new = (optax.apply_updates(state.params, updates), opt_state)
         params, opt_state = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old), new, (state.params, state.opt_state)
         )
         # optax counts the updates that it was passed; a skipped one is not among them
-        used = jnp.asarray(rate(state.step - state.skipped), jnp.float32)
-        state = TrainState(state.step + 1, state.skipped + ~finite, params, opt_state)
+        with jax.numpy_dtype_promotion("standard"):
+            used = jnp.asarray(rate(state.step - state.skipped), jnp.float32)
+        state = TrainState(state.step + 1, state.skipped + (~finite).astype(jnp.int32), params, opt_state)
         return state, {"grad_norm": norm, "finite": finite, "learning_rate": used}
 
     return apply

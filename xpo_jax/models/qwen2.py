@@ -23,7 +23,7 @@ from flax import nnx
 
 from xpo_jax.models.attention_kernels import EINSUM, attend
 from xpo_jax.models.family import Family, ModelConfig
-from xpo_jax.models.layers import KV, MLP, Causal, Segment, before, cache, rope_angles, rotate, wide
+from xpo_jax.models.layers import KV, MLP, Causal, RMSNorm, Segment, before, cache, rope_angles, rotate, wide
 from xpo_jax.runtime.sharding import ROWS, Rules, constrain
 
 Array = jax.Array
@@ -121,7 +121,7 @@ class Block(nnx.Module):
     """One decoder layer: pre-norm attention and MLP, each with a residual."""
 
     def __init__(self, config: Qwen2Config, kernel: str, *, rngs: nnx.Rngs):
-        norm = lambda: nnx.RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps, rngs=rngs)  # noqa: E731
+        norm = lambda: RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps, rngs=rngs)  # noqa: E731
         self.input_layernorm = norm()
         self.self_attn = Attention(config, kernel, rngs=rngs)
         self.post_attention_layernorm = norm()
@@ -155,7 +155,7 @@ class Qwen2(nnx.Module):
             self.layers = nnx.vmap(lambda rngs: Block(config, kernel, rngs=rngs))(rngs.split(L))
         else:
             self.layers = nnx.List([Block(config, kernel, rngs=rngs) for _ in range(L)])
-        self.norm = nnx.RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps, rngs=rngs)
+        self.norm = RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps, rngs=rngs)
         if not config.tie_word_embeddings:
             self.lm_head = nnx.Linear(config.hidden_size, config.vocab_size, use_bias=False, rngs=rngs)
 
@@ -188,7 +188,7 @@ class Qwen2(nnx.Module):
         """
         R, W = tokens.shape
         seen = (part[:, :, None] == part[:, None]) | (prompt[:, :, None] == part[:, None])
-        mask = (seen & jnp.tril(jnp.ones((W, W), bool)))[:, None]
+        mask = (seen & jnp.tril(jnp.ones((1, W, W), bool)))[:, None]
 
         segments = lambda own, _: (Causal(own.k, own.v, mask), None)  # noqa: E731
         return self._layers(tokens[:, None], positions[:, None], segments, None)[0].reshape(R, W, -1)
