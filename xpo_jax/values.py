@@ -37,7 +37,7 @@ class Prompts(NamedTuple):
     tokens: i32[B P], right-padded.
     lengths: i32[B], tokens.
     position: i32[B], position in the global batch; the random keys are derived from it.
-    real: bool[B]; False marks a row that only fills up a part batch.
+    valid: bool[B]; False marks a padding row of a partial batch.
     """
 
     rows: tuple[Mapping[str, Any], ...]

@@ -195,8 +195,7 @@ def response_logps(
     source = jnp.where(step == 0, ends, P + numbers * fed + step - 1)
     response = jnp.where(in_response, numbers, -1)
     slots = (
-        jnp.broadcast_to(x, (B, S, T)).reshape(B, S * T).astype(jnp.int32)
-        for x in (source, tokens, response)
+        jnp.broadcast_to(x, (B, S, T)).reshape(B, S * T).astype(jnp.int32) for x in (source, tokens, response)
     )
     packed = Packed(
         joined(prompt_tokens, tokens[..., :-1]),

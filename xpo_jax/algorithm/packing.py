@@ -161,7 +161,7 @@ class Packer:
         lengths: Int[np.ndarray, "S B"],
         valid: Bool[np.ndarray, " B"],
     ) -> list[MicroBatch]:
-        """Pack the valid pairs of a batch into micro-batches; padding rows are left out, whatever they hold.
+        """Pack the valid pairs of a batch into micro-batches; padding rows are ignored.
 
         Args:
           prompt_tokens, prompt_lengths: the prompts, right-padded.

@@ -1,12 +1,14 @@
-"""Draw responses: one jitted program, prefill and then decode loops in batches that shrink.
+"""Sample responses in one jitted program: prefill, then decode loops over batches that shrink.
 
-When half of the rows have ended, those that have not are moved together and go on in a batch of half the size, each
-with its key and its keys and values, so that stragglers do not hold the rest. On a mesh each shard does so with its
-own rows, all at the same token; nothing but a number per shard is sent.
+When half of the rows have ended, the others are gathered into a batch of half the size, each with its random key and
+its keys and values, so that a few long responses do not cost the time of all. On a mesh every shard does so with its
+own rows, at the same token; only one number per shard is communicated.
 
-The sampler knows token ids and no tokenizer; which tokens end a response and which are padding is told
-to it. It returns no log-probabilities: those in the loss must come from one kind of pass for policy and
-reference (`logps.py`). Left out: beams, stop strings, new prompts in the place of rows that ended.
+The sampler handles token ids and has no tokenizer; the ids that end a response and the padding id are arguments. It
+returns no log-probabilities: those in the loss must come from the same kind of pass for policy and reference
+(`logps.py`).
+
+Left out on purpose: beam search, stop strings, and new prompts in the place of rows that have ended.
 """
 
 from __future__ import annotations
@@ -25,17 +27,17 @@ from xpo_jax.values import Array, Params, Samples
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How responses are drawn.
+    """How responses are sampled.
 
     Args:
-      max_new_tokens: tokens, end token included; a response that reaches it is unfinished.
-      temperature: logits are divided by it; 0 takes the likeliest token.
+      max_new_tokens: tokens, end token included; a response of this length without an end token is unfinished.
+      temperature: divides the logits; 0 takes the likeliest token.
       top_k: keep the k likeliest tokens (and ties with the last of them); 0 is off.
       top_p: keep the smallest set of likeliest tokens with at least this mass; 1 is off.
       min_p: keep tokens at least this times as likely as the likeliest; 0 is off.
       repetition_penalty: divides positive and multiplies negative logits of tokens already in prompt or
         response (Keskar et al. 2019, arXiv 1909.05858); 1 is off. For chat and evaluation: training
-        with it would learn from another distribution than it computes.
+        with it would sample from another distribution than the one it computes.
 
     The order is transformers': penalty, temperature, top-k, top-p, min-p.
     """
@@ -65,7 +67,7 @@ class Sampling:
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-    """What the device needs to know of a tokenizer: real tokens, ids that end a response, padding id."""
+    """The sizes and ids of a tokenizer: number of real tokens, ids that end a response, padding id."""
 
     size: int
     end_tokens: tuple[int, ...]
@@ -73,16 +75,16 @@ class Vocabulary:
 
 
 def truncate(logits: Array, settings: Sampling) -> Array:
-    """Set what top-k, top-p and min-p rule out to -inf; logits f32[B V] already divided by temperature."""
+    """Set logits f32[B V], already divided by the temperature, to -inf where top-k, top-p or min-p excludes them."""
     if settings.top_k and settings.top_k < logits.shape[-1]:
         kth = jax.lax.top_k(logits, settings.top_k)[0][:, -1:]
         logits = jnp.where(logits < kth, -jnp.inf, logits)
     if settings.top_p < 1:
         ordered = -jnp.sort(-logits, axis=-1)
         probs = jax.nn.softmax(ordered, axis=-1)
-        # a token stays if the mass before it is still short of top_p: the first always does
-        kept = jnp.cumsum(probs, axis=-1) - probs < settings.top_p
-        last = jnp.min(jnp.where(kept, ordered, jnp.inf), axis=-1, keepdims=True)
+        # a token stays if the mass before it is below top_p, so the first always does
+        nucleus = jnp.cumsum(probs, axis=-1) - probs < settings.top_p
+        last = jnp.min(jnp.where(nucleus, ordered, jnp.inf), axis=-1, keepdims=True)
         logits = jnp.where(logits < last, -jnp.inf, logits)
     if settings.min_p > 0:
         floor = jnp.max(logits, axis=-1, keepdims=True) + jnp.log(settings.min_p)
@@ -94,8 +96,8 @@ def draw(logits: Array, uniform: Array) -> Array:
     """Draw one token per row by inverting the distribution function.
 
     One uniform per row instead of a Gumbel variate per token, which would cost more than the softmax.
-    Two levels, blocks of 256 tokens and then tokens within the block drawn, keep the float32 sums short:
-    the error does not grow with the vocabulary.
+    Two levels, blocks of 256 tokens and then the tokens of the chosen block, keep the float32 sums short, so that the
+    error does not grow with the vocabulary.
 
     Args:
       logits: f32[B V]; -inf is never drawn.
@@ -111,7 +113,7 @@ def draw(logits: Array, uniform: Array) -> Array:
     mass = jnp.cumsum(p.sum(-1), axis=-1)
     target = uniform[:, None] * mass[:, -1:]
     chosen = jnp.sum(mass <= target, axis=-1)
-    # rounding may carry the target past everything: fall back to the last block that has any mass
+    # rounding may carry the target past the total: fall back to the last block that has any mass
     chosen = jnp.minimum(chosen, jnp.argmax(mass, axis=-1))
     before = jnp.where(chosen > 0, jnp.take_along_axis(mass, (chosen - 1)[:, None], 1)[:, 0], 0.0)
     inner = jnp.cumsum(jnp.take_along_axis(p, chosen[:, None, None], 1)[:, 0], axis=-1)
@@ -120,13 +122,13 @@ def draw(logits: Array, uniform: Array) -> Array:
     return (chosen * block + token).astype(jnp.int32)
 
 
-# Batch sizes of the decode loop: all rows, a half, a quarter; no shard has fewer than SMALLEST rows in a later one.
-# Each compiles the decoder again, and a fourth gained nothing that could be measured on CPU.
+# Stages of the decode loop: all rows, half, a quarter; no shard has fewer than SMALLEST rows in a later stage. Every
+# stage compiles the decoder once more; a fourth gave no measurable gain on CPU.
 STAGES, SMALLEST = 3, 4
 
 
 class Prompt(NamedTuple):
-    """What a row's decoding reads: its key, its prompt's length i32[B], and the prompt's keys and values."""
+    """What the decoding of rows reads: random keys, prompt lengths i32[B], and the prompts' keys and values."""
 
     key: Array
     length: Array
@@ -134,8 +136,11 @@ class Prompt(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """State of the decode loop: the last token i32[B], all so far i32[B T], lengths i32[B], done bool[B],
-    for the repetition penalty the tokens seen bool[B V], and the responses' keys and values."""
+    """State of the decode loop.
+
+    The last token i32[B], all tokens so far i32[B T], lengths i32[B], done bool[B], for the repetition penalty the
+    tokens seen bool[B V], and the responses' keys and values.
+    """
 
     token: Array
     tokens: Array
@@ -153,11 +158,11 @@ def make_sampler(
     end_tokens: tuple[int, ...],
     pad_token: int,
 ) -> Callable[[Params, Array, Array, Array, Array], Samples]:
-    """The function to jit: (params, tokens i32[B P], lengths i32[B], real bool[B], keys key[B]) -> Samples.
+    """Make the function to jit: (params, tokens i32[B P], lengths i32[B], valid bool[B], keys key[B]) -> Samples.
 
     Args:
       graphdef: of the model in its decoding layout (layers unstacked).
-      vocab_size: real tokens; logits of the padded rows beyond are masked.
+      vocab_size: number of real tokens; logits beyond are masked.
       end_tokens: ids that end a response.
       pad_token: id written after the end.
     """
@@ -182,7 +187,7 @@ def make_sampler(
             return draw(logits, uniform)
 
         def record(prompt: Prompt, state: Drawn, hidden: Array, t: Array) -> Drawn:
-            """Draw token t and write it down."""
+            """Draw token t and add it to the state."""
             token = jnp.where(state.done, pad_token, choose(hidden, t, prompt.key, state.seen))
             rows = jnp.arange(len(token))
             return state._replace(
@@ -194,9 +199,9 @@ def make_sampler(
             )
 
         def decode(prompt: Prompt, state: Drawn, t: Array, stages: int) -> Drawn:
-            """From token t + 1 to the end, in batches that shrink."""
+            """Decode from token t + 1 to the end, in batches that shrink."""
             half = len(state.done) // shards // 2  # of a shard's rows
-            kept = half if half >= SMALLEST and stages > 1 else 0
+            next_rows = half if half >= SMALLEST and stages > 1 else 0  # of the next stage
 
             def step(carry: tuple[Array, Drawn]) -> tuple[Array, Drawn]:
                 t, state = carry
@@ -205,14 +210,13 @@ def make_sampler(
 
             def crowded(carry: tuple[Array, Drawn]) -> Array:
                 unfinished = (~carry[1].done).reshape(shards, -1).sum(1)
-                return (carry[0] < T - 1) & jnp.any(unfinished > kept)
+                return (carry[0] < T - 1) & jnp.any(unfinished > next_rows)
 
             t, state = jax.lax.while_loop(crowded, step, (t, state))
-            if kept == 0:
+            if next_rows == 0:
                 return state
-            rows = jnp.argsort(state.done.reshape(shards, -1), axis=1, stable=True)[:, :kept]
-            their_prompts, their_state = take((prompt, state), rows)
-            rest = decode(their_prompts, their_state, t, stages - 1)
+            rows = jnp.argsort(state.done.reshape(shards, -1), axis=1, stable=True)[:, :next_rows]
+            rest = decode(*take((prompt, state), rows), t, stages - 1)
             return state._replace(
                 **{name: put(getattr(state, name), rows, getattr(rest, name)) for name in RESULTS}
             )
@@ -240,7 +244,7 @@ RESULTS = ("tokens", "lengths", "done")
 
 
 def take(tree: Any, rows: Array) -> Any:
-    """Some rows of each shard, rows i32[G b]: arrays [G*B ...] become [G*b ...], and nothing leaves its shard."""
+    """Take rows i32[G b] of each shard: arrays [G*B ...] become [G*b ...], and nothing leaves its shard."""
 
     def one(x: Array) -> Array:
         grouped = x.reshape(len(rows), -1, *x.shape[1:])
@@ -250,7 +254,7 @@ def take(tree: Any, rows: Array) -> Any:
 
 
 def put(x: Array, rows: Array, new: Array) -> Array:
-    """x [G*B ...] with the rows that `take` took replaced by `new` [G*b ...]."""
+    """Replace in x [G*B ...] the rows that `take` took by `new` [G*b ...]."""
     grouped, new = (y.reshape(len(rows), -1, *y.shape[1:]) for y in (x, new))
     return jax.vmap(lambda x, rows, new: x.at[rows].set(new))(grouped, rows, new).reshape(x.shape)
 
@@ -258,10 +262,10 @@ def put(x: Array, rows: Array, new: Array) -> Array:
 def row_keys(
     seed: int, stream: Array | int, step: Array | int, position: Array, candidate: Array | int
 ) -> Array:
-    """Keys key[B] from (seed, stream, step, position in the global batch, candidate).
+    """Derive keys key[B] from (seed, stream, step, position in the global batch, candidate).
 
-    They do not depend on how the batch is split over chunks, devices or processes. The sampler folds in
-    the token index.
+    They do not depend on how the batch is split over chunks, devices or processes. The sampler folds in the
+    token index.
 
     Args:
       stream: i32[], what the draw is for, see `rng.Stream`. candidate: i32[].

@@ -30,15 +30,15 @@ KEY_VALUES = (ROWS, "tensor", None, None)
 
 
 def cache(k: Array, v: Array) -> KV:
-    """Keys and values [B K S H] to keep, pinned to their places on the mesh."""
+    """Pin the keys and values [B K S H] of a cache to their shards of the mesh."""
     return KV(constrain(k, *KEY_VALUES), constrain(v, *KEY_VALUES))
 
 
 class Segment(NamedTuple):
-    """Some keys that queries may attend to.
+    """Keys that queries may attend to.
 
     k, v: [B K S H], shared by a prompt's C candidates, or [B C K S H], each candidate's own.
-    mask: bool[B|1 1 T|1 S], True where a query may look.
+    mask: bool[B|1 1 T|1 S], True where a query attends.
     """
 
     k: Array
@@ -47,9 +47,9 @@ class Segment(NamedTuple):
 
 
 class Causal(NamedTuple):
-    """The queries' own keys, in their order; none looks past itself.
+    """The keys of the queries themselves, in their order, under a causal mask.
 
-    k, v: [B C K T H]. mask: bool[B 1 T T], False above the diagonal at least; None where it is False only there.
+    k, v: [B C K T H]. mask: bool[B 1 T T], False at least above the diagonal; None if it is False only there.
     """
 
     k: Array
@@ -57,16 +57,16 @@ class Causal(NamedTuple):
     mask: Array | None
 
 
-BLOCKS = 4  # of queries: what lies above them is not computed, which saves 3/8 of a causal attention
+BLOCKS = 4  # of queries; scores of later keys are not computed, which saves 3/8 of a causal attention
 
 
 def wide(dtype: jnp.dtype) -> jnp.dtype:
-    """What sums and angles are computed in: float32, or float64 where the weights are (gradient tests)."""
+    """Return the dtype of sums and angles: float32, or float64 if the weights are (gradient tests)."""
     return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
 
 
 def attention(q: Array, segments: tuple[Segment, ...] | Causal) -> Array:
-    """Softmax attention over the concatenation of several segments of keys, in float32.
+    """Compute softmax attention over the concatenation of several segments of keys, in float32.
 
     Args:
       q: [B C T N H].
@@ -106,7 +106,7 @@ def attention(q: Array, segments: tuple[Segment, ...] | Causal) -> Array:
 
 
 def rope_angles(positions: Array, head_dim: int, theta: float) -> tuple[Array, Array]:
-    """Cosine and sine of the rotary angles, f32[... 1 H/2] for positions i32[...]; the 1 is for heads."""
+    """Return cosine and sine of the rotary angles, f32[... 1 H/2] for positions i32[...]; the 1 is for heads."""
     frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     angle = positions[..., None, None].astype(jnp.float32) * frequency[(None,) * (positions.ndim + 1)]
     return jnp.cos(angle), jnp.sin(angle)
@@ -121,7 +121,7 @@ def rotate(x: Array, angles: tuple[Array, Array]) -> Array:
 
 
 def before(lengths: Array, slots: int) -> Array:
-    """bool[B 1 1 slots], True for slots below each row's length."""
+    """Return bool[B 1 1 slots], True for slots below each row's length."""
     return (jnp.arange(slots)[None] < lengths[:, None])[:, None, None]
 
 

@@ -1,11 +1,11 @@
 """Qwen2 and Qwen2.5 in Flax NNX: config, modules, Hugging Face tensor names, sharding rules.
 
-Three passes cover everything the project does with a model: `prefill` encodes prompts, `packed` runs rows of
-prompts, each followed by its whole responses (training, scoring), `decode` runs one token per
-row against both caches (sampling). Responses of one prompt share its encoding; nothing is computed twice.
+Three passes cover everything that the project does with a model: `prefill` encodes prompts, `packed` runs rows of
+prompts, each followed by its complete responses (training, scoring), `decode` runs one token per row against both
+caches (sampling). Responses of one prompt share its encoding; nothing is computed twice.
 
-Left out on purpose: sliding windows and rope scaling (no Qwen2.5 release up to 32k tokens needs them; a
-config that asks for them is refused), dropout, and cache objects: a cache is a value, passed in and out.
+Left out on purpose: sliding windows and rope scaling (no Qwen2.5 release up to 32k tokens needs them; a config with
+either is refused), dropout, and cache objects: a cache is a value, passed in and out.
 
 Activations inside a block are flat, [M D] with M = B * C * T: XLA's CPU gradient of a matmul over three
 axes is several times slower than over two.
@@ -14,6 +14,7 @@ axes is several times slower than over two.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -60,10 +61,10 @@ class Qwen2Config(ModelConfig):
         wrong = [f"{f.name} is {fields[f.name]!r}" for f in dataclasses.fields(cls) if not _fits(f, fields)]
         if wrong:
             raise ValueError(
-                f"config.json has values of the wrong kind: {', '.join(wrong)}; restore the model's own"
+                f"config.json has values of the wrong type: {', '.join(wrong)}; restore the model's file"
             )
         fields["rope_theta"] = float(fields["rope_theta"])
-        refused = [
+        unsupported = [
             (hf.get("hidden_act", "silu") != "silu", f"hidden_act is {hf.get('hidden_act')!r}, not 'silu'"),
             (bool(hf.get("use_sliding_window")), "use_sliding_window is true"),
             (
@@ -75,9 +76,9 @@ class Qwen2Config(ModelConfig):
                 "num_key_value_heads does not divide num_attention_heads",
             ),
         ]
-        unsupported = [why for bad, why in refused if bad]
-        if unsupported:
-            raise ValueError(f"config.json asks for what xpo_jax does not compute: {'; '.join(unsupported)}")
+        reasons = [why for bad, why in unsupported if bad]
+        if reasons:
+            raise ValueError(f"config.json requires what xpo_jax does not compute: {'; '.join(reasons)}")
         return cls(**fields)
 
 
@@ -107,9 +108,14 @@ class Attention(nnx.Module):
         angles: tuple[Array, Array],
         segments: Callable[[KV], tuple[Any, Any]],
     ) -> tuple[Array, KV]:
-        """x: [M D], shape: (B, C, T). `segments` turns this call's keys and values [B C K T H] into
-        what is attended to, and into the cache to hand back."""
-        heads = lambda y: y.reshape(*shape, -1, self.head_dim)  # noqa: E731
+        """Attend, for x [M D] of shape (B, C, T).
+
+        `segments` turns this call's keys and values [B C K T H] into what is attended to, and the cache to return.
+        """
+
+        def heads(y: Array) -> Array:
+            return y.reshape(*shape, -1, self.head_dim)
+
         q = rotate(heads(self.q_proj(x)), angles)
         k = rotate(heads(self.k_proj(x)), angles).swapaxes(2, 3)
         v = heads(self.v_proj(x)).swapaxes(2, 3)
@@ -121,10 +127,10 @@ class Block(nnx.Module):
     """One decoder layer: pre-norm attention and MLP, each with a residual."""
 
     def __init__(self, config: Qwen2Config, kernel: str, *, rngs: nnx.Rngs):
-        norm = lambda: RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps, rngs=rngs)  # noqa: E731
-        self.input_layernorm = norm()
+        D, epsilon = config.hidden_size, config.rms_norm_eps
+        self.input_layernorm = RMSNorm(D, epsilon=epsilon, rngs=rngs)
         self.self_attn = Attention(config, kernel, rngs=rngs)
-        self.post_attention_layernorm = norm()
+        self.post_attention_layernorm = RMSNorm(D, epsilon=epsilon, rngs=rngs)
         self.mlp = MLP(config.hidden_size, config.intermediate_size, rngs=rngs)
 
     def __call__(self, x: Array, shape: tuple[int, int, int], angles: Any, segments: Any) -> tuple[Array, KV]:
@@ -140,7 +146,7 @@ class Qwen2(nnx.Module):
       config: the shapes.
       stacked: True holds all layers in one Block whose arrays have a leading L axis and scans over
         them (training: one layer is compiled once, remat works); False holds a list of Blocks and
-        unrolls (decoding: a stacked array would be sliced anew at every token).
+        unrolls (decoding: a stacked array would be sliced at every token).
       remat: recompute each layer in the backward pass (stacked only). kernel: of attention, see attention_kernels.py.
     """
 
@@ -163,16 +169,16 @@ class Qwen2(nnx.Module):
         """Encode right-padded prompts.
 
         Args:
-          tokens: i32[B P]. Padding needs no mask: it stands after everything that is read.
+          tokens: i32[B P]. Padding needs no mask: it follows all positions that are read.
 
         Returns:
           hidden [B P D] after the last norm, and the cache: one KV [B K P H] per layer.
         """
         B, P = tokens.shape
 
-        def segments(own: KV, _: Any) -> tuple[Causal, KV]:
-            kept = cache(own.k[:, 0], own.v[:, 0])
-            return Causal(kept.k[:, None], kept.v[:, None], None), kept
+        def segments(new: KV, both: Any) -> tuple[Causal, KV]:
+            cached = cache(new.k[:, 0], new.v[:, 0])
+            return Causal(cached.k[:, None], cached.v[:, None], None), cached
 
         positions = jnp.broadcast_to(jnp.arange(P), (B, 1, P))
         hidden, caches = self._layers(tokens[:, None], positions, segments, None)
@@ -190,7 +196,9 @@ class Qwen2(nnx.Module):
         seen = (part[:, :, None] == part[:, None]) | (prompt[:, :, None] == part[:, None])
         mask = (seen & jnp.tril(jnp.ones((1, W, W), bool)))[:, None]
 
-        segments = lambda own, _: (Causal(own.k, own.v, mask), None)  # noqa: E731
+        def segments(new: KV, both: Any) -> tuple[Causal, None]:
+            return Causal(new.k, new.v, mask), None
+
         return self._layers(tokens[:, None], positions[:, None], segments, None)[0].reshape(R, W, -1)
 
     def decode(
@@ -203,16 +211,18 @@ class Qwen2(nnx.Module):
           t: i32[], the same for all rows; its rotary position is the row's prompt length + t.
           prompt_lengths: i32[B].
           prompt_caches: as `prefill` returned them.
-          caches: the responses' own keys and values, slots 0 to t-1 filled, see `empty_caches`.
+          caches: the keys and values of the responses, slots 0 to t-1 filled, see `empty_caches`.
 
         Returns:
           hidden [B D] after the last norm, and `caches` with slot t filled.
         """
 
-        def segments(own: KV, both: tuple[KV, KV]) -> tuple[tuple[Segment, ...], KV]:
-            prompt, held = both
-            write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new[:, 0], t, axis=2)  # noqa: E731
-            filled = cache(write(held.k, own.k), write(held.v, own.v))
+        def write(cached: Array, new: Array) -> Array:
+            return jax.lax.dynamic_update_slice_in_dim(cached, new[:, 0], t, axis=2)
+
+        def segments(new: KV, both: tuple[KV, KV]) -> tuple[tuple[Segment, ...], KV]:
+            prompt, cached = both
+            filled = cache(write(cached.k, new.k), write(cached.v, new.v))
             seen = before(jnp.full((1,), t + 1), filled.k.shape[-2])
             return (
                 Segment(*prompt, before(prompt_lengths, prompt.k.shape[-2])),
@@ -223,66 +233,66 @@ class Qwen2(nnx.Module):
         return self._layers(token[:, None, None], (prompt_lengths + t)[:, None, None], segments, pairs)
 
     def empty_caches(self, B: int, T: int) -> list[KV]:
-        """Room for T response tokens of B rows: per layer KV [B K T H] in the weights' dtype."""
+        """Return zeros for T response tokens of B rows: per layer KV [B K T H] in the weights' dtype."""
         c = self.config
         zeros = jnp.zeros((B, c.num_key_value_heads, T, c.head_dim), self.embed_tokens.embedding.dtype)
         return [cache(zeros, zeros) for _ in range(c.num_hidden_layers)]
 
     def unembedding(self) -> Array:
-        """The table [V D] whose products with a hidden state are its logits."""
+        """Return the table [V D] whose products with a hidden state are its logits."""
         tied = self.config.tie_word_embeddings
         return self.embed_tokens.embedding[...] if tied else self.lm_head.kernel[...].T
 
     def unembed(self, hidden: Array) -> Array:
-        """Logits f32[... V] of hidden [... D], over all rows of the vocabulary, padding included."""
+        """Return logits f32[... V] of hidden [... D], over all rows of the vocabulary, padding included."""
         table, sums = self.unembedding(), wide(hidden.dtype)
         return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=sums)
 
     def _layers(self, tokens: Array, positions: Array, segments: Any, caches: Any) -> tuple[Array, Any]:
-        """Embed, run all layers, norm. Returns hidden [M D] and what the layers hand back."""
+        """Embed, run all layers, and norm; return hidden [M D] and the layers' caches."""
         B, C, T = tokens.shape
         angles = rope_angles(positions, self.config.head_dim, self.config.rope_theta)
-        # not embed_tokens(...): nnx.Embed casts to the dtype it was made with, float32, whatever it holds now
+        # not embed_tokens(...): nnx.Embed casts to the dtype it was made with, float32
         x = jnp.take(self.embed_tokens.embedding[...], tokens.reshape(-1), axis=0)
         if not isinstance(self.layers, nnx.List):
-            # as the master table's features are split: left unsaid, the backward pass gathers all rows everywhere
+            # split like the features of the master table: otherwise the backward pass gathers all rows on every device
             x = constrain(x, "data", "fsdp")
         x = constrain(x, ROWS, None)
 
-        def layer(block: Block, x: Array, held: Any) -> tuple[Array, Any]:
-            x, kept = block(x, (B, C, T), angles, lambda own: segments(own, held))
-            return constrain(x, ROWS, None), kept
+        def layer(block: Block, x: Array, cached: Any) -> tuple[Array, Any]:
+            x, cached = block(x, (B, C, T), angles, functools.partial(segments, both=cached))
+            return constrain(x, ROWS, None), cached
 
         if isinstance(self.layers, nnx.List):
             out = []
             for i, block in enumerate(self.layers):
-                x, kept = layer(block, x, None if caches is None else caches[i])
-                out.append(kept)
+                x, cached = layer(block, x, None if caches is None else caches[i])
+                out.append(cached)
             return self.norm(x), out
 
         graphdef, stacked = nnx.split(self.layers)
 
         def body(x: Array, inputs: Any) -> tuple[Array, Any]:
-            params, held = inputs
-            return layer(nnx.merge(graphdef, params), x, held)
+            params, cached = inputs
+            return layer(nnx.merge(graphdef, params), x, cached)
 
-        x, kept = jax.lax.scan(jax.checkpoint(body) if self.remat else body, x, (stacked, caches))
-        return self.norm(x), kept
+        x, out = jax.lax.scan(jax.checkpoint(body) if self.remat else body, x, (stacked, caches))
+        return self.norm(x), out
 
 
 def unstack(params: dict[str, Any]) -> dict[str, Any]:
-    """The parameters of Qwen2(stacked=True) as those of Qwen2(stacked=False)."""
+    """Turn the parameters of Qwen2(stacked=True) into those of Qwen2(stacked=False)."""
     layers = params["layers"]
     L = jax.tree.leaves(layers)[0].shape[0]
     return {**params, "layers": {i: jax.tree.map(lambda p, i=i: p[i], layers) for i in range(L)}}
 
 
-# Hugging Face's tensors: (our path in the stacked tree, their name, how theirs becomes ours).
+# Hugging Face's tensors: (path in the stacked tree, their name, how they become ours).
 TENSORS: tuple[tuple[str, str, str], ...] = (
     ("embed_tokens.embedding", "model.embed_tokens.weight", "identity"),
     *(
-        (f"layers.{part}.{ours}", f"model.layers.{{layer}}.{part}.{theirs}", how)
-        for part, ours, theirs, how in (
+        (f"layers.{part}.{ours}", f"model.layers.{{layer}}.{part}.{hf}", how)
+        for part, ours, hf, how in (
             ("input_layernorm", "scale", "weight", "identity"),
             *(
                 row

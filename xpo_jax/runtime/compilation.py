@@ -40,10 +40,14 @@ class Program:
         self._in_shardings = options.get("in_shardings")
         self._compiled: dict[tuple[Any, ...], Callable[..., Any]] = {}
 
+    def lower(self, *args: Any) -> jax.stages.Lowered:
+        """Trace for arguments like these."""
+        with jax.set_mesh(self._mesh):
+            return self._jit.lower(*args)
+
     def compile(self, *args: Any) -> jax.stages.Compiled:
         """Compile for arguments like these: arrays or ShapeDtypeStructs."""
-        with jax.set_mesh(self._mesh):
-            compiled = self._jit.lower(*args).compile()
+        compiled = self.lower(*args).compile()
         self._compiled[_shapes(args)] = compiled
         return compiled
 
