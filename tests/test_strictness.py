@@ -34,14 +34,10 @@ ADAFACTOR = ADAMW | {"name": "adafactor", "b1": None, "b2": None, "eps": None, "
 )
 def test_programs_are_traced_without_implicit_promotion(dtype, loss, sampling, optimizer):
     mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
-    spec = make_model_spec(
-        mesh, fake_models.TINY, dtype=dtype, remat=True, batch_size=8, prompt_tokens=8
-    )
+    spec = make_model_spec(mesh, fake_models.TINY, dtype=dtype, remat=True, batch_size=8, prompt_tokens=8)
     programs = Programs(
         spec,
-        BatchShapes(
-            batch_size=8, prompt_buckets=(8,), micro_batch_rows=1, chunk_tokens=32, prefetch_depth=2
-        ),
+        BatchShapes(batch_size=8, prompt_buckets=(8,), micro_batch_rows=1, chunk_tokens=32, prefetch_depth=2),
         Sampling(**sampling),
         Vocabulary(36, (1, 2), 0),
         optimizer=make_optimizer(**optimizer, steps=4),
