@@ -216,7 +216,8 @@ def make_sampler(
             if next_rows == 0:
                 return state
             rows = jnp.argsort(state.done.reshape(shards, -1), axis=1, stable=True)[:, :next_rows]
-            rest = decode(*take((prompt, state), rows), t, stages - 1)
+            rows_prompt, rows_state = take((prompt, state), rows)
+            rest = decode(rows_prompt, rows_state, t, stages - 1)
             return state._replace(
                 **{name: put(getattr(state, name), rows, getattr(rest, name)) for name in RESULTS}
             )
