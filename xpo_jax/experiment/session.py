@@ -16,6 +16,7 @@ import signal
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
 from etils import epath
 
 from xpo_jax.evaluation.result import ended_by
@@ -263,8 +264,8 @@ class Session:
             "judge_queries": self.counters.queries,
             "evaluation_queries": self.counters.evaluation_queries,
             **measured,
-            "updates": int(state.step),
-            "skipped": int(state.skipped),
+            "updates": int(jax.device_get(state.step)),
+            "skipped": int(jax.device_get(state.skipped)),
             "compilations_declared": self._ready.declared_programs,
             "compilations_during_run": compiled,
             "run_dir": self._directory.address,

@@ -58,8 +58,8 @@ class Program:
                 f"program {self.name!r} was not compiled for shapes {[s for s in _shapes(args) if s][-8:]};"
                 " this is a bug in xpo_jax, whose runs declare every shape at start-up"
             )
-        if self._in_shardings is not None and jax.process_count() > 1:
-            args = distributed.put(args, self._in_shardings)  # a single process can leave it to jit
+        if self._in_shardings is not None:
+            args = distributed.put(args, self._in_shardings)
         return compiled(*args)
 
 

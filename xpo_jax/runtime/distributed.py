@@ -185,6 +185,8 @@ def put(args: Any, shardings: Any) -> Any:
         if isinstance(leaf, jax.Array):
             return leaf
         array = np.asarray(leaf)
+        if jax.process_count() == 1:
+            return jax.device_put(array, sharding)
         return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
     return jax.tree.map(
