@@ -4,7 +4,7 @@ import fake_models
 import jax
 import jax.numpy as jnp
 import pytest
-from tiny_run import ADAMW
+from tiny_run import ADAFACTOR, ADAMW
 
 from xpo_jax.algorithm.losses import IPO, Sigmoid
 from xpo_jax.algorithm.model_spec import make_model_spec
@@ -22,7 +22,6 @@ PLAIN = {
     "repetition_penalty": 1.0,
 }
 TRUNCATED = PLAIN | {"top_k": 3, "top_p": 0.9, "min_p": 0.1, "repetition_penalty": 1.1}
-ADAFACTOR = ADAMW | {"name": "adafactor", "b1": None, "b2": None, "eps": None, "mu_dtype": None}
 
 
 @pytest.mark.parametrize(
