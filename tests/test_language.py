@@ -4,7 +4,6 @@ The banned words are those of a private dialect that the project once had; CONTR
 """
 
 import ast
-import os
 import re
 from pathlib import Path
 
@@ -19,11 +18,6 @@ FILES = sorted(
     if ".venv" not in path.parts
 )
 NAMES = [str(path.relative_to(ROOT)) for path in FILES]
-# Rooms and modules whose language has not been revised yet; empty when the work is done.
-ROOMS = (
-    "algorithm/logps", "algorithm/packing", "algorithm/sampler", "models/qwen2", "values",
-)  # fmt: skip
-PENDING = () if "ALL_ROOMS" in os.environ else tuple(f"xpo_jax/{room}" for room in ROOMS)
 BANNED = re.compile(
     r"\b(?:told|told_of|tells?|anew|for ever|so many|mend(?:s|ed|ing)?|in haste|hasty|part batch(?:es)?|unreal"
     r"|announced?|announces|patience|in hand|nats per answer|draws?_ahead|drawn ahead|ahead of time"
@@ -36,14 +30,8 @@ BANNED_NAMES = {
 }  # fmt: skip
 
 
-def pending(name: str) -> bool:
-    return name != "CONTRIBUTING.md" and any(name.startswith(part) for part in PENDING)
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_text_banned_word_is_absent(name):
-    if pending(name):
-        pytest.skip("not revised yet")
     lines = (ROOT / name).read_text().splitlines()
     if name == "CONTRIBUTING.md":  # its glossary names them
         lines = [line for line in lines if not line.startswith("|")]
@@ -53,8 +41,6 @@ def test_text_banned_word_is_absent(name):
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.endswith(".py")])
 def test_name_says_what_it_is(name):
-    if pending(name):
-        pytest.skip("not revised yet")
     tree = ast.parse((ROOT / name).read_text())
     bound = {
         n.id: n.lineno for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)

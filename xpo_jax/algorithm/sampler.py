@@ -166,6 +166,7 @@ def make_sampler(
       end_tokens: ids that end a response.
       pad_token: id written after the end.
     """
+    # long: one jitted loop, whose steps close over the same settings and model
     T = settings.max_new_tokens
     penalised = settings.repetition_penalty != 1
 

@@ -11,6 +11,8 @@ Activations inside a block are flat, [M D] with M = B * C * T: XLA's CPU gradien
 axes is several times slower than over two.
 """
 
+# long: a family is one file, from config.json to the sharding rules
+
 from __future__ import annotations
 
 import dataclasses
