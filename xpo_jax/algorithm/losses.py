@@ -13,12 +13,16 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from xpo_jax.values import Array
 
 
 class LossTerms(NamedTuple):
-    """Per pair, unweighted: z f32[B] in nats, preference f32[B], bonus f32[B], clipped bool[B]."""
+    """Per pair, unweighted: z f32[*B] in nats, preference f32[*B], bonus f32[*B], clipped bool[*B].
+
+    *B is any shape: [B] of a batch, [G Q/S] of a packed micro-batch.
+    """
 
     z: Array
     preference: Array
@@ -32,9 +36,9 @@ class LossFn(Protocol):
 
     def __call__(
         self,
-        policy_logps: Array,
-        ref_logps: Array,
-        p_first: Array,
+        policy_logps: Float[Array, " S *B"],
+        ref_logps: Float[Array, " S *B"],
+        p_first: Float[Array, "*B"],
         *,
         alpha: Array | float,
         beta: Array | float,
@@ -42,9 +46,9 @@ class LossFn(Protocol):
         """Compute the loss terms of each pair.
 
         Args:
-          policy_logps: f32[2 B], nats per sequence: the policy's sample, then the reference's.
-          ref_logps: f32[2 B], the same under the reference.
-          p_first: f32[B] in [0, 1], 1 where the policy's sample won.
+          policy_logps: f32[S *B], nats per sequence: the policy's sample, then the reference's.
+          ref_logps: f32[S *B], the same under the reference.
+          p_first: f32[*B] in [0, 1], 1 where the policy's sample won.
           alpha: coefficient of the optimism bonus.
           beta: strength of the regularisation towards the reference.
         """
@@ -73,15 +77,15 @@ class BonusLoss:
         if not self.bonus_clip > 0:
             raise ValueError(f"bonus_clip is {self.bonus_clip}, must be positive")
 
-    def preference(self, z: Array, beta: Array | float) -> Array:
+    def preference(self, z: Float[Array, "*B"], beta: Array | float) -> Float[Array, "*B"]:
         """Return l(z) of each pair, for z the log-ratio by which the preferred response leads."""
         raise NotImplementedError
 
     def __call__(
         self,
-        policy_logps: Array,
-        ref_logps: Array,
-        p_first: Array,
+        policy_logps: Float[Array, " S *B"],
+        ref_logps: Float[Array, " S *B"],
+        p_first: Float[Array, "*B"],
         *,
         alpha: Array | float,
         beta: Array | float,
@@ -107,7 +111,7 @@ class BonusLoss:
 class Sigmoid(BonusLoss):
     """DPO's l(z) = softplus(-beta z)."""
 
-    def preference(self, z: Array, beta: Array | float) -> Array:
+    def preference(self, z: Float[Array, "*B"], beta: Array | float) -> Float[Array, "*B"]:
         """Return l(z)."""
         return jax.nn.softplus(-beta * z)
 
@@ -127,7 +131,7 @@ class Sigmoid(BonusLoss):
 class IPO(BonusLoss):
     """IPO's l(z) = (z - 1 / (2 beta))^2."""
 
-    def preference(self, z: Array, beta: Array | float) -> Array:
+    def preference(self, z: Float[Array, "*B"], beta: Array | float) -> Float[Array, "*B"]:
         """Return l(z)."""
         return (z - 0.5 / beta) ** 2
 
@@ -135,7 +139,7 @@ class IPO(BonusLoss):
 LOSSES = {"sigmoid": Sigmoid, "ipo": IPO}
 
 
-def total(terms: LossTerms, weight: Array, rows: Array | float) -> Array:
+def total(terms: LossTerms, weight: Float[Array, "*B"], rows: Array | float) -> Float[Array, ""]:
     """Return sum(weight * (preference + bonus)) / rows.
 
     Args:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Bool, Float, Int, Key
 
 from xpo_jax.runtime.sharding import row_shards
 from xpo_jax.values import Array, Params, Samples
@@ -74,7 +75,7 @@ class Vocabulary:
     pad_token: int
 
 
-def truncate(logits: Array, settings: Sampling) -> Array:
+def truncate(logits: Float[Array, "B V"], settings: Sampling) -> Float[Array, "B V"]:
     """Set logits f32[B V], already divided by the temperature, to -inf where top-k, top-p or min-p excludes them."""
     if settings.top_k and settings.top_k < logits.shape[-1]:
         kth = jax.lax.top_k(logits, settings.top_k)[0][:, -1:]
@@ -92,7 +93,7 @@ def truncate(logits: Array, settings: Sampling) -> Array:
     return logits
 
 
-def draw(logits: Array, uniform: Array) -> Array:
+def draw(logits: Float[Array, "B V"], uniform: Float[Array, " B"]) -> Int[Array, " B"]:
     """Draw one token per row by inverting the distribution function.
 
     One uniform per row instead of a Gumbel variate per token, which would cost more than the softmax.
@@ -170,7 +171,13 @@ def make_sampler(
     T = settings.max_new_tokens
     penalised = settings.repetition_penalty != 1
 
-    def sample(params: Params, tokens: Array, lengths: Array, valid: Array, keys: Array) -> Samples:
+    def sample(
+        params: Params,
+        tokens: Int[Array, "B P"],
+        lengths: Int[Array, " B"],
+        valid: Bool[Array, " B"],
+        keys: Key[Array, " B"],
+    ) -> Samples:
         model = nnx.merge(graphdef, params)
         B, P = tokens.shape
         shards = row_shards()
@@ -262,8 +269,12 @@ def put(x: Array, rows: Array, new: Array) -> Array:
 
 
 def row_keys(
-    seed: int, stream: Array | int, step: Array | int, position: Array, candidate: Array | int
-) -> Array:
+    seed: int,
+    stream: Array | int,
+    step: Array | int,
+    position: Int[Array, " B"],
+    candidate: Array | int,
+) -> Key[Array, " B"]:
     """Derive keys key[B] from (seed, stream, step, position in the global batch, candidate).
 
     They do not depend on how the batch is split over chunks, devices or processes. The sampler folds in the
