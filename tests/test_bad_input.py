@@ -108,7 +108,7 @@ def test_unknown_and_mistyped_fields(folder, override, expected):
         (lambda c: c.pop("sampling"), "config.sampling is missing"),
         (
             lambda c: c["judge"].pop("name"),
-            'config: judge.name is missing: one of ours or "package.module:Name"',
+            'config: judge.name is missing: give the name of a built-in judge or "package.module:Name"',
         ),
         (lambda c: c.pop("seed"), "config.seed is missing: an integer is expected"),
         (
@@ -440,7 +440,8 @@ def test_a_reference_of_another_architecture(copy, folder):
     model, _ = copy
     edit(model / "config.json", rope_theta=1e6)
     found = told(folder, f"model.reference={model}")
-    assert found == f"model.reference: {model} is of another architecture than {folder}/model"
+    assert found.startswith(f"model.reference: {model} ") and "architecture" in found
+    assert f"{folder}/model" in found
 
 
 def test_weights_that_are_missing_damaged_or_of_another_shape(copy):

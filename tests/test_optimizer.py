@@ -119,7 +119,7 @@ def test_first_moments_in_bfloat16():
         ),
         (
             {"warmup_steps": 1.5},
-            "warmup_steps is 1.5; from 1 on a whole number is expected, below 1 a share of the steps",
+            "warmup_steps is 1.5; from 1 on it must be an integer, below 1 it is a fraction of the steps",
         ),
         ({"warmup_steps": -0.5}, "warmup_steps is -0.5, must be 0 or more"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0, must be positive"),

@@ -14,6 +14,7 @@ from flax import nnx, traverse_util
 
 from xpo_jax.models.hf import model_folder
 from xpo_jax.models.qwen2 import SHARDING, TENSORS, Qwen2, Qwen2Config, unstack
+from xpo_jax.models.registry import read_model_config
 
 GOLDEN = Path(__file__).parent / "golden"
 MODELS = sorted(path.name for path in GOLDEN.glob("qwen2_*"))
@@ -328,7 +329,6 @@ def test_untied_is_the_default():
     [
         ({"rope_parameters": "absent"}, "lacks rope_theta"),
         ({"hidden_size": "absent", "vocab_size": None}, "lacks vocab_size, hidden_size, head_dim"),
-        ({"model_type": "llama"}, "model_type is 'llama', not 'qwen2'"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu', not 'silu'"),
         ({"use_sliding_window": True}, "use_sliding_window is true"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6}}, "rope type is 'yarn', not 'default'"),
@@ -341,13 +341,19 @@ def test_untied_is_the_default():
             "linear",
         ),
         ({"num_key_value_heads": 3}, "num_key_value_heads does not divide num_attention_heads"),
-        ({"vocab_size": "130"}, "wrong kind: vocab_size is '130'"),
+        ({"vocab_size": "130"}, "wrong type: vocab_size is '130'"),
         ({"num_hidden_layers": 0, "rms_norm_eps": True}, "num_hidden_layers is 0, rms_norm_eps is True"),
         ({"num_attention_heads": 0}, "lacks head_dim"),
-        ({"model_type": "llama", "use_sliding_window": True}, "'qwen2'; use_sliding_window"),
+        ({"hidden_act": "gelu", "use_sliding_window": True}, "'silu'; use_sliding_window"),
     ],
 )
 def test_a_config_that_is_not_computed_is_refused(changes, told):
     with pytest.raises(ValueError, match=re.escape(told)) as raised:
         Qwen2Config.from_hf(golden_config(**changes))
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("model_type", ["llama", None, 3])
+def test_read_model_config_unknown_family_names_those_that_are_computed(model_type):
+    with pytest.raises(ValueError, match=re.escape(f"model_type is {model_type!r}") + ".*qwen2"):
+        read_model_config(golden_config(model_type=model_type))

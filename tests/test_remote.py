@@ -243,7 +243,7 @@ def test_a_bucket_that_is_out_of_reach(monkeypatch, tmp_path):
         monkeypatch.setattr(Lease, "_write", unreachable)
         lease._thread.join(20)
         with pytest.raises(
-            RemoteError, match=r"cannot be renewed \(UNAVAILABLE: no route\); mend the network$"
+            RemoteError, match=r"cannot be renewed \(UNAVAILABLE: no route\); fix the network$"
         ):
             lease.check()
     assert refusal(tmp_path / "b") == (

@@ -183,7 +183,7 @@ def replaying(run, folder):
         patched.setattr(Programs, "update", spy)
         status, out, err, asked = run("replaying", replay__updates=3)
     assert status == 0, err
-    assert "3 updates a step, all but one on the newest 1,000 pairs" in " ".join(out.split())
+    assert "3 updates per step, all but one on the newest 1,000 pairs" in " ".join(out.split())
     return run_contents(folder / "replaying"), seen, asked
 
 

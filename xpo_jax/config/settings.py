@@ -59,7 +59,9 @@ class Experiment:
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"seed is {self.seed}, must be from 0 to {2**31 - 1}")
         if "name" not in self.judge:
-            raise ValueError('judge.name is missing: one of the project or "package.module:Name"')
+            raise ValueError(
+                'judge.name is missing: give the name of a built-in judge or "package.module:Name"'
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
