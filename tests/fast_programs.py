@@ -2,13 +2,14 @@
 
 A whole run of the tiny model spends nine tenths of its time on tracing, lowering and compiling its dozen programs.
 `fast_compilation` lets XLA optimize little. `shared_programs` compiles a program once per process, whichever run
-needs it, and shares XLA's output between the processes of one test session.
+needs it.
 
 What a program is follows from its function, the values that the function closes over, its shardings and the shapes of
 its arguments. A run on shared programs still declares and runs them like any other run.
 
-Left out on purpose: noticing a patched global that a traced function reads. Tests that patch such a global must
-not share programs.
+Left out on purpose: JAX's cache on disk, shared by the workers, whose reads and writes of CPU executables ended
+processes with segmentation faults (jax 0.10.2); and noticing a patched global that a traced function reads. Tests that
+patch such a global must not share programs.
 """
 
 from __future__ import annotations
@@ -18,13 +19,11 @@ import dataclasses
 import functools
 import types
 from collections.abc import Hashable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from xpo_jax.runtime import compilation
 from xpo_jax.runtime.compilation import Program
@@ -43,15 +42,8 @@ def fast_compilation() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def shared_programs(folder: Path) -> Iterator[None]:
-    """Compile fast, and each program only once in this process; `folder` holds XLA's output for other processes."""
-    options = {
-        "jax_compilation_cache_dir": str(folder),
-        "jax_compilation_cache_max_size": 2**30,  # with a limit, JAX locks the folder
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in options}
+def shared_programs() -> Iterator[None]:
+    """Compile fast, and each program only once in this process."""
     initialize, compile_anew = Program.__init__, Program.compile
 
     def initialize_with_identity(
@@ -67,16 +59,10 @@ def shared_programs(folder: Path) -> Iterator[None]:
         self._compiled[compilation._shapes(args)] = _compiled[key]
         return _compiled[key]
 
-    for name, value in options.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
     with fast_compilation(), pytest.MonkeyPatch.context() as patched:
         patched.setattr(Program, "__init__", initialize_with_identity)
         patched.setattr(Program, "compile", compile_once)
         yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 class _Itself:

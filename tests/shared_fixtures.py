@@ -3,7 +3,6 @@
 conftest.py loads this plugin after it has configured JAX.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -43,13 +42,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder that all workers of one test session share."""
-    folder = tmp_path_factory.getbasetemp()
-    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
-
-
-@pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory):
     """Return a tokenizer with one token per byte, of `fake_models.write_tokenizer`."""
     from transformers import AutoTokenizer
@@ -73,9 +65,9 @@ def fast_compile() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def shared_programs(session_folder: Path) -> Iterator[None]:
+def shared_programs() -> Iterator[None]:
     """Compile fast, and each program once for all runs of this process; see fast_programs.py."""
-    with fast_programs.shared_programs(session_folder / "programs"):
+    with fast_programs.shared_programs():
         yield
 
 
