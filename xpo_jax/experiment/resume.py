@@ -46,7 +46,7 @@ class Status:
     """The state of a run besides its weights at the end of a step, as checkpoints carry it.
 
     counters: see `Counters`.
-    failure_tolerance: the state of `judges.ask.FailureTolerance`; () for a new run.
+    failure_tolerance: the state of `judges.limits.FailureTolerance`; () for a new run.
     offsets: the length in bytes of each process's pairs log, by file name.
     """
 

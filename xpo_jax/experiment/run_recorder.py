@@ -38,12 +38,12 @@ class RunRecorder:
 
     def past_pairs(self) -> list[dict[str, Any]]:
         """Return the records of the pairs logs of all processes so far, without texts and rows, in no order."""
-        by_place = {
+        by_position = {
             (record["step"], record["position"]): record  # where each process has a copy of all logs, once
             for records in run_on_all("reading the pairs logs", self._read_logs)
             for record in records
         }
-        return list(by_place.values())
+        return list(by_position.values())
 
     def _read_logs(self) -> list[dict[str, Any]]:
         if not distributed.is_lead_process() and self._run.shared:

@@ -74,9 +74,8 @@ class CompilationCounter:
         self.count += event == "/jax/core/compile/backend_compile_duration"
 
 
-CACHE_BYTES = (
-    4 * 2**30
-)  # least recently used entries are evicted; a run of the worked example needs about 10 MB
+# Least recently used entries are evicted. A run of the worked example needs about 10 MB.
+CACHE_BYTES = 4 * 2**30
 
 
 def cache_folder(environ: Mapping[str, str]) -> Path:

@@ -179,7 +179,7 @@ def _load(
     shardings: Any,
     head: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Params:
-    """Arrays like `wanted`, whose layers may be stacked on axis 0 or stand each for itself under its number."""
+    """Return arrays like `wanted`, whose layers are stacked on axis 0, or separate under their numbers."""
     expected, stored = checked(model_folder(folder), model_config, head)
     sources: dict[tuple[str | int, ...], list[Stored]] = {}
     transposed = {}
