@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-WORKERS = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")  # conftest.py orders the files
+WORKERS = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")  # tests/shared_fixtures.py orders the files
 ALONE = ("-n", "0", "--last-failed", "--last-failed-no-failures", "none")
 TESTS_FAILED = 1  # pytest's exit status; any other is of a run that did not get that far
 LAST_FAILED = Path(".pytest_cache/v/cache/lastfailed")
