@@ -16,7 +16,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-WORKERS = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")  # tests/shared_fixtures.py orders the files
+# tests/shared_fixtures.py orders the files, so pytest-xdist shall not.
+WORKERS = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
 ALONE = ("-n", "0", "--last-failed", "--last-failed-no-failures", "none")
 TESTS_FAILED = 1  # pytest's exit status; any other is of a run that did not get that far
 LAST_FAILED = Path(".pytest_cache/v/cache/lastfailed")
