@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import inspect
 import types
 from collections.abc import Hashable, Iterator, Mapping
 from typing import Any
@@ -83,6 +84,9 @@ def identity(value: Any, within: tuple[types.FunctionType, ...] = ()) -> Hashabl
 
     `within` names the functions whose closures hold the value.
     """
+    value = (
+        inspect.unwrap(value) if callable(value) else value
+    )  # each run's functions are wrapped anew to check types
     inner = functools.partial(identity, within=within)
     if isinstance(value, types.FunctionType):
         if value in within:

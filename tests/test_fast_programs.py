@@ -5,8 +5,10 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from fake_programs import PLAIN, tiny_programs
 from fast_programs import identity
 
+from xpo_jax.algorithm.losses import Sigmoid
 from xpo_jax.runtime.compilation import Program
 
 pytestmark = pytest.mark.usefixtures("shared_programs")
@@ -64,3 +66,29 @@ def test_shared_programs_other_arguments_are_compiled_by_themselves():
 def test_identity_number_types_differ():
     assert len({identity(value) for value in (1, 1.0, True, np.float32(1))}) == 4
     assert identity(object()) != identity(object())
+
+
+def identities(**changes):
+    """Return the identity of each program of a run, by name."""
+    return {
+        declared.program.name: declared.program.identity for declared in tiny_programs(**changes)._declared()
+    }
+
+
+def test_identity_programs_of_equal_runs_are_equal():
+    """Otherwise every test compiles its own, which takes the suite twice as long."""
+    assert identities() == identities() and len(identities()) == 8
+
+
+@pytest.mark.parametrize(
+    ("changes", "different"),
+    [
+        ({"loss": Sigmoid(bonus_clip=6.0)}, {"accumulate"}),
+        ({"entropy_weight": 0.5}, {"accumulate"}),
+        ({"sampling": PLAIN | {"temperature": 0.8}}, {"sample", "score", "accumulate"}),
+        ({"sampling": PLAIN | {"top_k": 3}}, {"sample"}),
+    ],
+)
+def test_identity_programs_of_other_runs_differ(changes, different):
+    ours, others = identities(), identities(**changes)
+    assert {name for name in ours if ours[name] != others[name]} == different

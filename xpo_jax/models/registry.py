@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,10 +43,7 @@ def abstract_model(config: ModelConfig, *, stacked: bool, **options: Any) -> tup
       stacked: with all layers in one array each (training), or in a list (sampling).
       options: `remat` and `kernel`, as the family's module takes them.
     """
-    make = family(config).module
-    graphdef, params = nnx.split(
-        nnx.eval_shape(lambda: make(config, rngs=nnx.Rngs(0), stacked=stacked, **options))
-    )
+    graphdef, params = _split(config, stacked, **options)
     return graphdef, nnx.to_pure_dict(params)
 
 
@@ -53,3 +51,9 @@ def param_shapes(config: ModelConfig) -> Any:
     """Return the tree of stacked float32 parameters, as ShapeDtypeStructs."""
     params = abstract_model(config, stacked=True)[1]
     return jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, "float32"), params)
+
+
+@functools.cache  # tracing the constructor takes a second, and a run asks ten times
+def _split(config: ModelConfig, stacked: bool, **options: Any) -> tuple[Any, nnx.State[Any, Any]]:
+    make = family(config).module
+    return nnx.split(nnx.eval_shape(lambda: make(config, rngs=nnx.Rngs(0), stacked=stacked, **options)))
