@@ -7,9 +7,11 @@ needs it.
 What a program is follows from its function, the values that the function closes over, its shardings and the shapes of
 its arguments. A run on shared programs still declares and runs them like any other run.
 
-Left out on purpose: JAX's cache on disk, shared by the workers, whose reads and writes of CPU executables ended
-processes with segmentation faults (jax 0.10.2); and noticing a patched global that a traced function reads. Tests that
-patch such a global must not share programs.
+A process may have 65,530 memory maps (vm.max_map_count), and an executable takes a few hundred: a worker that keeps all
+of them ends with a segmentation fault in XLA. `forget_programs` drops them in time.
+
+Left out on purpose: JAX's cache on disk, shared by the workers (most of the time is tracing); and noticing a patched
+global that a traced function reads. Tests that patch such a global must not share programs.
 """
 
 from __future__ import annotations
@@ -17,9 +19,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import gc
 import inspect
 import types
 from collections.abc import Hashable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -29,7 +33,18 @@ import pytest
 from xpo_jax.runtime import compilation
 from xpo_jax.runtime.compilation import Program
 
+MAPS = Path("/proc/self/maps")  # Linux has it
+MANY_MAPS = 20_000
+
 _compiled: dict[Hashable, jax.stages.Compiled] = {}
+
+
+def forget_programs() -> None:
+    """Drop all compiled programs if this process has many memory maps."""
+    if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MANY_MAPS:
+        _compiled.clear()
+        jax.clear_caches()
+        gc.collect()  # what refers to an executable is often part of a cycle
 
 
 @contextlib.contextmanager

@@ -57,6 +57,13 @@ def data_folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_programs() -> Iterator[None]:
+    """Keep a process that runs many modules from holding more programs than it can."""
+    yield
+    fast_programs.forget_programs()
+
+
 @pytest.fixture(scope="module")
 def fast_compile() -> Iterator[None]:
     """Let XLA optimize little while a module's tests run."""
