@@ -18,6 +18,7 @@ FIRST = {
     "position": 4,
     "row": {"id": 1, "score": 0.1},
     "messages": PAIR_MESSAGES,
+    "prompt_tokens": [0, 0],
     "responses": [
         {"tokens": [5, 9], "text": "ja", "finished": True},
         {"tokens": [4], "text": "Ja.\nJa!", "finished": True},

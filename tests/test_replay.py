@@ -13,7 +13,7 @@ from xpo_jax.algorithm.programs import Programs
 from xpo_jax.algorithm.replay_buffer import ReplayBuffer
 from xpo_jax.config import loader as configs
 from xpo_jax.experiment import setup
-from xpo_jax.values import Pairs, Prompts
+from xpo_jax.values import Pairs
 
 pytestmark = pytest.mark.usefixtures("one_device")
 B = 4
@@ -136,19 +136,17 @@ def test_minibatches_are_uniform_and_depend_on_seed_step_and_update():
 
 def test_refill_gives_the_same_minibatches():
     kept, again = memory(capacity=10), memory(capacity=10)
-    batches, records = {}, []
+    records = []
     for step in range(4):
         weight = (1, 0, 1, 1) if step == 2 else (1, 1, 1, 1)
         fresh = pairs_of(step, weight)
-        batches[step] = Prompts(
-            ({},) * B, ((),) * B, fresh.prompt_tokens, fresh.prompt_lengths, np.arange(B), fresh.valid
-        )
         for i in range(B):
             answers = [fresh.tokens[s, i, : fresh.lengths[s, i]].tolist() for s in (0, 1)]
             records.append(
                 {
                     "step": step,
                     "position": i,
+                    "prompt_tokens": fresh.prompt_tokens[i, : fresh.prompt_lengths[i]].tolist(),
                     "responses": [{"tokens": tokens} for tokens in answers],
                     "p_first": float(fresh.p_first[i]) if weight[i] else None,
                     "weight": float(weight[i]),
@@ -156,15 +154,16 @@ def test_refill_gives_the_same_minibatches():
                 }
             )
         list(kept.minibatches(step, fresh))
-    again.refill(lambda: records[::-1], batches)
+    again.refill(lambda: records[::-1])
     assert len(again) == len(kept) == 10
     none = pairs_of(0, weight=(0,) * 4)
     for mine, theirs in zip(kept.minibatches(9, none), again.minibatches(9, none), strict=True):
         jax.tree.map(np.testing.assert_array_equal, mine, theirs)
-    memory(updates=1).refill(lambda: pytest.fail("read for nothing"), batches)
-    del records[-1]["ref_logps"]
-    with pytest.raises(ValueError, match="step 3 of the pairs log has no ref_logps.*replay.updates=1"):
-        memory().refill(lambda: records, batches)
+    memory(updates=1).refill(lambda: pytest.fail("read for nothing"))
+    for name in ("ref_logps", "prompt_tokens"):  # a log of an older version
+        del records[-1][name]
+        with pytest.raises(ValueError, match=f"step 3 of the pairs log has no {name}.*replay.updates=1"):
+            memory().refill(lambda: records)
 
 
 # ---- a run ----------------------------------------------------------------------------------------

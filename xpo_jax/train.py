@@ -50,7 +50,7 @@ def _train(context: Context) -> dict[str, Any]:
         programs, batches, steps, reference_step, stream=Stream.TRAINING, candidate=1
     )
     with startup.open_session(ready, CONSOLE, asks_judge=True) as session:
-        replay.refill(session.recorder.past_pairs, batches)
+        replay.refill(session.recorder.past_pairs)
         while True:
             # Between two steps.
             session.evaluate_if_due(done, policy)

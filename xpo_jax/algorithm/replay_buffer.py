@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xpo_jax.runtime.rng import Stream
-from xpo_jax.values import Pairs, Prompts
+from xpo_jax.values import Pairs
 
-Batches = Any  # batches[step] gives values.Prompts, see data/batches.py
+_NEEDED = ("prompt_tokens", "ref_logps")  # of a record; logs of older versions lack them
 
 
 class _Pair(NamedTuple):
@@ -78,32 +78,27 @@ class ReplayBuffer:
             chosen = generator.choice(len(self._pairs), count, replace=False, shuffle=False)
             yield self._batch([self._pairs[i] for i in chosen])
 
-    def refill(self, past: Callable[[], Iterable[Mapping[str, Any]]], batches: Batches) -> None:
+    def refill(self, past: Callable[[], Iterable[Mapping[str, Any]]]) -> None:
         """Add the pairs of a run that is resumed.
 
         Args:
           past: reads the records of its pairs logs (`pairs_log.pair_records`) in any order; not called if nothing is
-            replayed.
-          batches: the run's prompts by step, which provide the prompts' tokens.
+            replayed. They carry their prompts' tokens: the run's data may have changed since.
 
         Raises:
-          ValueError: a record without ref_logps, as in logs of older versions.
+          ValueError: a record of an older version, without tokens of the prompt or log-probabilities.
         """
         if self._updates == 1:
             return
         judged = [record for record in past() if record["weight"] > 0]
         judged.sort(key=lambda record: (record["step"], record["position"]))
-        step, prompts = -1, None
         for record in judged[-(self._pairs.maxlen or 0) :]:
-            if "ref_logps" not in record:
+            if missing := [name for name in _NEEDED if name not in record]:
                 raise ValueError(
-                    f"step {record['step']} of the pairs log has no ref_logps, which replay needs; resume with"
+                    f"step {record['step']} of the pairs log has no {missing[0]}, which replay needs; resume with"
                     " replay.updates=1, or start again with another --config.run_dir"
                 )
-            if record["step"] != step:
-                step, prompts = record["step"], batches[record["step"]]
-            assert prompts is not None
-            self._pairs.append(_pair_from_record(record, prompts))
+            self._pairs.append(_pair_from_record(record))
 
     def metrics(self, replayed: Sequence[Mapping[str, float]]) -> dict[str, float]:
         """Return means over an iteration's further updates; nothing if there were none.
@@ -157,12 +152,11 @@ def _row(pairs: Pairs, i: int) -> _Pair:
     )
 
 
-def _pair_from_record(record: Mapping[str, Any], prompts: Prompts) -> _Pair:
+def _pair_from_record(record: Mapping[str, Any]) -> _Pair:
     """Return what `_row` returned when the pair was fresh."""
-    i = int(np.flatnonzero(prompts.position == record["position"])[0])
     first, second = (np.array(response["tokens"], np.int32) for response in record["responses"])
     return _Pair(
-        prompts.tokens[i, : prompts.lengths[i]].copy(),
+        np.array(record["prompt_tokens"], np.int32),
         (first, second),
         np.array(record["ref_logps"], np.float32),
         float(record["p_first"]),

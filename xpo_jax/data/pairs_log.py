@@ -5,6 +5,7 @@ One JSON object per line and pair. It is the journal of verdicts, the replay dat
     step, position      the update, and the row's position in its global batch
     hash                `content_hash` of everything the judge receives: messages, row and both texts
     row, messages       the raw row, and the conversation that was the prompt
+    prompt_tokens       the same as the policy saw it, chat template included
     responses           two of {tokens, text, finished}, tokens cut to their length; candidate 0 is
                         the policy's, candidate 1 the reference's (in online DPO also the policy's)
     shown               the candidates in the order in which the judge saw them as A and B: [0, 1] or
@@ -85,6 +86,7 @@ def pair_records(
                 "hash": content_hash(prompts.messages[i], prompts.rows[i], texts[0][i], texts[1][i]),
                 "row": prompts.rows[i],
                 "messages": prompts.messages[i],
+                "prompt_tokens": np.asarray(prompts.tokens[i][: prompts.lengths[i]]),
                 "responses": responses,
                 "shown": shown[i],
                 "flipped": np.float32(verdicts.flipped[i]),

@@ -47,7 +47,8 @@ class Status:
 
     counters: see `Counters`.
     failure_tolerance: the state of `judges.limits.FailureTolerance`; () for a new run.
-    offsets: the length in bytes of each process's pairs log, by file name.
+    offsets: the length in bytes of each process's pairs log, by file name; also of those that earlier starts had and
+      the present one has not.
     """
 
     counters: Mapping[str, int]
@@ -72,6 +73,13 @@ class Restored:
     def offsets(self) -> Mapping[str, int]:
         """The lengths that the pairs logs had, by file name."""
         return {} if self.status is None else self.status.offsets
+
+    def offsets_after(self, written: Mapping[str, int]) -> dict[str, int]:
+        """Return the lengths of all pairs logs, given those that the present processes have written.
+
+        The logs of processes that this start does not have keep the length at which they were restored.
+        """
+        return {**self.offsets, **written}
 
 
 def find_newest(run: RunDir, steps: int) -> int | None:

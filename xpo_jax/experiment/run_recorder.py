@@ -90,6 +90,6 @@ def open_logs(run: RunDir, restored: Restored, metrics: Callable[[int], Metrics]
 
 def _without_texts(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a pairs log's record that replay needs."""
-    names = ("step", "position", "p_first", "weight", "ref_logps")
+    names = ("step", "position", "prompt_tokens", "p_first", "weight", "ref_logps")
     responses = [{"tokens": response["tokens"]} for response in record["responses"]]
     return {**{name: record[name] for name in names if name in record}, "responses": responses}

@@ -210,7 +210,7 @@ class Session:
         step.status = Status(
             dataclasses.asdict(self.counters),
             self._components.judging.failure_tolerance.state,
-            {name: offset for _, name, offset in values},
+            self._ready.restored.offsets_after({name: offset for _, name, offset in values}),
         )
         win_rate = self._latest.win_rate
         step.score = win_rate if evaluated and math.isfinite(win_rate) else None
