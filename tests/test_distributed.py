@@ -281,6 +281,7 @@ def test_process_0_speaks_and_writes(pair, together):
     assert {path.name for path in together.iterdir()} == {
         "xpo_jax_run.json",
         "config.json",
+        "inputs.json",
         "environment.json",
         "metrics.jsonl",
         "pairs.jsonl",

@@ -33,7 +33,7 @@ def test_a_new_run(tmp_path):
     with RunDir.open(path, CONFIG) as run:
         assert run.path == path
         assert run.result is None
-        assert tree(path) == ["config.json", MARKER]
+        assert tree(path) == ["config.json", "inputs.json", MARKER]
         assert (path / "config.json").read_text() == CONFIG + "\n"
         assert json.loads((path / MARKER).read_text())["format"] == "xpo_jax run directory"
 
@@ -156,7 +156,7 @@ def test_a_file_a_file_on_the_way_nothing_and_a_bucket(tmp_path):
     )
     assert refusal(" ") == "run_dir: is empty; give a folder with --config.run_dir"
     with pytest.raises(ValueError) as caught:
-        RunDir.join("s3://bucket/a", CONFIG)
+        RunDir.join("s3://bucket/a", CONFIG, {})
     assert str(caught.value) == (
         "s3://bucket/a: a run directory is a folder or a gs:// path; give another --config.run_dir"
     )

@@ -201,6 +201,7 @@ def test_run_directory_of_a_finished_run_is_complete(main_run):
     assert there == {
         "xpo_jax_run.json",
         "config.json",
+        "inputs.json",
         "environment.json",
         "metrics.jsonl",
         "tensorboard",
@@ -219,8 +220,10 @@ def test_run_directory_of_a_finished_run_is_complete(main_run):
     assert environment["packages"]["jax"] == jax.__version__
     weights = environment["weights"]
     assert weights["reference"] == weights["policy"] and weights["step"] == 0
-    prints = environment["data"]
-    assert {len(prints["train"]), len(prints["held_out"])} == {64} and prints["train"] != prints["held_out"]
+    inputs = environment["inputs"]
+    assert inputs == json.loads((path / "inputs.json").read_text())
+    assert sorted(inputs) == ["data.held_out", "data.train", "judge", "model.path"]
+    assert {len(print_) for print_ in inputs.values()} == {64} and len(set(inputs.values())) == 4
     assert [file.name for file in (path / "checkpoints").iterdir()] == [str(STEPS)]
     assert (path / "samples" / "held_out.md").read_text().count("\n") == 2 + HELD_OUT_ROWS
     assert (path / "samples" / "held_out.jsonl").read_text().count("\n") == HELD_OUT_ROWS

@@ -11,13 +11,19 @@ Left out on purpose: groups that span an update of the reference or the last ste
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 
 from xpo_jax.algorithm.programs import Programs
-from xpo_jax.algorithm.replay_buffer import Batches
 from xpo_jax.runtime.rng import Stream
 from xpo_jax.values import Params, Prompts, Samples
+
+
+class Batches(Protocol):
+    """The prompts of a run by step, see data/batches.py."""
+
+    def __getitem__(self, step: int, /) -> Prompts: ...
 
 
 class ReferencePrefetcher:

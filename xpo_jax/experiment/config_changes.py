@@ -1,4 +1,4 @@
-"""Which config fields may change when a run resumes, and how a change is reported."""
+"""Which config fields and inputs may change when a run resumes, and how a change is reported."""
 
 from __future__ import annotations
 
@@ -32,6 +32,25 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]
     }
 
 
+def compare_inputs(
+    before: Mapping[str, str], now: Mapping[str, str], changed_fields: Mapping[str, str]
+) -> dict[str, str]:
+    """Return, by name, a line on each input whose content differs although its field names the same.
+
+    Args:
+      before, now: fingerprints by field, see inputs.py.
+      changed_fields: as `compare` returns them.
+    """
+    return {
+        f"{name} (content)": f"{name}: its content is another one, fingerprint {before[name][:12]} there,"
+        f" {now[name][:12]} here"
+        for name in before
+        if name in now
+        and before[name] != now[name]
+        and not any(field.startswith(name) for field in changed_fields)
+    }
+
+
 def refused(changes: Mapping[str, str], *, finished: bool, accept: bool) -> tuple[str, str] | None:
     """Return what prevents the run from resuming, and a further remedy; None if nothing does.
 
@@ -49,9 +68,10 @@ def refused(changes: Mapping[str, str], *, finished: bool, accept: bool) -> tupl
     return "; ".join(lines[:3]) + more, remedy
 
 
-def fingerprint(config: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of the fields that may not change."""
-    fixed = {k: v for k, v in _flat(config).items() if not k.startswith((*MAY_CHANGE, *_NEVER_COMPARED))}
+def fingerprint(config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """Return the SHA-256 of the fields and inputs that may not change."""
+    fields = {**_flat(config), **{f"{name} (content)": value for name, value in inputs.items()}}
+    fixed = {k: v for k, v in fields.items() if not k.startswith((*MAY_CHANGE, *_NEVER_COMPARED))}
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -36,31 +35,15 @@ def summary_rows(components: Components) -> dict[str, str]:
     return {name: text for name, text in rows.items() if text}
 
 
-def evaluation_identity(config: ConfigDict) -> str:
-    """Return a hash of the config fields that determine evaluation results, besides weights and step."""
-    groups = {name: config[name] for name in ("seed", "data", "model", "sampling", "judge")}
-    evaluation = {name: config.evaluation[name] for name in ("prompts", "reference_samples", "answers")}
-    rules = (config.judging.both_orders, config.loss.unfinished_loses)
-    text = configs.serialize({**groups, "evaluation": evaluation, "rules": rules, "batch": config.batch_size})
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def provenance(components: Components) -> dict[str, Any]:
     """Return what the run was made from, for environment.json."""
     data, models, judge = components.data.prompts, components.models, components.judging.judge
     return {
-        "data": data_hashes(components),
         "sources": {"train": data.train.sources, "held_out": data.held_out.sources},
         "model": {"path": models.policy.given, "commit": models.policy.commit},
         "reference": {"path": models.reference.given, "commit": models.reference.commit},
         "judge": judge.models() if isinstance(judge, HasModels) else [],
     }
-
-
-def data_hashes(components: Components) -> dict[str, str]:
-    """Return the SHA-256 of the prompts, see `PromptData`."""
-    data = components.data.prompts
-    return {"train": data.train.fingerprint, "held_out": data.held_out.fingerprint}
 
 
 def shared_config(config: ConfigDict) -> str:

@@ -2,6 +2,7 @@
 
     <run>/xpo_jax_run.json  marks the folder as a run; locked while a process writes into it
     <run>/config.json       the config; `--config=<run>/config.json` runs it again
+    <run>/inputs.json       fingerprints of the files and code that the config names, see inputs.py
     <run>/environment.json  versions, devices, git state, command line, data fingerprint
     <run>/samples/*.md      tables to look at; *.jsonl the same for programs
     <run>/result.json       written last: a run that has it is finished
@@ -20,6 +21,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 from xpo_jax.experiment.bucket_mirror import BucketWorkdir
@@ -45,8 +47,8 @@ class RunDir:
     address: what people call it: the same, or the gs:// path.
     checkpoints: their folder, which every process writes into.
     result: what `finish` wrote, if this run is finished already, else None.
-    fixed: hash of the config fields that may not change.
-    changes: a line on each field that differs from the run's last config.
+    fixed: hash of the config fields and inputs that may not change.
+    changes: a line on each field or input that differs from the run's last start.
 
     Args:
       folder: on this machine.
@@ -62,24 +64,33 @@ class RunDir:
         self._lock, self._workdir, self._writes = folder.lock, workdir, writes
 
     @classmethod
-    def open(cls, path: str | Path, config_json: str, *, accept_changes: bool = False) -> RunDir:
+    def open(
+        cls,
+        path: str | Path,
+        config_json: str,
+        inputs: Mapping[str, str] = MappingProxyType({}),
+        *,
+        accept_changes: bool = False,
+    ) -> RunDir:
         """Open a local run directory that this process alone writes into; see `run_folder.open_folder`."""
-        folder = open_folder(path, config_json, accept_changes=accept_changes)
+        folder = open_folder(path, config_json, inputs, accept_changes=accept_changes)
         return cls(folder, workdir=None, writes=True)
 
     @classmethod
-    def join(cls, path: str | Path, config_json: str, *, accept_changes: bool = False) -> RunDir:
+    def join(
+        cls, path: str | Path, config_json: str, inputs: Mapping[str, str], *, accept_changes: bool = False
+    ) -> RunDir:
         """Open the run directory on process 0, and find the same one on the others.
 
         Raises: what `run_folder.open_folder` raises; on all processes, also if one of them does not see the folder.
         """
         if paths.in_bucket(path):
-            return cls._join_in_bucket(str(path).rstrip("/"), config_json, accept_changes)
+            return cls._join_in_bucket(str(path).rstrip("/"), config_json, inputs, accept_changes)
 
         def open_on_lead() -> tuple[OpenFolder | None, list[Any] | None]:
             if not distributed.is_lead_process():
                 return None, None
-            folder = open_folder(path, config_json, accept_changes=accept_changes)
+            folder = open_folder(path, config_json, inputs, accept_changes=accept_changes)
             shown = [str(folder.path), marker_time(folder.path), folder.result, folder.fixed, folder.changes]
             return folder, shown
 
@@ -92,13 +103,15 @@ class RunDir:
         return cls(folder, workdir=None, writes=folder.lock is not None)
 
     @classmethod
-    def _join_in_bucket(cls, address: str, config_json: str, accept_changes: bool) -> RunDir:
+    def _join_in_bucket(
+        cls, address: str, config_json: str, inputs: Mapping[str, str], accept_changes: bool
+    ) -> RunDir:
         if not address.startswith("gs://"):
             raise ValueError(f"{address}: a run directory is a folder or a gs:// path; {ELSEWHERE}")
         workdir = BucketWorkdir(address)
         try:
             with all_or_none("opening the run directory"):
-                folder = open_folder(workdir.local, config_json, accept_changes=accept_changes)
+                folder = open_folder(workdir.local, config_json, inputs, accept_changes=accept_changes)
         except BaseException:
             workdir.close()
             raise

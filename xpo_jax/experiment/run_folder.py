@@ -1,4 +1,4 @@
-"""Open the folder of a run: create or recognise it, lock it, and compare its config with the present one.
+"""Open the folder of a run: create or recognise it, lock it, and compare its config and inputs with the present ones.
 
 A folder is a run if it holds the marker file with our format string; any other that is not empty is left alone.
 """
@@ -9,8 +9,9 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from xpo_jax.experiment import config_changes
@@ -21,7 +22,7 @@ FORMAT = "xpo_jax run directory"
 VERSION = 1
 ELSEWHERE = "give another --config.run_dir"
 # A folder that holds only these holds no results: a run that stopped there starts from the beginning.
-_BOOKKEEPING = {MARKER, "config.json", "environment.json"}
+_BOOKKEEPING = {MARKER, "config.json", "inputs.json", "environment.json"}
 _VISIBLE_SECONDS = 60.0  # until a shared disk shows a new folder to all processes; NFS caches its absence
 
 
@@ -31,8 +32,8 @@ class OpenFolder(NamedTuple):
     path: absolute.
     lock: the file descriptor that holds the lock; None where another process holds it.
     result: of the run, if it is finished, else None.
-    fixed: hash of the config fields that may not change.
-    changes: a line on each field that differs from the run's last config.
+    fixed: hash of the config fields and inputs that may not change.
+    changes: a line on each field or input that differs from the run's last start.
     """
 
     path: Path
@@ -42,8 +43,14 @@ class OpenFolder(NamedTuple):
     changes: tuple[str, ...] = ()
 
 
-def open_folder(path: str | Path, config_json: str, *, accept_changes: bool = False) -> OpenFolder:
-    """Create the folder and its parents, or recognise a run of the same config; lock it.
+def open_folder(
+    path: str | Path,
+    config_json: str,
+    inputs: Mapping[str, str] = MappingProxyType({}),
+    *,
+    accept_changes: bool = False,
+) -> OpenFolder:
+    """Create the folder and its parents, or recognise a run of the same config and inputs; lock it.
 
     The lock is released when its descriptor is closed, or by the system however the process ends. The fields `run_dir`
     and `distributed` are not compared: a run may be moved, and started in another way.
@@ -51,7 +58,8 @@ def open_folder(path: str | Path, config_json: str, *, accept_changes: bool = Fa
     Args:
       path: a local path; `~` is expanded.
       config_json: the config, a JSON object.
-      accept_changes: resume an unfinished run even if fields differ that may not.
+      inputs: fingerprints of what the config names, by field, see inputs.py.
+      accept_changes: resume an unfinished run even if fields or inputs differ that may not.
 
     Raises:
       ValueError: the path is a file, cannot be written, is not empty and no such run, is in use, or belongs to
@@ -67,7 +75,7 @@ def open_folder(path: str | Path, config_json: str, *, accept_changes: bool = Fa
         if os.fstat(lock).st_size == 0:
             written.append(folder / MARKER)
             _write_marker(lock)
-        return _open_locked(folder, lock, config_json, accept_changes, written)
+        return _open_locked(folder, lock, config_json, inputs, accept_changes, written)
     except BaseException as error:
         for file in written:
             file.unlink(missing_ok=True)
@@ -80,18 +88,31 @@ def open_folder(path: str | Path, config_json: str, *, accept_changes: bool = Fa
 
 
 def _open_locked(
-    folder: Path, lock: int, config_json: str, accept_changes: bool, written: list[Path]
+    folder: Path,
+    lock: int,
+    config_json: str,
+    inputs: Mapping[str, str],
+    accept_changes: bool,
+    written: list[Path],
 ) -> OpenFolder:
     """Start a run, or recognise one, in a folder whose lock is held; add new files to `written`."""
     config = json.loads(config_json)
-    fixed = config_changes.fingerprint(config)
-    config_file, result_file = folder / "config.json", folder / "result.json"
-    if {name for name in os.listdir(folder) if not name.endswith(".tmp")} <= _BOOKKEEPING:
-        if not config_file.exists():
-            written.append(config_file)
+    fixed = config_changes.fingerprint(config, inputs)
+    config_file, inputs_file, result_file = (
+        folder / name for name in ("config.json", "inputs.json", "result.json")
+    )
+
+    def write_files() -> None:
         atomic_write(config_file, config_json.rstrip() + "\n")
+        atomic_write(inputs_file, to_json(inputs, indent=2) + "\n")
+
+    if {name for name in os.listdir(folder) if not name.endswith(".tmp")} <= _BOOKKEEPING:
+        written += [file for file in (config_file, inputs_file) if not file.exists()]
+        write_files()
         return OpenFolder(folder, lock, None, fixed)
     changes = config_changes.compare(read_run_file(config_file), config)
+    if inputs_file.exists():  # older versions did not write it
+        changes |= config_changes.compare_inputs(read_run_file(inputs_file), inputs, changes)
     result = read_run_file(result_file) if result_file.exists() else None
     refused = config_changes.refused(changes, finished=result is not None, accept=accept_changes)
     if refused:
@@ -100,7 +121,7 @@ def _open_locked(
         result_file.unlink()
         result = None
     if changes:
-        atomic_write(config_file, config_json.rstrip() + "\n")
+        write_files()
     return OpenFolder(folder, lock, result, fixed, tuple(changes.values()))
 
 

@@ -39,13 +39,15 @@ class Context(NamedTuple):
     """What a run has from its first moment; `startup.run` makes it.
 
     components, directory: of the run.
-    evaluation_identity: hash of the config fields that determine evaluation results.
+    inputs: fingerprints of what the config names by path or by import, see inputs.py.
+    evaluation_identity: hash of the config fields and inputs that determine evaluation results.
     accept_changes: resume even if the config differs in what may not change.
     signals, watchdog, compilations: of the process.
     """
 
     components: Components
     directory: RunDir
+    inputs: Mapping[str, str]
     evaluation_identity: str
     accept_changes: bool
     signals: Signals

@@ -20,6 +20,7 @@ from xpo_jax.config import loader as configs
 from xpo_jax.evaluation.result import ended_by
 from xpo_jax.experiment import descriptions, resume, setup
 from xpo_jax.experiment.evaluation_cache import CachedEvaluator, EvaluationCache
+from xpo_jax.experiment.inputs import evaluation_identity, input_fingerprints
 from xpo_jax.experiment.resume import CheckpointSession, Restored
 from xpo_jax.experiment.run_directory import RunDir
 from xpo_jax.experiment.run_recorder import open_logs
@@ -58,27 +59,33 @@ def run(config: ConfigDict, loop: Loop, *, accept_changes: bool) -> dict[str, An
     """
     started, compilations = time.monotonic(), CompilationCounter()
 
-    def prepare() -> tuple[Components, dict[str, Any]]:
+    def prepare() -> tuple[tuple[Components, dict[str, str]], dict[str, str]]:
         components = setup.prepare(config)
-        return components, {
-            "config": descriptions.shared_config(config),
-            "prompts": descriptions.data_hashes(components),
-        }
+        inputs = input_fingerprints(components)
+        return (components, inputs), {"config": descriptions.shared_config(config), **inputs}
 
     with Signals() as signals:
-        components, values = run_and_gather("preparing", prepare)
+        (components, inputs), values = run_and_gather("preparing", prepare)
         collectives.require_equal(values)
         top = components.config.top
         with (
-            RunDir.join(top.run_dir, configs.serialize(config), accept_changes=accept_changes) as directory,
+            RunDir.join(
+                top.run_dir, configs.serialize(config), inputs, accept_changes=accept_changes
+            ) as directory,
             Watchdog(top.max_step_seconds) as watchdog,
         ):
             if directory.result is not None:
                 print(f"{directory.address} holds this run, finished; delete that folder to run it again")
                 return directory.result
-            identity = descriptions.evaluation_identity(config)
             context = Context(
-                components, directory, identity, accept_changes, signals, watchdog, compilations
+                components,
+                directory,
+                inputs,
+                evaluation_identity(config, inputs),
+                accept_changes,
+                signals,
+                watchdog,
+                compilations,
             )
             result = loop(context)
             result["seconds"] = round(time.monotonic() - started, 1)
@@ -208,7 +215,7 @@ def _compile(context: Context, newest: int | None) -> int:
     judge_programs = judge.declared_programs() if isinstance(judge, DeviceJudge) else ()
     declared = [*components.programs.declared_programs(), *judge_programs]
     with all_or_none("writing the environment"):
-        directory.write_environment(descriptions.provenance(components))
+        directory.write_environment(descriptions.provenance(components) | {"inputs": context.inputs})
     resumed = "" if newest is None else f"after step {newest}, whose checkpoint is complete"
     fields = {"run": directory.address, "resumes": resumed, "changed": "; ".join(directory.changes)}
     fields = {name: text for name, text in fields.items() if text} | descriptions.summary_rows(components)
