@@ -101,6 +101,8 @@ def embedded() -> ConfigDict:
             "top_p": 1.0,
             "min_p": 0.0,
             "repetition_penalty": 1.0,
+            # None: the chat template's end of a turn, and those that the model's files name.
+            "end_tokens": None,
         }
     )
 

@@ -477,38 +477,6 @@ def test_code_in_a_folder_is_never_run(folder):
     assert not (folder / "ran").exists()
 
 
-def test_end_and_pad_tokens(folder):
-    tokenizer = model_folder.load_tokenizer(folder, model_folder.read_config(folder))
-    stated = folder / "generation_config.json"
-    edit_json(folder / "config.json", eos_token_id=256)
-    assert model_folder.end_token_ids(folder, tokenizer) == (
-        256,
-        258,
-    )  # config.json's, and the tokenizer's own
-    stated.write_text(json.dumps({"eos_token_id": [258, 256]}))
-    assert model_folder.end_token_ids(folder, tokenizer) == (258, 256)
-    stated.write_text(json.dumps({"eos_token_id": 257}))
-    assert model_folder.end_token_ids(folder, tokenizer) == (257, 258)
-    assert model_folder.pad_token_id(folder, tokenizer) == 256
-    tokenizer.pad_token = None
-    assert model_folder.pad_token_id(folder, tokenizer) == 257
-    edit_json(stated, pad_token_id=3)
-    assert model_folder.pad_token_id(folder, tokenizer) == 3
-    for wrong in (259, -1, "258", True):
-        edit_json(stated, eos_token_id=[258, wrong])
-        fails(
-            f"eos_token_id {wrong!r} is not one of the tokenizer's 259",
-            model_folder.end_token_ids,
-            folder,
-            tokenizer,
-        )
-    stated.write_text("{}")
-    tokenizer.eos_token = None
-    fails(
-        "no eos_token_id, and the tokenizer has no eos token", model_folder.end_token_ids, folder, tokenizer
-    )
-
-
 # Where torch is installed
 
 

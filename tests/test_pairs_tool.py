@@ -12,7 +12,7 @@ from xpo_jax.data.offline_pairs import load_pairs
 from xpo_jax.data.pairs_log import PairsLog, content_hash
 from xpo_jax.models.hf import model_folder
 
-END = 256  # the first in the folder's generation_config.json
+END = 258  # the chat template's
 
 
 def record(p, first, second, weight=1.0):

@@ -154,7 +154,9 @@ def test_each_part_is_read_by_few():
     assert importers("xpo_jax.main") == set()
     loops = {"xpo_jax.train", "xpo_jax.offline"}
     assert all(importers(loop) <= {"xpo_jax.main"} for loop in loops)
-    around = {f"xpo_jax.experiment.{name}" for name in ("startup", "session", "export", "descriptions")}
+    around = {
+        f"xpo_jax.experiment.{name}" for name in ("startup", "session", "export", "descriptions", "inputs")
+    }
     assert importers("xpo_jax.experiment.startup") <= loops
     assert importers("xpo_jax.experiment.session") <= {"xpo_jax.experiment.startup", *loops}
     assert importers("xpo_jax.experiment.setup") <= {*around, *loops}

@@ -488,7 +488,10 @@ def test_export_equals_the_checkpoint_bit_for_bit(main_run, folder):
         export,
         state.params,
     )
-    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+    trained = json.loads((main_run.path / "export" / "generation_config.json").read_text())
+    assert sorted(trained["eos_token_id"]) == sorted(ENDS) and trained["eos_token_id"][0] == 258
+    assert (trained["temperature"], trained["top_k"], trained["do_sample"]) == (TEMPERATURE, 0, True)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (main_run.path / "export" / name).read_bytes() == (folder / "model" / name).read_bytes()
 
 

@@ -111,6 +111,7 @@ def tiny_config(folder: Path) -> ConfigDict:
                 "top_p": 1.0,
                 "min_p": 0.0,
                 "repetition_penalty": 1.0,
+                "end_tokens": None,
             },
             "judge": {"name": "fakes:LongerText"},
             "judging": {

@@ -14,7 +14,7 @@ Left out on purpose: beam search, stop strings, and new prompts in the place of 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -39,6 +39,8 @@ class Sampling:
       repetition_penalty: divides positive and multiplies negative logits of tokens already in prompt or
         response (Keskar et al. 2019, arXiv 1909.05858); 1 is off. For chat and evaluation: training
         with it would sample from another distribution than the one it computes.
+      end_tokens: the tokens that end a response, as the tokenizer's vocabulary writes them; None takes those of the
+        chat template and of the model's files, see models/hf/end_tokens.py.
 
     The order is transformers': penalty, temperature, top-k, top-p, min-p.
     """
@@ -49,6 +51,7 @@ class Sampling:
     top_p: float
     min_p: float
     repetition_penalty: float
+    end_tokens: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         for bad, text in (

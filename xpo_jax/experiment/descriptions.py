@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from xpo_jax.config import loader as configs
 from xpo_jax.experiment.setup import Components
 from xpo_jax.judges.contract import HasModels
+from xpo_jax.models.hf.end_tokens import describe_end_tokens
 
 
 def summary_rows(components: Components) -> dict[str, str]:
@@ -21,6 +22,8 @@ def summary_rows(components: Components) -> dict[str, str]:
         "model": f"{models.policy.described}; reference: "
         + ("a frozen copy of it" if model.reference is None else models.reference.described)
         + (f", renewed every {model.reference_every_steps} steps" if model.reference_every_steps else ""),
+        "responses": f"at most {groups.sampling.max_new_tokens} tokens, ended by "
+        + describe_end_tokens(models.policy.folder, models.tokenizer, groups.sampling.end_tokens),
         "training": data.prompts.train.summary(),
         "held out": data.prompts.held_out.summary()
         + (f"; {overlap} of them are training prompts too" if overlap else ""),

@@ -31,8 +31,25 @@ def export(
     card = model_card.card(
         config.top, models.policy, models.reference, measured, held_out=len(latest.samples)
     )
+    sampling = config.sampling
+    generation = {
+        # a server that reads these samples as the policy was trained
+        "do_sample": True,
+        "temperature": sampling.temperature,
+        "top_k": sampling.top_k,
+        "top_p": sampling.top_p,
+        "min_p": sampling.min_p or None,
+        "repetition_penalty": sampling.repetition_penalty,
+        "eos_token_id": list(models.end_tokens(sampling)),
+    }
     model_folder.save(
-        directory.path / "export", params, models.config, models.policy.folder, card=card, replace=True
+        directory.path / "export",
+        params,
+        models.config,
+        models.policy.folder,
+        generation=generation,
+        card=card,
+        replace=True,
     )
     with all_or_none("writing samples"):
         directory.write_samples("held_out", latest.samples)

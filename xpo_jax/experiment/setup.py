@@ -67,6 +67,10 @@ class Models(NamedTuple):
     config: Any
     tokenizer: Any
 
+    def end_tokens(self, sampling: Sampling) -> tuple[int, ...]:
+        """Return the ids of the tokens that end a response."""
+        return model_folder.end_token_ids(self.policy.folder, self.tokenizer, sampling.end_tokens)
+
     def decode(self, samples: Samples) -> list[str]:
         """Return the text of each sample on the host, without special tokens."""
         rows = [row[:n].tolist() for row, n in zip(samples.tokens, samples.lengths, strict=True)]
@@ -211,7 +215,7 @@ def _data(config: ConfigDict, groups: Groups, models: Models, judge: Judge) -> D
             "offline",
             **{name: config.data[name] for name in names},
             tokenizer=models.tokenizer,
-            end_tokens=model_folder.end_token_ids(models.policy.folder, models.tokenizer),
+            end_tokens=models.end_tokens(groups.sampling),
             max_new_tokens=tokens,
         )
         prompts = prompts._replace(train=pairs)
@@ -265,7 +269,7 @@ def _programs(
     )
     vocabulary = Vocabulary(
         len(models.tokenizer),
-        model_folder.end_token_ids(models.policy.folder, models.tokenizer),
+        models.end_tokens(groups.sampling),
         model_folder.pad_token_id(models.policy.folder, models.tokenizer),
     )
     return Programs(

@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-# Of a larger file, this many blocks, evenly spaced, stand for its content: a model is read in a second, and whatever
-# trains or converts it changes nearly all of its numbers.
+# Of a larger file, this many blocks, evenly spaced, stand for its content: a model is read in a second, and any
+# training or conversion changes nearly all of its numbers.
 SAMPLED_BYTES = 2**26
 _BLOCKS, _BLOCK_BYTES = 64, 2**18
 

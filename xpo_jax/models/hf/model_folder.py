@@ -11,12 +11,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from xpo_jax.io.files import sync
 from xpo_jax.io.text import error_line, shorten
 from xpo_jax.models.family import ModelConfig
+from xpo_jax.models.hf.end_tokens import end_token_ids, pad_token_id
 from xpo_jax.models.hf.tensors import LICENCES, model_folder, read_model_json
 from xpo_jax.models.hf.weights import check_params, load_head, load_params, load_weights, write_params
 from xpo_jax.models.registry import param_shapes, read_model_config
@@ -38,9 +40,9 @@ __all__ = [
     "save",
 ]
 
+GENERATION = "generation_config.json"
 # What an export takes from its source unchanged.
 CARRIED = (
-    "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "vocab.json",
@@ -72,6 +74,7 @@ def save(
     model_config: ModelConfig,
     source: str | Path,
     *,
+    generation: Mapping[str, Any] | None = None,
     card: str | None = None,
     dtype: str = "float32",
     max_shard_bytes: int = 5_000_000_000,
@@ -87,6 +90,7 @@ def save(
       params: as `load_params` returns them. They come to the host one (stacked) array at a time.
       source: the folder that the model came from; its tokenizer files and licence are copied unchanged,
         and so is config.json, but see `_write_config`.
+      generation: fields of generation_config.json that replace the source's; None copies the source's unchanged.
       card: README.md, see model_card.py; None for none.
       dtype: of the tensors written, "float32" or "bfloat16".
       max_shard_bytes: larger weights are written to several files with an index.
@@ -103,7 +107,7 @@ def save(
         with all_or_none("writing the export"):
             write_params(partial, params, model_config, dtype=dtype, max_shard_bytes=max_shard_bytes)
             if leads:
-                _complete(partial, source, model_config, dtype, card)
+                _complete(partial, source, model_config, dtype, generation, card)
                 _put_in_place(partial, folder)
     except BaseException:
         if leads:
@@ -134,9 +138,17 @@ def _make_room(folder: Path, partial: Path, source: Path, model_config: ModelCon
     partial.mkdir(parents=True)
 
 
-def _complete(partial: Path, source: Path, model_config: ModelConfig, dtype: str, card: str | None) -> None:
+def _complete(
+    partial: Path,
+    source: Path,
+    model_config: ModelConfig,
+    dtype: str,
+    generation: Mapping[str, Any] | None,
+    card: str | None,
+) -> None:
     """Write the files of an export other than its weights, and flush all."""
     _write_config(partial / "config.json", source / "config.json", model_config, dtype)
+    _write_generation_config(partial / GENERATION, source / GENERATION, generation)
     if card is not None:
         (partial / "README.md").write_text(card, encoding="utf-8")
     for name in CARRIED:
@@ -178,45 +190,6 @@ def load_tokenizer(folder: str | Path, model_config: ModelConfig) -> Any:
     return tokenizer
 
 
-def end_token_ids(folder: str | Path, tokenizer: Any) -> tuple[int, ...]:
-    """Return the tokens that end a response.
-
-    They are eos_token_id in generation_config.json (in config.json if there is none, as in transformers), a number or a
-    list, and the tokenizer's own end token. Qwen2.5 has two: <|im_end|> and <|endoftext|>.
-
-    Raises:
-      ValueError: there is none, or it is not a token of this tokenizer.
-    """
-    path, config = _generation_config(folder)
-    stated = config.get("eos_token_id")
-    ids = [*(stated if isinstance(stated, list) else [stated]), tokenizer.eos_token_id]
-    ends = tuple(dict.fromkeys(i for i in ids if i is not None))
-    if not ends:
-        raise ValueError(f"{path}: no eos_token_id, and the tokenizer has no eos token; name one in either")
-    wrong = [i for i in ends if type(i) is not int or not 0 <= i < len(tokenizer)]
-    if wrong:
-        raise ValueError(
-            f"{path}: eos_token_id {wrong[0]!r} is not one of the tokenizer's {len(tokenizer)} tokens"
-        )
-    return ends
-
-
-def pad_token_id(folder: str | Path, tokenizer: Any) -> int:
-    """Return the padding token: the tokenizer's, or generation_config.json's, or the first end token.
-
-    Padding is never read, so any token is suitable.
-    """
-    stated = tokenizer.pad_token_id
-    stated = _generation_config(folder)[1].get("pad_token_id") if stated is None else stated
-    return end_token_ids(folder, tokenizer)[0] if stated is None else int(stated)
-
-
-def _generation_config(folder: str | Path) -> tuple[Path, dict[str, Any]]:
-    path = model_folder(folder) / "generation_config.json"
-    path = path if path.is_file() else path.with_name("config.json")
-    return path, read_model_json(path)
-
-
 def _write_config(target: Path, source: Path, model_config: ModelConfig, dtype: str) -> None:
     """Copy config.json, and add only the fields that one of its two spellings lacks.
 
@@ -238,3 +211,13 @@ def _write_config(target: Path, source: Path, model_config: ModelConfig, dtype: 
         return
     text = json.dumps({**config, **added}, indent=2, ensure_ascii=False)
     target.write_text(text + "\n", encoding="utf-8")
+
+
+def _write_generation_config(target: Path, source: Path, fields: Mapping[str, Any] | None) -> None:
+    """Write the source's generation_config.json with these fields; nothing if there is neither."""
+    if fields is None:
+        if source.is_file():
+            shutil.copyfile(source, target)
+        return
+    config = read_model_json(source) if source.is_file() else {}
+    target.write_text(json.dumps({**config, **fields}, indent=2) + "\n", encoding="utf-8")
