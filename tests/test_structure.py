@@ -168,7 +168,7 @@ def test_each_part_is_read_by_few():
     assert families >= {"xpo_jax.models.qwen2"}
     assert all(importers(family) == {"xpo_jax.models.registry"} for family in families)
     # main loads the config, these read it, and a config may name the loader's helpers
-    reading = ("startup", "setup", "descriptions", "judge_factory")
+    reading = ("startup", "setup", "descriptions", "inputs", "judge_factory")
     readers = {"xpo_jax.main", *(f"xpo_jax.experiment.{name}" for name in reading)}
     assert importers("xpo_jax.config.loader") <= {*readers, *CONFIGS}
     for leaf, modules in LEAVES.items():
