@@ -138,6 +138,8 @@ def embedded() -> ConfigDict:
             # more than half of the verdicts are missing.
             "max_failed_fraction": 0.5,
             "max_failed_batches": 3,
+            # A run whose verdicts prefer no response in this many steps learns nothing, and ends.
+            "max_indecisive_steps": 20,
         }
     )
 

@@ -163,3 +163,8 @@ class Counting:
             signal.raise_signal(cls.signal_at[1])
         cls.asked += comparisons
         return [1.0 if len(c.a) > len(c.b) else 0.25 if len(c.a) < len(c.b) else "tie" for c in comparisons]
+
+
+def always_a() -> Always:
+    """Return a judge that prefers the answer shown as A, whichever that is."""
+    return Always(answer="A")

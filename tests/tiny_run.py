@@ -119,6 +119,7 @@ def tiny_config(folder: Path) -> ConfigDict:
                 "max_queries": None,
                 "max_failed_fraction": 0.5,
                 "max_failed_batches": 2,
+                "max_indecisive_steps": None,
             },
             "loss": {
                 "second_candidate": "reference",

@@ -22,7 +22,7 @@ from xpo_jax.experiment.run_recorder import RunRecorder
 from xpo_jax.experiment.session import Context
 from xpo_jax.experiment.setup import Components
 from xpo_jax.experiment.step import step_metrics, update_policy
-from xpo_jax.judges import ask, contract
+from xpo_jax.judges import ask, contract, outcomes
 from xpo_jax.reporting.metrics import Timer
 from xpo_jax.reporting.summary import CONSOLE
 from xpo_jax.runtime import distributed
@@ -83,6 +83,8 @@ def _train(context: Context) -> dict[str, Any]:
             )
             verdicts = ask.merge_shards(local_verdicts, summaries)
             components.judging.failure_tolerance.check(summaries)
+            step_outcomes = outcomes.add(summary["outcomes"] for summary in summaries)
+            session.learning.count(step_outcomes)
 
             # Update: once on these pairs, then on past ones as often as the config asks for.
             fresh = Pairs(
@@ -117,6 +119,7 @@ def _train(context: Context) -> dict[str, Any]:
                 data={
                     **replay.metrics(update.summaries[1:]),
                     **ask.metrics(verdicts, prompts.valid),
+                    **{f"judge/{name}": rate for name, rate in outcomes.metrics(step_outcomes).items()},
                     **batches.metrics(done),
                 },
                 times=timer.take(),

@@ -108,12 +108,15 @@ class Judging:
       max_failed_fraction: fraction of a batch's pairs that may lack a verdict; 1 is any.
       max_failed_batches: this many batches in a row beyond that fraction end the run, with its last state saved. A
         first batch without any verdict ends it at once.
+      max_indecisive_steps: this many steps in a row without one verdict that prefers a response end the run, with its
+        last state saved: it learns nothing. None is no limit; every ten such steps are reported either way.
     """
 
     both_orders: bool
     max_queries: int | None
     max_failed_fraction: float
     max_failed_batches: int
+    max_indecisive_steps: int | None
 
     @property
     def failure_tolerance(self) -> dict[str, Any]:
@@ -129,6 +132,10 @@ class Judging:
             )
         if self.max_failed_batches < 1:
             raise ValueError(f"max_failed_batches is {self.max_failed_batches}, must be at least 1")
+        if self.max_indecisive_steps is not None and self.max_indecisive_steps < 1:
+            raise ValueError(
+                f"max_indecisive_steps is {self.max_indecisive_steps}, must be at least 1, or None for no limit"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ import numpy as np
 from xpo_jax.algorithm.programs import Programs
 from xpo_jax.evaluation import statistics
 from xpo_jax.evaluation.result import Evaluation
-from xpo_jax.judges import ask, contract, limits
+from xpo_jax.judges import ask, contract, limits, outcomes
 from xpo_jax.runtime import distributed
 from xpo_jax.runtime.collectives import run_on_all
 from xpo_jax.runtime.rng import Stream
@@ -78,6 +78,7 @@ class _Totals:
     tokens: list[float] = dataclasses.field(default_factory=list)
     queries: int = 0
     counts: dict[str, float] = dataclasses.field(default_factory=dict)
+    outcomes: dict[str, int] = dataclasses.field(default_factory=dict)
     parts: dict[str, dict[str, list[float]]] = dataclasses.field(
         default_factory=lambda: {"policy": {}, "reference": {}}
     )
@@ -137,6 +138,7 @@ class Evaluator:
             self._failure_tolerance.check(calls)
             totals.queries += sum(call["queries"] for call in calls)
             totals.counts = ask.sum_counts([totals.counts, *(call["counts"] for call in calls)])
+            totals.outcomes = outcomes.add([totals.outcomes, *(call["outcomes"] for call in calls)])
             rows = [row for shard in shards for row in shard["rows"]]
             for i, row in zip(map(int, np.flatnonzero(prompts.valid)), rows, strict=True):
                 _add_row(totals, batch, i, row)
@@ -288,5 +290,6 @@ def _summarise(totals: _Totals, *, against_answers: bool) -> Evaluation:
         intervals=half_widths | {"kl": statistics.mean_interval(np.array(totals.kl))[1]},
         queries=totals.queries,
         counts=totals.counts,
+        outcomes=totals.outcomes,
         samples=totals.samples,
     )

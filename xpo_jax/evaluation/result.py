@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from xpo_jax.evaluation.statistics import Rate
+from xpo_jax.judges import outcomes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Evaluation:
     intervals: the half width of the 95 % interval over prompts of each mean in `policy`, and of "kl".
     queries: comparisons that the judge was queried for.
     counts: by how much the judge's `stats` increased, by name.
+    outcomes: what became of the pairs, see judges/outcomes.py.
     samples: per prompt the first answer of the policy and of the reference, for people to read; "win_share",
       the prompt's share of comparisons won; and of the comparison of those two "p_policy", the verdict, "shown",
       the letter that the policy's answer had, "reason" and "scores".
@@ -44,6 +46,7 @@ class Evaluation:
     intervals: Mapping[str, float]
     queries: int
     counts: Mapping[str, float]
+    outcomes: Mapping[str, int]
     samples: Sequence[Mapping[str, Any]]
 
     def metrics(self) -> dict[str, float]:
@@ -60,6 +63,7 @@ class Evaluation:
             "eval/entropy": self.entropy,
             "eval/queries": float(self.queries),
         }
+        out |= {f"eval/{name}": rate for name, rate in outcomes.metrics(self.outcomes).items()}
         out |= {f"eval/judge/{name}": number for name, number in self.counts.items()}
         out |= {f"eval/policy/{name}": value for name, value in self.policy.items()}
         return out | {f"eval/reference/{name}": value for name, value in self.reference.items()}

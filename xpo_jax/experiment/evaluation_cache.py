@@ -143,5 +143,5 @@ def _evaluation(fields: Mapping[str, Any]) -> Evaluation:
     def unchanged(value: Any) -> Any:
         return value
 
-    decode = {"samples": unchanged, "controlled": rate, "against_answers": rate}
+    decode = {"samples": unchanged, "outcomes": unchanged, "controlled": rate, "against_answers": rate}
     return Evaluation(**{name: decode.get(name, numbers)(value) for name, value in fields.items()})

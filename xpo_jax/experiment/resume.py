@@ -34,11 +34,13 @@ class Counters:
 
     queries, evaluation_queries: comparisons that the judge was queried for, in training and in evaluations.
     skipped_in_a_row: updates skipped since the last one that was applied.
+    indecisive_in_a_row: steps since the last one with a verdict that preferred a response.
     """
 
     queries: int = 0
     evaluation_queries: int = 0
     skipped_in_a_row: int = 0
+    indecisive_in_a_row: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,6 +23,7 @@ from xpo_jax.evaluation.result import ended_by
 from xpo_jax.experiment import resume
 from xpo_jax.experiment.evaluation_cache import CachedEvaluator, Evaluated
 from xpo_jax.experiment.export import export
+from xpo_jax.experiment.learning_watch import LearningWatch
 from xpo_jax.experiment.resume import CheckpointSession, Counters, Restored, Status
 from xpo_jax.experiment.run_directory import RunDir
 from xpo_jax.experiment.run_recorder import RunRecorder
@@ -98,6 +99,7 @@ class Session:
 
     counters: what the run has counted; a loop adds its queries and skipped updates.
     recorder: the logs.
+    learning: takes what became of each step's pairs.
     ended_by: the config's field that ends the run at the current step, or "".
     """
 
@@ -116,8 +118,9 @@ class Session:
         self.recorder, self.ended_by = recorder, ""
         status = ready.restored.status
         self.counters = Counters() if status is None else Counters(**status.counters)
-        if self._directory.changes:  # which may have fixed what made the run skip updates
-            self.counters.skipped_in_a_row = 0
+        if self._directory.changes:  # which may have fixed what made the run skip updates or learn nothing
+            self.counters.skipped_in_a_row = self.counters.indecisive_in_a_row = 0
+        self.learning = LearningWatch(self.counters, self._components.config.judging.max_indecisive_steps)
         self._latest, self._evaluated = ready.start.evaluation, False
         self._step = _Step(ready.step, ready.state, {})
         if ready.step == 0:
@@ -149,6 +152,7 @@ class Session:
         Raises:
           Stopped: a process received a signal; the state is saved.
           FloatingPointError: too many updates in a row were skipped; the state is saved.
+          ValueError: too many steps in a row without a verdict that prefers a response; the state is saved.
         """
         self._settle(evaluated=self._evaluated)
         if self.counters.skipped_in_a_row >= self._components.config.top.max_skipped:
@@ -158,6 +162,10 @@ class Session:
                     f"step {done}: loss or gradient was not finite {self.counters.skipped_in_a_row} times in a row;"
                     f" the last good weights are in {folder}; lower optimizer.learning_rate or loss.alpha"
                 )
+        if problem := self.learning.problem():
+            folder = self.save_now()
+            with all_or_none("learning"):
+                raise ValueError(f"step {done}: {problem}; the last weights are in {folder}")
 
     def should_stop(self) -> bool:
         """Return whether the run ends after the current step; `ended_by` says why."""

@@ -18,6 +18,7 @@ from xpo_jax.io.text import error_line
 from xpo_jax.judges.answers import Judged, compare, rename_sides, swap_sides
 from xpo_jax.judges.contract import HasStats, Judge, JudgeError
 from xpo_jax.judges.limits import CallSummary
+from xpo_jax.judges.outcomes import IDENTICAL, UNFINISHED, count_outcomes
 from xpo_jax.runtime import distributed
 from xpo_jax.values import Comparison, Prompts, RecordedVerdict, Verdict, Verdicts
 
@@ -118,10 +119,10 @@ def _decide(prompts: Prompts, pairs: ResponsePairs, unfinished_loses: bool) -> d
     for i in map(int, np.flatnonzero(prompts.valid)):
         finished = pairs.policy_finished[i], pairs.reference_finished[i]
         if pairs.identical[i]:
-            decided[i] = _Row(Verdict(0.5, "identical responses"), None, None)
+            decided[i] = _Row(Verdict(0.5, IDENTICAL), None, None)
         elif unfinished_loses and not all(finished):
             p = 0.5 + 0.5 * (float(finished[0]) - float(finished[1]))
-            decided[i] = _Row(Verdict(p, "unfinished response"), None, None)
+            decided[i] = _Row(Verdict(p, UNFINISHED), None, None)
     return decided
 
 
@@ -188,6 +189,7 @@ def summarize_call(verdicts: Verdicts) -> CallSummary:
         "first_failure": verdicts.reasons[failed_rows[0]] if failed_rows else "",
         "fatal_error": verdicts.fatal_error,
         "counts": dict(verdicts.counts),
+        "outcomes": count_outcomes(verdicts, range(shard.start, shard.stop)),
     }
 
 

@@ -18,6 +18,7 @@ class CallSummary(TypedDict):
     first_failure: the reason of the first failed pair, or "".
     fatal_error: see `values.Verdicts`.
     counts: by how much the judge's `stats` increased.
+    outcomes: see outcomes.py.
     """
 
     pairs: int
@@ -26,6 +27,7 @@ class CallSummary(TypedDict):
     first_failure: str
     fatal_error: str
     counts: dict[str, float]
+    outcomes: dict[str, int]
 
 
 class FailureTolerance:

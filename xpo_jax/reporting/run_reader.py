@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from xpo_jax.io.files import read_json
+from xpo_jax.judges.outcomes import SAME_LETTER_PAIRS
 from xpo_jax.reporting.charts import format_number
 
 PAIRS = 200  # of the last ones judged
+LAST_STEPS = 10  # in which there should be something to learn
 RESTORE = "restore the file"
 
 
@@ -78,10 +80,25 @@ def findings(run: Run) -> list[tuple[str, str]]:
     """Return what a reader should know first, as ("good" | "look" | "bad", sentence)."""
     first, last = run.evaluations[0], run.evaluations[-1]
     return [
+        *_verdict_findings(last, run.metrics),
         *_win_rate_findings(first, last, one_model=run.config["model"]["reference"] is None),
         *_answer_findings(first, last),
         *_step_findings(run.metrics),
     ]
+
+
+def _verdict_findings(last: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Return whether there was anything to learn from: a run can end well and have taught the policy nothing."""
+    lines = []
+    steps = [row["judge/decisive_rate"] for row in metrics if row.get("judge/decisive_rate") is not None]
+    if steps and not any(steps):
+        lines.append(("bad", f"no verdict in {len(steps)} steps preferred one response: nothing was learned"))
+    elif steps and not any(steps[-LAST_STEPS:]) and len(steps) > LAST_STEPS:
+        lines.append(("bad", f"no verdict in the last {LAST_STEPS} steps preferred one response"))
+    letter_a = last.get("eval/letter_a_rate")
+    if letter_a in (0, 1) and last["eval/queries"] >= SAME_LETTER_PAIRS:
+        lines.append(("bad", f"the judge always preferred the answer shown as {'A' if letter_a else 'B'}"))
+    return lines
 
 
 def _win_rate_findings(
@@ -91,7 +108,8 @@ def _win_rate_findings(
     if low is None or high is None:
         return [("bad", "there are too few verdicts for a win rate")]
     kind, comment = (
-        ("good", "better") if low > 0.5
+        ("bad", "no comparison was won or lost") if last.get("eval/decisive_rate") == 0
+        else ("good", "better") if low > 0.5
         else ("bad", "worse") if high < 0.5
         else ("look", "cannot be distinguished from even")
     )  # fmt: skip

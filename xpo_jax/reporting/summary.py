@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -48,6 +49,12 @@ def start_table(programs: Programs, fields: Mapping[str, Any], *, compilations: 
 def progress(items: Iterable[T], label: str) -> Iterable[T]:
     """Iterate with a progress bar, see `console.progress`; of many processes, only process 0 shows it."""
     return console.progress(items, label) if distributed.is_lead_process() else items
+
+
+def warn(problem: str, when: str) -> None:
+    """Print a problem as one line on standard error, on process 0; nothing if it is empty."""
+    if problem and distributed.is_lead_process():
+        print(f"xpo_jax: warning: {when} {problem}", file=sys.stderr, flush=True)
 
 
 def evaluation_line(when: str, evaluation: Evaluation) -> str:
