@@ -106,6 +106,7 @@ def test_run_of_which_no_pair_reaches_the_judge_ends_and_says_why(one_device, tm
         sampling__max_new_tokens=1,
         loss__unfinished_loses=True,
         sampling__end_tokens=["<|im_start|>"],
+        judging__max_indecisive_steps=4,
     )
     status, _, err = run_name(tmp_path, "run", config)
     assert status == 2
