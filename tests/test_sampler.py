@@ -123,6 +123,22 @@ def test_draw_never_takes_a_masked_token(uniform):
     assert got.tolist() == [3 if uniform < 0.5 else 700, 999, 0]
 
 
+def test_draw_at_the_edges_of_blocks_takes_a_token_that_has_probability():
+    """Of 20 tokens that top-k leaves, at the uniforms next to each edge between two blocks of 256."""
+    V, rows, at = 2560, 64, jax.jit(draw)
+    generator = np.random.default_rng(0)
+    for _ in range(200):
+        logits = generator.normal(0, 2, V).astype(np.float32)
+        logits[np.argsort(-logits)[20:]] = -np.inf
+        p = np.exp(logits.astype(np.float64)).reshape(-1, 256).sum(1)
+        edges = np.unique(np.cumsum(p)[:-1] / p.sum())
+        # those next to an edge that jax.random.uniform can give
+        steps = np.round(edges * 2**23)[:, None] + np.arange(-2, 3)
+        uniform = np.resize(np.clip(steps, 0, 2**23 - 1) * 2.0**-23, rows).astype(np.float32)
+        tokens = np.asarray(at(np.broadcast_to(logits, (rows, V)), uniform))
+        assert np.isfinite(logits[tokens]).all()
+
+
 def test_top_1_equals_greedy_and_follows_the_table():
     model = markov()
     table = np.asarray(model[1]["table"])

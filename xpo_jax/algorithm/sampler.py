@@ -103,8 +103,10 @@ def draw(logits: Float[Array, "B V"], uniform: Float[Array, " B"]) -> Int[Array,
     Two levels, blocks of 256 tokens and then the tokens of the chosen block, keep the float32 sums short, so that the
     error does not grow with the vocabulary.
 
+    A token of probability 0 is never drawn, however the sums round: only what has mass is chosen from.
+
     Args:
-      logits: f32[B V]; -inf is never drawn.
+      logits: f32[B V]; -inf has probability 0.
       uniform: f32[B] in [0, 1).
 
     Returns:
@@ -114,16 +116,28 @@ def draw(logits: Float[Array, "B V"], uniform: Float[Array, " B"]) -> Int[Array,
     block = 256
     p = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
     p = jnp.pad(p, ((0, 0), (0, -V % block))).reshape(B, -1, block)
-    mass = jnp.cumsum(p.sum(-1), axis=-1)
+    of_blocks = p.sum(-1)
+    mass = jnp.cumsum(of_blocks, axis=-1)
     target = uniform[:, None] * mass[:, -1:]
-    chosen = jnp.sum(mass <= target, axis=-1)
-    # rounding may carry the target past the total: fall back to the last block that has any mass
-    chosen = jnp.minimum(chosen, jnp.argmax(mass, axis=-1))
+    chosen = _first_beyond(target, mass, of_blocks)
     before = jnp.where(chosen > 0, jnp.take_along_axis(mass, (chosen - 1)[:, None], 1)[:, 0], 0.0)
-    inner = jnp.cumsum(jnp.take_along_axis(p, chosen[:, None, None], 1)[:, 0], axis=-1)
-    token = jnp.sum(inner <= (target[:, 0] - before)[:, None], axis=-1)
-    token = jnp.minimum(token, jnp.argmax(inner, axis=-1))
+    of_tokens = jnp.take_along_axis(p, chosen[:, None, None], 1)[:, 0]
+    token = _first_beyond(target - before[:, None], jnp.cumsum(of_tokens, axis=-1), of_tokens)
     return (chosen * block + token).astype(jnp.int32)
+
+
+def _first_beyond(
+    target: Float[Array, "B 1"], sums: Float[Array, "B N"], masses: Float[Array, "B N"]
+) -> Int[Array, " B"]:
+    """Return the first entry with mass whose running sum exceeds the target, or the last one with mass.
+
+    Rounding moves the running sums across entries without mass, carries the target past the total, and leaves a
+    difference of two sums below zero.
+    """
+    has_mass = masses > 0
+    beyond = has_mass & (sums > target)
+    last = has_mass.shape[-1] - 1 - jnp.argmax(has_mass[:, ::-1], axis=-1)
+    return jnp.where(beyond.any(axis=-1), jnp.argmax(beyond, axis=-1), last)
 
 
 # Stages of the decode loop: all rows, half, a quarter; no shard has fewer than SMALLEST rows in a later stage. Every
