@@ -430,6 +430,19 @@ def test_end_tokens_that_the_tokenizer_does_not_have(copy):
     assert "eos_token_id 999 is not one of the tokenizer's 259 tokens" in told()
 
 
+@pytest.mark.parametrize(
+    ("flags", "remedy"),
+    [
+        (["data.max_prompt_tokens=125", "data.buckets=125"], "lower data.max_prompt_tokens to 120 or less"),
+        (["sampling.max_new_tokens=128"], "lower sampling.max_new_tokens below 128"),
+    ],
+)
+def test_prompts_and_responses_beyond_the_positions_of_the_model(folder, flags, remedy):
+    message = told(folder, *flags)
+    assert message.startswith("data.max_prompt_tokens: prompts of ") and message.endswith(remedy)
+    assert "but the model has 128" in message
+
+
 def test_no_chat_template(copy):
     model, told = copy
     edit(model / "tokenizer_config.json", chat_template=None)

@@ -401,6 +401,22 @@ def test_retention_removes_half_written_and_leaves_newer(tmp_path, caplog):
     assert_bits_equal(restore(tmp_path, 4, abstract(make_state()))[0], make_state(5))
 
 
+def test_latest_passes_over_a_checkpoint_whose_reference_is_damaged(tmp_path, caplog):
+    """Step 4 needs the checkpoint of step 3; if that is damaged, the run resumes from step 2, not from a later one."""
+    with Checkpoints(tmp_path, keep_last=None, background=False) as checkpoints:
+        for step, needs in ((1, None), (2, 1), (3, None), (4, 3)):
+            checkpoints.save(step, make_state(step), {}, needs=needs)
+    assert latest(tmp_path) == 4
+    file = next(path for path in (tmp_path / "3" / "state").rglob("*") if path.is_file())
+    file.write_bytes(file.read_bytes()[:-1])
+    caplog.clear()
+    assert latest(tmp_path) == 2
+    assert [message.split(" is passed over")[0] for message in caplog.messages] == [
+        "checkpoint 4",
+        "checkpoint 3",
+    ]
+
+
 def test_retention_failed_removal_is_logged_and_repeated(tmp_path, monkeypatch, caplog):
     save(tmp_path, 1, make_state(1), {})
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from fake_models import Markov, split
 from fakes import Always, Broken, LongerText, Recording, silent, tied
+from scipy.stats import binomtest
 
 from xpo_jax.algorithm import logps, sampler
 from xpo_jax.config import settings
@@ -137,6 +138,12 @@ def test_same_tokens_looks_no_further_than_the_length():
 # ---- the win rate -------------------------------------------------------------------------------
 
 
+def wilson_ends(rate, tosses):
+    """Return the roots p of (rate - p)^2 = z^2 p (1 - p) / tosses, which are the ends of Wilson's interval."""
+    z = 1.959964**2 / tosses
+    return sorted(np.roots([1 + z, -(2 * rate + z), rate**2]))
+
+
 def test_win_rates_average_within_a_prompt_first():
     """Policy's two against the reference's two, by length; prompt 3 has one win in four."""
     table = {  # prompt: (policy's, reference's)
@@ -149,9 +156,10 @@ def test_win_rates_average_within_a_prompt_first():
     found = run(evaluator(Programs(lengths), prompts))
     shares = np.array([1.0, 0.5, 0.375])
     assert found.win_rate == pytest.approx(shares.mean())
-    half = 1.959964 * shares.std(ddof=1) / math.sqrt(3)  # over three prompts, not twelve comparisons
-    assert found.high - found.win_rate == pytest.approx(half, rel=1e-4)
-    assert found.win_rate - found.low == pytest.approx(half, rel=1e-4)
+    tosses = (
+        3 * shares.mean() * (1 - shares.mean()) / shares.var(ddof=1)
+    )  # of three prompts, not twelve comparisons
+    assert [found.low, found.high] == pytest.approx(wilson_ends(shares.mean(), tosses), rel=1e-4)
     assert [row["win_share"] for row in found.samples] == list(shares)
     assert [row["prompt"] for row in found.samples] == ["prompt 1", "prompt 2", "prompt 3"]
     assert [row["policy"] for row in found.samples] == ["xxx", "xx", "x"]  # the first of each side
@@ -162,8 +170,10 @@ def test_a_rate_near_one_has_an_interval_within_0_and_1():
     """Three prompts of four are won in all comparisons, one in three of four."""
     lengths = lambda weights, candidate, n: 3 if weights == REFERENCE else 4 - (n == 1 and candidate == 0)
     found = run(evaluator(Programs(lengths), batches(4)))
-    assert found.win_rate == 0.9375 and found.high == 1.0
-    assert found.low == pytest.approx(0.9375 - 1.959964 * 0.125 / 2, rel=1e-4)
+    assert found.win_rate == 0.9375
+    tosses = 4 * 0.9375 * 0.0625 / 0.125**2
+    assert [found.low, found.high] == pytest.approx(wilson_ends(0.9375, tosses), rel=1e-4)
+    assert 0.6 < found.low < 0.9375 < found.high < 1.0
 
 
 def test_comparisons_without_verdict_leave_the_prompt_to_the_others():
@@ -178,7 +188,9 @@ def test_comparisons_without_verdict_leave_the_prompt_to_the_others():
     found = run(evaluator(Programs(lengths), prompts, judge))
     assert found.win_rate == 0.5
     assert math.isnan(found.samples[1]["win_share"])
-    assert found.high == 0.5  # two prompts with a verdict, both 0.5
+    assert [found.low, found.high] == pytest.approx(
+        wilson_ends(0.5, 2), rel=1e-4
+    )  # two prompts with a verdict
     nothing = run(evaluator(Programs(lengths), prompts, silent()))
     assert math.isnan(nothing.win_rate) and nothing.queries == 12
 
@@ -192,7 +204,9 @@ def test_a_narrow_win_is_a_win():
     found = run(
         evaluator(Programs(lambda weights, candidate, n: 2 + (weights != REFERENCE)), batches(4), judge)
     )
-    assert (found.win_rate, found.low, found.high) == (1.0, 1.0, 1.0)
+    assert found.win_rate == found.high == 1.0
+    # four prompts may all be won by a policy that wins half of the time
+    assert found.low == pytest.approx(binomtest(4, 4).proportion_ci(0.95, "wilson").low, rel=1e-4)
 
 
 def test_a_judge_blind_to_content_gives_half():
@@ -208,7 +222,8 @@ def test_a_judge_blind_to_content_gives_half():
 
 def test_identical_responses_tie_unasked():
     found = run(evaluator(Programs(lambda weights, candidate, n: 3), batches(4), Broken(at=0)))
-    assert (found.win_rate, found.low, found.high, found.queries) == (0.5, 0.5, 0.5, 0)
+    assert (found.win_rate, found.queries) == (0.5, 0)
+    assert found.outcomes == {"pairs": 4 * 2 * 2, "identical": 4 * 2 * 2}
 
 
 @pytest.mark.parametrize(("unfinished_loses", "rate"), [(True, 0.0), (False, 1.0)])

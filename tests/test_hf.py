@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 from flax import nnx
@@ -475,6 +476,28 @@ def test_code_in_a_folder_is_never_run(folder):
     except ValueError as error:
         assert "\n" not in str(error)
     assert not (folder / "ran").exists()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_refused(copy, dtype, bad):
+    """In one element of one tensor; the largest finite number is read."""
+    folder = copy(MODELS[0])
+    path = folder / "model.safetensors"
+    cast = {name: array.astype(np.dtype(dtype)) for name, array in tensors(folder).items()}
+    name = K_PROJ
+    cast[name][0, 0] = ml_dtypes.finfo(np.dtype(dtype)).max
+    save_file(cast, path)
+    config = model_folder.read_config(folder)
+    model_folder.load_params(folder, config)
+    cast[name][3, 2] = bad
+    save_file(cast, path)
+    fails(
+        f"model.safetensors: tensor {name} holds a number that is not finite",
+        model_folder.load_params,
+        folder,
+        config,
+    )
 
 
 # Where torch is installed

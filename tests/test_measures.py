@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 from scipy.special import expit, log_expit
+from scipy.stats import binomtest
 
 from xpo_jax.evaluation.statistics import (
     LENGTH_PENALTY,
@@ -66,11 +67,22 @@ def test_the_interval_covers_the_truth_95_times_in_100(gap, rate):
     assert 0.93 < covered < 0.97 and naive < 0.8
 
 
-def test_few_prompts_near_one_get_too_narrow_an_interval():
-    """What docs/evaluation.md warns of: a rate of 94 %."""
-    truth, covered, _ = coverage(2.5, 30)
-    assert truth == pytest.approx(0.943, abs=0.001) and 0.87 < covered < 0.92
-    assert 0.93 < coverage(2.5, 300)[1] < 0.97
+@pytest.mark.parametrize(("gap", "rate"), [(2.5, 0.943), (4.0, 0.994)])
+@pytest.mark.parametrize("prompts", [10, 30, 300])
+def test_the_interval_of_a_rate_near_one_covers_the_truth(gap, rate, prompts):
+    """Where a normal interval has no width, because all or nearly all comparisons were won."""
+    truth, covered, _ = coverage(gap, prompts)
+    assert truth == pytest.approx(rate, abs=0.001) and 0.92 < covered < 0.98
+
+
+def test_the_interval_of_nothing_but_wins_has_a_width():
+    """As scipy's, of as many tosses as prompts; two prompts decide nothing."""
+    for prompts in (2, 30):
+        rate = win_rate([np.ones((2, 4))] * prompts)
+        expected = binomtest(prompts, prompts).proportion_ci(0.95, "wilson")
+        assert rate == pytest.approx((1.0, expected.low, 1.0), rel=1e-4)
+    assert win_rate([np.ones((2, 4))] * 2).low < 0.5
+    assert all(map(math.isnan, win_rate([np.ones((2, 4))])[1:]))
 
 
 # ---- at equal lengths -----------------------------------------------------------------------------
@@ -138,7 +150,7 @@ def test_where_there_is_no_length_to_control():
     raw = win_rate(wins)
     assert same == pytest.approx(raw, abs=2e-3) and same.mean == pytest.approx(raw.mean, abs=1e-9)
     won = [np.ones((2, 4))] * 60
-    assert length_controlled(won, list(rng.normal(size=(60, 2, 4)))) == win_rate(won) == (1.0, 1.0, 1.0)
+    assert length_controlled(won, list(rng.normal(size=(60, 2, 4)))) == win_rate(won)
     nothing = length_controlled([np.full(3, math.nan)] * 2, [np.zeros(3)] * 2)
     assert all(map(math.isnan, nothing))
 

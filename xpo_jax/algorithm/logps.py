@@ -19,7 +19,7 @@ from flax import nnx
 from jaxtyping import Int
 
 from xpo_jax.algorithm.packing import Packed
-from xpo_jax.models.layers import wide
+from xpo_jax.models.layers import narrow, wide
 from xpo_jax.values import Array, Params
 
 
@@ -134,6 +134,7 @@ def _forward(head: _Head, hidden: Array, table: Array, targets: Array, chunks: A
 
 def _backward(head: _Head, residuals: Any, cotangents: tuple[Array, Array]) -> Any:
     hidden, table, targets, chunks, entropy, total = residuals
+    sums = wide(hidden.dtype)
 
     def body(number: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         def column(x: Array) -> Array:
@@ -147,15 +148,15 @@ def _backward(head: _Head, residuals: Any, cotangents: tuple[Array, Array]) -> A
             d_logits = column(cotangents[0]) * (one_hot - probs)
             if head.entropy_gradient:
                 d_logits -= column(cotangents[1]) * probs * (all_logps + column(entropy))
-            d_logits = (d_logits / head.temperature).astype(hidden.dtype)
+            d_logits = narrow(d_logits / head.temperature, hidden.dtype)
             d_hidden = jnp.einsum("guv,vd->gud", d_logits, table)
-            # [D V], which takes a CPU half as long as [V D]
-            d_table = jnp.einsum("gud,guv->dv", chunk, d_logits)
+            # [D V], which takes a CPU half as long as [V D]; in float32, because the chunks are added up
+            d_table = jnp.einsum("gud,guv->dv", chunk, d_logits, preferred_element_type=sums)
         return head.write(carry[0], d_hidden, number), carry[1] + d_table
 
-    zeros = jnp.zeros_like(hidden), jnp.zeros_like(table, shape=table.shape[::-1])
+    zeros = jnp.zeros_like(hidden), jnp.zeros(table.shape[::-1], sums)
     d_hidden, d_table = jax.lax.fori_loop(0, chunks, body, zeros)
-    return d_hidden, d_table.T, None, None
+    return d_hidden, narrow(d_table.T, table.dtype), None, None
 
 
 _token_logps.defvjp(_forward, _backward)

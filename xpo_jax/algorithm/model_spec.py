@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from xpo_jax.models import registry
 from xpo_jax.models.family import ModelConfig
-from xpo_jax.models.layers import KEY_VALUES
+from xpo_jax.models.layers import KEY_VALUES, narrow
 from xpo_jax.runtime import sharding
 from xpo_jax.values import Params
 
@@ -58,7 +58,7 @@ class ModelSpec:
     def for_sampling(self, params: Params) -> Params:
         """Cast stacked master weights to the compute dtype and unstack them."""
         unstacked = registry.family(self.config).unstack(params)
-        return jax.tree.map(lambda p: p.astype(self.dtype), unstacked)
+        return jax.tree.map(lambda p: narrow(p, self.dtype), unstacked)
 
 
 def make_model_spec(

@@ -19,6 +19,7 @@ from xpo_jax.algorithm import losses
 from xpo_jax.algorithm.logps import packed_logps
 from xpo_jax.algorithm.losses import LossFn
 from xpo_jax.algorithm.packing import Packed
+from xpo_jax.models.layers import narrow
 from xpo_jax.values import Array, Pairs, Params, TrainState
 
 
@@ -86,7 +87,7 @@ def make_accumulate(
         alpha: Array,
         beta: Array,
     ) -> tuple[Array, dict[str, Array]]:
-        compute = jax.tree.map(lambda p: p.astype(dtype), params)
+        compute = jax.tree.map(lambda p: narrow(p, jnp.dtype(dtype)), params)
         scored = packed_logps(
             graphdef,
             compute,

@@ -246,10 +246,16 @@ def verify(path: str | Path | epath.Path, step: int) -> None:
 
 
 def latest(path: str | Path | epath.Path) -> int | None:
-    """Return the newest step whose checkpoint verifies; others are passed over, each with a warning in the log."""
+    """Return the newest step whose checkpoint verifies, and the one that it needs as well.
+
+    Others are passed over, each with a warning in the log.
+    """
     for step in reversed(retention.steps_in(paths.absolute(path))):
         try:
             verify(path, step)
+            needed = json.loads((_folder(path, step) / METADATA).read_text()).get("needs")
+            if needed not in (None, step):
+                verify(path, needed)
             return step
         except CheckpointError as error:
             _log.warning("checkpoint %d is passed over: %s", step, error)

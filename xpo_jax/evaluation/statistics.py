@@ -7,8 +7,7 @@ The sigmoid and the Newton iteration are written out although SciPy has both (`e
 differ in the last digits, and the results of this module are compared byte for byte between versions of the project.
 tests/test_measures.py holds them to SciPy's.
 
-Left out on purpose: what a prompt is, who judged, and intervals for a handful of prompts. With fewer than about 30, the
-normal approximation is too narrow, as docs/evaluation.md shows.
+Left out on purpose: what a prompt is, who judged, and exact intervals for a handful of prompts.
 """
 
 from __future__ import annotations
@@ -47,9 +46,25 @@ def win_share(wins: np.ndarray) -> float:
 
 
 def win_rate(wins: Sequence[np.ndarray]) -> Rate:
-    """Return the mean over prompts of their `win_share`."""
-    rate, half = mean_interval(np.array([win_share(prompt) for prompt in wins]))
-    return Rate(rate, max(rate - half, 0.0), min(rate + half, 1.0)) if half >= 0 else Rate(rate, half, half)
+    """Return the mean over prompts of their `win_share`, with Wilson's interval.
+
+    The normal interval has no width where every comparison was won. Wilson's, of n draws from a coin, has; here n is
+    the number of coin tosses that have the variance of the prompts' shares, at least the number of prompts.
+
+    References:
+      Wilson, Probable inference, the law of succession, and statistical inference, JASA 22 (1927).
+    """
+    shares = np.array([win_share(prompt) for prompt in wins])
+    shares = shares[~np.isnan(shares)]
+    n, rate = len(shares), float(shares.mean()) if len(shares) else math.nan
+    if n < 2:
+        return Rate(rate, math.nan, math.nan)
+    variance = float(shares.var(ddof=1))
+    tosses = max(n, n * rate * (1 - rate) / variance) if variance else n
+    square = NORMAL**2 / tosses
+    center = (rate + square / 2) / (1 + square)
+    half = NORMAL * math.sqrt((rate * (1 - rate) + square / 4) / tosses) / (1 + square)
+    return Rate(rate, max(center - half, 0.0), min(center + half, 1.0))
 
 
 def length_controlled(wins: Sequence[np.ndarray], differences: Sequence[np.ndarray]) -> Rate:

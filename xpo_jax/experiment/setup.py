@@ -31,6 +31,7 @@ from xpo_jax.experiment.judge_factory import make_judge
 from xpo_jax.judges.contract import DeviceJudge, HasCheck, HasProbe, Judge
 from xpo_jax.judges.limits import Budget, FailureTolerance
 from xpo_jax.models import attention_kernels
+from xpo_jax.models.family import ModelConfig
 from xpo_jax.models.hf import hub, model_folder
 from xpo_jax.runtime import sharding
 from xpo_jax.values import Params, Prompts, Samples
@@ -139,6 +140,7 @@ def prepare(config: ConfigDict) -> Components:
             tokenizer=models.tokenizer,
             dtype=compute_dtype(groups.model.dtype),
         )
+    _check_positions(config.data.max_prompt_tokens, groups.sampling, models.config)
     data = _data(config, groups, models, judge)
     judging = _judging(groups, data, judge)
     programs = _programs(groups, models, data, mesh, optimizer, loss_fn)
@@ -190,6 +192,21 @@ def _models(model: settings.Model) -> Models:
     for folder in {policy.folder, reference.folder}:
         model_folder.check_params(folder, config)
     return Models(policy, reference, config, tokenizer)
+
+
+def _check_positions(prompt_tokens: int, sampling: Sampling, model_config: ModelConfig) -> None:
+    """Raise ValueError where a prompt and its response may be longer than what the model was made for."""
+    limit, tokens = model_config.max_position_embeddings, sampling.max_new_tokens
+    if prompt_tokens + tokens > limit:
+        fits = (
+            f"lower data.max_prompt_tokens to {limit - tokens} or less"
+            if tokens < limit
+            else f"lower sampling.max_new_tokens below {limit}"
+        )
+        raise ValueError(
+            f"data.max_prompt_tokens: prompts of {prompt_tokens} tokens and responses of {tokens}"
+            f" (sampling.max_new_tokens) need {prompt_tokens + tokens} positions, but the model has {limit}; {fits}"
+        )
 
 
 def _data(config: ConfigDict, groups: Groups, models: Models, judge: Judge) -> Data:

@@ -72,6 +72,11 @@ class _DeviceModel:
         batch_size: int,
         buckets: Sequence[int],
     ):
+        if buckets[-1] > model_config.max_position_embeddings:
+            raise ValueError(
+                f"judge.buckets: the last holds {buckets[-1]} tokens, but the judge's model has only"
+                f" {model_config.max_position_embeddings} positions; lower it"
+            )
         self.batch_size, self.buckets, self._size = batch_size, tuple(buckets), readout.size
         self.weights: Params = None
         self._head: Any = None  # replicated

@@ -1,4 +1,9 @@
-"""What model families share: attention over segments of cached keys, rotary positions, SwiGLU.
+"""What model families share: attention over segments of cached keys, rotary positions, linear maps, SwiGLU.
+
+In bfloat16 a compiler may leave a rounding out, where it fuses two operations and keeps the float32 number in between,
+and it fuses differently in programs that differ (scoring, and the gradient of the same pass). Policy and reference with
+the same weights would then have different log-probabilities. So every result is rounded explicitly, by `narrow`, which
+no compiler removes: the numbers follow from the code.
 
 `attention` is plain einsum; the same by kernels of other backends is in attention_kernels.py.
 """
@@ -65,6 +70,18 @@ def wide(dtype: jnp.dtype) -> jnp.dtype:
     return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
 
 
+def narrow(x: Array, dtype: jnp.dtype) -> Array:
+    """Round an array to a dtype, in a way that compilers keep; float32 and float64 stay what they are."""
+    if dtype == jnp.bfloat16:
+        x = jax.lax.reduce_precision(x.astype(jnp.float32), exponent_bits=8, mantissa_bits=7)
+    return x.astype(dtype)
+
+
+def add(x: Array, y: Array) -> Array:
+    """Return the sum of two arrays of one dtype, rounded to it by `narrow`."""
+    return narrow(x.astype(wide(x.dtype)) + y.astype(wide(x.dtype)), x.dtype)
+
+
 def attention(q: Array, segments: tuple[Segment, ...] | Causal) -> Array:
     """Compute softmax attention over the concatenation of several segments of keys, in float32.
 
@@ -96,11 +113,12 @@ def attention(q: Array, segments: tuple[Segment, ...] | Causal) -> Array:
         score = jnp.einsum(equation, q, k, preferred_element_type=wide(q.dtype)) * H**-0.5
         # not -inf: softmax of a row of padding must stay finite
         scores.append(jnp.where(mask[:, :, None, None], score, jnp.finfo(jnp.float32).min))
-    probs = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(q.dtype)
+    probs = narrow(jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1), q.dtype)
     out, start = jnp.zeros((), q.dtype), 0
     for k, v, _ in segments:
         equation = "bckgts,bksh->bctkgh" if v.ndim == 4 else "bckgts,bcksh->bctkgh"
-        out = out + jnp.einsum(equation, probs[..., start : start + k.shape[-2]], v)
+        attended = jnp.einsum(equation, probs[..., start : start + k.shape[-2]], v)
+        out = add(out, narrow(attended, q.dtype))
         start += k.shape[-2]
     return out.reshape(B, C, T, N, H)
 
@@ -117,7 +135,7 @@ def rotate(x: Array, angles: tuple[Array, Array]) -> Array:
     cos, sin = angles
     first, second = jnp.split(x.astype(wide(x.dtype)), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x.dtype)
+    return narrow(turned, x.dtype)
 
 
 def before(lengths: Array, slots: int) -> Array:
@@ -126,20 +144,29 @@ def before(lengths: Array, slots: int) -> Array:
 
 
 class RMSNorm(nnx.RMSNorm):
-    """flax's, whose arithmetic mixes bfloat16 and float32 on purpose, also where tests forbid that."""
+    """flax's, computed in float32."""
 
     def __call__(self, x: Array) -> Array:  # type: ignore[override]
-        with jax.numpy_dtype_promotion("standard"):
-            return super().__call__(x)
+        with jax.numpy_dtype_promotion("standard"):  # flax mixes bfloat16 and float32 on purpose
+            return narrow(super().__call__(x.astype(wide(x.dtype))), x.dtype)
+
+
+class Linear(nnx.Linear):
+    """flax's, with the product and the sum rounded one after the other."""
+
+    def __call__(self, x: Array) -> Array:  # type: ignore[override]
+        y = narrow(jnp.dot(x, self.kernel[...]), x.dtype)
+        return y if self.bias is None else add(y, self.bias[...])
 
 
 class MLP(nnx.Module):
     """SwiGLU."""
 
     def __init__(self, D: int, F: int, *, rngs: nnx.Rngs):
-        self.gate_proj = nnx.Linear(D, F, use_bias=False, rngs=rngs)
-        self.up_proj = nnx.Linear(D, F, use_bias=False, rngs=rngs)
-        self.down_proj = nnx.Linear(F, D, use_bias=False, rngs=rngs)
+        self.gate_proj = Linear(D, F, use_bias=False, rngs=rngs)
+        self.up_proj = Linear(D, F, use_bias=False, rngs=rngs)
+        self.down_proj = Linear(F, D, use_bias=False, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
-        return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = (y.astype(wide(x.dtype)) for y in (self.gate_proj(x), self.up_proj(x)))
+        return self.down_proj(narrow(jax.nn.silu(gate) * up, x.dtype))

@@ -26,7 +26,20 @@ from flax import nnx
 
 from xpo_jax.models.attention_kernels import EINSUM, attend
 from xpo_jax.models.family import Family, ModelConfig
-from xpo_jax.models.layers import KV, MLP, Causal, RMSNorm, Segment, before, cache, rope_angles, rotate, wide
+from xpo_jax.models.layers import (
+    KV,
+    MLP,
+    Causal,
+    Linear,
+    RMSNorm,
+    Segment,
+    add,
+    before,
+    cache,
+    rope_angles,
+    rotate,
+    wide,
+)
 from xpo_jax.runtime.sharding import ROWS, Rules, constrain
 
 Array = jax.Array
@@ -98,10 +111,10 @@ class Attention(nnx.Module):
         D, H = config.hidden_size, config.head_dim
         N, K = config.num_attention_heads, config.num_key_value_heads
         self.head_dim, self.kernel = H, kernel
-        self.q_proj = nnx.Linear(D, N * H, use_bias=True, rngs=rngs)
-        self.k_proj = nnx.Linear(D, K * H, use_bias=True, rngs=rngs)
-        self.v_proj = nnx.Linear(D, K * H, use_bias=True, rngs=rngs)
-        self.o_proj = nnx.Linear(N * H, D, use_bias=False, rngs=rngs)
+        self.q_proj = Linear(D, N * H, use_bias=True, rngs=rngs)
+        self.k_proj = Linear(D, K * H, use_bias=True, rngs=rngs)
+        self.v_proj = Linear(D, K * H, use_bias=True, rngs=rngs)
+        self.o_proj = Linear(N * H, D, use_bias=False, rngs=rngs)
 
     def __call__(
         self,
@@ -137,8 +150,8 @@ class Block(nnx.Module):
 
     def __call__(self, x: Array, shape: tuple[int, int, int], angles: Any, segments: Any) -> tuple[Array, KV]:
         attended, cache = self.self_attn(self.input_layernorm(x), shape, angles, segments)
-        x = x + attended
-        return x + self.mlp(self.post_attention_layernorm(x)), cache
+        x = add(x, attended)
+        return add(x, self.mlp(self.post_attention_layernorm(x))), cache
 
 
 class Qwen2(nnx.Module):
