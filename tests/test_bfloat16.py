@@ -25,12 +25,12 @@ from xpo_jax.values import Pairs, Prompts
 CONFIG = dataclasses.replace(
     TINY,
     vocab_size=49_152,
-    hidden_size=64,
-    intermediate_size=128,
-    num_hidden_layers=3,
+    hidden_size=128,
+    intermediate_size=256,
+    num_hidden_layers=4,
     num_attention_heads=4,
     num_key_value_heads=2,
-    head_dim=16,
+    head_dim=32,
     max_position_embeddings=512,
 )
 B, P, T = 4, 40, 100
@@ -53,9 +53,9 @@ def programs_of(dtype, *, remat, **sizes):
 @pytest.mark.parametrize(
     ("sizes", "remat"),
     [
-        ((1, 1, 1), False),
-        ((1, 1, 2), True),
-        pytest.param((1, 1, 1), True, marks=pytest.mark.slow),
+        ((1, 1, 1), True),  # where the update rematerialises, XLA fuses it most differently
+        pytest.param((1, 1, 1), False, marks=pytest.mark.slow),
+        pytest.param((1, 1, 2), True, marks=pytest.mark.slow),
         pytest.param((2, 2, 1), False, marks=pytest.mark.slow),
         pytest.param((2, 1, 2), True, marks=pytest.mark.slow),
     ],
@@ -74,7 +74,7 @@ def test_kl_and_margins_before_the_first_update_are_exactly_zero(sizes, remat):
         if not label.startswith(("sample", "gather", "fingerprint")):
             compile_program()
     state = programs.init(
-        jax.device_put(random_params(0, CONFIG, scale=0.05), programs.model.params_sharding)
+        jax.device_put(random_params(0, CONFIG, scale=0.3), programs.model.params_sharding)
     )
     reference = programs.for_sampling(state.params)
     rng = np.random.default_rng(1)
