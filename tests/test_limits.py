@@ -3,7 +3,7 @@
 import pytest
 
 from xpo_jax.judges.contract import JudgeError
-from xpo_jax.judges.limits import Budget, FailureTolerance, save_on_judge_error
+from xpo_jax.judges.limits import Budget, FailureTolerance
 
 
 def summary(pairs, failed, reason="its words", fatal_error=""):
@@ -49,23 +49,6 @@ def test_failure_tolerance_state_resumes_the_count():
     second.state = list(first.state)  # as JSON has it
     with pytest.raises(JudgeError, match="in 2 batches in a row"):
         second.check([summary(4, 3)])
-
-
-def test_save_on_judge_error_saves_once_and_appends_the_path():
-    saves = []
-
-    def save():
-        saves.append("saved")
-        return "run/checkpoints/3"
-
-    with (
-        pytest.raises(JudgeError, match="^the server is gone; the last weights are in run/checkpoints/3$"),
-        save_on_judge_error(save),
-    ):
-        raise JudgeError("the server is gone")
-    with pytest.raises(ValueError, match="^other$"), save_on_judge_error(save):
-        raise ValueError("other")
-    assert saves == ["saved"]
 
 
 def test_budget_reserves_the_last_evaluation():

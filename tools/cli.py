@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from xpo_jax.io import streams
 from xpo_jax.io.text import error_line
 
 
@@ -40,11 +41,12 @@ def exit_status(name: str, run: Callable[[], int]) -> int:
       What `run` returns; 2 for invalid input, which one line on stderr explains; 130 if interrupted.
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # otherwise it warns that torch is missing
-    try:
-        return run()
-    except (ValueError, OSError) as error:
-        print(f"{name}: {error_line(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"{name}: interrupted", file=sys.stderr)
-        return 130
+    with streams.protected(None):  # a reader may take its time; one that is gone ends nothing
+        try:
+            return run()
+        except (ValueError, OSError) as error:
+            print(f"{name}: {error_line(error)}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print(f"{name}: interrupted", file=sys.stderr)
+            return 130

@@ -28,7 +28,7 @@ from xpo_jax.algorithm.sampler import Sampling
 from xpo_jax.config import loader as configs
 from xpo_jax.config import settings
 from xpo_jax.data.prompts import load_prompts
-from xpo_jax.io.files import to_json
+from xpo_jax.io.streams import print_json
 from xpo_jax.io.text import visible
 from xpo_jax.models.hf import hub, model_folder
 from xpo_jax.reporting.console import field_table, text_table
@@ -92,7 +92,7 @@ def run(argv: Sequence[str]) -> int:
         "peak_mib_after": peak_mib(),
     }
     print(field_table(report))
-    print(to_json(report))
+    print_json(report)
     return 0
 
 

@@ -42,7 +42,7 @@ from xpo_jax.data import templates, validate
 from xpo_jax.data.rows import DataError, Row
 from xpo_jax.data.sources import read_rows
 from xpo_jax.experiment.judge_factory import make_judge
-from xpo_jax.io.files import to_json
+from xpo_jax.io.streams import print_json
 from xpo_jax.io.text import one_line, shorten, visible
 from xpo_jax.judges import answers, contract
 from xpo_jax.judges.contract import DeviceJudge, HasCheck, HasProbe, HasStats, Judge
@@ -207,7 +207,7 @@ def run(argv: Sequence[str]) -> int:
             ["result", "value"], [[name, "" if value is None else value] for name, value in results.items()]
         )
     )
-    print(to_json(results))
+    print_json(results)
     return 0
 
 

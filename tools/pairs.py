@@ -38,6 +38,7 @@ from xpo_jax.data.pairs_log import content_hash, read_pairs
 from xpo_jax.data.rows import DataError, Row
 from xpo_jax.data.sources import read_rows
 from xpo_jax.io.files import atomic_write, to_json
+from xpo_jax.io.streams import print_json
 from xpo_jax.models.hf import hub, model_folder
 
 COLUMNS = ("prompt", "chosen", "rejected", "p_chosen")
@@ -135,7 +136,7 @@ def run(argv: Sequence[str]) -> int:
             f"{', '.join(options.sources)}: no pair prefers one response; give a log with verdicts"
         )
     atomic_write(options.out, "".join(to_json(line) + "\n" for line in written))
-    print(to_json({"out": options.out, "pairs": len(written), **counts}))
+    print_json({"out": options.out, "pairs": len(written), **counts})
     return 0
 
 

@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from tools.cli import Parser, exit_status
-from xpo_jax.io.files import atomic_write, to_json
+from xpo_jax.io.files import atomic_write
+from xpo_jax.io.streams import print_json
 from xpo_jax.reporting import report
 from xpo_jax.reporting.console import text_table
 from xpo_jax.reporting.html import render, table
@@ -121,7 +122,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
 
     def print_result() -> int:
-        print(to_json(run(argv)))
+        print_json(run(argv))
         return 0
 
     return exit_status("report", print_result)

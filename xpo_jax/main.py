@@ -8,7 +8,9 @@ import traceback
 from collections.abc import Sequence
 
 from xpo_jax.config import loader as configs
+from xpo_jax.io import streams
 from xpo_jax.io.text import error_line
+from xpo_jax.runtime import user_code
 
 HELP = """\
 Steer a language model towards what a judge prefers, with Exploratory Preference Optimization.
@@ -32,11 +34,17 @@ Exit status:
   0         done
   2         invalid input or configuration (one line on standard error explains)
   124       stuck (see max_step_seconds)
-  130, 143  interrupted by SIGINT or SIGTERM; the current step is saved"""
+  129, 130, 143
+            interrupted by SIGHUP, SIGINT or SIGTERM; the current step is saved"""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one experiment and return the exit status."""
+    """Run one experiment and return the exit status, which does not depend on whether its output can be written."""
+    with streams.protected():
+        return _main(argv)
+
+
+def _main(argv: Sequence[str]) -> int:
     try:
         arguments = configs.split_argv(argv)
         if arguments.help or arguments.spec is None:
@@ -45,10 +53,11 @@ def main(argv: Sequence[str]) -> int:
         config = configs.load(arguments.spec, arguments.overrides)
     except ValueError as error:
         return _refused(error)
+    except SystemExit as error:
+        return _refused(RuntimeError(user_code.exit_line(error)))
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # or it warns that torch is missing
     # imported here, so that --help and a wrong config need no JAX
     from xpo_jax.config import settings
-    from xpo_jax.io.files import to_json
     from xpo_jax.offline import learn
     from xpo_jax.runtime import collectives, compilation, distributed
     from xpo_jax.runtime.interruption import Stopped
@@ -59,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
         configs.check(settings.Experiment, config, "config")
         configs.build(distributed.start, config.distributed, "distributed")
         run = train if config.offline is None else learn
-        print(to_json(run(config, accept_changes=arguments.accept_changes)))
+        streams.print_json(run(config, accept_changes=arguments.accept_changes))
     except collectives.Failed as error:
         return _refused(error)  # every process raised it, and exits in the same way
     except (ValueError, FloatingPointError, OSError) as error:
@@ -70,6 +79,11 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("xpo_jax: interrupted", file=sys.stderr)
         return distributed.leave(130)
+    except SystemExit as error:  # its status could claim a result
+        return distributed.leave(_refused(RuntimeError(user_code.exit_line(error))))
+    except Warning as warning:
+        remedy = "; PYTHONWARNINGS, -W or warnings.simplefilter turns warnings into errors: let it not"
+        return distributed.leave(_refused(RuntimeError(error_line(warning, with_class=True) + remedy)))
     except Exception:
         if not distributed.is_running():
             raise

@@ -41,6 +41,7 @@ from xpo_jax.config import loader as configs
 from xpo_jax.evaluation.statistics import Rate
 from xpo_jax.experiment.setup import make_evaluator, prepare
 from xpo_jax.io.files import atomic_write, to_json
+from xpo_jax.io.streams import print_json
 from xpo_jax.judges import contract
 from xpo_jax.models.hf import hub, model_folder
 from xpo_jax.reporting.console import text_table
@@ -159,7 +160,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
 
     def run_and_print() -> int:
-        print(to_json(run(argv)))
+        print_json(run(argv))
         return 0
 
     return exit_status("evaluate", run_and_print)

@@ -138,6 +138,9 @@ for _signal, _status in (("SIGTERM", 143), ("SIGINT", 130)):
     CASES[f"{_signal} twice"] = Planted(
         JUDGE, 5, f"{_signal} {_signal}", _status, f"{_signal} again: exiting at once"
     )
+CASES["SIGHUP twice"] = Planted(  # of the terminal, and of its shell
+    JUDGE, 5, "SIGHUP SIGHUP", 129, rf"stopped by SIGHUP after step \d of {STEPS}, which is saved"
+)
 _no_verdict = "the judge gave no verdict on more than 50% of the pairs .* the last weights are in "
 CASES |= {
     "SIGTERM while compiling": Planted("compile", 3, "SIGTERM", 143, "stopped by SIGTERM; run the same command"),

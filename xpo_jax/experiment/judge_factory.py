@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from xpo_jax.config import loader as configs
 from xpo_jax.judges import JUDGES
+from xpo_jax.runtime.user_code import current_directory_restored
 
 
 def make_judge(group: Mapping[str, Any] | ConfigDict, where: str) -> Any:
@@ -37,7 +38,8 @@ def make_judge(group: Mapping[str, Any] | ConfigDict, where: str) -> Any:
         configs.check(lambda: None, group, where)
     else:
         injected = {"rule_judge": JUDGES["paraphrase"], "make_judge": make_judge}
-        judge = configs.build(factory, group, where, **injected)
+        with current_directory_restored():
+            judge = configs.build(factory, group, where, **injected)
     try:
         inspect.signature(judge).bind([])
     except (TypeError, ValueError):

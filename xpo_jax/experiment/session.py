@@ -193,6 +193,14 @@ class Session:
         self._checkpoints.wait()
         return self._checkpoints.folder(self._step.number)
 
+    def save_if_possible(self) -> epath.Path | None:
+        """Do what `save_now` does, but return None where an update has taken the state's memory already."""
+        if any(
+            leaf.is_deleted() for leaf in jax.tree.leaves(self._step.state) if isinstance(leaf, jax.Array)
+        ):
+            return None
+        return self.save_now()
+
     def _exhausted(self, done: int) -> str:
         """Return "steps" or "judging.max_queries" where there may be no further step, else ""."""
         if done >= self._components.config.top.steps:

@@ -24,9 +24,10 @@ from xpo_jax.experiment.inputs import evaluation_identity, input_fingerprints
 from xpo_jax.experiment.resume import CheckpointSession, Restored
 from xpo_jax.experiment.run_directory import RunDir
 from xpo_jax.experiment.run_recorder import open_logs
+from xpo_jax.experiment.save_on_error import save_on_error
 from xpo_jax.experiment.session import Context, Ready, Session
 from xpo_jax.experiment.setup import Components
-from xpo_jax.judges import limits, outcomes
+from xpo_jax.judges import outcomes
 from xpo_jax.judges.contract import DeviceJudge
 from xpo_jax.models.hf import model_folder
 from xpo_jax.reporting import report, summary
@@ -191,7 +192,7 @@ def open_session(ready: Ready, console: Sequence[str], *, asks_judge: bool) -> I
         Profiler(profile, ready.step) as profiler,
     ):
         session = Session(ready, recorder, checkpoints, profiler, asks_judge=asks_judge)
-        with limits.save_on_judge_error(session.save_now):
+        with save_on_error(session.save_if_possible):
             yield session
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from xpo_jax.io.files import to_json
 from xpo_jax.io.text import one_line, shorten
 from xpo_jax.judges.contract import Judge, JudgeError
+from xpo_jax.runtime.user_code import current_directory_restored, exit_line, is_own_error
 from xpo_jax.values import Answer, Comparison, Verdict
 
 MAX_REASON_CHARACTERS = 300  # of a failure's reason
@@ -106,10 +107,15 @@ def call_judge(judge: Judge, comparisons: Sequence[Comparison]) -> list[Verdict]
     if not comparisons:
         return []
     try:
-        answers = judge(comparisons)
+        with current_directory_restored():
+            answers = judge(comparisons)
     except JudgeError as error:
         raise JudgeError(_shorten(str(error))) from error
-    except Exception as error:  # a judge is arbitrary code and can fail in any way
+    except BaseException as error:  # a judge is arbitrary code and can fail in any way
+        if not is_own_error(error):
+            raise
+        if isinstance(error, SystemExit):
+            raise JudgeError(f"the judge: {exit_line(error)}{_location(error)}") from error
         location = _location(error)
         text = f"the judge failed: {type(error).__name__}: {_message(error)}"
         reason = _shorten(text, MAX_REASON_CHARACTERS - len(location)) + location

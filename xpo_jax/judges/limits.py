@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, TypedDict
 
 from xpo_jax.judges.contract import JudgeError
-from xpo_jax.runtime.collectives import all_or_none
 
 
 class CallSummary(TypedDict):
@@ -77,17 +75,6 @@ class FailureTolerance:
                 f"the judge gave no verdict on more than {self._max_fraction:.0%} of the pairs in"
                 f" {self._failed_batches_in_a_row} batches in a row; in the last of them: {reason}"
             )
-
-
-@contextlib.contextmanager
-def save_on_judge_error(save: Callable[[], object]) -> Iterator[None]:
-    """Call `save` before a JudgeError leaves the block, and append what it returns, the path, to the message."""
-    try:
-        yield
-    except JudgeError as error:
-        path = save()
-        with all_or_none("judging"):  # so that every process raises the same error
-            raise JudgeError(f"{error}; the last weights are in {path}") from error
 
 
 class Budget:

@@ -1,7 +1,9 @@
 """How a run ends early: by a signal, or because it is stuck.
 
-A preempted machine sends SIGTERM, a person at a terminal SIGINT. In the middle of training the run finishes the current
-step and saves it; elsewhere there is nothing to save and it ends at once. A second signal always ends it at once.
+A preempted machine sends SIGTERM, a person at a terminal SIGINT, a terminal that closes SIGHUP (which `nohup` lets a
+run ignore). In the middle of training the run finishes the current step and saves it; elsewhere there is nothing to
+save and it ends at once. A second SIGTERM or SIGINT always ends it at once. SIGHUP is not counted: a terminal and its
+shell may both send it, and systemd sends it after SIGTERM.
 
 Left out on purpose: JAX's own preemption notice. It handles SIGTERM only and swallows the second one, and a run of
 many processes agrees after every step anyway, see `collectives.run_on_all`.
@@ -14,13 +16,17 @@ import faulthandler
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any, Self
 
+from xpo_jax.io.streams import write_past_buffers
+
 STUCK = 124  # exit status of a run that its watchdog ends, as for the command `timeout`
+_STACKS_SECONDS = 5.0  # for standard error to take the stacks of a stuck run
 _GRACE_SECONDS = 30  # after these, faulthandler's C thread ends a run whose Python threads cannot
 
 
@@ -39,19 +45,21 @@ class Stopped(BaseException):
 
 
 class Signals(contextlib.AbstractContextManager["Signals"]):
-    """Handles SIGTERM and SIGINT while it is open; outside the main thread it does nothing.
+    """Handles SIGTERM, SIGINT and SIGHUP while it is open; outside the main thread it does nothing.
 
-    received: the number of the signal that `deferred` holds back, or None.
+    received: the number of the first signal, which `deferred` holds back, or None.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self._deferring = False
+        self._deferring, self._counted = False, 0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            numbers = (signal.SIGTERM, signal.SIGINT)
+            numbers = [signal.SIGTERM, signal.SIGINT]
+            if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+                numbers.append(signal.SIGHUP)
             self._before = {number: signal.signal(number, self._handle) for number in numbers}
         return self
 
@@ -70,13 +78,17 @@ class Signals(contextlib.AbstractContextManager["Signals"]):
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
-        if self.received is not None:
-            _write(f"xpo_jax: {name} again: exiting at once\n")
+        self._counted += number != signal.SIGHUP
+        if self._counted > 1:
+            write_past_buffers(f"xpo_jax: {name} again: exiting at once\n")
             os._exit(128 + number)
+        if self.received is not None:
+            return
         self.received = number
         if not self._deferring:
             raise Stopped(number, f"stopped by {name}; run the same command to resume")
-        _write(f"xpo_jax: {name}: finishing the current step, then saving; send it again to exit at once\n")
+        again = "" if number == signal.SIGHUP else "; send it again to exit at once"
+        write_past_buffers(f"xpo_jax: {name}: finishing the current step, then saving{again}\n")
 
 
 class Watchdog(contextlib.AbstractContextManager["Watchdog"]):
@@ -126,11 +138,10 @@ class Watchdog(contextlib.AbstractContextManager["Watchdog"]):
                 self._changed.wait(None if left == float("inf") else left)
             if self._until == -float("inf"):
                 return
-        if _stderr_is_a_file():
-            faulthandler.dump_traceback(all_threads=True)
-        _write(
-            f"xpo_jax: {self._what} has taken more than {self._seconds:g} s (max_step_seconds); the stacks above show"
-            " where; run the same command to resume from the last checkpoint\n"
+        write_past_buffers(
+            f"{_stacks()}xpo_jax: {self._what} has taken more than {self._seconds:g} s (max_step_seconds); the stacks"
+            " above show where; run the same command to resume from the last checkpoint\n",
+            _STACKS_SECONDS,
         )
         os._exit(STUCK)
 
@@ -143,6 +154,12 @@ def _stderr_is_a_file() -> bool:
     return True
 
 
-def _write(text: str) -> None:
-    """Write to standard error past Python's buffers, because a signal handler must not re-enter print."""
-    os.write(2, text.encode())
+def _stacks() -> str:
+    """Return the stacks of all threads. Written straight to standard error they could wait for a slow reader."""
+    try:
+        with tempfile.TemporaryFile() as file:
+            faulthandler.dump_traceback(file, all_threads=True)
+            file.seek(0)
+            return file.read().decode(errors="replace")
+    except OSError as error:
+        return f"xpo_jax: the stacks cannot be written ({error.strerror})\n"

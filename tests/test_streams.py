@@ -1,0 +1,152 @@
+"""Output for people on consoles that are closed, gone, full, slow or ASCII."""
+
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from xpo_jax.io import streams
+
+ROOT = Path(__file__).parents[1]
+
+
+@contextlib.contextmanager
+def console(monkeypatch, descriptor, name="stdout", encoding="utf-8", errors="strict"):
+    """Let a descriptor be standard output (or standard error), as Python opens it, and protect it."""
+    with open(descriptor, "w", encoding=encoding, errors=errors) as stream:
+        monkeypatch.setattr(sys, name, stream)
+        with streams.protected(0.0):
+            yield
+        with contextlib.suppress(OSError):
+            stream.flush()
+
+
+def read_all(descriptor):
+    """Return what a pipe holds."""
+    os.set_blocking(descriptor, False)
+    with contextlib.suppress(BlockingIOError):
+        return os.read(descriptor, 2**22).decode()
+    return ""
+
+
+def test_protected_ascii_console_shows_escapes_and_json_stays_json(monkeypatch, tmp_path):
+    path = tmp_path / "log"
+    with console(monkeypatch, os.open(path, os.O_WRONLY | os.O_CREAT), encoding="ascii"):
+        print("möglich \ud800")
+        streams.print_json({"run_dir": "runs/möglich"})
+    lines = path.read_text("ascii").splitlines()
+    assert lines[0] == r"m\xf6glich \ud800" and json.loads(lines[1]) == {"run_dir": "runs/möglich"}
+
+
+def test_protected_gone_reader_is_reported_once_and_written_to_no_more(monkeypatch, capsys):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with console(monkeypatch, writer):
+        for _ in range(3):
+            print("a line", flush=True)
+        os.write(writer, b"past Python, to /dev/null\n")
+    err = capsys.readouterr().err
+    assert err.startswith("xpo_jax: standard output is gone (Broken pipe); ") and err.count("\n") == 1
+
+
+def test_protected_full_disk_drops_what_exceeds_the_limit(monkeypatch):
+    monkeypatch.setattr(streams, "HELD_BYTES", 100)
+    with console(monkeypatch, os.open("/dev/full", os.O_WRONLY)):
+        for _ in range(100):
+            print("a line of text", flush=True)
+
+
+def test_protected_slow_reader_gets_everything_later(monkeypatch):
+    """Hold back what a full pipe does not take, and write it once the reader continues."""
+    monkeypatch.setattr(streams, "_PAUSE_SECONDS", 0.01)
+    reader, writer = os.pipe()
+    text = "x" * 99
+    with console(monkeypatch, writer):
+        for _ in range(2000):  # 200 kB; the pipe holds 64
+            print(text)
+        first = read_all(reader)
+        print(text)
+        second = read_all(reader)
+        print(text)
+        third = read_all(reader)
+        print(text, flush=True)
+    assert first + second + third + read_all(reader) == (text + "\n") * 2003
+    os.close(reader)
+
+
+def test_protected_slow_reader_is_told_what_was_dropped(monkeypatch):
+    monkeypatch.setattr(streams, "_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(streams, "HELD_BYTES", 10)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writer, b"." * 4096)
+    os.set_blocking(writer, True)
+    with console(monkeypatch, writer):
+        print("more than ten bytes")
+        read_all(reader)
+    assert read_all(reader) == "xpo_jax: 20 bytes of output are missing here\n"
+    os.close(reader)
+
+
+def test_protected_stream_that_is_no_console_stays(monkeypatch):
+    memory = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", memory)
+    with streams.protected():
+        assert sys.stdout is memory
+    assert sys.stdout is memory
+
+
+def test_protected_output_serves_what_expects_a_text_stream(monkeypatch, tmp_path):
+    path = tmp_path / "log"
+    with console(monkeypatch, os.open(path, os.O_WRONLY | os.O_CREAT), encoding="latin-1"):
+        out = sys.stdout
+        assert (out.encoding, out.isatty(), out.writable(), out.closed) == ("latin-1", False, True, False)
+        out.buffer.write(b"bytes\n")
+        subprocess.run(["echo", "a child"], stdout=out, check=True)
+        out.writelines(["ä\n"])
+    assert path.read_bytes() == b"bytes\na child\n\xe4\n"
+
+
+def test_protected_closed_descriptors_are_given_to_no_file():
+    """Without standard streams, a log of the run must not get the number to which C++ libraries print."""
+    code = """
+import os, sys
+from xpo_jax.io import streams
+with streams.protected():
+    print("lost", flush=True)
+    print("lost", file=sys.stderr)
+    opened = os.open(os.devnull, os.O_RDONLY)
+    streams.write_past_buffers("lost")
+sys.exit(opened <= 2)
+"""
+    shell = f"exec {sys.executable} -c '{code}' <&- >&- 2>&-"
+    assert subprocess.run(["sh", "-c", shell], cwd=ROOT, timeout=60).returncode == 0
+
+
+def test_write_past_buffers_to_a_full_pipe_returns():
+    code = """
+import os
+from xpo_jax.io import streams
+reader, writer = os.pipe()
+os.dup2(writer, 2)
+streams.write_past_buffers("x" * 10**6)
+streams.write_past_buffers("x" * 10**6, 0.01)
+os.close(reader)
+streams.write_past_buffers("x")
+"""
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_protected_missing_stream_takes_text(monkeypatch, stream):
+    monkeypatch.setattr(sys, stream, None)
+    with streams.protected():
+        assert getattr(sys, stream).write("lost") == 4
+    assert getattr(sys, stream) is None

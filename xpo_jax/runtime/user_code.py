@@ -1,0 +1,38 @@
+"""What code of the user can do to a run besides raising an Exception: exit, or change the current directory."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+from xpo_jax.runtime.interruption import Stopped
+
+
+def is_own_error(error: BaseException) -> bool:
+    """Return whether an error that user code raised is its own, rather than a signal that the process received."""
+    return not isinstance(error, Stopped | KeyboardInterrupt)
+
+
+def exit_line(error: SystemExit) -> str:
+    """Return what happened if user code called sys.exit."""
+    return f"code of yours ended the program with sys.exit({'' if error.code is None else repr(error.code)})"
+
+
+@contextlib.contextmanager
+def current_directory_restored() -> Iterator[None]:
+    """Return to the present current directory at the end, because relative paths of the run depend on it."""
+    before = _current_directory()
+    try:
+        yield
+    finally:
+        if before is not None and _current_directory() != before:
+            with contextlib.suppress(OSError):
+                os.chdir(before)
+
+
+def _current_directory() -> str | None:
+    try:
+        return os.getcwd()
+    except OSError:  # it was removed
+        return None
