@@ -1,5 +1,6 @@
 """Metrics: the file, the event files, Weights & Biases, and timers."""
 
+import contextlib
 import importlib.machinery
 import json
 import sys
@@ -11,6 +12,7 @@ import pytest
 from file_helpers import files_of_at_most, strict
 
 from xpo_jax.config import settings
+from xpo_jax.reporting import writers
 from xpo_jax.reporting.metrics import Metrics, Timer
 
 
@@ -22,13 +24,23 @@ class Clock:
         return self.now
 
 
+@contextlib.contextmanager
+def logging_to(path, *, tensorboard=False, wandb=False, **options):
+    """Log metrics to a file and to other writers."""
+    with (
+        writers.opened(path, tensorboard=tensorboard, wandb=wandb) as others,
+        Metrics(path, others=others, **options) as metrics,
+    ):
+        yield metrics
+
+
 def test_metrics_file_holds_strict_json_and_is_appended_to(tmp_path):
-    with Metrics(tmp_path, tensorboard=False, wandb=False, total_steps=2) as metrics:
+    with Metrics(tmp_path, total_steps=2) as metrics:
         metrics.log(1, {"loss/dpo": np.float32(0.1), "kl": 1 / 3, "loss": float("nan"), "pairs": 64})
         lines = (tmp_path / "metrics.jsonl").read_text().splitlines()  # flushed while it is open
         assert lines == ['{"step": 1, "loss/dpo": 0.1, "kl": 0.3333333333333333, "loss": null, "pairs": 64}']
         metrics.log(2, {"loss/dpo": jnp.float32(-1e-8)})
-    with Metrics(tmp_path, tensorboard=False, wandb=False, total_steps=3) as metrics:
+    with Metrics(tmp_path, total_steps=3) as metrics:
         metrics.log(3, {})
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [strict(line)["step"] for line in lines] == [1, 2, 3]
@@ -37,7 +49,7 @@ def test_metrics_file_holds_strict_json_and_is_appended_to(tmp_path):
 
 
 def test_metrics_value_that_is_no_number_is_refused(tmp_path):
-    with Metrics(tmp_path, tensorboard=False, wandb=False, total_steps=1) as metrics:
+    with Metrics(tmp_path, total_steps=1) as metrics:
         for value in ("0.5", np.zeros(2), None, [1]):
             with pytest.raises(ValueError, match="^metric kl at step 1: .* is not a number; give a scalar$"):
                 metrics.log(1, {"kl": value})
@@ -47,7 +59,7 @@ def test_metrics_value_that_is_no_number_is_refused(tmp_path):
 
 
 def test_metrics_event_files_leave_out_what_is_not_finite(tmp_path):
-    with Metrics(tmp_path, tensorboard=True, wandb=False, total_steps=2) as metrics:
+    with logging_to(tmp_path, tensorboard=True, wandb=False, total_steps=2) as metrics:
         metrics.log(1, {"loss/dpo": 0.5, "bad": float("nan")})
         metrics.log(2, {"loss/dpo": np.float32(0.25), "bad": 3})
     assert scalars(tmp_path / "tensorboard") == [("loss/dpo", 1, 0.5), ("loss/dpo", 2, 0.25), ("bad", 2, 3.0)]
@@ -55,7 +67,7 @@ def test_metrics_event_files_leave_out_what_is_not_finite(tmp_path):
 
 def test_metrics_samples_are_sent_to_the_event_file(tmp_path):
     rows = [{"prompt": "a|b", "won": 0.5, "scores": {"left": "out"}}]
-    with Metrics(tmp_path, tensorboard=True, wandb=False, total_steps=2) as metrics:
+    with logging_to(tmp_path, tensorboard=True, wandb=False, total_steps=2) as metrics:
         metrics.samples(1, "held_out", rows)
         metrics.log(1, {"loss": 0.5})
     (file,) = (tmp_path / "tensorboard").iterdir()
@@ -104,14 +116,14 @@ def wandb(monkeypatch):
 
 def test_wandb_receives_what_the_files_hold_and_nothing_else(tmp_path, wandb, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "key-of-somebody")
-    with Metrics(tmp_path, tensorboard=True, wandb=True, total_steps=2) as metrics:
+    with logging_to(tmp_path, tensorboard=True, wandb=True, total_steps=2) as metrics:
         metrics.samples(1, "held_out", [{"prompt": "a", "won": 0.5, "scores": {"left": "out"}}])
         metrics.log(1, {"loss/dpo": np.float32(0.5), "pairs": 64})
         metrics.log(2, {"loss/dpo": np.float32(0.25), "pairs": 63})
     ((arguments, run),) = wandb.runs
     assert arguments["name"] == tmp_path.name and arguments["dir"] == str(tmp_path)
     # config, command line, console and code may hold paths, addresses and keys
-    assert set(arguments) == {"name", "dir", "settings"}
+    assert set(arguments) == {"name", "dir", "id", "resume", "settings"}
     off = {"console": "off", "disable_code": True, "disable_git": True, "x_disable_meta": True}
     assert arguments["settings"] == off
     (_, texts), *rows = run.logged
@@ -127,13 +139,58 @@ def test_wandb_receives_what_the_files_hold_and_nothing_else(tmp_path, wandb, mo
     assert numbers == events
     assert run.finished
     written = [file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()]
-    assert len(written) == 2 and not any(b"key-of-somebody" in data for data in written)
+    assert len(written) == 3 and not any(b"key-of-somebody" in data for data in written)
 
 
 def test_metrics_of_a_process_that_does_not_write_are_sent_nowhere(tmp_path, wandb):
-    with Metrics(tmp_path, tensorboard=True, wandb=True, total_steps=2, writes=False) as metrics:
+    other = writers.WeightsAndBiases(tmp_path)
+    with Metrics(tmp_path, others=[other], total_steps=2, writes=False) as metrics:
         metrics.log(1, {"loss": 0.5})
-    assert wandb.runs == [] and list(tmp_path.iterdir()) == []
+    ((_, run),) = wandb.runs
+    assert run.logged == [] and not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_wandb_of_a_resumed_run_is_the_same_run(tmp_path, wandb):
+    for step in (1, 2):
+        with logging_to(tmp_path, wandb=True, total_steps=2, first_step=step - 1) as metrics:
+            metrics.log(step, {"loss": 0.5})
+    (first, _), (second, _) = wandb.runs
+    assert first["id"] == second["id"] and second["resume"] == "allow"
+    assert json.loads((tmp_path / "wandb.json").read_text()) == {"id": first["id"]}
+    other = tmp_path / "other"
+    other.mkdir()
+    with logging_to(other, wandb=True, total_steps=2):
+        assert wandb.runs[-1][0]["id"] != first["id"]
+
+
+def test_wandb_that_cannot_be_used_is_refused_in_one_line(tmp_path, wandb, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "key-of-somebody")
+
+    def init(**arguments):
+        raise RuntimeError("No API key configured,\nkey-of-somebody is none")
+
+    wandb.init = init
+    with pytest.raises(ValueError, match="^logging.wandb: .*No API key.*WANDB_MODE=offline") as caught:
+        writers.WeightsAndBiases(tmp_path)
+    assert "key-of-somebody" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_wandb_that_fails_later_costs_only_what_it_would_receive(tmp_path, wandb, capsys):
+    with logging_to(tmp_path, wandb=True, total_steps=3) as metrics:
+        wandb.runs[0][1].log = lambda values, step: 1 // 0
+        for step in (1, 2, 3):
+            metrics.log(step, {"loss": 0.5})
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert len(warnings) == 1 and warnings[0].startswith(
+        "xpo_jax: warning: Weights & Biases has failed (Zero"
+    )
+
+
+def test_tensorboard_folder_that_cannot_be_written_is_refused_in_one_line(tmp_path):
+    (tmp_path / "tensorboard").write_text("a file")
+    with pytest.raises(ValueError, match=r"tensorboard: cannot be written \(.*logging.tensorboard to false$"):
+        writers.TensorBoard(tmp_path)
 
 
 def test_settings_wandb_not_installed_is_refused(wandb, monkeypatch):

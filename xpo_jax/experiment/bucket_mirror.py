@@ -59,9 +59,13 @@ class Mirror:
                         f"{self._remote}: is not empty and not a run of xpo_jax (it holds {', '.join(others)}); give"
                         " another --config.run_dir"
                     )
-        except OSError as error:
+        except RemoteError:
+            raise
+        except Exception as error:  # those of a missing login or network share no class
+            reason = error_line(error, with_class=True)
             raise RemoteError(
-                f"{self._remote}: cannot be read ({error_line(error)}); fix the permissions"
+                f"{self._remote}: cannot be read ({reason}); fix the login (GOOGLE_APPLICATION_CREDENTIALS), the"
+                " permissions or the network"
             ) from error
         for name in self._remote_names():
             target = self._local / name

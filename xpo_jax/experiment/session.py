@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -29,6 +29,7 @@ from xpo_jax.experiment.run_directory import RunDir
 from xpo_jax.experiment.run_recorder import RunRecorder
 from xpo_jax.experiment.setup import Components
 from xpo_jax.reporting import summary
+from xpo_jax.reporting.writers import Writer
 from xpo_jax.runtime.collectives import all_or_none, run_on_all
 from xpo_jax.runtime.compilation import CompilationCounter
 from xpo_jax.runtime.interruption import Signals, Stopped, Watchdog
@@ -44,8 +45,10 @@ class Context(NamedTuple):
     evaluation_identity: hash of the config fields and inputs that determine evaluation results.
     accept_changes: resume even if the config differs in what may not change.
     signals, watchdog, compilations: of the process.
+    others: what the metrics go to besides the run directory.
     """
 
+    # long: a table of what a run has
     components: Components
     directory: RunDir
     inputs: Mapping[str, str]
@@ -54,6 +57,7 @@ class Context(NamedTuple):
     signals: Signals
     watchdog: Watchdog
     compilations: CompilationCounter
+    others: Sequence[Writer]
 
 
 class Ready(NamedTuple):

@@ -30,8 +30,9 @@ from xpo_jax.experiment.setup import Components
 from xpo_jax.judges import outcomes
 from xpo_jax.judges.contract import DeviceJudge
 from xpo_jax.models.hf import model_folder
-from xpo_jax.reporting import report, summary
+from xpo_jax.reporting import report, summary, writers
 from xpo_jax.reporting.metrics import Metrics
+from xpo_jax.reporting.writers import Writer
 from xpo_jax.runtime import collectives, distributed
 from xpo_jax.runtime.collectives import all_or_none, run_and_gather
 from xpo_jax.runtime.compilation import CompilationCounter
@@ -78,23 +79,25 @@ def run(config: ConfigDict, loop: Loop, *, accept_changes: bool) -> dict[str, An
             if directory.result is not None:
                 print(f"{directory.address} holds this run, finished; delete that folder to run it again")
                 return directory.result
-            context = Context(
-                components,
-                directory,
-                inputs,
-                evaluation_identity(config, inputs),
-                accept_changes,
-                signals,
-                watchdog,
-                compilations,
-            )
-            result = loop(context)
-            result["seconds"] = round(time.monotonic() - started, 1)
-            with all_or_none("finishing"):
-                directory.finish(result)
-                if distributed.is_lead_process():
-                    report.write(directory.path)
-            directory.push()
+            with _writers(components, directory) as others:
+                context = Context(
+                    components,
+                    directory,
+                    inputs,
+                    evaluation_identity(config, inputs),
+                    accept_changes,
+                    signals,
+                    watchdog,
+                    compilations,
+                    others,
+                )
+                result = loop(context)
+                result["seconds"] = round(time.monotonic() - started, 1)
+                with all_or_none("finishing"):
+                    directory.finish(result)
+                    if distributed.is_lead_process():
+                        report.write(directory.path)
+                directory.push()
             return result
 
 
@@ -168,8 +171,7 @@ def open_session(ready: Ready, console: Sequence[str], *, asks_judge: bool) -> I
     def metrics(first_step: int) -> Metrics:
         return Metrics(
             directory.path,
-            tensorboard=config.logging.tensorboard,
-            wandb=config.logging.wandb,
+            others=ready.context.others,
             first_step=first_step,
             total_steps=config.top.steps,
             console=console,
@@ -194,6 +196,17 @@ def open_session(ready: Ready, console: Sequence[str], *, asks_judge: bool) -> I
         session = Session(ready, recorder, checkpoints, profiler, asks_judge=asks_judge)
         with save_on_error(session.save_if_possible):
             yield session
+
+
+@contextlib.contextmanager
+def _writers(components: Components, directory: RunDir) -> Iterator[Sequence[Writer]]:
+    """Open what the metrics go to besides the run directory, before anything is paid for, and on process 0 alone."""
+    logging, is_lead = components.config.logging, distributed.is_lead_process()
+    enabled = {name: is_lead and getattr(logging, name) for name in ("tensorboard", "wandb")}
+    with contextlib.ExitStack() as stack:
+        with all_or_none("opening TensorBoard and Weights & Biases"):
+            others = stack.enter_context(writers.opened(directory.path, **enabled))
+        yield others
 
 
 class _Weights(NamedTuple):

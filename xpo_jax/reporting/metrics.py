@@ -22,7 +22,7 @@ import numpy as np
 
 from xpo_jax.io.files import WriteError, append_whole, to_json
 from xpo_jax.reporting.console import StepProgress, StepTable
-from xpo_jax.reporting.writers import TensorBoard, WeightsAndBiases, Writer
+from xpo_jax.reporting.writers import Writer
 
 
 class Metrics:
@@ -32,22 +32,20 @@ class Metrics:
         self,
         run_path: str | Path,
         *,
-        tensorboard: bool,
-        wandb: bool,
         total_steps: int,
+        others: Sequence[Writer] = (),
         first_step: int = 0,
         console: Sequence[str] = (),
         console_every_steps: int = 1,
         writes: bool = True,
     ):
-        """Open <run_path>/metrics.jsonl and, if enabled, <run_path>/tensorboard/ and Weights & Biases.
+        """Open <run_path>/metrics.jsonl.
 
         Args:
           run_path: the run directory.
-          tensorboard: whether event files are written.
-          wandb: whether Weights & Biases gets the same, see `writers.WeightsAndBiases`.
           total_steps: the run's last step, for progress.
-          first_step: the step that the run resumes from; TensorBoard drops what it has of later ones.
+          others: get the same, see `writers.opened`, which closes them.
+          first_step: the step that the run resumes from; the others drop what they have of later ones.
           console: names of the metrics in the console's table, see `console.StepTable`.
           console_every_steps: every n-th step has a row in that table, and the last.
           writes: whether this process writes and shows anything at all.
@@ -55,11 +53,9 @@ class Metrics:
         self._path = Path(run_path) / "metrics.jsonl"
         self._writes = writes
         self._file = open(self._path if writes else os.devnull, "ab", buffering=0)  # noqa: SIM115, close()
-        self._writers: list[Writer] = []
-        if tensorboard and writes:
-            self._writers.append(TensorBoard(run_path, first_step))
-        if wandb and writes:
-            self._writers.append(WeightsAndBiases(run_path))
+        self._writers = others if writes else ()
+        for writer in self._writers:
+            writer.begin(first_step)
         self._table = StepTable(console, console_every_steps, total_steps)
         self._progress = StepProgress(total_steps)
 
@@ -100,11 +96,9 @@ class Metrics:
             writer.texts(step, f"samples/{name}", texts)
 
     def close(self) -> None:
-        """Remove the progress bar and close the files."""
+        """Remove the progress bar and close the file."""
         self._progress.close()
         self._file.close()
-        for writer in self._writers:
-            writer.close()
 
     def __enter__(self) -> Self:
         return self
