@@ -32,7 +32,8 @@ Progress goes to standard error. The last line on standard output is one JSON ob
 
 Exit status:
   0         done
-  2         invalid input or configuration (one line on standard error explains)
+  2         invalid input or configuration, devices that cannot be used, or device memory that does not suffice (one
+            line on standard error explains)
   124       stuck (see max_step_seconds)
   129, 130, 143
             interrupted by SIGHUP, SIGINT or SIGTERM; the current step is saved"""
@@ -59,7 +60,7 @@ def _main(argv: Sequence[str]) -> int:
     # imported here, so that --help and a wrong config need no JAX
     from xpo_jax.config import settings
     from xpo_jax.offline import learn
-    from xpo_jax.runtime import collectives, compilation, distributed
+    from xpo_jax.runtime import backend, collectives, compilation, distributed
     from xpo_jax.runtime.interruption import Stopped
     from xpo_jax.train import train
 
@@ -84,7 +85,11 @@ def _main(argv: Sequence[str]) -> int:
     except Warning as warning:
         remedy = "; PYTHONWARNINGS, -W or warnings.simplefilter turns warnings into errors: let it not"
         return distributed.leave(_refused(RuntimeError(error_line(warning, with_class=True) + remedy)))
-    except Exception:
+    except Exception as error:
+        latest = compilation.Program.latest
+        line = backend.out_of_memory(error, f"running; the last program was {latest!r}", latest)
+        if line is not None:
+            return distributed.leave(_refused(backend.BackendError(line)))
         if not distributed.is_running():
             raise
         traceback.print_exc()

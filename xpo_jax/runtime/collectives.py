@@ -16,6 +16,7 @@ import numpy as np
 
 from xpo_jax.io.files import to_json
 from xpo_jax.io.text import error_line
+from xpo_jax.runtime.backend import NoBackend
 
 _BLOCK_BYTES = 8192  # per exchange: holds a status and the verdicts of a batch; longer values take several
 
@@ -137,6 +138,8 @@ def _exchange(what: str, error: BaseException | None, value: Any) -> list[Any]:
     """
     import jax
 
+    if isinstance(error, NoBackend):
+        return []
     if jax.process_count() == 1:
         return [value]
     if isinstance(error, Failed) or not (error is None or isinstance(error, Exception)):

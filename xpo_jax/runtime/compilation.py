@@ -13,12 +13,12 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 from jax.sharding import Mesh
 
-from xpo_jax.runtime import distributed
+from xpo_jax.runtime import backend, distributed
 
 
 def _shapes(args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -32,7 +32,11 @@ class Program:
       name: for error messages and the start-up summary.
       mesh: the one that the function's `sharding.constrain` refers to.
       function, options: as for jax.jit (in_shardings, out_shardings, donate_argnums, ...).
+
+    latest: name of the program that was called last, whose errors may appear only where its results are read.
     """
+
+    latest: ClassVar[str | None] = None
 
     def __init__(self, name: str, mesh: Mesh, function: Callable[..., Any], **options: Any):
         self.name, self._mesh = name, mesh
@@ -47,7 +51,8 @@ class Program:
 
     def compile(self, *args: Any) -> jax.stages.Compiled:
         """Compile for arguments like these: arrays or ShapeDtypeStructs."""
-        compiled = self.lower(*args).compile()
+        with backend.memory_checked("compiling", self.name):
+            compiled = self.lower(*args).compile()
         self._compiled[_shapes(args)] = compiled
         return compiled
 
@@ -58,9 +63,11 @@ class Program:
                 f"program {self.name!r} was not compiled for shapes {[s for s in _shapes(args) if s][-8:]};"
                 " this is a bug in xpo_jax, whose runs declare every shape at start-up"
             )
-        if self._in_shardings is not None:
-            args = distributed.put(args, self._in_shardings)
-        return compiled(*args)
+        Program.latest = self.name
+        with backend.memory_checked("running", self.name):
+            if self._in_shardings is not None:
+                args = distributed.put(args, self._in_shardings)
+            return compiled(*args)
 
 
 class CompilationCounter:

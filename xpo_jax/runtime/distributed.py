@@ -73,6 +73,9 @@ def start(
     import jax
     from jax.experimental import multihost_utils
 
+    from xpo_jax.runtime import backend
+
+    backend.start()
     if mode == "on" and jax.process_count() == 1:
         raise ValueError(f"mode is 'on', but this is the only process ({cluster or coordinator})")
     if not is_lead_process():

@@ -17,6 +17,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as PS
 
+from xpo_jax.runtime import backend
+
 AXES = ("data", "fsdp", "tensor")
 Axes = tuple[str | tuple[str, ...] | None, ...]
 Rules = Sequence[tuple[str, Axes]]
@@ -31,8 +33,9 @@ def make_mesh(*, data: int, fsdp: int, tensor: int) -> Mesh:
       data, fsdp, tensor: sizes of the axes; one of them may be -1 and takes the remaining devices.
 
     Raises:
-      ValueError: sizes that do not multiply to the number of devices.
+      ValueError: sizes that do not multiply to the number of devices, or devices that cannot be used.
     """
+    backend.start()
     sizes, devices = [data, fsdp, tensor], jax.device_count()
     free = [i for i, size in enumerate(sizes) if size == -1]
     known = int(np.prod([size for size in sizes if size != -1]))
