@@ -7,7 +7,7 @@ tone and length).
 Without an argument, the embedded model learns from a rule-based judge, on any machine and without network access.
 The argument is a model folder, or owner/name[@revision] on the Hugging Face hub: that model, any Qwen2.5 or Qwen2,
 then learns from its own judgements. Every field is the keyword argument of the same name of the factory that the
-comment above its group names; comments explain why a value was chosen.
+comment above its group names; comments explain why a value was chosen. In paths, `~` and `$NAME` are replaced.
 """
 
 # long: a table of settings

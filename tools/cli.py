@@ -6,10 +6,12 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from xpo_jax.io import streams
 from xpo_jax.io.text import error_line
+from xpo_jax.io.user_paths import expand
 
 
 class Parser(argparse.ArgumentParser):
@@ -28,6 +30,14 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise ValueError instead of printing the usage and exiting."""
         raise ValueError(f"{message}; --help shows examples")
+
+
+def path_argument(text: str) -> Path:
+    """Return the path that an argument names, for `add_argument(type=path_argument)`; see `user_paths.expand`."""
+    try:
+        return Path(expand(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def exit_status(name: str, run: Callable[[], int]) -> int:

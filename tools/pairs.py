@@ -31,7 +31,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tools.cli import Parser, exit_status
+from tools.cli import Parser, exit_status, path_argument
 from xpo_jax.data import validate
 from xpo_jax.data.offline_pairs import log_files
 from xpo_jax.data.pairs_log import content_hash, read_pairs
@@ -110,7 +110,7 @@ def run(argv: Sequence[str]) -> int:
     """Read, write and print; return the exit status."""
     parser = Parser(prog="python -m tools.pairs", description=__doc__, usage="see below")
     parser.add_argument("sources", nargs="+", help="pairs logs; with --model, preference data")
-    parser.add_argument("--out", required=True, help="the file to write")
+    parser.add_argument("--out", type=path_argument, required=True, help="the file to write")
     parser.add_argument("--model", help="make a pairs log, with this model's tokenizer")
     options = parser.parse_args(argv)
     counts: Counter[str] = Counter()
@@ -136,7 +136,7 @@ def run(argv: Sequence[str]) -> int:
             f"{', '.join(options.sources)}: no pair prefers one response; give a log with verdicts"
         )
     atomic_write(options.out, "".join(to_json(line) + "\n" for line in written))
-    print_json({"out": options.out, "pairs": len(written), **counts})
+    print_json({"out": str(options.out), "pairs": len(written), **counts})
     return 0
 
 

@@ -42,7 +42,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from configs.paraphrase import embedded
-from tools.cli import Parser, exit_status
+from tools.cli import Parser, exit_status, path_argument
 from tools.research import bandit
 from xpo_jax.algorithm.logps import response_logps
 from xpo_jax.models.hf import model_folder, weights
@@ -201,7 +201,7 @@ def fractions(run: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def run(argv: Sequence[str]) -> int:
     """Train all runs and print the results; return the exit status."""
     parser = Parser(prog="python -m tools.rare_mode", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the model and the runs")
+    parser.add_argument("--out", type=path_argument, required=True, help="folder of the model and the runs")
     parser.add_argument("--mass", type=float, default=0.001, help="probability of each rare letter (0.001)")
     parser.add_argument(
         "--updates", type=int, default=1, help="updates for each batch of verdicts (1: no replay)"

@@ -22,10 +22,9 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from tools.cli import Parser, exit_status
+from tools.cli import Parser, exit_status, path_argument
 from xpo_jax.io.files import atomic_write
 from xpo_jax.io.streams import print_json
 from xpo_jax.reporting import report
@@ -97,11 +96,11 @@ def run(argv: Sequence[str]) -> dict[str, Any]:
     """Write the report, or print the comparison; return the last line."""
     parser = Parser(prog="python -m tools.report", description=None)
     parser.add_argument("runs", nargs="+")
-    parser.add_argument("--out")
+    parser.add_argument("--out", type=path_argument)
     options = parser.parse_args(argv)
     runs = [read(path) for path in options.runs]
     if len(runs) == 1:
-        out = Path(options.out or runs[0].path / "report.html")
+        out = options.out or runs[0].path / "report.html"
         atomic_write(out, report.html(runs[0]))
         return {"report": str(out)}
     print(text_table(HEADS, list(map(evaluation_row, runs))))
@@ -112,7 +111,7 @@ def run(argv: Sequence[str]) -> dict[str, Any]:
     if options.out:
         atomic_write(options.out, comparison(runs))
     print()
-    return {"runs": list(map(_summary, runs)), "report": options.out}
+    return {"runs": list(map(_summary, runs)), "report": options.out and str(options.out)}
 
 
 def main(argv: Sequence[str]) -> int:

@@ -35,7 +35,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tools.cli import Parser, exit_status
+from tools.cli import Parser, exit_status, path_argument
 from tools.faults.tiny_run import is_timing
 from xpo_jax.reporting.console import text_table
 
@@ -235,7 +235,7 @@ def run(argv: Sequence[str]) -> int:
     parser = Parser(prog="python -m tools.same_results", description=__doc__)
     parser.add_argument("--before", required=True, metavar="COMMIT", help="the code before the change")
     parser.add_argument("--after", default="HEAD", metavar="COMMIT", help="the code after it (HEAD)")
-    parser.add_argument("--folder", type=Path, help="keep the runs here (a temporary folder)")
+    parser.add_argument("--folder", type=path_argument, help="keep the runs here (a temporary folder)")
     parser.add_argument("--short", action="store_true", help="`run` takes 12 steps as well")
     options = parser.parse_args(argv)
     commits = [resolve(options.before, "--before"), resolve(options.after, "--after")]

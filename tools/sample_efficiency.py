@@ -29,7 +29,6 @@ import sys
 import textwrap
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -37,7 +36,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from tools.cli import Parser, exit_status
+from tools.cli import Parser, exit_status, path_argument
 from tools.intervals import Censored, Estimate, median, ratio, reached
 from tools.research import bandit, bandit_figure
 from xpo_jax.io.files import atomic_write, to_json
@@ -245,7 +244,7 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--rates", action="store_true", help="compare learning rates instead; not with --quick"
     )
-    parser.add_argument("--out", type=Path, help="folder for results.json and the figure")
+    parser.add_argument("--out", type=path_argument, help="folder for results.json and the figure")
     options = parser.parse_args(argv)
     if options.rates and (options.quick or options.out):
         raise ValueError("--rates cannot be combined with --quick or --out")

@@ -35,7 +35,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from tools.cli import Parser, exit_status
+from tools.cli import Parser, exit_status, path_argument
 from tools.sweeps.schedule import Ended, Planned, Result, check, plan, read_result, total
 from tools.sweeps.spec import Sweep, read
 from tools.sweeps.table import as_json, tables
@@ -227,12 +227,12 @@ def listing(sweep: Sweep, ended: Ended) -> str:
 def run(argv: Sequence[str]) -> int:
     """Run the sweep and print its tables; return the exit status."""
     parser = Parser(prog="python -m tools.sweep", description=None)
-    parser.add_argument("file")
+    parser.add_argument("file", type=path_argument)
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--runs")
+    parser.add_argument("--runs", type=path_argument)
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--markdown", action="store_true")
-    parser.add_argument("--json")
+    parser.add_argument("--json", type=path_argument)
     options = parser.parse_args(argv)
     cores = divide_cores(options.jobs)
     sweep = read(options.file, options.runs)
@@ -246,7 +246,7 @@ def run(argv: Sequence[str]) -> int:
     width = None if sys.stdout.isatty() else 10_000  # a file has no width
     print(tables(sweep, ended, markdown=options.markdown, width=width))
     if options.json:
-        content: dict[str, Any] = {"file": options.file, **as_json(sweep, ended), "failures": failures}
+        content: dict[str, Any] = {"file": str(options.file), **as_json(sweep, ended), "failures": failures}
         atomic_write(options.json, to_json(content, indent=2) + "\n")
     for line in failures:
         log(f"sweep: {line}")

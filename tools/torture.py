@@ -32,7 +32,7 @@ from typing import Any
 
 import jax
 
-from tools.cli import Parser
+from tools.cli import Parser, path_argument
 from tools.faults.tiny_run import HANG_SECONDS, Ended, Runs, differences, metrics
 from xpo_jax.reporting.console import progress
 
@@ -159,7 +159,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--tiny", action="store_true", help="use the config of tools.faults: seconds per run")
     parser.add_argument(
-        "--log", type=Path, default=Path("torture.jsonl"), help="file to write (torture.jsonl)"
+        "--log", type=path_argument, default=Path("torture.jsonl"), help="file to write (torture.jsonl)"
     )
     try:
         arguments = parser.parse_args(argv)

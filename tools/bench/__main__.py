@@ -39,7 +39,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tools.cli import Parser, exit_status
+from tools.cli import Parser, exit_status, path_argument
 
 if TYPE_CHECKING:
     from tools.bench.workload import Workload
@@ -90,8 +90,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--remat", action="store_true", help="see layout.remat")
     parser.add_argument("--peer", choices=("trl",), help="the library to compare with")
     parser.add_argument("--peer_python", help="the interpreter of its environment")
-    parser.add_argument("--profile", type=Path, help="write a trace of one more step into this folder")
-    parser.add_argument("--json", type=Path, help="write all figures into this file")
+    parser.add_argument(
+        "--profile", type=path_argument, help="write a trace of one more step into this folder"
+    )
+    parser.add_argument("--json", type=path_argument, help="write all figures into this file")
     options = parser.parse_args(argv)
     for name in (
         "batch",

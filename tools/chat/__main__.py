@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import cast
 
 from tools.chat.model import Chat
-from tools.cli import Parser, exit_status
+from tools.cli import Parser, exit_status, path_argument
 from xpo_jax.algorithm.sampler import Sampling
 from xpo_jax.data import templates, validate
 from xpo_jax.data.rows import DataError, Prompt, Row
@@ -142,7 +142,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--template", help="the user's turn, with {input} or {COLUMN} to fill in")
     parser.add_argument("--prompts", help="jsonl to answer: a path, a glob, embedded:held_out")
     parser.add_argument("--column", help="with --prompts: the column that is {input}")
-    parser.add_argument("--out", type=Path, help="with --prompts: the jsonl file to write")
+    parser.add_argument("--out", type=path_argument, help="with --prompts: the jsonl file to write")
     parser.add_argument("--batch_size", type=int, default=16, help="with --prompts: prompts per batch (16)")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="of compute")
     parser.add_argument("--seed", type=int, default=0, help="of the random keys (0)")

@@ -30,11 +30,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from tools.cli import Parser, exit_status
+from tools.cli import Parser, exit_status, path_argument
 from tools.evaluate.answers import Findings, Rows, compare_answers, flat
 from tools.judge import split_arguments
 from xpo_jax.config import loader as configs
@@ -129,7 +128,7 @@ def run(argv: Sequence[str]) -> Findings:
     """Evaluate, print the tables and write --out; return the findings."""
     parser = Parser(prog="python -m tools.evaluate", description=None)
     parser.add_argument("--answers", action="store_true")
-    parser.add_argument("--out")
+    parser.add_argument("--out", type=path_argument)
     parser.add_argument("first")
     parser.add_argument("second", nargs="?")
     tool_argv, config_argv = split_arguments(argv)
@@ -149,7 +148,7 @@ def run(argv: Sequence[str]) -> Findings:
     print(tables(findings, [options.first, options.second or config.model.path]))
     print()
     if options.out:
-        atomic_write(Path(options.out), "".join(to_json(row) + "\n" for row in rows))
+        atomic_write(options.out, "".join(to_json(row) + "\n" for row in rows))
     return findings
 
 

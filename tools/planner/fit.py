@@ -25,6 +25,7 @@ from xpo_jax.config import loader as configs
 from xpo_jax.config import settings
 from xpo_jax.config.loss import make_loss
 from xpo_jax.data.prompts import load_prompts
+from xpo_jax.io.user_paths import expand
 from xpo_jax.models.family import ModelConfig
 from xpo_jax.models.hf import model_folder
 from xpo_jax.models.layers import KEY_VALUES
@@ -99,13 +100,13 @@ def model_shapes(name: str) -> ModelConfig:
     Raises:
       ValueError: none of these.
     """
-    path = Path(name)
+    path = Path(expand(name))
     if path.suffix == ".json" and path.is_file():
         if path.name != "config.json":
             raise ValueError(f"{path}: give a model's config.json, or the folder that holds it")
         return model_folder.read_config(path.parent)
     if name == "embedded" or path.is_dir():
-        return model_folder.read_config(name)
+        return model_folder.read_config(path if path.is_dir() else name)
     known = size_of(name)
     if known is None:
         raise ValueError(

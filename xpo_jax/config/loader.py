@@ -4,8 +4,9 @@ A config file is Python with `get_config(arg)` that returns a ConfigDict, or the
 it (`loss`, `data`, `judge`, ...) is the keyword arguments of one factory; `check`, `build`, `resolve` and `schedule`,
 which check a group against its factory, come from schema.py.
 
-Left out on purpose: defaults (every field is in the config), field types that JSON lacks, environment variables, and
-includes (a config is Python and can import). No JAX is imported here: a config loads at once, anywhere.
+Left out on purpose: defaults (every field is in the config), field types that JSON lacks, and includes (a config is
+Python and can import). Variables in paths are replaced where a path is used, so that config.json has what was written.
+No JAX is imported here: a config loads at once, anywhere.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from xpo_jax.config.schema import (
     resolve,
     schedule,
 )
+from xpo_jax.io.user_paths import expand
 
 __all__ = [
     "Arguments",
@@ -116,14 +118,15 @@ def load(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
       ConfigError: one line with the file or the field.
     """
     path, colon, arg = spec.partition(".py:")
+    path = expand(path)
     if colon:
         if not arg:
             raise ConfigError(f"{spec}: nothing follows the colon; leave it out or name an argument")
         config = _from_python(path + ".py", arg)
     elif spec.endswith(".py"):
-        config = _from_python(spec, None)
+        config = _from_python(path, None)
     elif spec.endswith(".json"):
-        config = _from_json(spec)
+        config = _from_json(path)
     else:
         raise ConfigError(f"{spec}: a config is a .py file (or file.py:argument) or a .json file")
     for assignment in overrides:

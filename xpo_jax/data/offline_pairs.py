@@ -24,6 +24,7 @@ from xpo_jax.data.pairs_log import read_pairs
 from xpo_jax.data.prompts import PromptSet
 from xpo_jax.data.rows import DataError, Prompt, Row
 from xpo_jax.data.transforms import Transforms, TransformSettings
+from xpo_jax.io.user_paths import expand
 from xpo_jax.values import Prompts
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def log_files(pairs: str | Sequence[str]) -> list[str]:
       ValueError: nothing is named, or no file matches.
     """
     files = []
-    for name in [pairs] if isinstance(pairs, str) else pairs:
+    for name in map(expand, [pairs] if isinstance(pairs, str) else pairs):
         matches = sorted(glob.glob(name)) if glob.has_magic(name) and not os.path.exists(name) else [name]
         if not matches:
             raise ValueError(f"pairs: no file matches {name} in {Path.cwd()}; correct the pattern")

@@ -35,6 +35,7 @@ import numpy as np
 from xpo_jax.config import schema
 from xpo_jax.data import formats
 from xpo_jax.data.rows import Row, Rows, SourceError
+from xpo_jax.io.user_paths import expand
 
 Source = str | Sequence[str | Mapping[str, Any]] | Mapping[str, Any]
 
@@ -63,6 +64,7 @@ def open_rows(source: Source) -> Rows:
             raise SourceError("the list of sources is empty; name at least one")
         parts = [open_rows(part) for part in source]
         return parts[0] if len(parts) == 1 else Concatenated(parts)
+    source = expand(source)
     if source.startswith("{") and not os.path.exists(source):
         raise SourceError(
             f"{source}: no such file; write lists and mappings in a config, on the command line a source is a path,"

@@ -36,6 +36,7 @@ from xpo_jax.experiment.run_folder import (
 from xpo_jax.io import paths
 from xpo_jax.io.files import atomic_write, to_json
 from xpo_jax.io.text import markdown_table
+from xpo_jax.io.user_paths import expand
 from xpo_jax.runtime import distributed
 from xpo_jax.runtime.collectives import all_or_none, run_and_gather
 
@@ -84,6 +85,7 @@ class RunDir:
 
         Raises: what `run_folder.open_folder` raises; on all processes, also if one of them does not see the folder.
         """
+        path = expand(str(path))
         if paths.in_bucket(path):
             return cls._join_in_bucket(str(path).rstrip("/"), config_json, inputs, accept_changes)
 

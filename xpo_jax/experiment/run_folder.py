@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from xpo_jax.experiment import config_changes
 from xpo_jax.io.files import atomic_write, read_json, to_json
+from xpo_jax.io.user_paths import expand
 
 MARKER = "xpo_jax_run.json"
 FORMAT = "xpo_jax run directory"
@@ -56,7 +57,7 @@ def open_folder(
     and `distributed` are not compared: a run may be moved, and started in another way.
 
     Args:
-      path: a local path; `~` is expanded.
+      path: a local path, see `user_paths.expand`.
       config_json: the config, a JSON object.
       inputs: fingerprints of what the config names, by field, see inputs.py.
       accept_changes: resume an unfinished run even if fields or inputs differ that may not.
@@ -162,7 +163,7 @@ def read_run_file(path: Path) -> dict[str, Any]:
 def _local_path(path: str | Path) -> Path:
     if not str(path).strip():
         raise ValueError("run_dir: is empty; give a folder with --config.run_dir")
-    return Path(os.path.abspath(os.path.expanduser(path)))
+    return Path(os.path.abspath(expand(str(path))))
 
 
 def _make_folders(folder: Path) -> list[Path]:

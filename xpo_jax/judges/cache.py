@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from xpo_jax.io.user_paths import expand
 from xpo_jax.judges.completion_parsing import Masses
 from xpo_jax.judges.contract import JudgeError
 
@@ -29,7 +30,7 @@ class AnswerCache:
         Raises:
           ValueError: the path exists but is not a folder.
         """
-        self._folder, self._context, self.damaged = Path(folder), context, 0
+        self._folder, self._context, self.damaged = Path(expand(folder)), context, 0
         if self._folder.exists() and not self._folder.is_dir():
             raise ValueError(f"cache: {folder} is not a folder; name another one, or None")
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from xpo_jax.io.files import read_json
+from xpo_jax.io.user_paths import expand
 from xpo_jax.judges.outcomes import SAME_LETTER_PAIRS
 from xpo_jax.reporting.charts import format_number
 
@@ -49,7 +50,7 @@ def read(path: str | Path) -> Run:
     Raises:
       ValueError: not a run, no evaluation yet, or a damaged file.
     """
-    path = Path(path)
+    path = Path(expand(str(path)))
     if not (path / "config.json").is_file() or not (path / "metrics.jsonl").is_file():
         raise ValueError(
             f"{path}: is no run directory with config.json and metrics.jsonl; name a run's run_dir"

@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from xpo_jax.io.user_paths import expand
 from xpo_jax.models.hf.tensors import LICENCES, model_folder
 
 # vocab.json comes with *.json, and an export that carries it without merges.txt would be half a tokenizer.
@@ -59,6 +60,7 @@ def find(given: str) -> Model:
     Raises:
       ValueError: no such folder or model, or it cannot be fetched; one line with the remedy.
     """
+    given = expand(given)
     if given == "embedded" or Path(given).is_dir() or not _NAME.fullmatch(given):
         return Model(given, model_folder(given))
     from huggingface_hub import HfApi, errors, snapshot_download  # takes half a second
