@@ -40,6 +40,12 @@ ARGUMENTS = {
     "retries": 1,
     "cache": None,
     "allow_plain_http": False,
+    "max_tokens": 4,
+    "max_completion_tokens": None,
+    "temperature": 0.0,
+    "seed": 0,
+    "extra_body": None,
+    "headers": None,
 }
 PAIR = Comparison((), {}, "aaaaa", "bb")
 P = 1 / (1 + math.exp(-0.3))  # of PAIR, from fake_openai.longer_first
@@ -93,7 +99,7 @@ def test_openai_text_mode_accepts_only_a_bare_label():
         assert (first, second) == ((1.0, "A", {}), (0.0, "B", {}))
         assert [other.p for other in others] == [None] * 3
         assert others[0].reason == "the answer is neither A nor B: 'A is better'"
-        assert "logprobs" not in server.requests[0].body and server.requests[0].body["max_tokens"] == 8
+        assert "logprobs" not in server.requests[0].body and server.requests[0].body["max_tokens"] == 4
     with FakeOpenAI(lambda messages: "A", logprobs=False) as server:  # sees only places
         ((verdict, flipped),) = compare(build(server, mode="text"), [PAIR], both_orders=True)
         assert verdict.p == 0.5 and flipped
@@ -129,6 +135,45 @@ def test_openai_request_holds_only_what_it_must(monkeypatch):
             "logprobs": True,
             "top_logprobs": 20,
         }
+
+
+def test_openai_request_holds_the_parameters_and_headers_of_the_config():
+    """None leaves a field out, as the servers of newer models require; a header may be a key of the environment."""
+    absent = dict.fromkeys(("max_tokens", "temperature", "seed"))
+    with FakeOpenAI() as server:
+        judge = build(
+            server,
+            **absent,
+            api_key_env=None,
+            max_completion_tokens=16,
+            extra_body={"chat_template_kwargs": {"enable_thinking": False}},
+            headers={"api-key": "$JUDGE_KEY", "X-Team": "judges"},
+        )
+        (verdict,) = judge([PAIR])
+        (request,) = server.requests
+    assert verdict.p == pytest.approx(P)
+    assert set(request.body) == {
+        "model",
+        "messages",
+        "max_completion_tokens",
+        "chat_template_kwargs",
+        "logprobs",
+        "top_logprobs",
+    }
+    assert request.body["chat_template_kwargs"] == {"enable_thinking": False}
+    headers = {name.lower(): value for name, value in request.headers.items()}
+    assert (headers["api-key"], headers["x-team"]) == (SENTINEL, "judges") and "authorization" not in headers
+
+
+def test_openai_server_that_refuses_a_field_is_refused_with_the_remedy():
+    text = json.dumps({"error": {"message": f"Unsupported parameter: 'max_tokens' {SENTINEL}"}})
+    with FakeOpenAI(faults=[Fault("status", 400, text)]) as server:
+        judge = build(server, api_key_env=None, headers={"api-key": "$JUDGE_KEY"})
+        with pytest.raises(
+            ValueError, match="Unsupported parameter.*judge.max_completion_tokens$"
+        ) as refused:
+            judge.probe()
+    assert no_key(str(refused.value))
 
 
 def test_openai_concurrency_limits_requests_in_flight():
@@ -386,7 +431,7 @@ def test_openai_redirect_is_not_followed(status):
         ([], {"api_key_env": None}, r"the server answered 401: .*; name the environment variable that holds a"),
         ([Fault("drop")], {}, r"no connection, or one that broke \(\w+\); .* check that"),
         ([Fault("silent")], {"timeout_seconds": 0.5}, r"no answer within 0\.5 s; .* check that"),
-        ([Fault("status", 400, "unknown: seed")], {}, r"the server answered 400: unknown: seed; .* check that"),
+        ([Fault("status", 400, "unknown: seed")], {}, r"the server answered 400: unknown: seed; if it refuses a field, set that to None"),
         ([Fault("status", 503, "loading")] * 2, {}, r"the server answered 503: loading; asked 2 times; .* check that"),
         ([Fault("no_http")], {}, r"no connection, or one that broke \(\w+\); .* check that"),
         ([Fault("status", 200, "<html>")], {}, r"the server's answer is not JSON: '<html>'; .* check that"),
@@ -586,6 +631,18 @@ PLAIN = {"base_url": "http://judge.example/v1"}
         ({"api_key_env": "NOT_SET"}, r"^judge\.api_key_env: the environment variable NOT_SET is not set; export it"),
         ({"api_key_env": SENTINEL}, r"^judge\.api_key_env: the name of an environment variable is expected"),
         ({"api_key_env": "TORN_KEY"}, r"^judge\.api_key_env: the key in TORN_KEY holds white space"),
+        ({"max_tokens": 0}, r"^judge\.max_tokens: 1 or more"),
+        ({"temperature": -1.0}, r"^judge\.temperature: 0 or more"),
+        ({"max_completion_tokens": 4}, r"^judge\.max_tokens: max_completion_tokens is its new name; set one"),
+        ({"extra_body": {"stream": True}}, r"^judge.extra_body: stream is set by the judge; take it out"),
+        ({"extra_body": {"a": {"api_key": SENTINEL}}}, r"^judge.extra_body: a.api_key may be a key.*api_key_env"),
+        ({"extra_body": {"a": [SENTINEL]}}, r"^judge.extra_body: a may be a key"),
+        ({"headers": {"Authorization": f"Bearer {SENTINEL}"}}, r"^judge.headers: Authorization is set by api_key_env"),
+        ({"headers": {"X-Api-Key": SENTINEL}}, r'^judge.headers: X-Api-Key may be a key.*give "\$NAME"'),
+        ({"headers": {"X-Team": SENTINEL}}, r"^judge.headers: X-Team may be a key"),
+        ({"headers": {"X-Team": "a\nb"}}, r"^judge.headers: X-Team, .* characters that an HTTP header cannot"),
+        ({"headers": {"api-key": "$NOT_SET"}}, r"^judge.headers: api-key: the environment variable NOT_SET is not set"),
+        ({"headers": {"Host": "other"}}, r"^judge.headers: 'Host' cannot be set"),
         ({"base_url": "localhost:8000"}, r"^judge\.base_url: an address such as https://host/v1"),
         ({"base_url": "http://[::1/v1"}, r"^judge\.base_url: an address such as"),
         ({"base_url": f"https://me:{SENTINEL}@host/v1"}, r"^judge\.base_url: it holds a user, a password"),
@@ -616,7 +673,8 @@ def test_openai_invalid_settings_are_refused_without_the_key(changes, message, m
 def test_openai_plain_http_is_allowed_without_key_to_this_machine_or_on_request(changes, key_sent):
     """The server gets the address as it is, and the key only where the rules above let it."""
     server = openai(**{**ARGUMENTS, **changes})._server
-    assert (server._base_url, server._key) == (changes["base_url"], key_sent)
+    assert server._base_url == changes["base_url"]
+    assert server._headers.secrets == (() if key_sent is None else (key_sent,))
 
 
 def test_check_missing_column_is_refused():

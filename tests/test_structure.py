@@ -44,6 +44,7 @@ SHARED_BY_JUDGES = {
         "device_model",
         "http_client",
         "http_connection",
+        "http_settings",
         "limits",
         "paraphrase_gates",
         "prompting",

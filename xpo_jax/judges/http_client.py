@@ -15,6 +15,7 @@ import datetime
 import email.utils
 import json
 import random
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -22,6 +23,7 @@ from xpo_jax.io.text import one_line, shorten
 from xpo_jax.judges.completion_parsing import Unreadable
 from xpo_jax.judges.contract import JudgeError
 from xpo_jax.judges.http_connection import NoReply, open_client
+from xpo_jax.judges.http_settings import Headers
 
 MAX_MESSAGE_CHARACTERS = 120  # of a server's message in a reason
 FIRST_PAUSE_SECONDS, LAST_PAUSE_SECONDS = 0.5, 30.0  # between two attempts; doubles from one to the next
@@ -60,7 +62,7 @@ class Server:
         self,
         *,
         base_url: str,
-        key: str | None,
+        headers: Headers,
         key_name: str | None,
         concurrency: int,
         timeout_seconds: float,
@@ -79,7 +81,7 @@ class Server:
                 f"name 'openai' needs the openai client ({error}); install the extra: pip install 'xpo-jax[judge]'"
             ) from None
         self._openai: Any = openai
-        self._base_url, self._key, self._key_name = base_url, key, key_name
+        self._base_url, self._headers, self._key_name = base_url, headers, key_name
         self._concurrency, self._retries = concurrency, retries
         self._timeout, self._batch_timeout = timeout_seconds, batch_timeout_seconds
         self._jitter = random.Random()  # its own, so that pauses do not depend on the run's seed
@@ -93,6 +95,11 @@ class Server:
         """
         (answer,) = self.ask([question], lambda _, reply: reply, retry_unreachable=False)
         if isinstance(answer, Unanswered):
+            if re.match("the server answered (400|422)", answer.reason):
+                raise ValueError(
+                    f"judge.base_url {self._base_url}: {answer.reason}; if it refuses a field, set that to None"
+                    " (judge.max_tokens, temperature, seed, extra_body), or use judge.max_completion_tokens"
+                )
             raise ValueError(
                 f"judge.base_url {self._base_url}: {answer.reason}; the server must answer a short question before"
                 " anything is loaded: check that it is running, and that the address and the model are right"
@@ -150,7 +157,7 @@ class Server:
                     stopped.set()
                     raise
 
-        async with open_client(self._openai, self._base_url, self._key) as client:
+        async with open_client(self._openai, self._base_url, self._headers.fields) as client:
             tasks = [asyncio.create_task(answer(i)) for i in range(len(questions))]
             try:
                 await asyncio.wait(tasks, timeout=self._batch_timeout, return_when=asyncio.FIRST_EXCEPTION)
@@ -244,8 +251,9 @@ class Server:
 
     def _redact(self, text: str) -> str:
         """Return a text from outside on one short line, without the key."""
-        for key in {self._key, repr(self._key)[1:-1], json.dumps(self._key)[1:-1]} if self._key else ():
-            text = text.replace(key, "***")
+        for key in self._headers.secrets:
+            for form in {key, repr(key)[1:-1], json.dumps(key)[1:-1]}:
+                text = text.replace(form, "***")
         return shorten(one_line("".join(c if c.isprintable() else " " for c in text)), MAX_MESSAGE_CHARACTERS)
 
 

@@ -2,12 +2,13 @@
 
 The openai client takes further keys and headers from environment variables, unpacks compressed answers of any size and
 may follow redirects. Its options turn off none of the first two, so requests and answers are filtered below it, where
-the key is added as well.
+the headers of the config and the key are added as well.
 """
 
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,13 +25,13 @@ class NoReply(Exception):
     """A question has no answer, and asking again would not help; the message is the reason."""
 
 
-def open_client(openai: Any, base_url: str, key: str | None) -> Any:
+def open_client(openai: Any, base_url: str, sent: Mapping[str, str]) -> Any:
     """Return an openai.AsyncOpenAI without retries, redirects, or a timeout other than for connecting.
 
     Args:
       openai: the module of the openai client.
       base_url: of the server.
-      key: sent as the bearer token; None for none.
+      sent: headers of each request, beside those of HTTP itself.
     """
 
     class Connection(openai.DefaultAsyncHttpxClient):  # type: ignore[misc]
@@ -40,8 +41,7 @@ def open_client(openai: Any, base_url: str, key: str | None) -> Any:
             request.headers["accept-encoding"] = (
                 "identity"  # a small compressed body may unpack to a huge one
             )
-            if key is not None:
-                request.headers["authorization"] = f"Bearer {key}"
+            request.headers.update(sent)
             options |= {"stream": True, "follow_redirects": False}
             response = await super().send(request, **options)
             try:

@@ -12,11 +12,8 @@ verdict, structured output (every server has its own syntax), and failures in th
 from __future__ import annotations
 
 import math
-import os
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from xpo_jax.judges.cache import AnswerCache
 from xpo_jax.judges.completion_parsing import (
@@ -28,11 +25,10 @@ from xpo_jax.judges.completion_parsing import (
     strip_punctuation,
 )
 from xpo_jax.judges.http_client import Server, Unanswered
-from xpo_jax.judges.http_connection import is_loopback
+from xpo_jax.judges.http_settings import check_address, make_headers, make_parameters
 from xpo_jax.judges.prompting import Rendering
 from xpo_jax.values import Comparison, Message, Verdict
 
-MAX_TOKENS = {"logprobs": 4, "text": 8}  # a label, with quotation marks or a line break around it
 ALTERNATIVES = 20  # the maximum that OpenAI's interface allows
 
 
@@ -164,6 +160,12 @@ def openai(
     retries: int,
     cache: str | None,
     allow_plain_http: bool,
+    max_tokens: int | None,
+    max_completion_tokens: int | None,
+    temperature: float | None,
+    seed: int | None,
+    extra_body: Mapping[str, Any] | None,
+    headers: Mapping[str, str] | None,
 ) -> OpenAIJudge:
     """Build the judge.
 
@@ -181,6 +183,10 @@ def openai(
       retries: further attempts after status 429 or 5xx, a timeout or a broken connection.
       cache: folder of a cache of answers, which runs may share; None for no cache.
       allow_plain_http: allow sending the key to another machine over plain http.
+      max_tokens, max_completion_tokens: limits of an answer, by the old name and the new one; the servers of some
+        models refuse the old one. None leaves out this field of a request, as the next two.
+      temperature, seed: of sampling.
+      extra_body, headers: further fields and headers of each request, see http_settings.py; None for none.
 
     Raises:
       ValueError: a value out of range, or no key in the environment; the field comes first.
@@ -194,14 +200,21 @@ def openai(
     if not model:
         raise ValueError("model: it is empty; give the model's name on the server")
     _check_numbers(concurrency, retries, timeout_seconds, batch_timeout_seconds)
-    key = _key(api_key_env)
-    _check_address(base_url, key is not None and not allow_plain_http)
-    settings: dict[str, Any] = {"model": model, "temperature": 0, "seed": 0, "max_tokens": MAX_TOKENS[mode]}
+    sent = make_headers(api_key_env, headers)
+    check_address(base_url, bool(sent.secrets) and not allow_plain_http)
+    parameters = make_parameters(
+        max_tokens=max_tokens,
+        max_completion_tokens=max_completion_tokens,
+        temperature=temperature,
+        seed=seed,
+        extra_body=extra_body,
+    )
+    settings: dict[str, Any] = {"model": model, **parameters}
     if mode == "logprobs":
         settings |= {"logprobs": True, "top_logprobs": ALTERNATIVES}
     server = Server(
         base_url=base_url,
-        key=key,
+        headers=sent,
         key_name=api_key_env,
         concurrency=concurrency,
         timeout_seconds=timeout_seconds,
@@ -225,44 +238,3 @@ def _check_numbers(
         raise ValueError(f"timeout_seconds: more than 0 is expected, found {timeout_seconds}")
     if not batch_timeout_seconds > 0:
         raise ValueError(f"batch_timeout_seconds: more than 0 is expected, found {batch_timeout_seconds}")
-
-
-def _key(variable: str | None) -> str | None:
-    """Return the key. No error shows it, nor the variable's name if that may be the key itself."""
-    if variable is None:
-        return None
-    if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", variable):
-        raise ValueError(
-            "api_key_env: the name of an environment variable is expected, such as OPENAI_API_KEY (capitals, digits,"
-            " underscores); the value is not shown, since it may be the key itself"
-        )
-    key = os.environ.get(variable, "")
-    if not key:
-        raise ValueError(
-            f"api_key_env: the environment variable {variable} is not set; export it, or give None"
-        )
-    if not re.fullmatch(r"[\x21-\x7e]+", key):
-        raise ValueError(
-            f"api_key_env: the key in {variable} holds white space or characters that an HTTP header cannot"
-        )
-    return key
-
-
-def _check_address(base_url: str, key_needs_tls: bool) -> None:
-    try:
-        parts = urlsplit(base_url)
-        host, _ = parts.hostname, parts.port
-    except ValueError:
-        host = None
-    if host is None or parts.scheme not in ("http", "https"):
-        raise ValueError("base_url: an address such as https://host/v1 is expected")
-    if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
-        raise ValueError(
-            "base_url: it holds a user, a password or a query, and would be written to files; set judge.api_key_env to"
-            " the name of an environment variable with the key instead"
-        )
-    if parts.scheme == "http" and key_needs_tls and not is_loopback(host):
-        raise ValueError(
-            f"base_url: the key would be sent to {host} over plain http, readable on the way; use https, or set"
-            " judge.allow_plain_http to True"
-        )
