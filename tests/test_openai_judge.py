@@ -431,7 +431,7 @@ def test_openai_redirect_is_not_followed(status):
         ([], {"api_key_env": None}, r"the server answered 401: .*; name the environment variable that holds a"),
         ([Fault("drop")], {}, r"no connection, or one that broke \(\w+\); .* check that"),
         ([Fault("silent")], {"timeout_seconds": 0.5}, r"no answer within 0\.5 s; .* check that"),
-        ([Fault("status", 400, "unknown: seed")], {}, r"the server answered 400: unknown: seed; if it refuses a field, set that to None"),
+        ([Fault("status", 400, "unknown: seed")], {}, r"the server answered 400: unknown: seed; if it refuses a field"),
         ([Fault("status", 503, "loading")] * 2, {}, r"the server answered 503: loading; asked 2 times; .* check that"),
         ([Fault("no_http")], {}, r"no connection, or one that broke \(\w+\); .* check that"),
         ([Fault("status", 200, "<html>")], {}, r"the server's answer is not JSON: '<html>'; .* check that"),

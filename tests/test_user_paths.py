@@ -67,7 +67,7 @@ def test_every_reader_of_a_path_expands_it(home):
     assert (home / "cache").is_dir()
     with RunDir.join("~/run", "{}", {}) as directory:
         assert directory.path == home / "run"
-    with pytest.raises(ValueError, match=f"^{home}/run: is no run directory"):
+    with pytest.raises(ValueError, match=f"^{home}/run: this run has written no metrics yet"):
         run_reader.read("~/run")
     assert path_argument("$DATA/x") == home / "data" / "x"
     assert os.listdir(".") == []  # no folder called ~

@@ -118,4 +118,4 @@ class Chat:
     def speed(self) -> str:
         """Return the number of sampled tokens and their rate as text."""
         rate = self.tokens / self.seconds if self.seconds else 0.0
-        return f"{self.tokens:,} tokens in {self.seconds:.1f} s of sampling: {rate:,.1f} tokens/s"
+        return f"{self.tokens:,} tokens in {self.seconds:.1f} s, without compilation: {rate:,.1f} tokens/s"

@@ -40,6 +40,7 @@ from xpo_jax.io.user_paths import expand
 Source = str | Sequence[str | Mapping[str, Any]] | Mapping[str, Any]
 
 _EMBEDDED = {"embedded:train": "train.jsonl", "embedded:held_out": "held_out.jsonl"}
+_LITERAL = re.compile(r"\{|\[\s*['\"{]")  # a glob may begin with a bracket, too
 _CUSTOM = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 
@@ -65,7 +66,7 @@ def open_rows(source: Source) -> Rows:
         parts = [open_rows(part) for part in source]
         return parts[0] if len(parts) == 1 else Concatenated(parts)
     source = expand(source)
-    if source.startswith("{") and not os.path.exists(source):
+    if _LITERAL.match(source) and not os.path.exists(source):
         raise SourceError(
             f"{source}: no such file; write lists and mappings in a config, on the command line a source is a path,"
             " a glob or a name"
@@ -206,6 +207,11 @@ def _hf(hf: Any, split: Any, config: Any = None, revision: Any = None) -> Rows:
         data = datasets.load_dataset(hf, config, split=split, revision=revision)
         count = len(data)
     except Exception as error:  # network, hub and file formats each have their own exceptions
+        if isinstance(error, OSError) and error.filename is not None and error.strerror:
+            raise SourceError(
+                f"{name}: the cache of data sets cannot be used ({error.filename}: {error.strerror}); set HF_HOME to a"
+                " folder that can be written, with enough space"
+            ) from error
         reason = re.sub(r"\w+://\S+", "(address)", schema.reason(error))[:300]  # addresses may be signed
         raise SourceError(
             f"{name}: cannot be loaded: {reason}; check name, config, split and revision"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,7 +18,8 @@ def make_judge(group: Mapping[str, Any] | ConfigDict, where: str) -> Any:
     """Return the judge that a config's group names; a judge that is made of others makes them with this, too.
 
     The name is that of a factory (a class, or a function that returns the judge), whose arguments are the group's
-    fields. A function whose only parameter is called `comparisons` is the judge itself.
+    fields. A function whose only parameter is called `comparisons` is the judge itself, and so is a functools.partial
+    that leaves only this parameter, or an object that is called so.
 
     Args:
       group: the judge's group of the config.
@@ -34,7 +36,7 @@ def make_judge(group: Mapping[str, Any] | ConfigDict, where: str) -> Any:
             " parameter is called comparisons, nor a factory, whose arguments are the group's fields; see"
             " docs/judges.md"
         )
-    if inspect.isfunction(factory) and list(inspect.signature(factory).parameters) == ["comparisons"]:
+    if _is_judge(factory):
         configs.check(lambda: None, group, where)
     else:
         injected = {"rule_judge": JUDGES["paraphrase"], "make_judge": make_judge}
@@ -48,6 +50,18 @@ def make_judge(group: Mapping[str, Any] | ConfigDict, where: str) -> Any:
             " judge(comparisons); see docs/judges.md"
         ) from None
     return judge
+
+
+def _is_judge(named: Callable[..., Any]) -> bool:
+    """Return whether what a config names is the judge itself rather than its factory."""
+    if inspect.isclass(named):
+        return False
+    bound = named.keywords if isinstance(named, functools.partial) else {}
+    try:
+        parameters = inspect.signature(named).parameters
+    except ValueError:  # some builtins have no signature
+        return False
+    return [name for name in parameters if name not in bound] == ["comparisons"]
 
 
 def _is_neither(function: Callable[..., Any], group: Mapping[str, Any] | ConfigDict) -> bool:

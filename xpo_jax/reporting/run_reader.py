@@ -51,6 +51,10 @@ def read(path: str | Path) -> Run:
       ValueError: not a run, no evaluation yet, or a damaged file.
     """
     path = Path(expand(str(path)))
+    if (path / "xpo_jax_run.json").is_file() and not (path / "metrics.jsonl").is_file():
+        raise ValueError(
+            f"{path}: this run has written no metrics yet; wait for its first evaluation, or resume it"
+        )
     if not (path / "config.json").is_file() or not (path / "metrics.jsonl").is_file():
         raise ValueError(
             f"{path}: is no run directory with config.json and metrics.jsonl; name a run's run_dir"

@@ -60,6 +60,13 @@ def model_folder(folder: str | Path) -> Path:
 
 def read_model_json(path: Path) -> dict[str, Any]:
     """Return the object that a JSON file of a model folder holds; a ValueError names the file otherwise."""
+    adapter = path.with_name("adapter_config.json")
+    if path.name == "config.json" and not path.exists() and adapter.exists():
+        base = read_json(adapter, remedy="give a complete model").get("base_model_name_or_path")
+        raise ValueError(
+            f"{path.parent}: holds an adapter (LoRA) of {base or 'another model'}, not a model; merge it into that"
+            " model (merge_and_unload of peft), save the result with its tokenizer, and give that folder"
+        )
     return read_json(path, remedy="give a complete Hugging Face model folder")
 
 
