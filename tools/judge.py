@@ -45,7 +45,7 @@ from xpo_jax.experiment.judge_factory import make_judge
 from xpo_jax.io.streams import print_json
 from xpo_jax.io.text import one_line, shorten, visible
 from xpo_jax.judges import answers, contract
-from xpo_jax.judges.contract import DeviceJudge, HasCheck, HasProbe, HasStats, Judge
+from xpo_jax.judges.contract import DeviceJudge, HasProbe, HasStats, Judge
 from xpo_jax.models.hf import hub, model_folder
 from xpo_jax.reporting.console import text_table
 from xpo_jax.runtime import sharding
@@ -182,12 +182,11 @@ def run(argv: Sequence[str]) -> int:
     comparisons = [comparison(row, template) for row in rows]
     golds = [gold(row) for row in rows]
     judge = load_judge(config)
-    if isinstance(judge, HasCheck):
-        for row, pair in zip(rows, comparisons, strict=True):
-            try:
-                judge.check(pair.messages, pair.row)
-            except ValueError as error:
-                raise ValueError(f"{row.at}: {error}") from error
+    for row, pair in zip(rows, comparisons, strict=True):
+        try:
+            contract.check(judge, pair.messages, pair.row)
+        except ValueError as error:
+            raise ValueError(f"{row.at}: {error}") from error
     started = time.monotonic()
     judged = answers.compare(judge, comparisons, both_orders=not options.once)
     seconds = time.monotonic() - started

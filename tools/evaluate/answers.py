@@ -106,11 +106,9 @@ def compare_answers(config: ConfigDict, first: str, second: str) -> tuple[Findin
 
 def _check(judge: Any, prompts: Sequence[Answered]) -> None:
     """Check the prompts with the judge's own check, if it has one."""
-    if not isinstance(judge, contract.HasCheck):
-        return
     for prompt in prompts:
         try:
-            judge.check(prompt.messages, prompt.row.values)
+            contract.check(judge, prompt.messages, prompt.row.values)
         except ValueError as error:
             raise ValueError(f"{prompt.row.at}: {error}") from error
 

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from xpo_jax.data.indexed_lines import BYTE_ORDER_MARK, CHUNK, IndexedLines
 from xpo_jax.data.rows import DataError, Row, Rows, SourceError
+from xpo_jax.io.copies import copied
 from xpo_jax.io.text import one_line, shorten
 
 
@@ -94,14 +95,17 @@ class RowsOfSequence:
 
 
 def make_row(name: str, number: int, values: Any) -> Row:
-    """Make a row of a mapping with text keys; raise DataError for anything else."""
+    """Make a row of a copy of a mapping with text keys; raise DataError for anything else."""
     at = f"{name}, row {number}"
     if not isinstance(values, Mapping):
         raise DataError(f'{at}: must be an object, such as {{"text": "..."}}; got {_kind(values)}')
     not_text = [column for column in values if not isinstance(column, str)]
     if not_text:
         raise DataError(f"{at}: a column's name must be text, got {_one_line(not_text[0])}")
-    return Row(name, number, dict(values))
+    try:
+        return Row(name, number, copied(values))
+    except RecursionError:
+        raise DataError(f"{at}: nested too deeply; flatten it") from None
 
 
 # ---------------------------------------------------------------------------------------------- formats

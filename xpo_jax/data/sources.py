@@ -35,6 +35,7 @@ import numpy as np
 from xpo_jax.config import schema
 from xpo_jax.data import formats
 from xpo_jax.data.rows import Row, Rows, SourceError
+from xpo_jax.io.copies import copied
 from xpo_jax.io.user_paths import expand
 
 Source = str | Sequence[str | Mapping[str, Any]] | Mapping[str, Any]
@@ -184,7 +185,7 @@ def _custom(name: str) -> Rows:
     try:
         rows = factory()
         if not (hasattr(rows, "__len__") and hasattr(rows, "__getitem__")) or isinstance(rows, Mapping):
-            rows = list(rows)
+            rows = [copied(row) for row in rows]  # a generator may yield the same mapping again
         count = len(rows)
     except Exception as error:  # the user's code, which can fail in any way
         raise SourceError(

@@ -28,7 +28,8 @@ from xpo_jax.data.offline_pairs import load_pairs
 from xpo_jax.data.prompts import PromptData, load_prompts
 from xpo_jax.evaluation.evaluator import POLICY_SAMPLES, Evaluator, Opponents
 from xpo_jax.experiment.judge_factory import make_judge
-from xpo_jax.judges.contract import DeviceJudge, HasCheck, HasProbe, Judge
+from xpo_jax.judges import contract
+from xpo_jax.judges.contract import DeviceJudge, HasProbe, Judge
 from xpo_jax.judges.limits import Budget, FailureTolerance
 from xpo_jax.models import attention_kernels
 from xpo_jax.models.family import ModelConfig
@@ -222,7 +223,7 @@ def _data(config: ConfigDict, groups: Groups, models: Models, judge: Judge) -> D
         "data",
         tokenizer=models.tokenizer,
         max_new_tokens=tokens,
-        check=judge.check if isinstance(judge, HasCheck) else None,
+        check=lambda messages, row: contract.check(judge, messages, row),
     )
     if top.offline is not None:
         names = ("template", "column", "max_prompt_tokens", "on_long", "take")

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from xpo_jax.io.copies import copied
 from xpo_jax.io.files import to_json
 from xpo_jax.io.text import one_line, shorten
 from xpo_jax.judges.contract import Judge, JudgeError
@@ -101,6 +102,9 @@ def _merge_orders(first: Verdict, second: Verdict) -> Judged:
 def call_judge(judge: Judge, comparisons: Sequence[Comparison]) -> list[Verdict]:
     """Call the judge once; return a Verdict for each comparison, with p None and a reason where there is none.
 
+    The judge gets copies, and its scores are copied, so it may edit and reuse all of them. Every judge, and every part
+    of a combined one, is called here.
+
     Raises:
       JudgeError: raised by the judge, or a bare integer or boolean among the answers.
     """
@@ -108,7 +112,7 @@ def call_judge(judge: Judge, comparisons: Sequence[Comparison]) -> list[Verdict]
         return []
     try:
         with current_directory_restored():
-            answers = judge(comparisons)
+            answers = judge([Comparison(copied(c.messages), copied(c.row), c.a, c.b) for c in comparisons])
     except JudgeError as error:
         raise JudgeError(_shorten(str(error))) from error
     except BaseException as error:  # a judge is arbitrary code and can fail in any way
@@ -174,8 +178,10 @@ def _read(answer: Any) -> Verdict:
     if problem:
         return Verdict(None, f"the judge answered a Verdict with scores {_shown(answer.scores)}; {problem}")
     if probability.p is None:
-        return Verdict(None, _shorten(answer.reason or probability.reason or "no verdict"), answer.scores)
-    return Verdict(probability.p, str(answer.reason), answer.scores)
+        return Verdict(
+            None, _shorten(answer.reason or probability.reason or "no verdict"), copied(answer.scores)
+        )
+    return Verdict(probability.p, str(answer.reason), copied(answer.scores))
 
 
 def _scores_problem(scores: Any) -> str:

@@ -19,12 +19,12 @@ from typing import Any, Literal
 from xpo_jax.judges.answers import call_judge
 from xpo_jax.judges.contract import (
     DeviceJudge,
-    HasCheck,
     HasModels,
     HasProbe,
     HasStats,
     Judge,
     JudgeError,
+    check,
     is_collective,
     measure,
 )
@@ -77,8 +77,7 @@ class Combination:
           ValueError: raised by a part.
         """
         for judge in self._judges.values():
-            if isinstance(judge, HasCheck):
-                judge.check(messages, row)
+            check(judge, messages, row)
 
     def probe(self) -> None:
         """Probe every part.

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from xpo_jax.io.copies import copied
 from xpo_jax.values import Answer, Comparison, Message, Params
 
 
@@ -138,6 +139,19 @@ def is_collective(judge: Judge) -> bool:
     return isinstance(judge, HasCollective) and bool(judge.collective)
 
 
+def check(judge: Judge, messages: Sequence[Message], row: Mapping[str, Any]) -> None:
+    """Let the judge check copies of a prompt and its row, if it does so (`HasCheck`).
+
+    Raises:
+      ValueError: this prompt cannot be judged.
+    """
+    if isinstance(judge, HasCheck):
+        judge.check(copied(messages), copied(row))
+
+
 def measure(judge: Judge, messages: Sequence[Message], text: str) -> Mapping[str, Any]:
-    """Return what the judge measures in one answer (`HasParts`), or nothing."""
-    return judge.parts(messages, text) if isinstance(judge, HasParts) else {}
+    """Return what the judge measures in one answer (`HasParts`), or nothing; both ways it is a copy that is passed."""
+    measures: Mapping[str, Any] = (
+        copied(judge.parts(copied(messages), text)) if isinstance(judge, HasParts) else {}
+    )
+    return measures
