@@ -3,9 +3,9 @@
     python -m xpo_jax.main --config=configs/paraphrase.py
     python -m xpo_jax.main --config=configs/offline_dpo.py:runs/paraphrase/pairs.jsonl
 
-The argument is the pairs.jsonl of a run of the embedded model, or a glob such as "runs/paraphrase/pairs*.jsonl" for a
-run of several processes; the default is that of configs/paraphrase.py. docs/pairs.md explains what to change for
-another model.
+The argument is the pairs.jsonl of a run of the embedded model, a glob such as "runs/paraphrase/pairs*.jsonl" for a run
+of several processes, or preference data from elsewhere (prompt, chosen, rejected); the default is the pairs.jsonl of
+configs/paraphrase.py. docs/pairs.md explains what to change for another model.
 
 Nothing here has been tuned: apart from what follows, everything is as in configs/paraphrase.py.
 """

@@ -50,6 +50,9 @@ def embedded() -> ConfigDict:
             "buckets": (32, 40),  # the longest embedded prompt has 34 tokens, nearly all are below 32
             "on_long": "error",  # or "drop", with a count
             "on_bad_row": "error",  # or "skip", with a count
+            # Of conversations: keys that no chat template reads, and answers that the assistant has given already.
+            "on_extra_keys": "error",  # or "drop", with a count
+            "on_assistant_last": "error",  # or "drop", with a count
             "deduplicate": False,
             "take": None,  # use only the first N training prompts
             "shuffle": True,

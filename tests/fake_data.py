@@ -29,6 +29,8 @@ def load_data(tokenizer, max_new_tokens=64, check=None, **fields):
         "buckets": (16, 32, 64),
         "on_long": "error",
         "on_bad_row": "error",
+        "on_extra_keys": "error",
+        "on_assistant_last": "error",
         "deduplicate": False,
         "take": None,
         "shuffle": True,

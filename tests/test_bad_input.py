@@ -302,7 +302,7 @@ GOOD = b'{"text": "Guten Tag"}\n'
         (GOOD + b'{"text": ""}\n', "{file}, row 2: column 'text' is empty"),
         (GOOD + b'{"text": " \\n"}\n', "{file}, row 2: column 'text' is empty"),
         (GOOD + b'{"text": null}\n', "{file}, row 2: column 'text' must be text, got None"),
-        (GOOD + b'\n{"text": 3}\n', "{file}, row 3: column 'text' must be text, got 3"),
+        (GOOD + b'\n{"text": 3.5}\n', "{file}, row 3: column 'text' must be text, got 3.5"),
         (GOOD + b'{"text": ["a"]}\n', "{file}, row 2: column 'text' must be text, got ['a']"),
         (GOOD + b'["text"]\n', "{file}, row 2: must be a JSON object"),
         (GOOD + b'{"text": "Guten Tag"\n', "{file}, row 2: not JSON: "),

@@ -16,10 +16,9 @@ from xpo_jax.data.batches import Batches
 from xpo_jax.data.rows import Prompt, Row
 
 PAD, START, END = 256, 257, 258
-ROLES = "write one of system, user, assistant"
 FIELDS = (
     "train, held_out, select, rename, template, column, filter_tokens, filter_length, max_prompt_tokens, buckets, "
-    "on_long, on_bad_row, deduplicate, take, shuffle"
+    "on_long, on_bad_row, on_extra_keys, on_assistant_last, deduplicate, take, shuffle"
 )
 
 
@@ -64,11 +63,11 @@ pytestmark = pytest.mark.usefixtures("data_folder")
         ),
         (
             b'{"text": [{"role": "human", "content": "a"}]}',
-            f"t.jsonl, row 2: turn 1 of column 'text' ... 'human' ... {ROLES}",
+            "t.jsonl, row 2: turn 1 of column 'text' ... 'human' ... renders system, developer, user, assistant",
         ),
         (
             b'{"text": [{"role": ["user"], "content": "a"}]}',
-            f"t.jsonl, row 2: turn 1 of column 'text' ... ['user'] ... {ROLES}",
+            "t.jsonl, row 2: turn 1 of column 'text' ... ['user'] ... write 'user' or 'assistant'",
         ),
         (
             b'{"text": [{"role": "user", "content": "a"}, {"role": "system", "content": "b"}]}',
@@ -181,10 +180,10 @@ def test_template_that_cannot_fill_a_row_is_refused(tokenizer, template, text):
 
 
 def test_template_column_not_text_is_refused(data_folder, tokenizer):
-    write_rows(data_folder / "t.jsonl", [{"text": "x", "n": 3, "e": " "}])
+    write_rows(data_folder / "t.jsonl", [{"text": "x", "n": 3.5, "e": " "}])
     for template, text in {
         "{txt}": "t.jsonl, row 1: ... 'txt' ... text, n, e",
-        "{n}": "t.jsonl, row 1: column 'n' ... must be text ... 3",
+        "{n}": "t.jsonl, row 1: column 'n' ... must be text ... 3.5",
         "{text} {e}": "t.jsonl, row 1: column 'e' ... fill it in",
     }.items():
         assert follows(load_error(tokenizer, template=template, column=None), text)

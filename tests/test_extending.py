@@ -98,6 +98,8 @@ def test_source_is_read_by_its_name(tmp_path):
         buckets=(40,),
         on_long="error",
         on_bad_row="error",
+        on_extra_keys="error",
+        on_assistant_last="error",
         deduplicate=False,
         take=None,
         shuffle=False,

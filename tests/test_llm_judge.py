@@ -278,8 +278,8 @@ def test_check_missing_column_is_refused(judge):
         ValueError, match=r"^judge\.template: no column 'input'; the row has: text; \{prompt\}, the"
     ):
         judge.check((), {"text": "x"})
-    with pytest.raises(ValueError, match=r"^judge\.template: column 'input' must be text, got 3"):
-        judge.check((), {"input": 3})
+    with pytest.raises(ValueError, match=r"^judge\.template: column 'input' must be text, got \[3\]"):
+        judge.check((), {"input": [3]})
 
 
 # ---- a whole run ----------------------------------------------------------------------------------

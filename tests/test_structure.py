@@ -56,7 +56,7 @@ JUDGES = sorted(n for n in PACKAGE if n.startswith("xpo_jax.judges.") and n not 
 DEVICE_JUDGES = {
     "xpo_jax.judges.llm": {
         "config.schema",
-        "io.text",
+        "data.chat_templates",
         "judges.contract",
         "judges.device_model",
         "judges.prompting",
@@ -66,7 +66,7 @@ DEVICE_JUDGES = {
     },
     "xpo_jax.judges.reward": {
         "config.schema",
-        "io.text",
+        "data.chat_templates",
         "judges.contract",
         "judges.device_model",
         "judges.scores",
@@ -169,7 +169,7 @@ def test_each_part_is_read_by_few():
     assert families >= {"xpo_jax.models.qwen2"}
     assert all(importers(family) == {"xpo_jax.models.registry"} for family in families)
     # main loads the config, these read it, and a config may name the loader's helpers
-    reading = ("startup", "setup", "descriptions", "inputs", "judge_factory")
+    reading = ("startup", "setup", "data_setup", "descriptions", "inputs", "judge_factory")
     readers = {"xpo_jax.main", *(f"xpo_jax.experiment.{name}" for name in reading)}
     assert importers("xpo_jax.config.loader") <= {*readers, *CONFIGS}
     for leaf, modules in LEAVES.items():

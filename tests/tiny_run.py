@@ -84,6 +84,8 @@ def tiny_config(folder: Path) -> ConfigDict:
                 "buckets": (32, 40),
                 "on_long": "error",
                 "on_bad_row": "error",
+                "on_extra_keys": "error",
+                "on_assistant_last": "error",
                 "deduplicate": False,
                 "take": None,
                 "shuffle": True,

@@ -38,7 +38,7 @@ from tools.cli import Parser, exit_status
 from xpo_jax.algorithm.model_spec import compute_dtype
 from xpo_jax.config import loader as configs
 from xpo_jax.config import settings
-from xpo_jax.data import templates, validate
+from xpo_jax.data import conversations, templates, validate
 from xpo_jax.data.rows import DataError, Row
 from xpo_jax.data.sources import read_rows
 from xpo_jax.experiment.judge_factory import make_judge
@@ -84,14 +84,14 @@ def conversation(row: Row, template: Any) -> Sequence[Message]:
       DataError: it has none.
     """
     if "messages" in row.values:
-        return validate.conversation(row.values["messages"], row.at, "column 'messages'")
-    if "prompt" in row.values:
-        filled: Any = validate.text(row.values["prompt"], row.at, "column 'prompt'")
+        filled, what = row.values["messages"], "column 'messages'"
+    elif "prompt" in row.values:
+        filled, what = row.values["prompt"], "column 'prompt'"
     elif template is None:
         raise DataError(f"{row.at}: no column 'messages' or 'prompt', and the config has no data.template")
     else:
-        filled = templates.fill(template, row)
-    return (Message(role="user", content=filled),) if isinstance(filled, str) else filled
+        filled, what = templates.fill(template, row), "the filled template"
+    return conversations.as_messages(conversations.parse(filled, row.at, what))
 
 
 def comparison(row: Row, template: Any) -> Comparison:
@@ -100,10 +100,9 @@ def comparison(row: Row, template: Any) -> Comparison:
     Raises:
       DataError: it is not one; the message names file and row.
     """
-    texts = [validate.column(row, name) for name in ("a", "b")]
-    for name, text in zip(("a", "b"), texts, strict=True):
-        if not isinstance(text, str):
-            raise DataError(f"{row.at}: column {name!r} must be a text, found {text!r}")
+    texts = [
+        conversations.answer(validate.column(row, name), row.at, f"column {name!r}") for name in ("a", "b")
+    ]
     return Comparison(conversation(row, template), row.values, *texts)
 
 

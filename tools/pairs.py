@@ -5,11 +5,14 @@
 
 LOG is pairs.jsonl of a run, or a glob in quotes. FILE has one JSON object per line, in TRL's conversational format:
 "prompt", a list of messages; "chosen" and "rejected", a list of one message each; and an additional column "p_chosen",
-the judge's probability that chosen is better. Ties and pairs without a verdict are left out.
+the judge's probability that chosen is better. Ties, pairs without a verdict, and pairs with an empty response or two
+equal ones are left out.
 
-DATA is such a file, or any source that config.data.train accepts; prompt, chosen and rejected may be plain text.
+DATA is such a file, or any source that config.data.train accepts; prompt, chosen and rejected may be plain text, and
+chosen and rejected may be conversations that share the prompt (UltraFeedback and implicit prompts). An end token at the
+end of a response is stripped.
 MODEL is a folder, owner/name on the hub, or "embedded"; its tokenizer tokenises the responses and appends an end token
-to each. config.offline.pairs accepts the result. Without a column p_chosen, the probability is 1.
+to each. config.offline.pairs accepts the result, and DATA as well. Without a column p_chosen, the probability is 1.
 
 A round trip loses the ties, the reasons, the order of the two responses (chosen becomes the first), whether a response
 was finished, and token boundaries that differ from the tokenizer's. So train from pairs.jsonl if you have it.
@@ -32,16 +35,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tools.cli import Parser, exit_status, path_argument
-from xpo_jax.data import validate
+from xpo_jax.data import preferences
 from xpo_jax.data.offline_pairs import log_files
-from xpo_jax.data.pairs_log import content_hash, read_pairs
-from xpo_jax.data.rows import DataError, Row
+from xpo_jax.data.pairs_log import read_pairs
 from xpo_jax.data.sources import read_rows
 from xpo_jax.io.files import atomic_write, to_json
 from xpo_jax.io.streams import print_json
 from xpo_jax.models.hf import hub, model_folder
-
-COLUMNS = ("prompt", "chosen", "rejected", "p_chosen")
 
 
 def preference(record: Mapping[str, Any]) -> dict[str, Any] | str:
@@ -52,58 +52,10 @@ def preference(record: Mapping[str, Any]) -> dict[str, Any] | str:
     if p == 0.5:
         return "ties"
     first, second = ([{"role": "assistant", "content": response["text"]}] for response in record["responses"])
+    if reason := preferences.drop_reason(first[0]["content"], second[0]["content"]):
+        return reason
     chosen, rejected = (first, second) if p > 0.5 else (second, first)
-    return dict(zip(COLUMNS, (record["messages"], chosen, rejected, max(p, 1 - p)), strict=True))
-
-
-def pair(row: Row, position: int, tokenizer: Any, end_token: int) -> dict[str, Any]:
-    """Return a row of a preference data set as a record of the log.
-
-    Args:
-      position: the row's index in the data set; load_pairs reads the records in this order.
-      end_token: appended to each response.
-
-    Raises:
-      DataError: a column that is missing or of the wrong type, with file and row.
-    """
-    prompt = validate.column(row, "prompt")
-    if isinstance(prompt, str):
-        messages: Sequence[Any] = [
-            {"role": "user", "content": validate.text(prompt, row.at, "column 'prompt'")}
-        ]
-    else:
-        messages = validate.conversation(prompt, row.at, "column 'prompt'")
-    p = row.values.get("p_chosen", 1.0)
-    if isinstance(p, bool) or not isinstance(p, int | float) or not 0 <= p <= 1:
-        raise DataError(f"{row.at}: column 'p_chosen' must be a number from 0 to 1, got {p!r}")
-    responses = []
-    for name in ("chosen", "rejected"):
-        response = validate.column(row, name)
-        if isinstance(response, Sequence) and len(response) == 1 and isinstance(response[0], Mapping):
-            response = response[0].get("content") if response[0].get("role") == "assistant" else None
-        if not isinstance(response, str):
-            raise DataError(
-                f"{row.at}: column {name!r} must be text, or a list of one message with role assistant"
-            )
-        tokens = [*tokenizer(response, add_special_tokens=False, verbose=False)["input_ids"], end_token]
-        text = tokenizer.decode(tokens, skip_special_tokens=True)
-        responses.append({"tokens": tokens, "text": text, "finished": True})
-    values = {name: value for name, value in row.values.items() if name not in COLUMNS[1:]}
-    return {
-        "step": 0,
-        "position": position,
-        "hash": content_hash(messages, values, responses[0]["text"], responses[1]["text"]),
-        "row": values,
-        "messages": messages,
-        "responses": responses,
-        "shown": None,
-        "flipped": None,
-        "p_first": float(p),
-        "weight": 1.0,
-        "reason": "",
-        "scores": {},
-        "failure": None,
-    }
+    return dict(zip(preferences.COLUMNS, (record["messages"], chosen, rejected, max(p, 1 - p)), strict=True))
 
 
 def run(argv: Sequence[str]) -> int:
@@ -126,14 +78,17 @@ def run(argv: Sequence[str]) -> int:
     else:
         folder = hub.find(options.model).folder
         tokenizer = model_folder.load_tokenizer(folder, model_folder.read_config(folder))
-        end_token = model_folder.end_token_ids(folder, tokenizer)[0]
-        written = [
-            pair(row, position, tokenizer, end_token)
+        tokenize = preferences.ResponseTokenizer(tokenizer, model_folder.end_token_ids(folder, tokenizer))
+        records = (
+            preferences.record(row, position, tokenize, counts)
             for position, row in enumerate(read_rows(options.sources))
-        ]
+        )
+        written = [record for record in records if record is not None]
     if not written:
+        reasons = ", ".join(f"{name} {count}" for name, count in counts.items())
         raise ValueError(
-            f"{', '.join(options.sources)}: no pair prefers one response; give a log with verdicts"
+            f"{', '.join(options.sources)}: no pair prefers one response{reasons and f' ({reasons})'}; give a log with"
+            " verdicts, or preference data"
         )
     atomic_write(options.out, "".join(to_json(line) + "\n" for line in written))
     print_json({"out": str(options.out), "pairs": len(written), **counts})

@@ -14,7 +14,7 @@ others.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 
@@ -23,10 +23,18 @@ Params = Any  # a nested dict of arrays, the pure-dict form of an nnx State
 
 
 class Message(TypedDict):
-    """One turn of a conversation; role is "system", "user" or "assistant"."""
+    """One turn of a conversation.
+
+    role: "system", "user", "assistant", or another that the model's chat template renders.
+    content: text; empty only beside tool_calls, or where a tool returned nothing.
+    tool_calls: of an assistant's turn. tool_call_id, name: of a tool's turn.
+    """
 
     role: str
     content: str
+    tool_calls: NotRequired[list[Any]]
+    tool_call_id: NotRequired[str]
+    name: NotRequired[str]
 
 
 class Prompts(NamedTuple):
@@ -64,7 +72,7 @@ class Samples(NamedTuple):
 class Comparison(NamedTuple):
     """What a judge sees of one pair.
 
-    messages: the conversation, ending with the user's turn.
+    messages: the conversation, ending with the user's turn (or a tool's).
     row: the row of the data file.
     a, b: the two answers in the order shown, which is drawn; neither is known to be the policy's.
     """

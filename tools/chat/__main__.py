@@ -38,7 +38,7 @@ from typing import cast
 from tools.chat.model import Chat
 from tools.cli import Parser, exit_status, path_argument
 from xpo_jax.algorithm.sampler import Sampling
-from xpo_jax.data import templates, validate
+from xpo_jax.data import conversations, templates, validate
 from xpo_jax.data.rows import DataError, Prompt, Row
 from xpo_jax.data.sources import read_rows
 from xpo_jax.io.files import append_whole, to_json
@@ -62,12 +62,12 @@ def conversation(
       DataError: a column that is missing or unusable.
     """
     name = column or "input"
-    if template is None and not isinstance(validate.column(row, name), str):
-        messages = validate.conversation(validate.column(row, name), row.at, f"column {name!r}")
+    if template is None:
+        prompt = conversations.parse(validate.column(row, name), row.at, f"column {name!r}")
     else:
         values = {**row.values, "input": validate.column(row, name)} if column else row.values
-        text = cast(str, templates.fill(template or "{input}", row._replace(values=values)))
-        messages = (Message(role="user", content=text),)
+        prompt = cast(str, templates.fill(template, row._replace(values=values)))
+    messages = tuple(conversations.as_messages(prompt))
     if system is None:
         return messages
     if messages[0]["role"] == "system":

@@ -13,6 +13,7 @@ import numpy as np
 from xpo_jax.algorithm.model_spec import compute_dtype
 from xpo_jax.algorithm.sampler import Sampling, make_sampler, row_keys
 from xpo_jax.data.batches import Batches
+from xpo_jax.data.chat_templates import ChatTemplate
 from xpo_jax.data.rows import DataError, Prompt, Row
 from xpo_jax.models.hf import hub, model_folder
 from xpo_jax.models.registry import abstract_model
@@ -39,6 +40,7 @@ class Chat:
         self.tokenizer = model_folder.load_tokenizer(folder, config)
         if self.tokenizer.chat_template is None:
             raise ValueError(f"{model}: the tokenizer has no chat template; use an instruction-tuned model")
+        self._chat_template = ChatTemplate(self.tokenizer, "the model")
         self.room = config.max_position_embeddings - sampling.max_new_tokens
         if self.room < 1:
             raise ValueError(
@@ -69,13 +71,9 @@ class Chat:
           DataError: the chat template rejects the conversation, or it is too long; the message names `row`.
         """
         try:
-            ids = self.tokenizer.apply_chat_template(
-                list(messages), add_generation_prompt=True, return_dict=False, sanitize_control_tokens=True
-            )
-        except Exception as error:  # a chat template is a program and can raise anything
-            raise DataError(
-                f"{row.at}: the model's chat template rejects the conversation: {error}"
-            ) from error
+            ids = self._chat_template(messages)
+        except ValueError as error:
+            raise DataError(f"{row.at}: {error}") from error
         if len(ids) > self.room:
             raise DataError(
                 f"{row.at}: the conversation has {len(ids)} tokens, but only {self.room} fit beside"

@@ -13,6 +13,7 @@ from tools.judge import load_judge
 from xpo_jax.config import loader as configs
 from xpo_jax.config import settings
 from xpo_jax.data.answer_files import Answered, read_answers
+from xpo_jax.data.turns import Rules
 from xpo_jax.evaluation import statistics
 from xpo_jax.evaluation.statistics import Rate
 from xpo_jax.judges import ask, contract, limits
@@ -66,7 +67,8 @@ def compare_answers(config: ConfigDict, first: str, second: str) -> tuple[Findin
     configs.check(settings.Experiment, config, "config")
     judging = configs.build(settings.Judging, config.judging, "judging")
     columns = {name: config.data[name] for name in ("template", "column", "rename")}
-    files = [read_answers(path, **columns) for path in (first, second)]
+    rules = Rules(config.data.on_extra_keys, config.data.on_assistant_last)
+    files = [read_answers(path, **columns, rules=rules) for path in (first, second)]
     names = [name for name in files[0] if name in files[1]]
     left_out = len(files[0]) + len(files[1]) - 2 * len(names)
     if not names:

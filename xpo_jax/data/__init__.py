@@ -9,7 +9,11 @@ formats.py        one file -> rows
 indexed_lines.py  a file of lines of any size, with random access
 transforms.py     a row -> a prompt, or the field that excludes it
 templates.py      a row and a template -> text or messages
-validate.py       checks of rows, texts and conversations
+conversations.py  the formats of conversations -> messages
+turns.py          one turn -> a message
+chat_templates.py messages -> tokens
+preferences.py    the formats of preference data -> records of a pairs log
+validate.py       checks of columns and texts
 rows.py           Row, Prompt and the errors about them
 streaming.py      the prompts of a source too large for memory
 batches.py        prompts -> batches, with random access by step

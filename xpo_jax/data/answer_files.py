@@ -8,13 +8,14 @@ other columns are passed on.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from xpo_jax.data import templates, validate
+from xpo_jax.data import conversations, templates, validate
+from xpo_jax.data.conversations import as_messages, key
 from xpo_jax.data.rows import DataError, Row
 from xpo_jax.data.sources import read_rows
+from xpo_jax.data.turns import STRICT, Rules
 from xpo_jax.values import Message, Prompts
 
 
@@ -32,12 +33,13 @@ def read_answers(
     template: str | Sequence[Mapping[str, str]] | None,
     column: str | None,
     rename: Mapping[str, str] | None,
+    rules: Rules = STRICT,
 ) -> dict[str, Answered]:
     """Return all answers of a file, by the `key` of their conversation, in file order.
 
     Args:
       path: what `sources.read_rows` takes.
-      template, column, rename: the config's, see `prompts.load_prompts`.
+      template, column, rename, rules: the config's, see `prompts.load_prompts`.
 
     Raises:
       DataError: a row without an answer or a conversation, with file and row.
@@ -45,10 +47,8 @@ def read_answers(
     answered: dict[str, tuple[Sequence[Message], Row, list[str]]] = {}
     for row in read_rows(path):
         row = row._replace(values={(rename or {}).get(name, name): v for name, v in row.values.items()})
-        answer = validate.column(row, "answer")
-        if not isinstance(answer, str):
-            raise DataError(f"{row.at}: column 'answer' must be text, got {answer!r}")
-        messages = _conversation(row, template, column)
+        answer = conversations.answer(validate.column(row, "answer"), row.at, "column 'answer'")
+        messages = _conversation(row, template, column, rules)
         answered.setdefault(key(messages), (messages, row, []))[2].append(answer)
     if not answered:
         raise DataError(f"{path}: has no rows; add at least one")
@@ -83,12 +83,9 @@ def match_answers(batches: Sequence[Prompts], path: str, **columns: Any) -> list
     ]
 
 
-def key(messages: Sequence[Message]) -> str:
-    """Return a text that identifies a conversation."""
-    return json.dumps([[message["role"], message["content"]] for message in messages])
-
-
-def _conversation(row: Row, template: str | Sequence[Mapping[str, str]] | None, column: str | None) -> Any:
+def _conversation(
+    row: Row, template: str | Sequence[Mapping[str, str]] | None, column: str | None, rules: Rules
+) -> Sequence[Message]:
     required = templates.check(template) if template is not None else [column]
     if all(name in row.values for name in required):
         filled = row.values[column] if template is None and column else templates.fill(template or "", row)
@@ -101,6 +98,4 @@ def _conversation(row: Row, template: str | Sequence[Mapping[str, str]] | None, 
         raise DataError(
             f"{row.at}: has no prompt; add column {', '.join(map(repr, required))}, or 'messages' or 'prompt'"
         )
-    if isinstance(filled, str):
-        return (Message(role="user", content=validate.text(filled, row.at, what)),)
-    return validate.conversation(filled, row.at, what)
+    return as_messages(conversations.parse(filled, row.at, what, rules))

@@ -5,7 +5,7 @@ tokens that were sampled. Of the `data` group, template and column (which distin
 max_prompt_tokens, on_long, take and shuffle apply.
 
 Left out on purpose: pairs without a verdict, which are only counted; filters and deduplicate, which the prompts have
-passed already; and preferences from other sources, which have no tokens of this model (tools/pairs.py makes them).
+passed already. Preference data from elsewhere have no tokens of this model; preferences.py makes them.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
+from xpo_jax.data import conversations, preferences, sources
 from xpo_jax.data.pairs_log import read_pairs
 from xpo_jax.data.prompts import PromptSet
 from xpo_jax.data.rows import DataError, Prompt, Row
@@ -78,7 +79,8 @@ def load_pairs(
     """Read judged pairs, in the order in which they were judged.
 
     Args:
-      pairs: pairs.jsonl of a run, a glob such as "runs/a/pairs*.jsonl" for a run of several processes, or a list.
+      pairs: pairs.jsonl of a run, a glob such as "runs/a/pairs*.jsonl" for a run of several processes, preference data
+        (see preferences.py), or a list.
       template, column, max_prompt_tokens, on_long: see `prompts.load_prompts`; on_long applies to responses too.
       take: use only the first `take` pairs that have a verdict; None for all.
       tokenizer, end_tokens: of the model that is trained.
@@ -90,9 +92,11 @@ def load_pairs(
     Raises:
       ValueError: no file, a damaged line, a prompt or a response that does not fit, with file and row.
     """
-    files, dropped = log_files(pairs), Counter[str]()
-    judged = _read_judged(files, template, column, dropped)
-    read = len(judged) + dropped["no verdict"]
+    files, dropped, changes = log_files(pairs), Counter[str](), Counter[str]()
+    tokenize = preferences.ResponseTokenizer(tokenizer, tuple(end_tokens))
+    judged = _read_judged(files, template, column, tokenize, dropped)
+    changes["end tokens stripped"] = dropped.pop("end tokens stripped", 0)
+    read = len(judged) + sum(dropped.values())
     settings = TransformSettings(column=_COLUMN, max_prompt_tokens=max_prompt_tokens, on_long=on_long)
     transforms = Transforms(settings, tokenizer)
     rows, ends = [row for row, _ in judged], frozenset(end_tokens)
@@ -125,8 +129,9 @@ def load_pairs(
             f"{', '.join(files)}: no pair is left of {read} ({reasons}); name other files, or loosen these fields"
         )
     note = "; each with two responses and their verdict"
-    sources = tuple(_identity(file) for file in files)
-    return PromptSet(tuple(prompts), read, dict(dropped), note, digest.hexdigest(), sources)
+    note += "".join(f"; {name} {count}" for name, count in changes.items() if count)
+    identities = tuple(entry for file in files for entry in _identity(file))
+    return PromptSet(tuple(prompts), read, dict(dropped), note, digest.hexdigest(), identities)
 
 
 def recorded_pairs(prompts: Prompts, max_new_tokens: int, pad_token: int) -> RecordedPairs:
@@ -149,11 +154,23 @@ def recorded_pairs(prompts: Prompts, max_new_tokens: int, pad_token: int) -> Rec
 
 
 def _read_judged(
-    files: Sequence[str], template: Any, column: str | None, dropped: Counter[str]
+    files: Sequence[str],
+    template: Any,
+    column: str | None,
+    tokenize: preferences.ResponseTokenizer,
+    dropped: Counter[str],
 ) -> list[tuple[Row, Mapping[str, Any]]]:
     """Read the pairs that have a verdict, each with the row of its prompt; count the others in `dropped`."""
     judged: list[tuple[Row, Mapping[str, Any]]] = []
     for file in files:
+        if preferences.is_preferences(file):
+            for row in sources.read_rows(file):
+                preference = preferences.record(row, len(judged), tokenize, dropped)
+                if preference is not None:
+                    judged.append(
+                        (_prompt_row(row.file, row.number, preference, template, column), preference)
+                    )
+            continue
         for number, record in enumerate(read_pairs(file), start=1):
             if record["weight"] > 0:
                 judged.append((_prompt_row(file, number, record, template, column), record))
@@ -165,9 +182,17 @@ def _read_judged(
 
 def _prompt_row(file: str, number: int, record: Mapping[str, Any], template: Any, column: str | None) -> Row:
     """Return the row that the prompt is made from; a plain text was logged as one message."""
-    is_text = isinstance(template if column is None else record["row"].get(column), str)
     messages = record["messages"]
-    return Row(file, number, {_COLUMN: messages[0]["content"] if is_text else messages})
+    row = Row(file, number, {_COLUMN: messages})
+    value = template if column is None else record["row"].get(column)
+    if not isinstance(conversations.unwrapped(value, row.at, "the logged prompt"), str):
+        return row
+    if len(messages) > 1:
+        raise DataError(
+            f"{row.at}: the logged prompt is a conversation, but data.{'template' if column is None else 'column'}"
+            " makes plain text; set data.template to a list of messages"
+        )
+    return row._replace(values={_COLUMN: messages[0]["content"]})
 
 
 def _tokens(
@@ -186,6 +211,8 @@ def _tokens(
     raise DataError(f"{row.at}: a response {problem}; set model.path to the model that sampled the pairs")
 
 
-def _identity(file: str) -> dict[str, Any]:
+def _identity(file: str) -> Sequence[Mapping[str, Any]]:
+    if preferences.is_preferences(file):
+        return sources.open_rows(file).identity
     content = Path(file).read_bytes()
-    return {"file": file, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    return [{"file": file, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}]

@@ -24,6 +24,7 @@ from xpo_jax.data.rows import DataError, Prompt
 from xpo_jax.data.sources import Source, open_rows, source_name
 from xpo_jax.data.streaming import StreamingPrompts
 from xpo_jax.data.transforms import REASONS, Check, TokenFilter, Transforms, TransformSettings
+from xpo_jax.data.turns import Rules
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -114,6 +115,8 @@ def load_prompts(
     buckets: Sequence[int],
     on_long: Literal["error", "drop"],
     on_bad_row: Literal["error", "skip"],
+    on_extra_keys: Literal["error", "drop"],
+    on_assistant_last: Literal["error", "drop"],
     deduplicate: bool,
     take: int | None,
     shuffle: bool,
@@ -139,6 +142,7 @@ def load_prompts(
       buckets: padded prompt lengths, tokens, increasing; the last holds max_prompt_tokens.
       on_long: what happens to longer prompts.
       on_bad_row: what happens to unusable rows.
+      on_extra_keys, on_assistant_last: see `turns.Rules`.
       deduplicate: of prompts with the same tokens, keep the first.
       take: use only the first `take` prompts of train; None for all. Rows beyond them are not read.
       shuffle: order train differently in each epoch.
@@ -163,6 +167,7 @@ def load_prompts(
         max_prompt_tokens=max_prompt_tokens,
         on_long=on_long,
         on_bad_row=on_bad_row,
+        conversations=Rules(on_extra_keys, on_assistant_last),
     )
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     if pad_id is None:
@@ -266,4 +271,6 @@ def _load(source: Source, transforms: Transforms, take: int | None, deduplicate:
 def _note(transforms: Transforms) -> str:
     left_out, first_bad = transforms.columns_left_out, transforms.first_bad
     columns = f"; columns left out by select: {', '.join(left_out)}" if left_out else ""
+    changes = ", ".join(f"{name} {count}" for name, count in sorted(transforms.conversation_changes.items()))
+    columns += f"; dropped from conversations: {changes}" if changes else ""
     return columns + (f"; the first bad row: {first_bad}" if first_bad else "")

@@ -1,7 +1,7 @@
 """A message template: text with `{column}` placeholders, `{{` and `}}` for braces.
 
 Left out on purpose: format specs, conversions, attributes and indices. A template is data from a config and reads
-complete text columns, nothing else.
+complete columns, nothing else.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-from xpo_jax.data import validate
+from xpo_jax.data import conversations, validate
 from xpo_jax.data.rows import DataError, Row
 from xpo_jax.values import Message
 
@@ -41,10 +41,10 @@ def fill(template: str | Sequence[Mapping[str, str]], row: Row) -> str | tuple[M
     """Fill a template with a row's columns: text gives text, messages give messages.
 
     Raises:
-      DataError: a column that is missing, empty or not text.
+      DataError: a column that is missing, empty, or neither text nor an integer nor a boolean.
     """
     return substitute(
-        template, lambda name: validate.text(validate.column(row, name), row.at, f"column {name!r}")
+        template, lambda name: conversations.text(validate.column(row, name), row.at, f"column {name!r}")
     )
 
 
@@ -67,8 +67,10 @@ def substitute(
 
 def _messages(template: str | Sequence[Mapping[str, str]], at: str) -> Sequence[Message]:
     if isinstance(template, str):
-        return (Message(role="user", content=validate.text(template, at, "the text")),)
-    return validate.conversation(template, at, "the list")
+        return (Message(role="user", content=conversations.text(template, at, "the text")),)
+    messages = conversations.parse(template, at, "the list")
+    assert not isinstance(messages, str)  # it is a list
+    return messages
 
 
 def _columns(content: str) -> list[str]:

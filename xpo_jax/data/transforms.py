@@ -15,15 +15,17 @@ from __future__ import annotations
 
 import datetime
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from xpo_jax.data import templates, validate
+from xpo_jax.data import conversations, templates, validate
+from xpo_jax.data.chat_templates import ChatTemplate
 from xpo_jax.data.rows import DataError, Prompt, Row, Rows, SourceError
-from xpo_jax.io.text import error_line
+from xpo_jax.data.turns import STRICT, Rules
 from xpo_jax.values import Message
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ class TransformSettings:
     """The fields of the config's `data` group that concern one row at a time, see `prompts.load_prompts`.
 
     filter_length: the maximum tokens of the last user content, or None.
+    conversations: on_extra_keys and on_assistant_last.
     """
 
     # long: one field for each transform
@@ -59,6 +62,7 @@ class TransformSettings:
     filter_tokens: TokenFilter | None = None
     filter_length: int | None = None
     on_bad_row: Literal["error", "skip"] = "error"
+    conversations: Rules = STRICT
 
 
 class Transforms:
@@ -66,6 +70,7 @@ class Transforms:
 
     first_bad: the error of the first row that on_bad_row = "skip" excluded, or None.
     columns_left_out: by select, of the first row.
+    conversation_changes: how many keys, by name, and last turns `settings.conversations` has dropped.
     """
 
     def __init__(
@@ -76,9 +81,11 @@ class Transforms:
     ):
         """Store the arguments; `check` is the judge's, and raises ValueError for a prompt it cannot judge."""
         self._settings, self._tokenizer, self._check = settings, tokenizer, check
+        self._chat_template = ChatTemplate(tokenizer)
         self._kind: tuple[bool, str] | None = None  # whether prompts are text, and the row that shows it
         self.first_bad: str | None = None
         self.columns_left_out: Sequence[str] | None = None
+        self.conversation_changes: Counter[str] = Counter()
 
     def __call__(self, rows: Rows, index: int) -> Prompt | str:
         """Return the prompt of a row, or the field that excludes it.
@@ -112,13 +119,13 @@ class Transforms:
         else:
             assert self._settings.column is not None  # load_prompts has checked it
             value, what = validate.column(row, self._settings.column), f"column {self._settings.column!r}"
-        if is_text := isinstance(value, str):
-            content = validate.text(value, row.at, what)
-            messages: tuple[Message, ...] = (Message(role="user", content=content),)
-            ids = self._tokenizer(value, verbose=False)["input_ids"]
+        prompt = conversations.parse(
+            value, row.at, what, self._settings.conversations, self.conversation_changes
+        )
+        if is_text := isinstance(prompt, str):
+            ids = self._tokenizer(prompt, verbose=False)["input_ids"]
         else:
-            messages = validate.conversation(value, row.at, what)
-            ids = self._apply_chat_template(messages, row)
+            ids = self._apply_chat_template(prompt, row, what)
         if not ids:
             raise DataError(f"{row.at}: {what} has no tokens; remove the row, or set on_bad_row = 'skip'")
         self._kind = self._kind or (is_text, row.at)
@@ -128,7 +135,7 @@ class Transforms:
             raise DataError(
                 f"{row.at}: {what} is {this}, but {first} in {self._kind[1]}; make all of them lists of messages"
             )
-        return Prompt(row, messages, np.asarray(ids, np.int32))
+        return Prompt(row, conversations.as_messages(prompt), np.asarray(ids, np.int32))
 
     def _select_and_rename(self, row: Row) -> Row:
         """Select and rename columns; the rest must fit into the logs, which are JSON."""
@@ -175,25 +182,11 @@ class Transforms:
         except ValueError as error:
             raise DataError(f"{prompt.row.at}: {error}") from error
 
-    def _apply_chat_template(self, messages: Sequence[Message], row: Row) -> list[int]:
-        if self._tokenizer.chat_template is None:
-            raise DataError(
-                f"{row.at}: a conversation needs a chat template and the tokenizer has none; use plain text"
-            )
+    def _apply_chat_template(self, messages: Sequence[Message], row: Row, what: str) -> list[int]:
         try:
-            ids = self._tokenizer.apply_chat_template(
-                cast(list[dict[str, str]], messages),
-                add_generation_prompt=True,
-                return_dict=False,
-                sanitize_control_tokens=True,
-            )
-        except (
-            Exception
-        ) as error:  # a chat template is a program that the model brings and can fail in any way
-            raise DataError(
-                f"{row.at}: the tokenizer's chat template rejects the conversation: {error_line(error)}"
-            ) from error
-        return cast(list[int], ids)
+            return self._chat_template(messages, what)
+        except ValueError as error:
+            raise DataError(f"{row.at}: {error}") from error
 
 
 def _json_value(value: Any, name: str, row: Row) -> Any:

@@ -1,7 +1,7 @@
 """From a config to the components of a run, cheapest first, so that mistakes are reported before anything is loaded.
 
-Only this module, startup.py and session.py read the config. Nothing here writes a file (except into the hub's cache) or
-puts an array on a device.
+Only this module, data_setup.py, startup.py and session.py read the config. Nothing here writes a file (except into the
+hub's cache) or puts an array on a device.
 """
 
 from __future__ import annotations
@@ -22,20 +22,16 @@ from xpo_jax.algorithm.sampler import Sampling, Vocabulary
 from xpo_jax.config import loader as configs
 from xpo_jax.config import settings
 from xpo_jax.config.loss import Loss, make_loss
-from xpo_jax.data.answer_files import match_answers
-from xpo_jax.data.batches import Batches
-from xpo_jax.data.offline_pairs import load_pairs
-from xpo_jax.data.prompts import PromptData, load_prompts
 from xpo_jax.evaluation.evaluator import POLICY_SAMPLES, Evaluator, Opponents
+from xpo_jax.experiment.data_setup import Data, load_data
 from xpo_jax.experiment.judge_factory import make_judge
-from xpo_jax.judges import contract
 from xpo_jax.judges.contract import DeviceJudge, HasProbe, Judge
 from xpo_jax.judges.limits import Budget, FailureTolerance
 from xpo_jax.models import attention_kernels
 from xpo_jax.models.family import ModelConfig
 from xpo_jax.models.hf import hub, model_folder
 from xpo_jax.runtime import sharding
-from xpo_jax.values import Params, Prompts, Samples
+from xpo_jax.values import Params, Samples
 
 
 class Groups(NamedTuple):
@@ -78,19 +74,6 @@ class Models(NamedTuple):
         rows = [row[:n].tolist() for row, n in zip(samples.tokens, samples.lengths, strict=True)]
         texts: list[str] = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
         return texts
-
-
-class Data(NamedTuple):
-    """The prompts of a run.
-
-    prompts: all that were loaded. batches: those of training, by step.
-    held_out: batches of an evaluation. answers: for each of these batches, answers that the policy's samples meet.
-    """
-
-    prompts: PromptData
-    batches: Batches
-    held_out: list[Prompts]
-    answers: list[list[str]] | None
 
 
 class Judging(NamedTuple):
@@ -142,7 +125,14 @@ def prepare(config: ConfigDict) -> Components:
             dtype=compute_dtype(groups.model.dtype),
         )
     _check_positions(config.data.max_prompt_tokens, groups.sampling, models.config)
-    data = _data(config, groups, models, judge)
+    data = load_data(
+        config,
+        groups.evaluation,
+        judge,
+        models.tokenizer,
+        end_tokens=models.end_tokens(groups.sampling),
+        max_new_tokens=groups.sampling.max_new_tokens,
+    )
     judging = _judging(groups, data, judge)
     programs = _programs(groups, models, data, mesh, optimizer, loss_fn)
     replay = ReplayBuffer(
@@ -208,42 +198,6 @@ def _check_positions(prompt_tokens: int, sampling: Sampling, model_config: Model
             f"data.max_prompt_tokens: prompts of {prompt_tokens} tokens and responses of {tokens}"
             f" (sampling.max_new_tokens) need {prompt_tokens + tokens} positions, but the model has {limit}; {fits}"
         )
-
-
-def _data(config: ConfigDict, groups: Groups, models: Models, judge: Judge) -> Data:
-    """Load the prompts: of training or, offline, of recorded pairs; and of evaluations."""
-    top, tokens = groups.top, groups.sampling.max_new_tokens
-    group = dict(config.data)
-    if top.offline is not None:
-        # The recorded pairs bring their prompts and replace these below; data.train is not read.
-        group["train"] = config.data.held_out
-    prompts = configs.build(
-        load_prompts,
-        group,
-        "data",
-        tokenizer=models.tokenizer,
-        max_new_tokens=tokens,
-        check=lambda messages, row: contract.check(judge, messages, row),
-    )
-    if top.offline is not None:
-        names = ("template", "column", "max_prompt_tokens", "on_long", "take")
-        pairs = configs.build(
-            load_pairs,
-            config.offline,
-            "offline",
-            **{name: config.data[name] for name in names},
-            tokenizer=models.tokenizer,
-            end_tokens=models.end_tokens(groups.sampling),
-            max_new_tokens=tokens,
-        )
-        prompts = prompts._replace(train=pairs)
-    batches = prompts.train_batches(top.batch_size, top.seed)
-    held_out = list(prompts.held_out_batches(top.batch_size, groups.evaluation.prompts))
-    answers = None
-    if groups.evaluation.answers is not None:
-        columns = {name: config.data[name] for name in ("template", "column", "rename")}
-        answers = match_answers(held_out, groups.evaluation.answers, **columns)
-    return Data(prompts, batches, held_out, answers)
 
 
 def _judging(groups: Groups, data: Data, judge: Judge) -> Judging:

@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from xpo_jax.config.schema import build, check_increasing
-from xpo_jax.io.text import error_line
+from xpo_jax.data.chat_templates import ChatTemplate
 from xpo_jax.judges.contract import JudgeError
 from xpo_jax.judges.device_model import TokenChoiceScorer, check_divisible
 from xpo_jax.judges.prompting import Rendering
@@ -74,7 +74,7 @@ class LLMJudge:
             model_config = model_folder.read_config(self._folder)
             model_folder.check_params(self._folder, model_config)
             tokenizer = model_folder.load_tokenizer(self._folder, model_config)
-        self._tokenizer = tokenizer
+        self._tokenizer, self._chat_template = tokenizer, ChatTemplate(tokenizer, "the judge's tokenizer")
         self._tokens(self._render.template)  # so that the chat template rejects it now, if ever
         self._scorer = TokenChoiceScorer(
             mesh,
@@ -176,20 +176,10 @@ class LLMJudge:
         """Return token ids; messages go through the chat template. Control tokens in a text are ordinary text."""
         if isinstance(rendered, str):
             return list(self._tokenizer(rendered, split_special_tokens=True, verbose=False)["input_ids"])
-        if self._tokenizer.chat_template is None:
-            raise JudgeError(
-                "judge.template: it is a list of messages, but the judge's tokenizer has no chat template; give a text"
-            )
         try:
-            return list(
-                self._tokenizer.apply_chat_template(
-                    rendered, add_generation_prompt=True, return_dict=False, sanitize_control_tokens=True
-                )
-            )
-        except Exception as error:  # a chat template is a program and can fail in any way
-            raise JudgeError(
-                f"judge.template: the tokenizer's chat template rejects it: {error_line(error)}"
-            ) from error
+            return self._chat_template(list[Any](rendered), "the list")
+        except ValueError as error:
+            raise JudgeError(f"judge.template: {error}") from error
 
     def _label_ids(self) -> list[int]:
         """Return the token id of each label; raise ValueError if one is not a single token."""

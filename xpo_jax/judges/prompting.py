@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from xpo_jax.data import templates, validate
+from xpo_jax.data import conversations, templates
 from xpo_jax.data.rows import DataError
 from xpo_jax.judges.contract import JudgeError
 from xpo_jax.values import Comparison, Message
@@ -68,7 +68,9 @@ class Rendering:
                 return self._neutralize(texts[name])
             if name in row:
                 try:
-                    return self._neutralize(validate.text(row[name], "judge.template", f"column {name!r}"))
+                    return self._neutralize(
+                        conversations.text(row[name], "judge.template", f"column {name!r}")
+                    )
                 except DataError as error:
                     raise JudgeError(str(error)) from error
             raise JudgeError(

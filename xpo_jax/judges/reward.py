@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from xpo_jax.config.schema import check_increasing, resolve
-from xpo_jax.io.text import error_line
+from xpo_jax.data.chat_templates import ChatTemplate
 from xpo_jax.judges.contract import JudgeError
 from xpo_jax.judges.device_model import RewardScorer, check_divisible
 from xpo_jax.judges.scores import win_probability
@@ -83,6 +83,7 @@ class RewardModel:
         self._tokenizer = model_folder.load_tokenizer(self._folder, config)
         if self._tokenizer.chat_template is None:
             raise ValueError(f"judge.path: the tokenizer of {self._folder} has no chat template")
+        self._chat_template = ChatTemplate(self._tokenizer, "the reward model")
         self._scores = RewardScorer(
             mesh, config, dtype=dtype, batch_size=self._batch_size, buckets=self._buckets
         )
@@ -130,15 +131,11 @@ class RewardModel:
         return fits
 
     def _tokens(self, messages: Sequence[Message], answer: str) -> list[int]:
-        turns = [*map(dict, messages), {"role": "assistant", "content": answer}]
+        turns = [*messages, Message(role="assistant", content=answer)]
         try:
-            return list(
-                self._tokenizer.apply_chat_template(turns, return_dict=False, sanitize_control_tokens=True)
-            )
-        except Exception as error:  # a chat template is a program and can fail in any way
-            raise JudgeError(
-                f"judge.path: the reward model's chat template rejects a conversation: {error_line(error)}"
-            ) from error
+            return self._chat_template(turns, "a conversation", generation_prompt=False)
+        except ValueError as error:
+            raise JudgeError(f"judge.path: {error}") from error
 
 
 def reward_model(

@@ -1,0 +1,86 @@
+"""The prompts of a run: of training or, offline, of recorded pairs; of evaluations; and the answers that these meet."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from xpo_jax.config import loader as configs
+from xpo_jax.config import settings
+from xpo_jax.data.answer_files import match_answers
+from xpo_jax.data.batches import Batches
+from xpo_jax.data.offline_pairs import load_pairs
+from xpo_jax.data.prompts import PromptData, load_prompts
+from xpo_jax.data.turns import Rules
+from xpo_jax.judges import contract
+from xpo_jax.judges.contract import Judge
+from xpo_jax.values import Prompts
+
+
+class Data(NamedTuple):
+    """The prompts of a run.
+
+    prompts: all that were loaded. batches: those of training, by step.
+    held_out: batches of an evaluation. answers: for each of these batches, answers that the policy's samples meet.
+    """
+
+    prompts: PromptData
+    batches: Batches
+    held_out: list[Prompts]
+    answers: list[list[str]] | None
+
+
+def load_data(
+    config: ConfigDict,
+    evaluation: settings.Evaluation,
+    judge: Judge,
+    tokenizer: Any,
+    *,
+    end_tokens: Collection[int],
+    max_new_tokens: int,
+) -> Data:
+    """Load the prompts of the run that a config describes.
+
+    Args:
+      evaluation: the config's group.
+      judge: checks each prompt that it will judge.
+      tokenizer, end_tokens: the policy's.
+      max_new_tokens: the longest response, tokens.
+
+    Raises:
+      ValueError: as `load_prompts`, `load_pairs` and `match_answers`.
+    """
+    group = dict(config.data)
+    if config.offline is not None:
+        # The recorded pairs bring their prompts and replace these below; data.train is not read.
+        group["train"] = config.data.held_out
+    prompts = configs.build(
+        load_prompts,
+        group,
+        "data",
+        tokenizer=tokenizer,
+        max_new_tokens=max_new_tokens,
+        check=lambda messages, row: contract.check(judge, messages, row),
+    )
+    if config.offline is not None:
+        names = ("template", "column", "max_prompt_tokens", "on_long", "take")
+        pairs = configs.build(
+            load_pairs,
+            config.offline,
+            "offline",
+            **{name: config.data[name] for name in names},
+            tokenizer=tokenizer,
+            end_tokens=end_tokens,
+            max_new_tokens=max_new_tokens,
+        )
+        prompts = prompts._replace(train=pairs)
+    batches = prompts.train_batches(config.batch_size, config.seed)
+    held_out = list(prompts.held_out_batches(config.batch_size, evaluation.prompts))
+    answers = None
+    if evaluation.answers is not None:
+        columns = {name: config.data[name] for name in ("template", "column", "rename")}
+        rules = Rules(config.data.on_extra_keys, config.data.on_assistant_last)
+        answers = match_answers(held_out, evaluation.answers, **columns, rules=rules)
+    return Data(prompts, batches, held_out, answers)
