@@ -37,7 +37,7 @@ def embedded() -> ConfigDict:
     config.data = ConfigDict(
         {
             "train": "embedded:train",  # or a path, a glob, a list, a mapping, your own source: docs/data.md
-            "held_out": "embedded:held_out",
+            "held_out": "embedded:held_out",  # or 0.1, a tenth of train, or a number of its prompts
             "select": None,  # only these columns
             "rename": None,  # {"old": "new"}
             "template": ({"role": "user", "content": "<pphr_input>{input}</pphr_input>"},),

@@ -291,7 +291,7 @@ def test_take_and_long_prompts(data_folder, tokenizer):
         ({"buckets": [0, 64]}, "data.buckets: ... increasing positive integers ... [0, 64]"),
         ({"buckets": [32]}, "data.buckets: ... 32 ... max_prompt_tokens = 64"),
         ({"on_long": "cut"}, "data.on_long ... 'error' or 'drop' ... 'cut'"),
-        ({"held_out": 3}, "data.held_out ... text or a list ... mapping ... 3"),
+        ({"held_out": True}, "data.held_out ... text or a list ... mapping ... True"),
         ({"shufle": True}, "data.shufle ... did you mean 'shuffle'?"),
         ({"zzz": 3}, f"data.zzz ... {FIELDS}"),
     ],

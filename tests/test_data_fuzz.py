@@ -14,7 +14,7 @@ from fake_data import load_data
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from xpo_jax.data import prompts, sources
+from xpo_jax.data import prompt_sets, sources
 
 ALIKE = settings(
     deadline=None,
@@ -134,11 +134,11 @@ def test_ten_thousand_rows(data_folder, tokenizer, monkeypatch):
         arguments = {"held_out": "t.jsonl", "shuffle": False, **prompt, **fields}
         results: list[list | str] = []
         for limit in limits:
-            monkeypatch.setattr(prompts, "MAX_ROWS_IN_MEMORY", limit)
+            monkeypatch.setattr(prompt_sets, "MAX_ROWS_IN_MEMORY", limit)
             try:
                 data = load_data(tokenizer, max_new_tokens=8, **arguments)
                 train = data.train.prompts
-                loaded = train.head(99) if isinstance(train, prompts.StreamingPrompts) else train
+                loaded = train.head(99) if isinstance(train, prompt_sets.StreamingPrompts) else train
                 results.append([(p.row, p.messages, p.tokens.tolist()) for p in loaded])
             except ValueError as error:
                 check_message(error)

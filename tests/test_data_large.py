@@ -12,14 +12,14 @@ from tiny_run import run_main, tiny_config, write_config, write_rows
 
 from tools import data as tool
 from xpo_jax.data import batches as batches_module
-from xpo_jax.data import indexed_lines, prompts, sources, streaming
+from xpo_jax.data import indexed_lines, prompt_sets, sources, streaming
 from xpo_jax.data.rows import DataError
 from xpo_jax.data.streaming import StreamingPrompts
 
 
 @pytest.fixture(autouse=True)
 def every_source_is_streamed(monkeypatch):
-    monkeypatch.setattr(prompts, "MAX_ROWS_IN_MEMORY", 5)
+    monkeypatch.setattr(prompt_sets, "MAX_ROWS_IN_MEMORY", 5)
 
 
 def write(data_folder, texts) -> list[dict]:
@@ -53,7 +53,7 @@ def test_batches_streamed_source_equal_those_in_memory(data_folder, tokenizer, m
     write(data_folder, ["x" * (i % 17 + 1) for i in range(23)])
     streamed = load_data(tokenizer).train_batches(4, seed=5)
     assert isinstance(streamed._prompts, StreamingPrompts)
-    monkeypatch.setattr(prompts, "MAX_ROWS_IN_MEMORY", 50_000)
+    monkeypatch.setattr(prompt_sets, "MAX_ROWS_IN_MEMORY", 50_000)
     in_memory = load_data(tokenizer).train_batches(4, seed=5)
     assert streamed.steps_per_epoch == in_memory.steps_per_epoch == 6
     for step in (0, 5, 6, 3, 11, 200):

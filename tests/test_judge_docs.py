@@ -213,7 +213,7 @@ def test_judge_tool_runs_a_model_on_the_devices(capsys, tmp_path):
     ("rows", "argv", "message"),
     [
         ([{"prompt": "x", "a": "y"}], (), "rows.jsonl, row 1: no column 'b'; the row has: prompt, a"),
-        ([{"prompt": "x", "a": "y", "b": 1}], (), "rows.jsonl, row 1: column 'b' must be a text, found 1"),
+        ([{"prompt": "x", "a": "y", "b": 1}], (), "rows.jsonl, row 1: column 'b' must be text, or a list of"),
         ([{"a": "y", "b": "z"}], (), "rows.jsonl, row 1: no column 'text'; the row has: a, b"),
         (
             [{**ROWS[0], "gold": 1}],

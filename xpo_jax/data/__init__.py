@@ -4,6 +4,8 @@ Each prompt carries its row, because judges, logs and errors need it.
 Read prompts.py first, then its parts in this order:
 
 prompts.py        the factory of the config's `data` group, `load_prompts`: from sources to prompts
+prompt_sets.py    the prompts of one source, in memory or streamed
+split.py          which prompts are held out, where they are split off from those of training
 sources.py        files, globs, data sets, your own, concatenated or mixed -> rows
 formats.py        one file -> rows
 indexed_lines.py  a file of lines of any size, with random access

@@ -22,7 +22,7 @@ import numpy as np
 
 from xpo_jax.data import conversations, preferences, sources
 from xpo_jax.data.pairs_log import read_pairs
-from xpo_jax.data.prompts import PromptSet
+from xpo_jax.data.prompt_sets import PromptSet
 from xpo_jax.data.rows import DataError, Prompt, Row
 from xpo_jax.data.transforms import Transforms, TransformSettings
 from xpo_jax.io.user_paths import expand

@@ -8,60 +8,22 @@ and take, which need every row, read them all first.
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
-
-import numpy as np
 
 from xpo_jax.config import schema
 from xpo_jax.config.schema import check_increasing
 from xpo_jax.data import templates
 from xpo_jax.data.batches import Batches
-from xpo_jax.data.rows import DataError, Prompt
-from xpo_jax.data.sources import Source, open_rows, source_name
+from xpo_jax.data.prompt_sets import PromptSet, load_set, split_set
+from xpo_jax.data.sources import Source
+from xpo_jax.data.split import HeldOut, check_held_out
 from xpo_jax.data.streaming import StreamingPrompts
-from xpo_jax.data.transforms import REASONS, Check, TokenFilter, Transforms, TransformSettings
+from xpo_jax.data.transforms import Check, TokenFilter, Transforms, TransformSettings
 from xpo_jax.data.turns import Rules
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-# Larger sources are streamed. This many rows take half a minute to tokenise and some 100 MB.
-MAX_ROWS_IN_MEMORY = 50_000
-
-
-class PromptSet(NamedTuple):
-    """The prompts of one source.
-
-    prompts: in the order of the source; at least one. A tuple if they are in memory, otherwise StreamingPrompts.
-    read: rows in the source.
-    dropped: how many rows each transform excluded, by config field, without zeros. For StreamingPrompts that did
-      not need every row: of the first rows only.
-    note: further text for the start-up summary.
-    fingerprint: hexadecimal SHA-256 over the rows kept and their messages; for StreamingPrompts that did not need
-      every row, over `sources`.
-    sources: what was read: files with size and SHA-256, data sets with their commits.
-    """
-
-    prompts: Sequence[Prompt]
-    read: int
-    dropped: Mapping[str, int]
-    note: str
-    fingerprint: str
-    sources: Sequence[Mapping[str, Any]]
-
-    def summary(self) -> str:
-        """Describe the prompts in one line of the start-up summary."""
-        reasons = ", ".join(f"{name} {count}" for name, count in self.dropped.items())
-        if isinstance(self.prompts, StreamingPrompts):
-            counted = self.prompts.summary()
-        else:
-            lengths = [len(prompt.tokens) for prompt in self.prompts]
-            counted = f"{len(lengths)} prompts of {min(lengths)} to {max(lengths)} tokens"
-        return f"{counted}, from {self.read} rows" + (f"; left out: {reasons}" if reasons else "") + self.note
 
 
 class PromptData(NamedTuple):
@@ -104,7 +66,7 @@ class PromptData(NamedTuple):
 def load_prompts(
     *,
     train: Source,
-    held_out: Source,
+    held_out: Source | float,
     select: Sequence[str] | None,
     rename: Mapping[str, str] | None,
     template: str | Sequence[Mapping[str, str]] | None,
@@ -130,7 +92,9 @@ def load_prompts(
     gives the others.
 
     Args:
-      train, held_out: what `sources.open_rows` takes.
+      train: what `sources.open_rows` takes.
+      held_out: the same, or what to split off from train: a fraction below 1 or a number of prompts, or
+        {"size": fraction or number, "seed": 0}.
       select: the columns to keep; None for all.
       rename: new names of columns, by their old ones.
       template: text or messages with `{column}` placeholders; or None.
@@ -154,6 +118,7 @@ def load_prompts(
       ValueError: settings that contradict each other; the message begins with the field's name.
       DataError: the first unusable row, with its file and line.
     """
+    # long: one argument for each field of the group
     _check_prompt_settings(template, column, select)
     _check_length_settings(take, max_prompt_tokens, buckets)
     settings = TransformSettings(
@@ -174,8 +139,12 @@ def load_prompts(
         raise ValueError(
             "the tokenizer has neither a pad token nor an end token; set pad_token in its folder"
         )
-    train_set = _load(train, Transforms(settings, tokenizer, check), take, deduplicate)
-    held_out_set = _load(held_out, Transforms(settings, tokenizer, check), None, deduplicate)
+    train_transforms = Transforms(settings, tokenizer, check)
+    if isinstance(other := check_held_out(train, held_out), HeldOut):
+        train_set, held_out_set = split_set(train, train_transforms, other, take, deduplicate)
+    else:
+        train_set = load_set(train, train_transforms, take, deduplicate)
+        held_out_set = load_set(other, Transforms(settings, tokenizer, check), None, deduplicate)
     return PromptData(train_set, held_out_set, shuffle, tuple(buckets), pad_id)
 
 
@@ -209,68 +178,3 @@ def _token_filter(fields: Mapping[str, Any] | None) -> TokenFilter | None:
     if not token_filter.columns or token_filter.max_tokens < 1:
         raise ValueError("filter_tokens: needs at least one column, and max_tokens of at least 1")
     return token_filter
-
-
-def _load(source: Source, transforms: Transforms, take: int | None, deduplicate: bool) -> PromptSet:
-    rows = open_rows(source)
-    in_memory = min(len(rows), take or len(rows)) <= MAX_ROWS_IN_MEMORY
-    if not in_memory and take is None and not deduplicate:
-        streaming = StreamingPrompts(source_name(source), rows, transforms)
-        digest = hashlib.sha256(json.dumps(list(rows.identity), sort_keys=True).encode())
-        return PromptSet(
-            streaming,
-            len(rows),
-            streaming.dropped,
-            _note(transforms),
-            digest.hexdigest(),
-            tuple(rows.identity),
-        )
-    dropped: Counter[str] = Counter()
-    prompts: list[Prompt] = []
-    indices: list[int] = []
-    lengths: list[int] = []
-    seen: set[bytes] = set()
-    digest = hashlib.sha256()
-    for index in range(len(rows)):
-        if take is not None and len(indices) == take:
-            dropped["take"] = len(rows) - index
-            break
-        prompt = transforms(rows, index)
-        if isinstance(prompt, str):
-            dropped[prompt] += 1
-            continue
-        if deduplicate:
-            key = hashlib.blake2b(prompt.tokens.tobytes(), digest_size=16).digest()
-            if key in seen:
-                dropped["deduplicate"] += 1
-                continue
-            seen.add(key)
-        line: list[Any] = [prompt.row.values, prompt.messages]
-        digest.update(json.dumps(line, sort_keys=True).encode() + b"\n")
-        indices.append(index)
-        lengths.append(len(prompt.tokens))
-        if in_memory:
-            prompts.append(prompt)
-    counts = {name: dropped[name] for name in REASONS if dropped[name]}
-    if not indices:
-        reasons = ", ".join(f"{name} dropped {count}" for name, count in counts.items())
-        first = f"; first: {transforms.first_bad}" if transforms.first_bad else ""
-        raise DataError(
-            f"{source_name(source)}: no prompt is left of {len(rows)} rows ({reasons}{first}); loosen these fields"
-        )
-    prompt_set: Sequence[Prompt] = tuple(prompts)
-    if not in_memory:
-        prompt_set = StreamingPrompts(
-            source_name(source), rows, transforms, np.array(indices, np.int64), np.array(lengths, np.int32)
-        )
-    return PromptSet(
-        prompt_set, len(rows), counts, _note(transforms), digest.hexdigest(), tuple(rows.identity)
-    )
-
-
-def _note(transforms: Transforms) -> str:
-    left_out, first_bad = transforms.columns_left_out, transforms.first_bad
-    columns = f"; columns left out by select: {', '.join(left_out)}" if left_out else ""
-    changes = ", ".join(f"{name} {count}" for name, count in sorted(transforms.conversation_changes.items()))
-    columns += f"; dropped from conversations: {changes}" if changes else ""
-    return columns + (f"; the first bad row: {first_bad}" if first_bad else "")

@@ -32,7 +32,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Why a row can be excluded, in the order of the checks.
-REASONS = ("on_bad_row", "filter_tokens", "filter_length", "max_prompt_tokens", "deduplicate", "take")
+REASONS = (
+    "on_bad_row",
+    "filter_tokens",
+    "filter_length",
+    "max_prompt_tokens",
+    "deduplicate",
+    "held_out",
+    "take",
+)
 Check = Callable[[Sequence[Message], Mapping[str, Any]], None]
 
 

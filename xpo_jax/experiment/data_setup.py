@@ -11,8 +11,10 @@ from xpo_jax.config import loader as configs
 from xpo_jax.config import settings
 from xpo_jax.data.answer_files import match_answers
 from xpo_jax.data.batches import Batches
-from xpo_jax.data.offline_pairs import load_pairs
+from xpo_jax.data.offline_pairs import load_pairs, log_files
+from xpo_jax.data.preferences import is_preferences
 from xpo_jax.data.prompts import PromptData, load_prompts
+from xpo_jax.data.split import HeldOut, check_held_out
 from xpo_jax.data.turns import Rules
 from xpo_jax.judges import contract
 from xpo_jax.judges.contract import Judge
@@ -54,8 +56,7 @@ def load_data(
     """
     group = dict(config.data)
     if config.offline is not None:
-        # The recorded pairs bring their prompts and replace these below; data.train is not read.
-        group["train"] = config.data.held_out
+        group["train"] = _offline_train(config)
     prompts = configs.build(
         load_prompts,
         group,
@@ -84,3 +85,22 @@ def load_data(
         rules = Rules(config.data.on_extra_keys, config.data.on_assistant_last)
         answers = match_answers(held_out, evaluation.answers, **columns, rules=rules)
     return Data(prompts, batches, held_out, answers)
+
+
+def _offline_train(config: ConfigDict) -> Any:
+    """Return what is read in place of data.train, whose prompts those of the recorded pairs will replace.
+
+    Raises:
+      ValueError: preference data from elsewhere, with the held-out prompts of the package.
+    """
+    held_out = configs.plain(config.data.held_out, "data.held_out")
+    try:
+        files = log_files(configs.plain(config.offline.pairs, "offline.pairs"))
+    except ValueError:
+        files = []  # load_pairs will raise it
+    preferences = [file for file in files if is_preferences(file)]
+    try:
+        split_off = isinstance(check_held_out(preferences or "embedded:train", held_out), HeldOut)
+    except ValueError as error:
+        raise ValueError(f"data.{error}") from error
+    return config.data.train if split_off else held_out
