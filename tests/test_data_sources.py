@@ -103,9 +103,9 @@ def test_read_rows_every_format_gives_the_same_rows(data_folder):
             "x.txt, row 2: ... 0xff at position 1 ... save the file as UTF-8",
         ),
         (
-            "x.tsv",
+            "x.xlsx",
             b"a\tb",
-            "x.tsv: ... '.tsv' ... convert or rename ... .jsonl, .json, .csv, .txt, .parquet",
+            "x.xlsx: ... '.xlsx' ... convert or rename ... .jsonl, .json, .csv, .tsv, .txt, .parquet",
         ),
         (
             "x.jsonl",

@@ -193,8 +193,11 @@ def test_what_each_part_must_not_know():
     assert not top_names(reach("xpo_jax.algorithm.sampler", IMPORTS)) & {"tokenizers", "transformers"}
     assert not reach("xpo_jax.judges.device_model", OURS) & set(JUDGES)
     sources = {name.removeprefix("xpo_jax.") for name in OURS["xpo_jax.data.sources"]} - {"data"}
-    assert sources == {"data.formats", "data.rows", "config.schema", "io.copies", "io.user_paths"}
+    assert sources == {
+        "data.folders", "data.formats", "data.rows", "config.schema", "io.copies", "io.user_paths"
+    }
     assert OURS["xpo_jax.data.formats"] == {
+        "xpo_jax.data.compression",
         "xpo_jax.data.indexed_lines",
         "xpo_jax.data.rows",
         "xpo_jax.io.copies",

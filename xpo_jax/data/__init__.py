@@ -8,6 +8,8 @@ prompt_sets.py    the prompts of one source, in memory or streamed
 split.py          which prompts are held out, where they are split off from those of training
 sources.py        files, globs, data sets, your own, concatenated or mixed -> rows
 formats.py        one file -> rows
+folders.py        folders that are one data set
+compression.py    .gz, .zst, .bz2, .xz
 indexed_lines.py  a file of lines of any size, with random access
 transforms.py     a row -> a prompt, or the field that excludes it
 templates.py      a row and a template -> text or messages

@@ -1,9 +1,11 @@
-"""From one file to its rows: jsonl, json, csv, txt (one prompt per line, in the column "text") and parquet.
+"""From one file to its rows: jsonl, json, csv, tsv, txt (one prompt per line, in the column "text") and parquet.
+
+All but parquet may be compressed: compression.py.
 
 jsonl and txt may be of any size: memory holds only where each line begins, and a line is read on access. The other
 formats are held in memory, parquet in Arrow's compact form.
 
-Left out on purpose: compressed and remote files, separators other than the comma, encodings other than UTF-8.
+Left out on purpose: remote files, separators other than comma and tab, encodings other than UTF-8.
 """
 
 from __future__ import annotations
@@ -15,9 +17,11 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from xpo_jax.data.compression import SUFFIXES, Decompressed
 from xpo_jax.data.indexed_lines import BYTE_ORDER_MARK, CHUNK, IndexedLines
 from xpo_jax.data.rows import DataError, Row, Rows, SourceError
 from xpo_jax.io.copies import copied
@@ -29,7 +33,8 @@ def read(name: str, path: Path) -> Rows:
 
     Args:
       name: of the file, for errors.
-      path: its extension determines the format: .jsonl, .json, .csv, .txt or .parquet.
+      path: its extension determines the format: .jsonl, .json, .csv, .tsv, .txt or .parquet; all but the last may be
+        followed by .gz, .zst, .bz2 or .xz.
 
     Returns:
       At least one row.
@@ -37,16 +42,18 @@ def read(name: str, path: Path) -> Rows:
     Raises:
       SourceError: the file is missing, unreadable, empty, or not of the format that its extension names.
     """
-    reader = _READERS.get(path.suffix.lower())
+    compressed = path.suffix.lower() in SUFFIXES
+    suffix = (Path(path.stem) if compressed else path).suffix.lower()
+    reader = None if compressed and suffix == ".parquet" else _READERS.get(suffix)
     if path.is_dir():
         raise SourceError(f"{name}: is a directory; write {os.path.join(name, '*.jsonl')} for its files")
     if reader is None and path.exists():
         raise SourceError(
-            f"{name}: the extension {path.suffix!r} is unknown; convert or rename the file to one of "
-            + ", ".join(_READERS)
+            f"{name}: the extension {''.join(path.suffixes[-1 - compressed :])!r} is unknown; convert or rename the"
+            f" file to one of {', '.join(_READERS)}, all but the last also with {', '.join(SUFFIXES)}"
         )
     try:
-        return (reader or _jsonl)(name, path)
+        return Decompressed(name, path, reader) if compressed and reader else (reader or _jsonl)(name, path)
     except FileNotFoundError:
         raise SourceError(f"{name}: no such file in {Path.cwd()}; correct the path") from None
     except (OSError, MemoryError) as error:
@@ -150,19 +157,20 @@ def _json(name: str, path: Path) -> Rows:
     return RowsInMemory([_row_or_error(name, i, value) for i, value in enumerate(values, start=1)], identity)
 
 
-def _csv(name: str, path: Path) -> Rows:
+def _csv(name: str, path: Path, delimiter: str = ",") -> Rows:
     data, identity = _read_file(name, path)
     try:
         text = _decoded(data, name)
         csv.field_size_limit(
             min(sys.maxsize, 2**31 - 1)
         )  # for the whole process; the default of 131,072 characters is too small
-        records = list(csv.reader(io.StringIO(text, newline=""), strict=True))
+        records = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
     except DataError as error:
         raise SourceError(str(error)) from None
     except csv.Error as error:
         raise SourceError(
-            f"{name}: not CSV: {error}; separate fields by commas, and double the quotes inside quotes"
+            f"{name}: not {'CSV' if delimiter == ',' else 'TSV'}: {error}; separate fields by"
+            f" {'commas' if delimiter == ',' else 'tabs'}, and double the quotes inside quotes"
         ) from None
     header = records[0] if records else []
     names = {column.strip() for column in header}
@@ -173,7 +181,8 @@ def _csv(name: str, path: Path) -> Rows:
         if record and len(record) != len(header):
             rows.append(
                 DataError(
-                    f"{name}, row {number}: has {len(record)} fields, the header has {len(header)}; quote commas"
+                    f"{name}, row {number}: has {len(record)} fields, the header has {len(header)}; quote"
+                    f" {'commas' if delimiter == ',' else 'tabs'}"
                 )
             )
         elif record:
@@ -218,6 +227,7 @@ _READERS: dict[str, Callable[[str, Path], Rows]] = {
     ".jsonl": _jsonl,
     ".json": _json,
     ".csv": _csv,
+    ".tsv": partial(_csv, delimiter="\t"),
     ".txt": _text,
     ".parquet": _parquet,
 }

@@ -1,6 +1,7 @@
 """From a source, as a config names it, to its rows.
 
-    "my/train.jsonl", "my/*.parquet"     a file or a glob: jsonl, json, csv, txt, parquet
+    "my/train.jsonl", "my/*.parquet"     a file or a glob: jsonl, json, csv, tsv, txt, parquet
+    "my/folder"                          saved by `datasets.save_to_disk`, or shards in parquet
     "embedded:train"                     the package's own prompts; "embedded:held_out"
     "package.module:Name"                your own: called without arguments, it returns mappings
     {"hf": "owner/name", "split": "train", "config": ..., "revision": ...}
@@ -33,7 +34,7 @@ import grain
 import numpy as np
 
 from xpo_jax.config import schema
-from xpo_jax.data import formats
+from xpo_jax.data import folders, formats
 from xpo_jax.data.rows import Row, Rows, SourceError
 from xpo_jax.io.copies import copied
 from xpo_jax.io.user_paths import expand
@@ -76,12 +77,14 @@ def open_rows(source: Source) -> Rows:
         return _embedded(source)
     if _CUSTOM.fullmatch(source) and not os.path.exists(source):
         return _custom(source)
+    if os.path.isdir(source):
+        return _folder(source)
     if os.path.exists(source) or not glob.has_magic(source):
         return formats.read(source, Path(source))
     matches = sorted(glob.glob(source, recursive=True))
     if not matches:
         raise SourceError(f"{source}: no file matches in {Path.cwd()}; correct the pattern")
-    return open_rows(matches) if len(matches) > 1 else formats.read(matches[0], Path(matches[0]))
+    return open_rows(matches)
 
 
 def read_rows(source: Source) -> list[Row]:
@@ -178,6 +181,14 @@ def _embedded(name: str) -> Rows:
         raise SourceError(f"{name}: no such embedded prompts; name one of {', '.join(_EMBEDDED)}")
     with importlib.resources.as_file(importlib.resources.files("xpo_jax") / "embedded" / "prompts") as folder:
         return formats.read(name, folder / _EMBEDDED[name])
+
+
+def _folder(name: str) -> Rows:
+    rows = folders.saved(name)
+    if rows is not None:
+        return rows
+    parts = [formats.read(file, Path(file)) for file in folders.shards(name)]
+    return parts[0] if len(parts) == 1 else Concatenated(parts)
 
 
 def _custom(name: str) -> Rows:
