@@ -73,9 +73,7 @@ def test_kl_and_margins_before_the_first_update_are_exactly_zero(sizes, remat):
     for label, compile_program in programs.declared_programs():
         if not label.startswith(("sample", "gather", "fingerprint")):
             compile_program()
-    state = programs.init(
-        jax.device_put(random_params(0, CONFIG, scale=0.3), programs.model.params_sharding)
-    )
+    state = programs.init(jax.device_put(random_params(0, CONFIG, scale=0.3), programs.model.params_sharding))
     reference = programs.for_sampling(state.params)
     rng = np.random.default_rng(1)
     tokens = rng.integers(2, CONFIG.vocab_size, (2, B, T)).astype(np.int32)

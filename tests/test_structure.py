@@ -194,7 +194,12 @@ def test_what_each_part_must_not_know():
     assert not reach("xpo_jax.judges.device_model", OURS) & set(JUDGES)
     sources = {name.removeprefix("xpo_jax.") for name in OURS["xpo_jax.data.sources"]} - {"data"}
     assert sources == {
-        "data.folders", "data.formats", "data.rows", "config.schema", "io.copies", "io.user_paths"
+        "data.folders",
+        "data.formats",
+        "data.rows",
+        "config.schema",
+        "io.copies",
+        "io.user_paths",
     }
     assert OURS["xpo_jax.data.formats"] == {
         "xpo_jax.data.compression",
