@@ -93,7 +93,7 @@ def embedded() -> ConfigDict:
         }
     )
 
-    # xpo_jax/algorithm/sampler.py: Sampling
+    # xpo_jax/algorithm/sampling.py: Sampling
     config.sampling = ConfigDict(
         {
             "max_new_tokens": 32,  # the longest embedded answer has 27

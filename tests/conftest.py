@@ -16,7 +16,8 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = ""  # no test writes into the user's c
 
 # Before anything imports them. What they trace is checked once per compilation, what they do on the host at every call.
 CHECKED = [
-    f"xpo_jax.algorithm.{name}" for name in ("losses", "logps", "packing", "programs", "sampler", "update")
+    f"xpo_jax.algorithm.{name}"
+    for name in ("losses", "logps", "packing", "programs", "sampler", "sampling", "update")
 ]
 install_import_hook(CHECKED, "type_checks.checked")
 

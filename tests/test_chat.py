@@ -13,7 +13,8 @@ from tiny_run import write_rows
 from tokenizers import decoders, pre_tokenizers
 
 from tools.chat import __main__ as chat
-from xpo_jax.algorithm.sampler import Sampling, make_sampler, row_keys
+from xpo_jax.algorithm.sampler import make_sampler, row_keys
+from xpo_jax.algorithm.sampling import Sampling
 from xpo_jax.models.qwen2 import unstack
 from xpo_jax.runtime.rng import Stream
 

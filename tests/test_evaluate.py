@@ -13,6 +13,7 @@ from fakes import Always, Broken, LongerText, Recording, silent, tied
 from scipy.stats import binomtest
 
 from xpo_jax.algorithm import logps, sampler
+from xpo_jax.algorithm.sampling import Sampling
 from xpo_jax.config import settings
 from xpo_jax.evaluation.evaluator import POLICY_SAMPLES, Evaluator, Opponents, same_tokens
 from xpo_jax.evaluation.result import ended_by
@@ -255,7 +256,7 @@ class MarkovPrograms(Programs):
 
     def __init__(self, temperature):
         self._graphdef, _ = split(Markov(np.zeros((V, V))))
-        sampling = sampler.Sampling(
+        sampling = Sampling(
             max_new_tokens=T, temperature=temperature, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0
         )
         self._sample = jax.jit(

@@ -23,7 +23,8 @@ from tiny_run import run_main, tiny_config, write_config
 from transformers import AutoTokenizer
 
 from xpo_jax.algorithm.losses import LOSSES
-from xpo_jax.algorithm.sampler import Sampling, make_sampler, row_keys
+from xpo_jax.algorithm.sampler import make_sampler, row_keys
+from xpo_jax.algorithm.sampling import Sampling
 from xpo_jax.config.loss import make_loss
 from xpo_jax.data.prompts import load_prompts
 from xpo_jax.experiment.judge_factory import make_judge

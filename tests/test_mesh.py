@@ -17,7 +17,8 @@ from xpo_jax.algorithm.model_spec import make_model_spec
 from xpo_jax.algorithm.optimizer import make_optimizer
 from xpo_jax.algorithm.packing import sequence_lengths
 from xpo_jax.algorithm.programs import BatchShapes, Programs
-from xpo_jax.algorithm.sampler import Sampling, Vocabulary
+from xpo_jax.algorithm.sampler import Vocabulary
+from xpo_jax.algorithm.sampling import Sampling
 from xpo_jax.algorithm.update import SUMS, init_state, make_apply
 from xpo_jax.models.qwen2 import Qwen2Config
 from xpo_jax.runtime import sharding

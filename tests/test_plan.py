@@ -25,7 +25,8 @@ from xpo_jax.algorithm.model_spec import make_model_spec
 from xpo_jax.algorithm.optimizer import make_optimizer
 from xpo_jax.algorithm.packing import MIN_MEAN_SLOTS, sequence_lengths
 from xpo_jax.algorithm.programs import BatchShapes, Programs
-from xpo_jax.algorithm.sampler import Sampling, Vocabulary
+from xpo_jax.algorithm.sampler import Vocabulary
+from xpo_jax.algorithm.sampling import Sampling
 from xpo_jax.runtime import sharding
 
 REPOSITORY = Path(__file__).parents[1]

@@ -17,7 +17,8 @@ from fake_models import graphdef
 from flax import nnx
 
 from tools.build import random_model
-from xpo_jax.algorithm.sampler import Sampling, make_sampler
+from xpo_jax.algorithm.sampler import make_sampler
+from xpo_jax.algorithm.sampling import Sampling
 from xpo_jax.models.hf import model_folder
 
 pytestmark = pytest.mark.slow

@@ -10,7 +10,8 @@ from fake_models import Markov, split, tiny
 from fast_programs import fast_compilation
 from scipy.stats import chisquare
 
-from xpo_jax.algorithm.sampler import Sampling, draw, make_sampler, row_keys, truncate
+from xpo_jax.algorithm.sampler import make_sampler, row_keys
+from xpo_jax.algorithm.sampling import Sampling, draw, truncate
 from xpo_jax.runtime import sharding
 
 PLAIN = {

@@ -18,7 +18,8 @@ from xpo_jax.algorithm.model_spec import make_model_spec
 from xpo_jax.algorithm.optimizer import make_optimizer
 from xpo_jax.algorithm.packing import Packer, sequence_lengths
 from xpo_jax.algorithm.programs import BatchShapes, Programs
-from xpo_jax.algorithm.sampler import Sampling, Vocabulary, make_sampler, row_keys
+from xpo_jax.algorithm.sampler import Vocabulary, make_sampler, row_keys
+from xpo_jax.algorithm.sampling import Sampling
 from xpo_jax.algorithm.update import gather_pair_targets, make_accumulate, zeros
 from xpo_jax.models.hf.model_folder import param_shapes
 from xpo_jax.models.qwen2 import SHARDING, unstack

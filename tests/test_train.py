@@ -26,7 +26,8 @@ from tiny_run import HELD_OUT_ROWS, TRAIN_ROWS, one_sequence_length, run_main, t
 
 from xpo_jax.algorithm.optimizer import make_optimizer
 from xpo_jax.algorithm.programs import Programs
-from xpo_jax.algorithm.sampler import Sampling, make_sampler, row_keys
+from xpo_jax.algorithm.sampler import make_sampler, row_keys
+from xpo_jax.algorithm.sampling import Sampling
 from xpo_jax.algorithm.update import init_state
 from xpo_jax.checkpointing import checkpoint
 from xpo_jax.data.pairs_log import read_pairs

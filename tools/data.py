@@ -24,7 +24,7 @@ import time
 from collections.abc import Sequence
 
 from tools.cli import Parser, exit_status
-from xpo_jax.algorithm.sampler import Sampling
+from xpo_jax.algorithm.sampling import Sampling
 from xpo_jax.config import loader as configs
 from xpo_jax.config import settings
 from xpo_jax.data.prompts import load_prompts

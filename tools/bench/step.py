@@ -22,7 +22,8 @@ from xpo_jax.algorithm.model_spec import compute_dtype, make_model_spec
 from xpo_jax.algorithm.optimizer import make_optimizer
 from xpo_jax.algorithm.prefetch import concat_batches
 from xpo_jax.algorithm.programs import BatchShapes, Programs
-from xpo_jax.algorithm.sampler import Sampling, Vocabulary, make_sampler, row_keys
+from xpo_jax.algorithm.sampler import Vocabulary, make_sampler, row_keys
+from xpo_jax.algorithm.sampling import Sampling
 from xpo_jax.models.hf import model_folder
 from xpo_jax.runtime import sharding
 from xpo_jax.runtime.compilation import CompilationCounter, Program

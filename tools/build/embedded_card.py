@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xpo_jax.algorithm.sampler import Sampling, make_sampler, row_keys
+from xpo_jax.algorithm.sampler import make_sampler, row_keys
+from xpo_jax.algorithm.sampling import Sampling
 from xpo_jax.config.loader import build
 from xpo_jax.config.loader import load as load_config
 from xpo_jax.data.prompts import load_prompts

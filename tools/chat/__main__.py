@@ -37,7 +37,7 @@ from typing import cast
 
 from tools.chat.model import Chat
 from tools.cli import Parser, exit_status, path_argument
-from xpo_jax.algorithm.sampler import Sampling
+from xpo_jax.algorithm.sampling import Sampling
 from xpo_jax.data import conversations, templates, validate
 from xpo_jax.data.rows import DataError, Prompt, Row
 from xpo_jax.data.sources import read_rows

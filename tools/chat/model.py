@@ -11,7 +11,8 @@ import jax
 import numpy as np
 
 from xpo_jax.algorithm.model_spec import compute_dtype
-from xpo_jax.algorithm.sampler import Sampling, make_sampler, row_keys
+from xpo_jax.algorithm.sampler import make_sampler, row_keys
+from xpo_jax.algorithm.sampling import Sampling
 from xpo_jax.data.batches import Batches
 from xpo_jax.data.chat_templates import ChatTemplate
 from xpo_jax.data.rows import DataError, Prompt, Row

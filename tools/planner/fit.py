@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from tools.planner import estimate
 from tools.planner.hardware import SIZES, size_of
 from xpo_jax.algorithm.optimizer import make_optimizer
-from xpo_jax.algorithm.sampler import Sampling
+from xpo_jax.algorithm.sampling import Sampling
 from xpo_jax.config import loader as configs
 from xpo_jax.config import settings
 from xpo_jax.config.loss import make_loss

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from tools.sweeps.spec import Arm, Sweep
 from xpo_jax.algorithm.optimizer import make_optimizer
-from xpo_jax.algorithm.sampler import Sampling
+from xpo_jax.algorithm.sampling import Sampling
 from xpo_jax.config import loader as configs
 from xpo_jax.config import settings
 from xpo_jax.config.loss import make_loss

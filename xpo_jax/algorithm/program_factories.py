@@ -12,7 +12,8 @@ from xpo_jax.algorithm.losses import LossFn
 from xpo_jax.algorithm.model_spec import ModelSpec
 from xpo_jax.algorithm.optimizer import Optimizer
 from xpo_jax.algorithm.packing import CANDIDATES, Packed
-from xpo_jax.algorithm.sampler import Sampling, Vocabulary, make_sampler, row_keys
+from xpo_jax.algorithm.sampler import Vocabulary, make_sampler, row_keys
+from xpo_jax.algorithm.sampling import Sampling
 from xpo_jax.algorithm.update import SUMS, PairTargets, init_state, make_accumulate, make_apply, zeros
 from xpo_jax.runtime import sharding
 from xpo_jax.runtime.compilation import Program

@@ -27,7 +27,8 @@ from xpo_jax.algorithm.program_factories import (
     score_program,
     update_programs,
 )
-from xpo_jax.algorithm.sampler import Sampling, Vocabulary
+from xpo_jax.algorithm.sampler import Vocabulary
+from xpo_jax.algorithm.sampling import Sampling
 from xpo_jax.algorithm.update import SUMS, PairTargets, gather_pair_targets, init_state
 from xpo_jax.checkpointing.weights_checksum import fingerprint
 from xpo_jax.runtime import sharding

@@ -18,7 +18,8 @@ from xpo_jax.algorithm.model_spec import compute_dtype, make_model_spec
 from xpo_jax.algorithm.optimizer import Optimizer, make_optimizer
 from xpo_jax.algorithm.programs import BatchShapes, Programs
 from xpo_jax.algorithm.replay_buffer import ReplayBuffer
-from xpo_jax.algorithm.sampler import Sampling, Vocabulary
+from xpo_jax.algorithm.sampler import Vocabulary
+from xpo_jax.algorithm.sampling import Sampling
 from xpo_jax.config import loader as configs
 from xpo_jax.config import settings
 from xpo_jax.config.loss import Loss, make_loss
