@@ -57,7 +57,7 @@ def parse(
             dropped["last assistant turn"] += 1
     last = messages[-1]["role"]
     if last in _NEVER_LAST:
-        remedy = "; or set data.on_assistant_last = 'drop'" if last == "assistant" else ""
+        remedy = "; remove that turn, or set data.on_assistant_last = 'drop'" if last == "assistant" else ""
         raise DataError(f"{at}: {what} ends with the {last}'s turn; the last must be the user's{remedy}")
     return messages
 
