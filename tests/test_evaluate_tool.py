@@ -46,7 +46,7 @@ def test_main_two_files_by_hand(folder, capsys):
     findings = json.loads(out.splitlines()[-1])
     assert (findings["prompts"], findings["left_out"], findings["queries"]) == (2, 2, 3)
     assert findings["win_rate"] == pytest.approx((0.75 + 0.0) / 2)
-    assert findings["win_rate_low"] == 0.0 and findings["win_rate_high"] == 1.0  # of two prompts
+    assert findings["win_rate_low"] < 0.1 and findings["win_rate_high"] > 0.8  # of two prompts
     assert findings["first"]["characters"] == pytest.approx(((5 + 2) / 2 + 1) / 2)
     assert findings["first"]["valid"] == pytest.approx((0.5 + 0) / 2)  # more than three characters
     assert findings["second"]["characters"] == 3.0
@@ -68,7 +68,7 @@ def test_main_file_against_itself_ties_without_a_query(folder, capsys):
     status, out, _ = call(folder, capsys, "--answers", same, same)
     findings = json.loads(out.splitlines()[-1])
     assert status == 0 and findings["queries"] == 0
-    assert findings["win_rate"] == findings["win_rate_low"] == findings["win_rate_high"] == 0.5
+    assert findings["win_rate_low"] < findings["win_rate"] == 0.5 < findings["win_rate_high"]
     assert findings["win_rate_controlled"] == 0.5
 
 

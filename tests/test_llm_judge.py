@@ -373,7 +373,8 @@ def test_run_logs_the_verdicts_of_the_starting_model(runs, name):
 def test_run_unjudgeable_prompt_is_refused_before_loading(tmp_path):
     config = tiny_config(tmp_path)
     template = "{missing}|{A}|{B}|"
-    config.judge = ConfigDict({"name": "llm", **LLM_JUDGE, "path": None, "template": template})
+    judge = {"path": None, "template": template, "buckets": (64, 96)}
+    config.judge = ConfigDict({"name": "llm", **LLM_JUDGE, **judge})
     status, _, complaint = run_main([f"--config={write_config(tmp_path / 'config.py', config)}"])
     assert status == 2
     where = f"{tmp_path / 'train.jsonl'}, row 1"
