@@ -479,6 +479,7 @@ def test_export_equals_the_checkpoint_bit_for_bit(main_run, folder):
         "queries": main_run.result["judge_queries"],
         "evaluation_queries": main_run.result["evaluation_queries"],
         "skipped_in_a_row": 0,
+        "indecisive_in_a_row": 0,
     }
     assert model_folder.read_config(main_run.path / "export") == SPEAKING
     export = model_folder.load_params(main_run.path / "export", SPEAKING)
