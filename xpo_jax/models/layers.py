@@ -156,7 +156,7 @@ class Linear(nnx.Linear):
 
     def __call__(self, x: Array) -> Array:  # type: ignore[override]
         y = narrow(jnp.dot(x, self.kernel[...]), x.dtype)
-        return y if self.bias is None else add(y, self.bias[...])
+        return y if self.bias is None else add(y, self.bias[...][(None,) * (y.ndim - 1)])
 
 
 class MLP(nnx.Module):
