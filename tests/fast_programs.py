@@ -99,9 +99,8 @@ def identity(value: Any, within: tuple[types.FunctionType, ...] = ()) -> Hashabl
 
     `within` names the functions whose closures hold the value.
     """
-    value = (
-        inspect.unwrap(value) if callable(value) else value
-    )  # each run's functions are wrapped anew to check types
+    if callable(value):  # the type checker wraps the functions of each run again
+        value = inspect.unwrap(value)
     inner = functools.partial(identity, within=within)
     if isinstance(value, types.FunctionType):
         if value in within:

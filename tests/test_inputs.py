@@ -57,7 +57,7 @@ JUDGE = "def longer(comparisons):\n    return ['A' if len(c.a) > len(c.b) else '
 
 @pytest.fixture
 def inputs_of(tmp_path, monkeypatch):
-    """Return a function that loads the config anew and returns its inputs' fingerprints and evaluation identity."""
+    """Return a function that loads the config again and returns its inputs' fingerprints and evaluation identity."""
     (tmp_path / "my_judge.py").write_text(JUDGE)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "my_judge", raising=False)  # of another test

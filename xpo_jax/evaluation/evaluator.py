@@ -137,7 +137,7 @@ class Evaluator:
             calls = [call for shard in shards for call in shard["calls"]]
             self._failure_tolerance.check(calls)
             totals.queries += sum(call["queries"] for call in calls)
-            totals.counts = ask.sum_counts([totals.counts, *(call["counts"] for call in calls)])
+            totals.counts = outcomes.add([totals.counts, *(call["counts"] for call in calls)])
             totals.outcomes = outcomes.add([totals.outcomes, *(call["outcomes"] for call in calls)])
             rows = [row for shard in shards for row in shard["rows"]]
             for i, row in zip(map(int, np.flatnonzero(prompts.valid)), rows, strict=True):

@@ -18,7 +18,7 @@ from xpo_jax.io.text import error_line
 from xpo_jax.judges.answers import Judged, compare, rename_sides, swap_sides
 from xpo_jax.judges.contract import HasStats, Judge, JudgeError
 from xpo_jax.judges.limits import CallSummary
-from xpo_jax.judges.outcomes import IDENTICAL, UNFINISHED, count_outcomes
+from xpo_jax.judges.outcomes import IDENTICAL, UNFINISHED, add, count_outcomes
 from xpo_jax.runtime import distributed
 from xpo_jax.values import Comparison, Prompts, RecordedVerdict, Verdict, Verdicts
 
@@ -216,17 +216,8 @@ def merge_shards(local: Verdicts, summaries: Sequence[ShardSummary]) -> Verdicts
         weight=np.concatenate([np.asarray(summary["weight"], np.float32) for summary in summaries]),
         flipped=np.concatenate([np.asarray(values, np.float32) for values in flipped]),
         queries=sum(summary["queries"] for summary in summaries),
-        counts=sum_counts([summary["counts"] for summary in summaries]),
+        counts=add(summary["counts"] for summary in summaries),
     )
-
-
-def sum_counts(counts: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Return the sums, by name, of what judges counted in several calls or processes."""
-    total: dict[str, float] = {}
-    for by_name in counts:
-        for name, number in by_name.items():
-            total[name] = total.get(name, 0.0) + number
-    return total
 
 
 # ---- reporting ------------------------------------------------------------------------------------

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 import numpy as np
 
 from xpo_jax.values import Verdicts
 
-IDENTICAL, UNFINISHED = (
-    "identical responses",
-    "unfinished response",
-)  # reasons of pairs that no judge was asked about
+# Reasons of pairs that no judge was asked about.
+IDENTICAL, UNFINISHED = "identical responses", "unfinished response"
 SAME_LETTER_PAIRS = 20  # that all go to one letter: a fair judge does that once in half a million
 
 Outcomes = Mapping[str, int]
+N = TypeVar("N", int, float)
 
 _CAUSES = {
     "identical": (
@@ -73,12 +73,13 @@ def count_outcomes(verdicts: Verdicts, rows: Iterable[int]) -> dict[str, int]:
     return {name: int(count) for name, count in counts.items() if count}
 
 
-def add(several: Iterable[Outcomes]) -> dict[str, int]:
-    """Return the sums of several counts, by name."""
-    total: collections.Counter[str] = collections.Counter()
+def add(several: Iterable[Mapping[str, N]]) -> dict[str, N]:
+    """Return the sums, by name, of what was counted in several calls, steps or processes."""
+    total: dict[str, N] = {}
     for counts in several:
-        total.update(counts)
-    return dict(total)
+        for name, number in counts.items():
+            total[name] = total.get(name, 0) + number
+    return total
 
 
 def problem(outcomes: Outcomes) -> str:
