@@ -17,7 +17,8 @@ from xpo_jax.runtime.collectives import Failed, all_or_none
 def save_on_error(save: Callable[[], object | None]) -> Iterator[None]:
     """Save before an error leaves the block, if every process has it; a kill and a signal save nothing here.
 
-    The message of a JudgeError names the checkpoint; before any other error, a line on standard error does.
+    The message of a JudgeError names the checkpoint. Before any other error whose message does not, a line on standard
+    error does.
 
     Args:
       save: saves what is not saved yet; returns the checkpoint's folder, or None if nothing can be saved.
@@ -33,6 +34,6 @@ def save_on_error(save: Callable[[], object | None]) -> Iterator[None]:
             # The same error may be why nothing can be saved; it is the one to report.
             with contextlib.suppress(Exception), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # they may be errors
-                if (path := save()) is not None:
+                if (path := save()) is not None and str(path) not in str(error):
                     print(f"xpo_jax: the last weights are in {path}", file=sys.stderr, flush=True)
         raise
