@@ -17,6 +17,7 @@ from xpo_jax.judges.ask import ResponsePairs, ask
 from xpo_jax.judges.contract import (
     DeviceJudge,
     HasCheck,
+    HasDoubt,
     HasModels,
     HasParts,
     HasProbe,
@@ -49,7 +50,7 @@ def test_docs_optional_methods_example_satisfies_every_protocol(tmp_path):
     exec(next(block for block in BLOCKS if "class FromList" in block), names)
     path = tmp_path / "words.txt"
     judge = names["FromList"](path=str(path))
-    protocols = (HasProbe, HasCheck, HasParts, HasStats, HasModels)
+    protocols = (HasProbe, HasCheck, HasParts, HasDoubt, HasStats, HasModels)
     assert all(isinstance(judge, protocol) for protocol in protocols)
     plain = lambda comparisons: ["A"] * len(comparisons)
     assert not any(isinstance(plain, protocol) for protocol in (*protocols, DeviceJudge))
@@ -59,8 +60,10 @@ def test_docs_optional_methods_example_satisfies_every_protocol(tmp_path):
 
     with pytest.raises(ValueError, match=r"^judge\.path: .* create it"):
         judge.probe()
+    assert "its list is empty" in judge.doubt()
     path.write_text("Hund\nKatze\n")
     judge.probe()
+    assert judge.doubt() == ""
     with pytest.raises(ValueError, match="column 'input'"):
         judge.check((), {})
     judge.check((), {"input": "x"})

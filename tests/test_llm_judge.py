@@ -91,6 +91,19 @@ def test_llm_probabilities_equal_those_of_transformers(template):
             assert reason == f"{p:.3f} for A, mass {mass:.3f}"
 
 
+def test_llm_says_that_its_model_does_not_answer_the_question(judge):
+    judge.doubt()
+    verdicts = judge(comparisons())
+    median = np.median([verdict.scores["mass"] for verdict in verdicts])
+    assert median < 0.1  # of a random model
+    doubt = judge.doubt()
+    assert f"a probability of {median:.2g} together (the median of 11 comparisons)" in doubt
+    assert "change judge.template or judge.labels" in doubt
+    assert judge.doubt() == ""  # each comparison is in one report
+    judge._masses.extend([0.99, 0.97, 0.01])
+    assert judge.doubt() == ""
+
+
 def test_llm_both_orders_are_averaged(judge):
     """Cases 0 and 1 of the golden file are each other's swap."""
     first, second = CASES[:2]

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 from tiny_run import changed_config, run_name
 
+from xpo_jax.experiment import setup
+from xpo_jax.experiment.learning_watch import LearningWatch
+from xpo_jax.experiment.resume import Counters
 from xpo_jax.judges import outcomes
 from xpo_jax.judges.outcomes import IDENTICAL, UNFINISHED, count_outcomes, problem
 from xpo_jax.reporting import run_reader
-from xpo_jax.values import Verdicts
+from xpo_jax.values import Samples, Verdicts
 
 
 def verdicts(*rows):
@@ -92,6 +95,43 @@ def test_problem_of_no_pairs_is_none():
 
 
 # ---- runs -------------------------------------------------------------------------------------------
+
+
+def test_watch_reports_doubts_and_cut_tokens_every_ten_steps(capsys):
+    class Doubtful:
+        def __call__(self, comparisons):
+            return ["A"] * len(comparisons)
+
+        def doubt(self):
+            return "its model does not answer"
+
+    watch = LearningWatch(Counters(), None, Doubtful())
+    for step in range(20):
+        watch.count({"pairs": 8, "decisive": 4}, cut_rate=0.5 if 0 < step < 3 else 0.0)
+        lines = capsys.readouterr().err.splitlines()
+        if step not in (9, 19):
+            assert lines == []
+            continue
+        assert lines[0] == "xpo_jax: warning: in the last 10 steps its model does not answer"
+        assert len(lines) == (2 if step == 9 else 1)
+        assert step != 9 or "10% of the responses had special tokens before their end" in lines[1]
+
+
+def test_responses_with_special_tokens_before_their_end_are_noticed(tokenizer):
+    special, other = tokenizer.all_special_ids[0], tokenizer.encode("a")[0]
+    assert other not in tokenizer.all_special_ids
+    rows = [
+        ([other, special, other], 3, False),
+        ([other, other, special], 3, True),  # its end
+        ([other, other, special], 3, False),  # not its end
+        ([other, special, special], 1, True),  # padding
+        ([other, special, special], 2, True),
+    ]
+    tokens, lengths, finished = (np.array(column) for column in zip(*rows, strict=True))
+    models = setup.Models(None, None, None, tokenizer)
+    samples = Samples(tokens, lengths, finished)
+    assert models.has_cut_tokens(samples).tolist() == [True, False, True, False, False]
+    assert [len(text) for text in models.decode(samples)] == [2, 2, 2, 1, 1]
 
 
 def findings(path):

@@ -2,9 +2,12 @@
 
 import json
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from tiny_run import one_sequence_length, run_main
@@ -12,11 +15,14 @@ from tiny_run import one_sequence_length, run_main
 from xpo_jax.config import loader as configs
 from xpo_jax.data.pairs_log import read_pairs
 from xpo_jax.experiment.judge_factory import make_judge
+from xpo_jax.judges import contract
+from xpo_jax.judges.ask import call_by_shares
 from xpo_jax.judges.combine import Combination, combine
 from xpo_jax.judges.contract import DeviceJudge, JudgeError
 from xpo_jax.judges.reward import RewardModel, reward_function, reward_model, verdict
 from xpo_jax.judges.scores import sigmoid as verdict_sigmoid
 from xpo_jax.models.hf import model_folder
+from xpo_jax.runtime import collectives
 from xpo_jax.runtime.sharding import make_mesh
 from xpo_jax.values import Comparison, Verdict
 
@@ -276,7 +282,11 @@ FUNCTION = {"name": "reward_function", "function": "test_reward:letters", "tempe
 def test_combine_invalid_groups_are_refused(judges, message):
     with pytest.raises(ValueError, match=message):
         configs.build(
-            combine, {"name": "combine", "judges": judges, "kind": "mean"}, "judge", make_judge=make_judge
+            combine,
+            {"name": "combine", "judges": judges, "kind": "mean"},
+            "judge",
+            make_judge=make_judge,
+            call_by_shares=call_by_shares,
         )
 
 
@@ -286,6 +296,7 @@ def test_combine_passes_optional_methods_to_its_parts():
         {"name": "combine", "kind": "mean", "judges": (model, {"weight": 0.5, **FUNCTION})}, "judge"
     )
     assert isinstance(both, DeviceJudge) and both.collective
+    assert both._call_by_shares is call_by_shares
     alone = make_judge(
         {"name": "combine", "kind": "mean", "judges": ({"weight": 1, **FUNCTION},) * 2}, "judge"
     )
@@ -325,6 +336,67 @@ def test_combine_stats_models_and_probe_are_by_part():
     assert both.models() == [{"path": "some-one/judge", "commit": "a" * 40}]
     with pytest.raises(ValueError, match="^server: nobody is there$"):
         both.probe()
+
+
+def test_combine_shares_out_what_needs_no_devices(monkeypatch):
+    """Two processes, as threads: each asks the part about its own share, and both get all verdicts."""
+
+    class OnDevices:
+        collective = True
+
+        def __call__(self, comparisons):
+            return ["tie"] * len(comparisons)
+
+    class ByText:
+        def __init__(self):
+            self.asked = []
+
+        def __call__(self, comparisons):
+            self.asked += [c.a for c in comparisons]
+            if "broken" in self.asked:
+                raise JudgeError("no use")
+            return [Verdict(float(len(c.a)) / 10, c.a, {"a": len(c.a)}) for c in comparisons]
+
+    process, barrier, values = threading.local(), threading.Barrier(2), [None, None]
+
+    def all_gather(value):
+        values[process.number] = json.loads(json.dumps(value))
+        barrier.wait(60)
+        return list(values)
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: process.number)
+    monkeypatch.setattr(collectives, "all_gather", all_gather)
+
+    def run(number, texts):
+        process.number, host = number, ByText()
+        both = Combination({"devices": (1.0, OnDevices()), "host": (1.0, host)}, "mean", call_by_shares)
+        try:
+            return host.asked, both([Comparison((), {}, text, "b") for text in texts])
+        except JudgeError as error:
+            return host.asked, str(error)
+
+    with ThreadPoolExecutor(2) as pool:
+        (first, verdicts), (second, others) = pool.map(run, (0, 1), [["a", "aa", "aaa", "aaaa", "aaaaa"]] * 2)
+        assert (first, second) == (["a", "aa"], ["aaa", "aaaa", "aaaaa"])
+        assert verdicts == others
+        assert [v.p for v in verdicts] == pytest.approx([0.3, 0.35, 0.4, 0.45, 0.5])
+        assert [v.scores["a"]["host"]["score"] for v in verdicts] == [1, 2, 3, 4, 5]
+        broken = list(pool.map(run, (0, 1), [["a", "broken"]] * 2))
+        assert [error for _, error in broken] == ["host: no use"] * 2
+
+
+def test_combine_names_the_part_in_doubt():
+    class Doubtful:
+        def __call__(self, comparisons):
+            return ["A"] * len(comparisons)
+
+        def doubt(self):
+            return "who knows"
+
+    both = Combination({"model": (1.0, Doubtful()), "rule": (1.0, always("A"))}, "mean")
+    assert contract.doubt(both) == "model: who knows"
+    assert contract.doubt(always("A")) == ""
 
 
 # ---- whole runs ---------------------------------------------------------------------------------

@@ -84,7 +84,9 @@ def _train(context: Context) -> dict[str, Any]:
             verdicts = ask.merge_shards(local_verdicts, summaries)
             components.judging.failure_tolerance.check(summaries)
             step_outcomes = outcomes.add(summary["outcomes"] for summary in summaries)
-            session.learning.count(step_outcomes)
+            cut = np.stack([components.models.has_cut_tokens(candidate) for candidate in samples])
+            cut_rate = float(cut[:, prompts.valid].mean())
+            session.learning.count(step_outcomes, cut_rate=cut_rate)
 
             # Update: once on these pairs, then on past ones as often as the config asks for.
             fresh = Pairs(
@@ -120,6 +122,7 @@ def _train(context: Context) -> dict[str, Any]:
                     **replay.metrics(update.summaries[1:]),
                     **ask.metrics(verdicts, prompts.valid),
                     **{f"judge/{name}": rate for name, rate in outcomes.metrics(step_outcomes).items()},
+                    "judge/cut_rate": cut_rate,
                     **batches.metrics(done),
                 },
                 times=timer.take(),

@@ -10,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from xpo_jax.config import loader as configs
-from xpo_jax.judges import JUDGES
+from xpo_jax.judges import JUDGES, ask
 from xpo_jax.runtime.user_code import current_directory_restored
 
 
@@ -39,7 +39,11 @@ def make_judge(group: Mapping[str, Any] | ConfigDict, where: str) -> Any:
     if _is_judge(factory):
         configs.check(lambda: None, group, where)
     else:
-        injected = {"rule_judge": JUDGES["paraphrase"], "make_judge": make_judge}
+        injected = {
+            "rule_judge": JUDGES["paraphrase"],
+            "make_judge": make_judge,
+            "call_by_shares": ask.call_by_shares,
+        }
         with current_directory_restored():
             judge = configs.build(factory, group, where, **injected)
     try:

@@ -124,7 +124,10 @@ class Session:
         self.counters = Counters() if status is None else Counters(**status.counters)
         if self._directory.changes:  # which may have fixed what made the run skip updates or learn nothing
             self.counters.skipped_in_a_row = self.counters.indecisive_in_a_row = 0
-        self.learning = LearningWatch(self.counters, self._components.config.judging.max_indecisive_steps)
+        judging = self._components.config.judging
+        self.learning = LearningWatch(
+            self.counters, judging.max_indecisive_steps, self._components.judging.judge
+        )
         self._latest, self._evaluated = ready.start.evaluation, False
         self._step = _Step(ready.step, ready.state, {})
         if ready.step == 0:

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -75,6 +76,11 @@ class Models(NamedTuple):
         rows = [row[:n].tolist() for row, n in zip(samples.tokens, samples.lengths, strict=True)]
         texts: list[str] = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
         return texts
+
+    def has_cut_tokens(self, samples: Samples) -> np.ndarray:
+        """Return bool[B]: whether `decode` cuts tokens of a sample other than the one that ends it."""
+        before_end = np.arange(samples.tokens.shape[1]) < (samples.lengths - samples.finished)[:, None]
+        return (np.isin(samples.tokens, self.tokenizer.all_special_ids) & before_end).any(axis=1)
 
 
 class Judging(NamedTuple):

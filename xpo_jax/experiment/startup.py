@@ -27,7 +27,7 @@ from xpo_jax.experiment.run_recorder import open_logs
 from xpo_jax.experiment.save_on_error import save_on_error
 from xpo_jax.experiment.session import Context, Ready, Session
 from xpo_jax.experiment.setup import Components
-from xpo_jax.judges import outcomes
+from xpo_jax.judges import contract, outcomes
 from xpo_jax.judges.contract import DeviceJudge
 from xpo_jax.models.hf import model_folder
 from xpo_jax.reporting import report, summary, writers
@@ -149,6 +149,7 @@ def start(context: Context) -> Start:
     start_evaluation = evaluate(first_policy, 0)
     print(summary.evaluation_line("before", start_evaluation.evaluation), flush=True)
     summary.warn(outcomes.problem(start_evaluation.evaluation.outcomes), "before the first step")
+    summary.warn(contract.doubt(judge), "before the first step")
     # raises if a stopping criterion uses a metric that this judge does not report
     ended_by(start_evaluation.evaluation, start_evaluation.evaluation, **components.config.evaluation.stops)
     ready = Ready(

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xpo_jax.io.text import error_line
-from xpo_jax.judges.answers import Judged, compare, rename_sides, swap_sides
+from xpo_jax.judges.answers import Judged, call_judge, compare, rename_sides, swap_sides
 from xpo_jax.judges.contract import HasStats, Judge, JudgeError
 from xpo_jax.judges.limits import CallSummary
 from xpo_jax.judges.outcomes import IDENTICAL, UNFINISHED, add, count_outcomes
-from xpo_jax.runtime import distributed
+from xpo_jax.runtime import collectives, distributed
 from xpo_jax.values import Comparison, Prompts, RecordedVerdict, Verdict, Verdicts
 
 
@@ -202,6 +202,24 @@ def summarize_shard(verdicts: Verdicts) -> ShardSummary:
         "weight": verdicts.weight[shard],
         "flipped": verdicts.flipped[shard],
     }
+
+
+def call_by_shares(judge: Judge, comparisons: Sequence[Comparison]) -> list[Verdict]:
+    """Do what `call_judge` does, where all processes have the same comparisons: each asks about its own share.
+
+    Raises:
+      JudgeError: on every process, if the judge raised one on any.
+    """
+    share, fatal_error = list[Verdict](), ""
+    try:
+        share = call_judge(judge, comparisons[distributed.local_slice(len(comparisons))])
+    except JudgeError as error:
+        fatal_error = str(error)
+    gathered = collectives.all_gather({"verdicts": share, "fatal_error": fatal_error})
+    for result in gathered:
+        if result["fatal_error"]:
+            raise JudgeError(result["fatal_error"])
+    return [Verdict(*verdict) for result in gathered for verdict in result["verdicts"]]
 
 
 def merge_shards(local: Verdicts, summaries: Sequence[ShardSummary]) -> Verdicts:

@@ -5,6 +5,9 @@
 whose log-odds are the difference of two rewards over a temperature, the sum is the verdict of the weighted sum of
 rewards. If no part has a verdict there is none.
 
+Where there are several processes and a part runs on their devices, that part is asked about the whole batch by all of
+them. Every other part is asked by each process about its own share, so that nothing is paid for twice.
+
 Left out on purpose: parts that are asked only if others disagree, and weights that are learned.
 """
 
@@ -19,6 +22,7 @@ from typing import Any, Literal
 from xpo_jax.judges.answers import call_judge
 from xpo_jax.judges.contract import (
     DeviceJudge,
+    HasDoubt,
     HasModels,
     HasProbe,
     HasStats,
@@ -31,19 +35,26 @@ from xpo_jax.judges.contract import (
 from xpo_jax.judges.scores import sigmoid
 from xpo_jax.values import Comparison, Message, Params, Verdict
 
+CallJudge = Callable[[Judge, Sequence[Comparison]], list[Verdict]]
+
 MAX_LOG_ODDS = 14.0  # of a part in a sum (p 0.9999992); those of a hard verdict would be infinite
 
 
 class Combination:
     """Asks all its parts and combines their verdicts; a `contract.DeviceJudge` for the parts that are."""
 
-    def __init__(self, parts: Mapping[str, tuple[float, Judge]], kind: Literal["mean", "sum"]):
-        """Take what `combine` has built: weight and judge by name."""
+    def __init__(
+        self,
+        parts: Mapping[str, tuple[float, Judge]],
+        kind: Literal["mean", "sum"],
+        call_by_shares: CallJudge = call_judge,
+    ):
+        """Take what `combine` has built, weight and judge by name; the last argument is as there."""
         self._judges = {name: judge for name, (_, judge) in parts.items()}
         self._weights = {name: weight for name, (weight, _) in parts.items()}
-        self._kind = kind
+        self._kind, self._call_by_shares = kind, call_by_shares
         self._device_judges = [judge for judge in self._judges.values() if isinstance(judge, DeviceJudge)]
-        # if any part needs the whole batch on every process, all parts are asked about it
+        # if any part needs the whole batch on every process, this judge gets it there and shares out what others need
         self.collective = any(map(is_collective, self._judges.values()))
 
     # ---- before the run: passed to the parts
@@ -101,6 +112,11 @@ class Combination:
             for name, number in judge.stats().items()
         }
 
+    def doubt(self) -> str:
+        """Return what makes the parts' verdicts doubtful, with the part's name."""
+        doubts = {name: judge.doubt() for name, judge in self._judges.items() if isinstance(judge, HasDoubt)}
+        return "; ".join(f"{name}: {doubt}" for name, doubt in doubts.items() if doubt)
+
     def parts(self, messages: Sequence[Message], text: str) -> dict[str, Any]:
         """Return the measures of all parts; a name that an earlier part has taken gets the part's name added."""
         measures: dict[str, Any] = {}
@@ -123,8 +139,10 @@ class Combination:
         """
         by_part = {}
         for name, judge in self._judges.items():
+            every_process_asks = is_collective(judge) or not self.collective
+            call = call_judge if every_process_asks else self._call_by_shares
             try:
-                by_part[name] = call_judge(judge, comparisons)
+                by_part[name] = call(judge, comparisons)
             except JudgeError as error:
                 raise JudgeError(f"{name}: {error}") from error
         rows = zip(*by_part.values(), strict=True)
@@ -168,6 +186,7 @@ def combine(
     judges: Sequence[Mapping[str, Any]],
     kind: Literal["mean", "sum"],
     make_judge: Callable[[Mapping[str, Any], str], Judge],
+    call_by_shares: CallJudge,
 ) -> Combination:
     """Build the judge.
 
@@ -176,6 +195,7 @@ def combine(
         the ratios of the weights matter.
       kind: "mean" of probabilities, or "sum" of log-odds.
       make_judge: builds a judge from its group and the group's path in the config.
+      call_by_shares: `ask.call_by_shares`.
 
     Raises:
       ValueError: no parts, a part without a name or with an invalid weight, or raised by a part's factory.
@@ -195,4 +215,4 @@ def combine(
         if label in parts:
             label = f"{label}_{number}"
         parts[label] = (float(weight), make_judge(fields, path))
-    return Combination(parts, kind)
+    return Combination(parts, kind, call_by_shares)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from xpo_jax.io.copies import copied
+from xpo_jax.io.text import error_line, one_line
 from xpo_jax.values import Answer, Comparison, Message, Params
 
 
@@ -78,6 +79,18 @@ class HasStats(Protocol):
 
     def stats(self) -> Mapping[str, float]:
         """Return totals since construction; each step logs the increase as `judge/<name>`."""
+        ...
+
+
+@runtime_checkable
+class HasDoubt(Protocol):
+    """A judge that notices when its own verdicts mean little."""
+
+    def doubt(self) -> str:
+        """Return what makes the verdicts since the last call doubtful and how to fix it, in one line; "" for nothing.
+
+        Called after the first evaluation and every ten steps; the run prints it as a warning.
+        """
         ...
 
 
@@ -147,6 +160,16 @@ def check(judge: Judge, messages: Sequence[Message], row: Mapping[str, Any]) -> 
     """
     if isinstance(judge, HasCheck):
         judge.check(copied(messages), copied(row))
+
+
+def doubt(judge: Judge) -> str:
+    """Return why the judge's latest verdicts mean little (`HasDoubt`), or ""."""
+    if not isinstance(judge, HasDoubt):
+        return ""
+    try:
+        return one_line(judge.doubt())
+    except Exception as error:  # a judge is arbitrary code and can fail in any way
+        return f"the judge's doubt() failed: {error_line(error, with_class=True)}"
 
 
 def measure(judge: Judge, messages: Sequence[Message], text: str) -> Mapping[str, Any]:

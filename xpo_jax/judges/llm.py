@@ -27,6 +27,8 @@ from xpo_jax.judges.prompting import Rendering
 from xpo_jax.models.hf import hub, model_folder
 from xpo_jax.values import Comparison, Message, Params, Verdict
 
+LOW_MASS = 0.1  # of a median comparison: 99 % of an instruction-tuned model's answers are one of the labels
+
 
 class Rules(NamedTuple):
     """A rule-based judge with a weight in the verdict: p = (1 - weight) * model's p + weight * rules' p."""
@@ -54,6 +56,7 @@ class LLMJudge:
         self._path, self._render, self._labels = path, rendering, labels
         self._batch_size, self._buckets, self._on_long = batch_size, tuple(buckets), on_long
         self._rules = rules
+        self._masses: list[float] = []  # of the comparisons since `doubt` was called
         if rules is not None:
             self.parts = rules.judge.parts  # makes this a `contract.HasParts`
 
@@ -133,6 +136,17 @@ class LLMJudge:
         rules = self._rules.judge(comparisons) if self._rules is not None else [None] * len(comparisons)
         return list(map(self._verdict, logps, lengths, rules))
 
+    def doubt(self) -> str:
+        """Return that the model does not answer the question, where it gives the labels little probability."""
+        masses, self._masses = self._masses, []
+        if not masses or (median := float(np.median(masses))) >= LOW_MASS:
+            return ""
+        return (
+            f"the judge's model gives its labels {self._labels[0]!r} and {self._labels[1]!r} a probability of"
+            f" {median:.2g} together (the median of {len(masses)} comparisons), so it does not answer the question;"
+            " change judge.template or judge.labels, or use an instruction-tuned model"
+        )
+
     def _verdict(self, logps: np.ndarray, length: int, rule: Verdict | None) -> Verdict:
         """Return the verdict on one comparison.
 
@@ -149,6 +163,7 @@ class LLMJudge:
             return Verdict(None, "the judge's model gave probabilities that are not finite")
         p = float(np.exp(logps[0] - np.logaddexp(*logps)))
         mass = float(np.exp(logps).sum())
+        self._masses.append(mass)
         reason = f"{p:.3f} for A, mass {mass:.3f}"
         parts: dict[str, dict[str, Any]] = {
             name: {"logp": float(logp)} for name, logp in zip(("a", "b"), logps, strict=True)
