@@ -1,5 +1,4 @@
-"""The worked example: a German paraphraser in standard mode (change words and structure; keep meaning,
-tone and length).
+"""The worked example: a German paraphraser in standard mode (new words and structure; same meaning and tone).
 
     python -m xpo_jax.main --config=configs/paraphrase.py
     python -m xpo_jax.main --config=configs/paraphrase.py:Qwen/Qwen2.5-0.5B-Instruct
@@ -238,7 +237,7 @@ def embedded() -> ConfigDict:
 def pretrained(model: str) -> ConfigDict:
     """Return the config for a pretrained model on accelerators, with hyperparameters like those of the XPO paper.
 
-    Nothing here has been tuned on such a model yet. `python -m tools.plan` reports whether it fits on your devices.
+    Nothing here has been tuned on such a model yet. `python -m xpo_jax.tools.plan` reports whether it fits.
     """
     config = embedded()
     config.run_dir = "runs/paraphrase_" + model.rstrip("/").split("/")[-1].partition("@")[0]

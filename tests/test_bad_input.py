@@ -56,7 +56,7 @@ def line(status, err):
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
-        ([], "--config is missing; for example --config=configs/paraphrase.py"),
+        ([], "--config is missing; for example --config=paraphrase"),
         (["--config="], "--config needs a value: --config=..."),
         (["--config={config}", "train"], "argument 'train' is not understood"),
         (["--config={config}", "--steps=4"], "argument '--steps=4' is not understood"),
@@ -539,6 +539,9 @@ def test_help(tmp_path):
         status, out, err = run_main([flag, "--config=nowhere.py"])
         assert (status, err) == (0, "")
         assert "python -m xpo_jax.main --config=FILE" in out
+        assert re.search(
+            r"^  offline_dpo +Offline DPO: .*\n  paraphrase +The worked example: ", out, re.MULTILINE
+        )
     status, out, err = command("--help", cwd=tmp_path)
     assert (status, err) == (0, "") and out.startswith("Steer a language model towards what a judge prefers")
 

@@ -73,7 +73,7 @@ def test_split_argv_help_needs_no_config():
 @pytest.mark.parametrize(
     ("argv", "text"),
     [
-        ([], "--config is missing; for example --config=configs/paraphrase.py"),
+        ([], "--config is missing; for example --config=paraphrase"),
         (["--config=a.py", "--config=b.py"], "--config is given twice: a.py and b.py"),
         (["--config"], "--config needs a value: --config=..."),
         (["--config="], "--config needs a value: --config=..."),
@@ -124,7 +124,20 @@ def test_serialize_reads_back_equal_and_stays_the_same_text(folder):
     [
         ("none.py", None, "none.py: there is no such file in {cwd}"),
         ("none.json", None, "none.json: there is no such file in {cwd}"),
-        ("c.yaml", None, "c.yaml: a config is a .py file (or file.py:argument) or a .json file"),
+        (
+            "c.yaml",
+            None,
+            "c.yaml: a config is a .py file (or file.py:argument) or a .json file, or the name of a packaged one:"
+            " offline_dpo, paraphrase",
+        ),
+        ("a/paraphrase", None, "a/paraphrase: a config is a .py file"),
+        ("paraphrase:", None, "paraphrase:: nothing follows the colon; leave it out or name an argument"),
+        (
+            "parafrase",
+            None,
+            "parafrase: no packaged config has this name; there are offline_dpo, paraphrase; a file of your own ends"
+            " with .py or .json",
+        ),
         ("c.py:", CONFIG, "c.py:: nothing follows the colon; leave it out or name an argument"),
         ("d.py", "x = 1", "d.py: has no get_config(arg)"),
         (
@@ -168,6 +181,27 @@ def test_load_wrong_file_is_one_line(folder, spec, source, text):
 def test_load_file_that_is_not_utf8_is_one_line(folder):
     (folder / "d.py").write_bytes(b"# Gr\xfc\xdfe")
     assert error(loader.load, "d.py").startswith("d.py: not UTF-8: ")
+
+
+def test_load_name_is_a_packaged_config_from_any_folder():
+    configs = Path(__file__).parents[1] / "configs"
+    for name in ("paraphrase", "offline_dpo"):
+        assert loader.load(name) == loader.load(f"{configs / name}.py")
+    assert loader.load("paraphrase:Qwen/Q@1:2").model.path == "Qwen/Q@1:2"
+    assert loader.load("offline_dpo:a.py:b", ["steps=3"]).offline.pairs == "a.py:b"
+
+
+def test_load_name_of_a_file_in_this_directory_is_one_line_with_both(folder, monkeypatch):
+    configs = Path(__file__).parents[1] / "configs"
+    (folder / "paraphrase.py").write_text(CONFIG, encoding="utf-8")
+    assert error(loader.load, "paraphrase:x") == (
+        "paraphrase: names a packaged config, but paraphrase.py is in this directory as well; write"
+        f" --config=paraphrase.py for that file, or --config={configs / 'paraphrase.py'} for the packaged one"
+    )
+    assert loader.load("paraphrase.py:x").model.path == "x"
+    assert error(loader.load, "c:x").endswith("; for c.py in this directory write --config=c.py")
+    monkeypatch.chdir(configs)  # there both are one file
+    assert loader.load("paraphrase").run_dir == "runs/paraphrase"
 
 
 # ------------------------------------------------------------------------------------------- overrides

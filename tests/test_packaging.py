@@ -1,7 +1,15 @@
-"""What an installer is promised: bounded ranges, and constraints that are plain and inside them."""
+"""What an installer is promised: bounded ranges, constraints inside them, and a wheel that needs no clone."""
 
+import importlib.util
+import json
+import os
 import re
+import subprocess
+import sys
+import sysconfig
 import tomllib
+import venv
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -9,6 +17,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+
+from xpo_jax.config import loader as configs
 
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -65,10 +75,6 @@ def test_constraints_satisfy_the_ranges(python):
     assert pins["flax"] > Version("0.12.8") or pins["jax"] < Version("0.11.1")
 
 
-def test_only_the_package_is_installed():
-    assert PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"] == {"packages": ["xpo_jax"]}
-
-
 def test_embedded_files_stay_small():
     size = sum(path.stat().st_size for path in (ROOT / "xpo_jax" / "embedded").rglob("*") if path.is_file())
     assert size < 8e6
@@ -79,3 +85,125 @@ def test_table_of_tested_versions_is_that_of_the_constraints():
     rows = re.findall(r"^\| (3\.\d+) \| (\S+) \| (\S+) \|", text, re.MULTILINE)
     pins = {python: constraints(python) for python in PYTHONS}
     assert rows == [(python, str(pins[python]["jax"]), str(pins[python]["flax"])) for python in PYTHONS]
+
+
+# ---- the wheel, in an environment of its own and from an empty folder ----------------------------------
+
+SCRIPTS = PROJECT["scripts"]
+# Calls every console script with --help, then loads every packaged config.
+PROBE = """
+import contextlib, importlib.metadata, io, json, sys
+
+helps = {}
+for script in importlib.metadata.distribution("xpo_jax").entry_points:
+    sys.argv, out = [f"bin/{script.name}", "--help"], io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
+        script.load()()
+    helps[script.name] = out.getvalue()
+import xpo_jax.configs.paraphrase
+from xpo_jax.config import loader, packaged
+
+modules = {name: module.__file__ for name, module in sys.modules.items() if hasattr(module, "__file__")}
+print(json.dumps({
+    "helps": helps,
+    "configs": {name: json.loads(loader.serialize(loader.load(name))) for name in packaged.names()},
+    "files": {name: file for name, file in modules.items() if name.split(".")[0] in ("xpo_jax", "tools")},
+}))
+"""
+
+
+def run(command: list[str | Path], cwd: Path) -> str:
+    """Return the standard output of a command that succeeds."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """The wheel, built without a network."""
+    folder = tmp_path_factory.mktemp("wheel")
+    run([sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", folder], ROOT)
+    (path,) = folder.iterdir()
+    return path
+
+
+@pytest.fixture(scope="module")
+def bin_folder(wheel, tmp_path_factory) -> Path:
+    """The commands of an environment with the wheel, which shares the dependencies of this one but not the clone."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, symlinks=True)
+    paths = {"base": str(folder), "platbase": str(folder)}
+    (site,) = {sysconfig.get_path(name, "venv", vars=paths) for name in ("purelib", "platlib")}
+    shared = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
+    # .pth files in a folder that a .pth file names are not read, so an editable installation stays out
+    Path(site, "shared.pth").write_text("".join(f"{path}\n" for path in shared))
+    python = Path(sysconfig.get_path("scripts", "venv", vars=paths), "python")
+    install = ["install", "--quiet", "--no-deps", "--no-index", "--disable-pip-version-check"]
+    run([sys.executable, "-m", "pip", "--python", python, *install, wheel], folder)
+    return python.parent
+
+
+def test_wheel_has_the_package_with_configs_and_tools_and_nothing_else(wheel):
+    files = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    ours = {
+        path for folder in ("xpo_jax", "configs") for path in (ROOT / folder).rglob("*") if path.is_file()
+    }
+    names = {str(path.relative_to(ROOT)) for path in ours if "__pycache__" not in path.parts}
+    expected = {f"xpo_jax/{name}" if name.startswith("configs/") else name for name in names}
+    assert expected <= files
+    tools = files - expected
+    assert {name.split("/")[1] for name in tools} == {"tools"}
+    developers = (
+        "bench|build|faults|launch|research|run_tests|same_results|torture|sample_efficiency|rare_mode"
+    )
+    assert [name for name in tools if re.match(rf"xpo_jax/tools/({developers}|\w+cost)", name)] == []
+    commands = {
+        name for name in tools if "sys.exit(main())" in (ROOT / name.removeprefix("xpo_jax/")).read_text()
+    }
+    modules = {target.partition(":")[0].replace(".", "/") + ".py" for target in SCRIPTS.values()}
+    assert modules == {"xpo_jax/main.py", *commands}
+
+
+def test_editable_installation_copies_nothing_and_runs_the_files_of_the_clone():
+    assert PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["dev-mode-dirs"] == ["."]
+    modules = [target.partition(":")[0] for target in SCRIPTS.values()]
+    origins = [Path(importlib.util.find_spec(name).origin) for name in modules]
+    names = [name.replace(".", "/") + ".py" for name in modules]
+    assert origins == [ROOT / name.replace("xpo_jax/tools/", "tools/") for name in names]
+
+
+def test_wheel_scripts_and_configs_need_no_clone(bin_folder, tmp_path):
+    found = json.loads(run([bin_folder / "python", "-c", PROBE], tmp_path).splitlines()[-1])
+    assert all(Path(file).is_relative_to(bin_folder.parent) for file in found["files"].values()), found[
+        "files"
+    ]
+    assert not [name for name in found["files"] if name.startswith("tools")]
+    assert found["helps"].keys() == SCRIPTS.keys()
+    for script, text in found["helps"].items():
+        assert re.search(rf"^ *(usage: )?{script} ", text, re.MULTILINE), f"{script}: {text}"
+        # only what exists without a clone
+        assert not re.search(r"configs/\w+\.py|\btools[./]\w|python -m", text), f"{script}: {text}"
+    # a config of a user's own can import one
+    assert found["files"]["xpo_jax.configs.paraphrase"].endswith("xpo_jax/configs/paraphrase.py")
+    by_file = {path.stem: configs.load(str(path)) for path in (ROOT / "configs").glob("*.py")}
+    assert found["configs"] == {name: json.loads(configs.serialize(by_file[name])) for name in by_file}
+
+
+def test_wheel_plan_of_a_packaged_config_from_an_empty_folder(bin_folder, tmp_path):
+    as_script = run([bin_folder / "xpo-plan", "--config=offline_dpo"], tmp_path)
+    as_module = [bin_folder / "python", "-m", "xpo_jax.tools.plan", "--config=offline_dpo"]
+    assert as_script.startswith("parameters  1,575,168, ") and run(as_module, tmp_path) == as_script
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_wheel_run_of_a_packaged_config_from_an_empty_folder(bin_folder, tmp_path):
+    overrides = "steps=2 batch_size=8 evaluation.prompts=8 optimizer.warmup_steps=0 sampling.max_new_tokens=8"
+    out = run(
+        [bin_folder / "xpo", "--config=paraphrase", *(f"--config.{text}" for text in overrides.split())],
+        tmp_path,
+    )
+    result = json.loads(out.splitlines()[-1])
+    assert result["steps"] == 2 and (tmp_path / result["export"] / "model.safetensors").is_file()

@@ -2,7 +2,9 @@
 
 import ast
 import re
+import tomllib
 from collections.abc import Iterator
+from importlib.util import resolve_name
 from pathlib import Path
 
 import pytest
@@ -16,9 +18,15 @@ SOURCES = {
 TREES = {name: ast.parse(path.read_text()) for name, path in SOURCES.items()}
 PACKAGE = sorted(name for name in SOURCES if name.split(".")[0] == "xpo_jax")
 CONFIGS = sorted(name for name in SOURCES if name.startswith("configs."))
+# What the wheel has as xpo_jax.tools; the other tools are for developers.
+BUILD = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
+IN_WHEEL = [ROOT / entry for entry in BUILD["targets"]["wheel"]["only-include"] if entry.startswith("tools/")]
+SHARED_TOOLS = {
+    name for name, path in SOURCES.items() if any(path.is_relative_to(entry) for entry in IN_WHEEL)
+}
 # Bottom to top. A room, or a module beside the rooms, imports what stands in lines above its own, and its own room.
 ROOMS = [
-    ("values", "io", "embedded"),
+    ("values", "io", "embedded", "configs"),
     ("runtime",),
     ("models", "checkpointing"),
     ("algorithm",),
@@ -30,6 +38,7 @@ ROOMS = [
     ("experiment",),
     ("train", "offline"),
     ("main",),
+    ("tools",),
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(ROOMS) for room in rooms}
 # In the judges' room, but no judges themselves.
@@ -87,21 +96,26 @@ LEAVES = {
 }
 
 
-def imported(nodes: Iterator[ast.AST]) -> set[str]:
-    """Dotted names, resolved to the module where it is ours (`from xpo_jax import losses`)."""
+def is_package(name: str) -> bool:
+    return SOURCES[name].name == "__init__.py"
+
+
+def imported(name: str, nodes: Iterator[ast.AST]) -> set[str]:
+    """Dotted names, resolved to the module where it is ours (`from xpo_jax import losses`, `from . import cli`)."""
     names = set()
+    package = name if is_package(name) else name.rpartition(".")[0]
     for node in nodes:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports are written out in full"
-            full = {f"{node.module}.{alias.name}" for alias in node.names}
-            names |= {name if name in SOURCES else node.module for name in full}
+            base = resolve_name("." * node.level + (node.module or ""), package)
+            full = {f"{base}.{alias.name}" for alias in node.names}
+            names |= {name if name in SOURCES else base for name in full}
     return names
 
 
 # Every import, at the top or inside a function; an import for the type checker alone counts as well.
-IMPORTS = {name: imported(ast.walk(tree)) for name, tree in TREES.items()}
+IMPORTS = {name: imported(name, ast.walk(tree)) for name, tree in TREES.items()}
 OURS = {name: {i for i in imports if i in SOURCES} for name, imports in IMPORTS.items()}
 
 
@@ -121,10 +135,6 @@ def top_names(modules: set[str]) -> set[str]:
 
 def room(name: str) -> str:
     return name.split(".")[1]
-
-
-def is_package(name: str) -> bool:
-    return SOURCES[name].name == "__init__.py"
 
 
 def test_every_room_has_a_floor_and_an_introduction():
@@ -148,6 +158,19 @@ def test_imports_point_one_way():
         and FLOOR[room(imported)] >= FLOOR[room(name)]
     }
     assert upward == set()
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_import_is_written_out_except_between_tools_of_the_wheel(name):
+    """There the tools are xpo_jax.tools, so a full name would be of a module that is not installed."""
+    nodes = [node for node in ast.walk(TREES[name]) if isinstance(node, ast.ImportFrom)]
+    if name not in SHARED_TOOLS:
+        assert all(node.level == 0 for node in nodes)
+        return
+    assert not any(
+        module.split(".")[0] == "tools" for module in imported(name, [n for n in nodes if not n.level])
+    )
+    assert {module for module in OURS[name] if module.startswith("tools.")} <= SHARED_TOOLS
 
 
 def test_each_part_is_read_by_few():
@@ -239,7 +262,7 @@ def test_a_config_is_only_a_config(name):
 
 
 def test_a_wrong_command_line_is_answered_before_jax_loads():
-    at_once = {name: imported(iter(tree.body)) for name, tree in TREES.items()}
+    at_once = {name: imported(name, iter(tree.body)) for name, tree in TREES.items()}
     assert not top_names(reach("xpo_jax.main", at_once)) & {"jax", "flax", "transformers", "datasets"}
 
 
@@ -391,6 +414,7 @@ def test_named_command_exists():
         for name in SOURCES
         if name.endswith("__main__") or not is_package(name)
     }
+    run |= {f"xpo_jax.{name.removesuffix('.__main__')}" for name in SHARED_TOOLS if name != "tools.cli"}
     assert {name: modules - run for name, modules in commands.items() if modules - run} == {}
 
 

@@ -1,4 +1,6 @@
-"""Command-line helpers shared by the tools: a strict argument parser, and errors as one line with an exit status."""
+"""Command-line helpers shared by the tools: a strict argument parser, help that names the command as it was called, and
+errors as one line with an exit status.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +15,18 @@ from xpo_jax.io import streams
 from xpo_jax.io.text import error_line
 from xpo_jax.io.user_paths import expand
 
+_IN_A_CLONE = "tools"
+
 
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser that raises ValueError for wrong arguments, and accepts no abbreviated flags."""
 
     def __init__(self, *, prog: str, description: str | None, usage: str | None = None):
-        """Show `description` as it is laid out."""
+        """Show `description` as it is laid out, and name the tools `as_called`."""
         super().__init__(
-            prog=prog,
-            usage=usage,
-            description=description,
+            prog=as_called(prog),
+            usage=usage and as_called(usage),
+            description=description and as_called(description),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
@@ -30,6 +34,17 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise ValueError instead of printing the usage and exiting."""
         raise ValueError(f"{message}; --help shows examples")
+
+
+def as_called(text: str) -> str:
+    """Return a help text that names the tools the way this one was called.
+
+    Args:
+      text: names them as in a clone. A console script is xpo- and the name; without a clone, the module is in
+        xpo_jax.tools.
+    """
+    script = Path(sys.argv[0]).name.startswith("xpo-")
+    return text.replace(f"python -m {_IN_A_CLONE}.", "xpo-" if script else f"python -m {__package__}.")
 
 
 def path_argument(text: str) -> Path:

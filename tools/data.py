@@ -8,12 +8,12 @@ batches per second after that; and the peak memory of the process before and aft
 JSON object.
 
 Examples:
-  python -m tools.data --config=configs/paraphrase.py
+  python -m tools.data --config=paraphrase
   python -m tools.data --config=my_config.py --config.data.train=large.jsonl --batches=1000
 
 Exit status: 0 done, 2 invalid input (one line on stderr explains), 130 interrupted.
 
-Left out on purpose: the judge's check of a prompt, which `tools.judge` and the start of a run make.
+Left out on purpose: the judge's check of a prompt, which `python -m tools.judge` and the start of a run make.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ import sys
 import time
 from collections.abc import Sequence
 
-from tools.cli import Parser, exit_status
 from xpo_jax.algorithm.sampling import Sampling
 from xpo_jax.config import loader as configs
 from xpo_jax.config import settings
@@ -32,6 +31,8 @@ from xpo_jax.io.streams import print_json
 from xpo_jax.io.text import visible
 from xpo_jax.models.hf import hub, model_folder
 from xpo_jax.reporting.console import field_table, text_table
+
+from .cli import Parser, exit_status
 
 
 def peak_mib() -> int:
@@ -96,10 +97,11 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Check a config's data; return the exit status."""
+    argv = sys.argv[1:] if argv is None else argv
     return exit_status("data", lambda: run(argv))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -17,7 +17,7 @@ order changed the verdict; how often the verdict is the gold one, with and witho
 last line is one JSON object.
 
 Examples:
-  python -m tools.judge --config=configs/paraphrase.py comparisons.jsonl
+  python -m tools.judge --config=paraphrase comparisons.jsonl
   python -m tools.judge --config=my_config.py --config.judge.temperature=0.5 --rows=100 comparisons.jsonl
   python -m tools.judge --config=my_config.py --once comparisons.jsonl
 
@@ -34,7 +34,6 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from tools.cli import Parser, exit_status
 from xpo_jax.algorithm.model_spec import compute_dtype
 from xpo_jax.config import loader as configs
 from xpo_jax.config import settings
@@ -50,6 +49,8 @@ from xpo_jax.models.hf import hub, model_folder
 from xpo_jax.reporting.console import text_table
 from xpo_jax.runtime import sharding
 from xpo_jax.values import Comparison, Message
+
+from .cli import Parser, as_called, exit_status
 
 NAMES = {1.0: "A", 0.5: "tie", 0.0: "B"}
 
@@ -225,13 +226,14 @@ def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     return tool, config
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool and return its exit status."""
+    argv = sys.argv[1:] if argv is None else argv
     if {"-h", "--help"} & set(argv):
-        print(__doc__)
+        print(as_called(__doc__))
         return 0
     return exit_status("judge", lambda: run(argv))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

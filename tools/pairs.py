@@ -34,7 +34,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tools.cli import Parser, exit_status, path_argument
 from xpo_jax.data import preferences
 from xpo_jax.data.offline_pairs import log_files
 from xpo_jax.data.pairs_log import read_pairs
@@ -42,6 +41,8 @@ from xpo_jax.data.sources import read_rows
 from xpo_jax.io.files import atomic_write, to_json
 from xpo_jax.io.streams import print_json
 from xpo_jax.models.hf import hub, model_folder
+
+from .cli import Parser, exit_status, path_argument
 
 
 def preference(record: Mapping[str, Any]) -> dict[str, Any] | str:
@@ -95,10 +96,11 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Convert; return the exit status."""
+    argv = sys.argv[1:] if argv is None else argv
     return exit_status("pairs", lambda: run(argv))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

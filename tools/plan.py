@@ -9,10 +9,10 @@ Prompts are assumed as long as the last bucket, responses as long as max_new_tok
 tries changes one by one and combined until it does.
 
 Examples:
-  python -m tools.plan --config=configs/paraphrase.py
-  python -m tools.plan --config=configs/paraphrase.py --model_config=Qwen2.5-7B --devices=8 --device=h100-80gb \\
+  python -m tools.plan --config=paraphrase
+  python -m tools.plan --config=paraphrase --model_config=Qwen2.5-7B --devices=8 --device=h100-80gb \\
     --config.mesh.fsdp=8
-  python -m tools.plan --config=configs/paraphrase.py --model_config=path/to/config.json --memory=24GiB
+  python -m tools.plan --config=paraphrase --model_config=path/to/config.json --memory=24GiB
   python -m tools.plan --config=runs/paraphrase/config.json --devices=16 --memory=80GB \\
     --peak_flops=989e12 --bandwidth=3.35e12
 
@@ -28,12 +28,13 @@ from typing import Any
 
 import numpy as np
 
-from tools.cli import Parser, exit_status
-from tools.planner import estimate, work
-from tools.planner.fit import Change, Source, enough_devices, remedies, setup
-from tools.planner.hardware import DEVICES, Device
 from xpo_jax.config import loader as configs
 from xpo_jax.reporting.console import field_table, text_table
+
+from .cli import Parser, exit_status
+from .planner import estimate, work
+from .planner.fit import Change, Source, enough_devices, remedies, setup
+from .planner.hardware import DEVICES, Device
 
 GIB = 2**30
 
@@ -191,10 +192,11 @@ def plan(source: Source, device: Device) -> int:
     return int(0 < device.memory < estimate.peak(phases)[1])
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Plan; return the exit status."""
+    argv = sys.argv[1:] if argv is None else argv
     return exit_status("plan", lambda: plan(*parse(argv)))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -24,13 +24,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tools.cli import Parser, exit_status, path_argument
 from xpo_jax.io.files import atomic_write
 from xpo_jax.io.streams import print_json
 from xpo_jax.reporting import report
 from xpo_jax.reporting.console import text_table
 from xpo_jax.reporting.html import render, table
 from xpo_jax.reporting.run_reader import Run, interval, read
+
+from .cli import Parser, as_called, exit_status, path_argument
 
 HEADS = (
     "run",
@@ -114,10 +115,11 @@ def run(argv: Sequence[str]) -> dict[str, Any]:
     return {"runs": list(map(_summary, runs)), "report": options.out and str(options.out)}
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool and return its exit status."""
+    argv = sys.argv[1:] if argv is None else argv
     if {"-h", "--help"} & set(argv):
-        print(__doc__)
+        print(as_called(__doc__))
         return 0
 
     def print_result() -> int:
@@ -128,4 +130,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -10,8 +10,8 @@ It can be stopped at any time: running runs save their step. The same command ag
 interrupted ones and retries failed ones; when nothing is left to run, it prints the table.
 
 Examples:
-  python -m tools.sweep tools/sweeps/embedded.json --list
-  python -m tools.sweep tools/sweeps/embedded.json --jobs=2 --json=build/embedded.json
+  python -m tools.sweep mine.json --list
+  python -m tools.sweep mine.json --jobs=2 --json=results.json
   python -m tools.sweep mine.json --runs=runs/mine --markdown > mine.md
 
   --jobs=N     concurrent runs (1), each on its own part of this machine's cores; leave it at 1 on an accelerator
@@ -35,12 +35,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from tools.cli import Parser, exit_status, path_argument
-from tools.sweeps.schedule import Ended, Planned, Result, check, plan, read_result, total
-from tools.sweeps.spec import Sweep, read
-from tools.sweeps.table import as_json, tables
 from xpo_jax.io.files import atomic_write, to_json
 from xpo_jax.reporting.console import text_table
+
+from .cli import Parser, as_called, exit_status, path_argument
+from .sweeps.schedule import Ended, Planned, Result, check, plan, read_result, total
+from .sweeps.spec import Sweep, read
+from .sweeps.table import as_json, tables
 
 _POLL_SECONDS = 0.2
 
@@ -253,10 +254,11 @@ def run(argv: Sequence[str]) -> int:
     return int(bool(failures))
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run a sweep; return the exit status."""
+    argv = sys.argv[1:] if argv is None else argv
     if {"-h", "--help"} & set(argv):
-        print(__doc__)
+        print(as_called(__doc__))
         return 0
     for number in (signal.SIGTERM, signal.SIGHUP):  # like Ctrl-C; what nohup ignores stays ignored
         if signal.getsignal(number) is not signal.SIG_IGN:
@@ -265,4 +267,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""The command line: `python -m xpo_jax.main --config=configs/paraphrase.py`."""
+"""The command line: `python -m xpo_jax.main --config=configs/paraphrase.py`, or `xpo --config=paraphrase`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 from xpo_jax.config import loader as configs
+from xpo_jax.config import packaged
 from xpo_jax.io import streams
 from xpo_jax.io.text import error_line
 from xpo_jax.runtime import user_code
@@ -15,19 +17,23 @@ from xpo_jax.runtime import user_code
 HELP = """\
 Steer a language model towards what a judge prefers, with Exploratory Preference Optimization.
 
+  python -m xpo_jax.main --config=NAME[:ARGUMENT] [--config.FIELD=VALUE ...]
   python -m xpo_jax.main --config=FILE[:ARGUMENT] [--config.FIELD=VALUE ...]
 
 Examples:
-  python -m xpo_jax.main --config=configs/paraphrase.py
-  python -m xpo_jax.main --config=configs/paraphrase.py --config.seed=1 --config.run_dir=runs/seed_1
-  python -m xpo_jax.main --config=configs/paraphrase.py --config.loss.alpha=0.0 --config.loss.second_candidate=policy
+  python -m xpo_jax.main --config=paraphrase
+  python -m xpo_jax.main --config=paraphrase --config.seed=1 --config.run_dir=runs/seed_1
+  python -m xpo_jax.main --config=paraphrase --config.loss.alpha=0.0 --config.loss.second_candidate=policy
+  python -m xpo_jax.main --config=my_config.py
   python -m xpo_jax.main --config=runs/paraphrase/config.json --config.run_dir=runs/again
 
 Running the same command again resumes an interrupted run from its last checkpoint. Its config may differ in steps,
 evaluation, logging, checkpoint, mesh and limits; --accept-changes resumes it with any other change, too.
 --profile writes a trace of two steps into the run directory's profile/, for TensorBoard or ui.perfetto.dev.
 
-FILE is a Python file with get_config(argument), where comments document the fields, or the config.json of a run.
+NAME is one of the packaged configs, whose comments document the fields. They are in {folder}:
+{configs}
+FILE is a config of your own, a Python file with get_config(argument), or the config.json of a run.
 Progress goes to standard error. The last line on standard output is one JSON object with the result.
 
 Exit status:
@@ -39,17 +45,24 @@ Exit status:
             interrupted by SIGHUP, SIGINT or SIGTERM; the current step is saved"""
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run one experiment and return the exit status, which does not depend on whether its output can be written."""
     with streams.protected():
-        return _main(argv)
+        return _main(sys.argv[1:] if argv is None else argv)
+
+
+def help_text() -> str:
+    """Return the help with the packaged configs, and with the command as it was called."""
+    listed = "\n".join(f"  {name:12} {summary}" for name, summary in packaged.summaries().items())
+    text = HELP.format(folder=packaged.folder(), configs=listed)
+    return text.replace("python -m xpo_jax.main", "xpo") if Path(sys.argv[0]).name == "xpo" else text
 
 
 def _main(argv: Sequence[str]) -> int:
     try:
         arguments = configs.split_argv(argv)
         if arguments.help or arguments.spec is None:
-            print(HELP)
+            print(help_text())
             return 0
         config = configs.load(arguments.spec, arguments.overrides)
     except ValueError as error:
@@ -107,4 +120,4 @@ def _refused(error: Exception) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -35,8 +35,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
-from tools.chat.model import Chat
-from tools.cli import Parser, exit_status, path_argument
 from xpo_jax.algorithm.sampling import Sampling
 from xpo_jax.data import conversations, templates, validate
 from xpo_jax.data.rows import DataError, Prompt, Row
@@ -45,6 +43,9 @@ from xpo_jax.io.files import append_whole, to_json
 from xpo_jax.io.text import visible
 from xpo_jax.reporting.summary import progress
 from xpo_jax.values import Message
+
+from ..cli import Parser, exit_status, path_argument
+from .model import Chat
 
 EMBEDDED_TEMPLATE = "<pphr_input>{input}</pphr_input>"
 # from Qwen2.5's generation_config.json; max_new_tokens leaves room for a prompt in the embedded model's context
@@ -190,10 +191,11 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Chat; return the exit status."""
+    argv = sys.argv[1:] if argv is None else argv
     return exit_status("chat", lambda: run(parse(argv)))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

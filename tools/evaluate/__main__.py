@@ -6,9 +6,9 @@
 Judge, held-out prompts, sampling and number of samples are those of the config (`judge`, `judging`, `data`,
 `sampling`, `evaluation`). POLICY and REFERENCE are folders, hub names or "embedded", with the same architecture and
 tokenizer; REFERENCE defaults to the config's model.path. To compare models of different kinds, write their answers to
-files with tools.chat. Each row of such a file holds the prompt and a text "answer"; several rows with the same prompt
-are several answers, and each is compared with each answer in the other file. Prompts that only one file answers are
-left out and counted.
+files with `python -m tools.chat`. Each row of such a file holds the prompt and a text "answer"; several rows with the
+same prompt are several answers, and each is compared with each answer in the other file. Prompts that only one file
+answers are left out and counted.
 
 It prints the win rate of the first against the second with its interval over prompts, the length-controlled win rate,
 lengths, variety, the parts that the judge reports of answers (such as valid and copy), and for models KL and entropy;
@@ -16,9 +16,9 @@ docs/evaluation.md explains each. The last line is one JSON object. --out gets o
 judge's verdict, reason and scores.
 
 Examples:
-  python -m tools.evaluate --config=configs/paraphrase.py runs/paraphrase/export
-  python -m tools.evaluate --config=configs/paraphrase.py --config.evaluation.prompts=200 runs/a/export runs/b/export
-  python -m tools.evaluate --config=configs/paraphrase.py --answers mine.jsonl theirs.jsonl --out=judged.jsonl
+  python -m tools.evaluate --config=paraphrase runs/paraphrase/export
+  python -m tools.evaluate --config=paraphrase --config.evaluation.prompts=200 runs/a/export runs/b/export
+  python -m tools.evaluate --config=paraphrase --answers mine.jsonl theirs.jsonl --out=judged.jsonl
 
 Exit status: 0 done, 2 invalid input (one line explains), 130 interrupted.
 
@@ -33,9 +33,6 @@ from functools import partial
 
 from ml_collections import ConfigDict
 
-from tools.cli import Parser, exit_status, path_argument
-from tools.evaluate.answers import Findings, Rows, compare_answers, flat
-from tools.judge import split_arguments
 from xpo_jax.config import loader as configs
 from xpo_jax.evaluation.statistics import Rate
 from xpo_jax.experiment.setup import make_evaluator, prepare
@@ -45,6 +42,10 @@ from xpo_jax.judges import contract
 from xpo_jax.models.hf import hub, model_folder
 from xpo_jax.reporting.console import text_table
 from xpo_jax.reporting.summary import progress
+
+from ..cli import Parser, as_called, exit_status, path_argument
+from ..judge import split_arguments
+from .answers import Findings, Rows, compare_answers, flat
 
 # ---- two models -------------------------------------------------------------------------------------
 
@@ -152,10 +153,11 @@ def run(argv: Sequence[str]) -> Findings:
     return findings
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Compare; return the exit status."""
+    argv = sys.argv[1:] if argv is None else argv
     if {"-h", "--help"} & set(argv):
-        print(__doc__)
+        print(as_called(__doc__))
         return 0
 
     def run_and_print() -> int:
@@ -166,4 +168,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

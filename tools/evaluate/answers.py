@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from tools.judge import load_judge
 from xpo_jax.config import loader as configs
 from xpo_jax.config import settings
 from xpo_jax.data.answer_files import Answered, read_answers
@@ -20,6 +19,8 @@ from xpo_jax.judges import ask, contract, limits
 from xpo_jax.reporting.summary import progress
 from xpo_jax.runtime.rng import Stream
 from xpo_jax.values import Prompts
+
+from ..judge import load_judge
 
 BATCH = 64  # comparisons per call of the judge
 Findings = dict[str, Any]  # what is printed, by name

@@ -17,8 +17,6 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType
 from ml_collections import ConfigDict
 
-from tools.planner import estimate
-from tools.planner.hardware import SIZES, size_of
 from xpo_jax.algorithm.optimizer import make_optimizer
 from xpo_jax.algorithm.sampling import Sampling
 from xpo_jax.config import loader as configs
@@ -31,6 +29,9 @@ from xpo_jax.models.hf import model_folder
 from xpo_jax.models.layers import KEY_VALUES
 from xpo_jax.models.registry import family
 from xpo_jax.runtime import sharding
+
+from . import estimate
+from .hardware import SIZES, size_of
 
 MOST_DEVICES = 4096  # limit of the search for enough devices
 Change = tuple[str, ...]  # overrides that are made together: ("mesh.fsdp=4", "mesh.data=-1")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 
-from tools.planner import estimate
 from xpo_jax.models.family import ModelConfig
+
+from . import estimate
 
 
 def forward_flops(model: ModelConfig, tokens: int, pairs: int, logits: int) -> int:

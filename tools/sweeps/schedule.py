@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tools.sweeps.spec import Arm, Sweep
 from xpo_jax.algorithm.optimizer import make_optimizer
 from xpo_jax.algorithm.sampling import Sampling
 from xpo_jax.config import loader as configs
@@ -20,6 +19,8 @@ from xpo_jax.config.loss import make_loss
 from xpo_jax.data.prompts import load_prompts
 from xpo_jax.experiment import config_changes, judge_factory
 from xpo_jax.reporting.run_reader import read as read_run
+
+from .spec import Arm, Sweep
 
 Result = Mapping[str, Any]
 Ended = Mapping[Path, Result | None]  # by run_dir; None: failed

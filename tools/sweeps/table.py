@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tools.intervals import Mean, t_interval
-from tools.sweeps.schedule import Ended, Result, chosen, run_dir, tuning
-from tools.sweeps.spec import Arm, Sweep
 from xpo_jax.io.text import markdown_table
 from xpo_jax.reporting.console import text_table
+
+from ..intervals import Mean, t_interval
+from .schedule import Ended, Result, chosen, run_dir, tuning
+from .spec import Arm, Sweep
 
 # columns of means without an interval: {column: name in result.json}
 MEANS = {

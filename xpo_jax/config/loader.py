@@ -1,8 +1,8 @@
 """Load a config, override its fields, write it and compare it; all that other modules use of configs.
 
-A config file is Python with `get_config(arg)` that returns a ConfigDict, or the JSON of a run directory. Each group of
-it (`loss`, `data`, `judge`, ...) is the keyword arguments of one factory; `check`, `build`, `resolve` and `schedule`,
-which check a group against its factory, come from schema.py.
+A config file is Python with `get_config(arg)` that returns a ConfigDict, or the JSON of a run directory; packaged.py
+finds the file of a bare name. Each group of a config (`loss`, `data`, `judge`, ...) is the keyword arguments of one
+factory; `check`, `build`, `resolve` and `schedule`, which check a group against its factory, come from schema.py.
 
 Left out on purpose: defaults (every field is in the config), field types that JSON lacks, and includes (a config is
 Python and can import). Variables in paths are replaced where a path is used, so that config.json has what was written.
@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from xpo_jax.config import packaged
 from xpo_jax.config.overrides import leaves, override
 from xpo_jax.config.schema import (
     ConfigError,
@@ -99,7 +100,7 @@ def split_argv(argv: Sequence[str]) -> Arguments:
         else:
             spec = value
     if spec is None:
-        raise ConfigError(f"{_FLAG} is missing; for example {_FLAG}=configs/paraphrase.py")
+        raise ConfigError(f"{_FLAG} is missing; for example {_FLAG}=paraphrase")
     return Arguments(spec, tuple(overrides), False, accept_changes)
 
 
@@ -107,7 +108,8 @@ def load(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
     """Load a config and apply overrides.
 
     Args:
-      spec: `path.py` or `path.py:arg` (calls get_config(None) or get_config(arg)), or `path.json`.
+      spec: `path.py` or `path.py:arg` (calls get_config(None) or get_config(arg)), `path.json`, or `name` or
+        `name:arg` of a packaged config.
       overrides: `loss.alpha=1e-4`; the text is read as the type of the present value. "None" is None
         everywhere, a list is `64,128` or `[64, 128]`, and a schedule may replace a number and vice versa.
 
@@ -117,18 +119,20 @@ def load(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
     Raises:
       ConfigError: one line with the file or the field.
     """
-    path, colon, arg = spec.partition(".py:")
-    path = expand(path)
-    if colon:
-        if not arg:
-            raise ConfigError(f"{spec}: nothing follows the colon; leave it out or name an argument")
-        config = _from_python(path + ".py", arg)
-    elif spec.endswith(".py"):
-        config = _from_python(path, None)
-    elif spec.endswith(".json"):
+    named = packaged.is_name(spec)
+    path, colon, arg = spec.partition(":" if named else ".py:")
+    if colon and not arg:
+        raise ConfigError(f"{spec}: nothing follows the colon; leave it out or name an argument")
+    path = packaged.file(path) if named else expand(path + colon.removesuffix(":"))
+    if path.endswith(".py"):
+        config = _from_python(path, arg or None)
+    elif path.endswith(".json"):
         config = _from_json(path)
     else:
-        raise ConfigError(f"{spec}: a config is a .py file (or file.py:argument) or a .json file")
+        raise ConfigError(
+            f"{spec}: a config is a .py file (or file.py:argument) or a .json file, or the name of a packaged one:"
+            f" {', '.join(packaged.names())}"
+        )
     for assignment in overrides:
         override(config, assignment)
     return ConfigDict(plain(config, "")).lock()

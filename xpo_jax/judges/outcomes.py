@@ -33,11 +33,11 @@ _CAUSES = {
     ),
     "flipped": (
         "the judge changed its mind with the order shown",
-        "use a judge that reads both answers, and try it with python -m tools.judge",
+        "use a judge that reads both answers, and try it with python -m xpo_jax.tools.judge",
     ),
     "tied": (
         "the judge called it a tie",
-        "try the judge on such answers with python -m tools.judge",
+        "try the judge on such answers with python -m xpo_jax.tools.judge",
     ),
     "failed": ("the judge gave no verdict", "read `failure` in pairs.jsonl, and fix the judge"),
 }
@@ -94,7 +94,7 @@ def problem(outcomes: Outcomes) -> str:
         letter = "A" if letter_a else "B"
         return (
             f"the judge preferred the answer shown as {letter} in all of {judged} comparisons, whichever answer that"
-            " was; fix the judge, and try it with python -m tools.judge"
+            " was; fix the judge, and try it with python -m xpo_jax.tools.judge"
         )
     return ""
 

@@ -85,8 +85,8 @@ def out_of_memory(error: BaseException, what: str, program: str | None = None) -
     size = f", {int(number[1]) / 1e9:,.2f} GB" if number else ""
     remedy = _REMEDIES.get(program or "", _FEWER_DEVICES_HOLD_IT)
     return (
-        f"out of device memory while {what} ({_shown(error)}{size}); {remedy}; `python -m tools.plan` shows what a"
-        " config needs"
+        f"out of device memory while {what} ({_shown(error)}{size}); {remedy}; `python -m xpo_jax.tools.plan` shows"
+        " what a config needs"
     )
 
 
