@@ -1,5 +1,6 @@
 """What a run read: whatever the config names by path or import is compared when the run resumes."""
 
+import itertools
 import json
 import shutil
 import sys
@@ -48,6 +49,16 @@ def test_of_files_depends_on_names_and_not_on_order(tmp_path):
         (tmp_path / name).write_text("same")
     a, b, c = (tmp_path / name for name in "abc")
     assert fingerprints.of_files([a, b]) == fingerprints.of_files([b, a]) != fingerprints.of_files([a, c])
+
+
+def test_of_files_of_one_name_in_any_order_have_one_fingerprint(tmp_path):
+    """A judge's package has an __init__.py in each folder, and a set of paths has another order in every process."""
+    paths = [tmp_path / folder / "__init__.py" for folder in "abc"]
+    for number, path in enumerate(paths):
+        path.parent.mkdir()
+        path.write_text(f"NUMBER = {number}\n")
+    orders = itertools.permutations(paths)
+    assert len({fingerprints.of_files(order) for order in orders}) == 1
 
 
 # ---- the run's inputs -------------------------------------------------------------------------------

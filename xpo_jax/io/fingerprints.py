@@ -32,10 +32,14 @@ def of_file(path: Path) -> str:
 
 
 def of_files(paths: Iterable[Path]) -> str:
-    """Return a SHA-256 of the names and fingerprints of files, in the order of their names."""
+    """Return a SHA-256 of the names and fingerprints of files, in the order of their names.
+
+    Files of one name, such as the __init__.py of several packages, are in the order of their fingerprints, so that
+    neither the order of the paths nor the folders matter.
+    """
     digest = hashlib.sha256()
-    for path in sorted(paths, key=lambda path: path.name):
-        digest.update(f"{path.name} {of_file(path)}\n".encode())
+    for name, content in sorted((path.name, of_file(path)) for path in paths):
+        digest.update(f"{name} {content}\n".encode())
     return digest.hexdigest()
 
 
