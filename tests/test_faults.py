@@ -3,24 +3,29 @@
 `python -m tools.faults` injects all of them; docs/reliability.md states what is promised.
 """
 
+import contextlib
 import dataclasses
-import json
+import os
 import re
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from configs.paraphrase import get_config
 from tools import torture
 from tools.faults import __main__ as faults
-from tools.faults import config_cases
+from tools.faults import inject, user_cases
 from tools.faults.cases import CASES, Planted, full_pairs_log, same_again
-from tools.faults.checkpoint_cases import flip
-from tools.faults.tiny_run import ROOT, STEPS, Runs, differences
+from tools.faults.checkpoint_cases import NEWEST, flip
+from tools.faults.plans import END, START, NotStruck, Plan
+from tools.faults.tiny_run import ROOT, Runs, differences
+from xpo_jax.experiment.session import Session
 
-SENTINEL = "sentinel-4711"
+SENTINEL = "-".join(("sentinel", "4711"))  # environment.json has the diff of this file
 SECRETS = ("OPENAI_API_KEY", "HF_TOKEN", "JUDGE_PASSWORD", "http_proxy")
-assert config_cases  # importing it registers its cases
+assert user_cases  # importing it registers its cases, and those of the modules before it
 
 
 @pytest.fixture(scope="module")
@@ -40,17 +45,17 @@ def test_run_directory_holds_no_secret_of_the_environment(runs):
     assert [path for path in files if SENTINEL.encode() in path.read_bytes()] == []
 
 
-# The call that a fault hits depends on how far the run got before.
+# Each fault strikes in the first step that the run makes after the fault before it, or in its own.
 CHAIN = [
     ("kill -9 while compiling", {}),
-    ("judge raises", {"call": 3}),  # after two calls of the evaluation at the start
-    ("SIGTERM while judging", {"call": 1, "message": "after step 1 of 6, which is saved"}),
-    ("disk full in the pairs log", {"call": 1}),
-    ("SIGINT while sampling", {"call": 3, "message": "after step 2 of 6, which is saved"}),
+    ("judge raises", {"step": 1}),
+    ("SIGTERM while judging", {"step": 1, "message": "after step 1 of 6, which is saved"}),
+    ("disk full in the pairs log", {"step": 2}),
+    ("SIGINT while sampling", {"step": 2, "message": "after step 2 of 6, which is saved"}),
     ("checkpoint with a flipped bit", {}),
     ("kill -9 during its asynchronous commit", {"message": r"checkpoint 2 is passed over: .* is damaged"}),
     ("kill -9 during the manifest", {}),
-    ("kill -9 while updating", {"call": 2}),
+    ("kill -9 while updating", {"step": 4}),
     ("kill -9 while exporting", {}),
     ("kill -9 before the export is in its place", {}),
 ]
@@ -62,8 +67,10 @@ def test_a_dozen_faults_one_after_the_other_leave_no_trace(runs):
         if name == "checkpoint with a flipped bit":
             flip(runs.path("chain") / "checkpoints")
             continue
-        fault = full_pairs_log(runs, 1, 0.3) if name == "disk full in the pairs log" else CASES[name]
-        dataclasses.replace(fault, **changes).fault(runs, "chain")
+        fault = full_pairs_log(runs, 2, 0.3) if name == "disk full in the pairs log" else CASES[name]
+        plan = dataclasses.replace(fault.plan, step=changes.get("step", fault.plan.step))
+        message = changes.get("message", fault.message)
+        dataclasses.replace(fault, plan=plan, message=message).fault(runs, "chain")
     assert same_again(runs, "chain") == "bit-equal after the same command again"
 
 
@@ -81,6 +88,118 @@ def test_random_kills_lose_nothing(runs):
 @pytest.mark.parametrize("name", CASES)
 def test_every_fault(runs, name):
     assert faults.try_one(runs, name)[0], name
+
+
+# ---- where a fault strikes, and the proof that it did -----------------------------------------------
+
+
+def plan_of(step, at="program sample", **changes):
+    return Plan(**{"at": at, "step": step, "do": "raise", **changes})
+
+
+@pytest.mark.parametrize(
+    ("plan", "strikes"),
+    [
+        (plan_of(START), [START]),
+        (plan_of(2), [2]),
+        (plan_of(2, call=2), [2]),
+        (plan_of((1, 3)), [1, 3]),
+        (plan_of((START, 2, END), call=None), [START, START, START, 2, 2, END, END]),
+        (plan_of(None, "rename checkpoints/4/state$"), [START]),  # any: its path has the step
+    ],
+)
+def test_injector_strikes_in_the_planned_steps_only(plan, strikes, monkeypatch, capfd):
+    """A run makes three calls before its first step, two in each step and two after the last."""
+    profiler = SimpleNamespace(_profiler=SimpleNamespace(at=lambda done: None))
+    monkeypatch.setattr(Session, "begin_step", Session.begin_step)
+    monkeypatch.setattr(Session, "end", lambda self, state, done: {"steps": done})
+    injector, struck = inject.Injector(plan), []
+    inject.follow_steps(injector)
+
+    def call(times):
+        struck.extend(injector.step for _ in range(times) if injector.due())
+
+    call(3)
+    for done in range(3):
+        Session.begin_step(profiler, done)
+        call(2)
+    assert Session.end(profiler, None, 3) == {"steps": 3}
+    call(2)
+    assert struck == strikes
+    err = capfd.readouterr().err
+    assert err.splitlines() == [plan.line(step) for step in dict.fromkeys(strikes)]  # one line for each step
+    plan.require_struck(err)
+
+
+def test_injector_strikes_the_named_program_only(capfd):
+    injector, called = inject.Injector(plan_of(START, "program score")), []
+    program = inject._wrapped(injector, lambda self: called.append(self.name), "score")
+    program(SimpleNamespace(name="sample"))
+    with pytest.raises(RuntimeError, match="an injected fault"):
+        program(SimpleNamespace(name="score"))
+    assert called == ["sample"]
+    assert capfd.readouterr().err == "injected: raise at program score before the first step\n"
+
+
+@pytest.mark.parametrize(
+    ("plan", "seen"),
+    [
+        (plan_of(3), ""),
+        (plan_of(3), plan_of(4).line(4)),
+        (plan_of(3), plan_of(3, "program score").line(3)),
+        (plan_of(3), plan_of(3, do="hang").line(3)),
+        (plan_of(3), plan_of(33).line(33)),
+        (plan_of((3, 4)), plan_of(3).line(3)),
+        (plan_of(None, "open checkpoints/4/state"), plan_of(4, "open checkpoints/2/state").line(4)),
+    ],
+)
+def test_plan_struck_elsewhere_or_nowhere_is_not_struck(plan, seen):
+    with pytest.raises(NotStruck, match="the fault was not struck: no 'injected: raise at "):
+        plan.require_struck(f"a line\n{seen}\nxpo_jax: ended\n")
+
+
+@pytest.mark.parametrize("step", [0, -1, "last", None, (), 2.0, True])
+def test_plan_without_a_step_is_refused(step):
+    with pytest.raises(ValueError, match=r"^(program sample|step)"):
+        plan_of(step)
+
+
+class Unharmed(Runs):
+    """Runs whose commands end well at once and change nothing: whatever a case does, no fault is struck."""
+
+    @contextlib.contextmanager
+    def started(self, *args, **options):
+        shown = '{"run_dir": "runs/unharmed"}'
+        process = SimpleNamespace(
+            communicate=lambda timeout: (shown, "a line\n"),
+            returncode=0,
+            pid=1,
+            wait=lambda: 0,
+            stderr=SimpleNamespace(readline=lambda: ""),
+        )
+        yield process
+
+
+@pytest.fixture(scope="module")
+def unharmed(runs, tmp_path_factory):
+    """Runs that are unharmed, with the run directories that cases share."""
+    unharmed = Unharmed(tmp_path_factory.mktemp("unharmed"))
+    for name in ("uninterrupted", "stopped", "three", "pair"):
+        shutil.copytree(runs.uninterrupted, unharmed.path(name))
+    checkpoints = unharmed.path("stopped") / "checkpoints"
+    (checkpoints / "6").rename(checkpoints / str(NEWEST))
+    unharmed.__dict__["uninterrupted"] = unharmed.path("uninterrupted")
+    return unharmed
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_case_whose_fault_is_not_struck_fails_and_says_so(unharmed, monkeypatch, name):
+    """Neither the planned faults nor what the case itself does to files and folders has any effect."""
+    monkeypatch.setattr(os, "truncate", lambda *_: None)
+    for change in ("write_bytes", "write_text", "unlink", "mkdir", "chmod"):
+        monkeypatch.setattr(Path, change, lambda *_, **__: None)
+    passed, outcome = faults.try_one(unharmed, name)
+    assert not passed and outcome.startswith("the fault was not struck: "), outcome
 
 
 # ---- what compares, and what shows ----------------------------------------------------------------
@@ -116,10 +235,13 @@ kill -9: while compiling, while sampling, while judging, while updating, before 
   after a checkpoint, during its asynchronous commit, during the manifest, while exporting
 SIGTERM: while sampling, while judging
 SIGINT: while sampling, while judging
+SIGHUP: while sampling, while judging, twice, that is ignored
+console: closed, gone
+input: changed
 disk full: in a checkpoint, in the pairs log, in the export
 checkpoint: with a flipped bit, with a truncated file, with a missing file, without a manifest,
   that is an empty folder, with a foreign file
-judge: raises, hangs, returns, always ties
+judge: raises, hangs, returns, always ties, edits what it is given
 NaN in: the loss, the gradient, all verdicts
 config changed in: allowed, a forbidden
 mesh: changed
@@ -136,17 +258,31 @@ def test_cases_cover_every_required_fault():
             assert any(name.startswith(f"{start} {end.strip(',')}") for name in CASES), f"{start} {end}"
 
 
-def test_reliability_page_every_promise_names_faults_or_tests_that_exist():
+def promises():
+    """Return the last cell of each row of the page's first table."""
     page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| (?!promise|status|\d).+ \| (.+) \|$", page, re.MULTILINE)
-    assert len(rows) > 10
-    for shown in rows:
+    return re.findall(r"^\| (?!promise|status|\d).+ \| (.+) \|$", page, re.MULTILINE)
+
+
+def names_case(name, case):
+    return name.removesuffix(" ...") in case
+
+
+def test_reliability_page_every_promise_names_faults_or_tests_that_exist():
+    assert len(promises()) > 20
+    for shown in promises():
         names = re.findall(r"`([^`]+)`", shown)
         files = re.findall(r"tests/\w+\.py", shown)
         assert names or files, shown
         for name in names:
-            assert name == "tools.torture" or any(name.removesuffix(" ...") in case for case in CASES), name
+            assert name == "tools.torture" or any(names_case(name, case) for case in CASES), name
         assert [file for file in files if not (ROOT / file).is_file()] == []
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_reliability_page_has_a_promise_for_every_fault(case):
+    names = [name for shown in promises() for name in re.findall(r"`([^`]+)`", shown)]
+    assert any(names_case(name, case) for name in names)
 
 
 def test_main_prints_a_row_per_fault_and_exits_1_on_failure(monkeypatch, capsys):
@@ -172,10 +308,8 @@ def test_run_dir_of_any_model_name_stays_in_runs(model):
     assert Path(get_config(model).run_dir).parent == Path("runs")
 
 
-def test_command_with_a_plan_passes_it_as_json(runs):
-    case = CASES["kill -9 while updating"]
-    assert isinstance(case, Planted)
-    assert (
-        json.loads(runs.command("x", (), {"at": case.at, "call": case.call, "do": case.do})[3])["call"] == 5
-    )
-    assert case.call < STEPS
+@pytest.mark.parametrize("name", [name for name in CASES if isinstance(CASES[name], Planted)])
+def test_command_with_a_plan_passes_it_as_json(unharmed, name):
+    plan = CASES[name].plan
+    command = unharmed.command("x", (), plan)
+    assert command[1:3] == ["-m", "tools.faults.inject"] and Plan.from_json(command[3]) == plan

@@ -1,13 +1,13 @@
 """Inject every fault that a run must survive into real runs, and show the outcome of each.
 
-    python -m tools.faults                     all faults, about ten minutes on two cores
+    python -m tools.faults                     all faults, about twenty minutes on two cores
     python -m tools.faults --list              their names
     python -m tools.faults --only=checkpoint   those whose name contains "checkpoint"
 
 Each fault hits the real command with a tiny model. The same command is then run again, and its results are compared
-bit for bit with those of an uninterrupted run: weights, metrics (without timings), pairs and samples. The last line
-is a summary. Exit status: 0 every fault had the outcome that docs/reliability.md promises, 1 some did not, 2 invalid
-input (one line explains).
+bit for bit with those of an uninterrupted run: weights, metrics (without timings), pairs and samples. A case fails,
+too, if its fault was not struck. The last line is a summary. Exit status: 0 every fault had the outcome that
+docs/reliability.md promises, 1 some did not, 2 invalid input (one line explains).
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tools.cli import Parser
-from tools.faults import cases, config_cases
+from tools.faults import cases, user_cases
 from tools.faults.tiny_run import Runs
 from xpo_jax.io.text import error_line
 from xpo_jax.reporting.console import progress
 
-assert config_cases  # importing it registers its cases
+assert user_cases  # importing it registers its cases, and those of the modules before it
 WIDTHS = (44, 64)  # characters of the columns "fault" and "outcome"
 
 

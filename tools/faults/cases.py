@@ -2,7 +2,8 @@
 
 A case takes the runs that cases share (`tiny_run.Runs`) and a name for its run directory. It returns the outcome in
 one line, and raises AssertionError if that is not the promised one: after the fault, the same command run again must
-end bit for bit like an uninterrupted run. __main__.py prints the outcomes as a table.
+end bit for bit like an uninterrupted run. It raises NotStruck if the fault did not happen at all: `Runs` checks every
+plan, a case that changes something from outside uses `plans.struck`. __main__.py prints the outcomes as a table.
 
 Left out on purpose: power cuts (files are flushed and synced, but nothing here cuts the power), and GPUs.
 """
@@ -16,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tools.faults.plans import END, START, Plan, Step
 from tools.faults.tiny_run import STEPS, Ended, Judge, Runs, differences, metrics
 from xpo_jax.checkpointing.checkpoint import Checkpoints
 from xpo_jax.experiment.run_recorder import RunRecorder
@@ -32,8 +34,6 @@ def call_of(function: Callable[..., Any]) -> str:
 
 
 JUDGE, SAVE = call_of(Judge.__call__), call_of(Checkpoints.save)
-# Starts the gradients and sums of an update, once per step; `accumulate` runs once per micro-batch.
-START_OF_UPDATE = "program zeros"
 
 
 def case(name: str) -> Callable[[Case], Case]:
@@ -88,24 +88,19 @@ class Planted:
     """A fault that is injected at a point of the run and ends it; a case.
 
     Args:
-      at, call, do: see `inject`.
+      plan: where it strikes.
       status: with which the run ends. message: a regex that its stderr matches.
       overrides: of the config.
     """
 
-    at: str
-    call: int
-    do: str
+    plan: Plan
     status: int
     message: str
     overrides: tuple[str, ...] = ()
 
     def fault(self, runs: Runs, name: str) -> str:
         """Run the command with the fault; return how it ended."""
-        ended = runs.run(name, self.overrides, {"at": self.at, "call": self.call, "do": self.do})
-        assert "injected: " in ended.err, (
-            f"call {self.call} of {self.at} was not reached: {ended.err[-1500:]}"
-        )
+        ended = runs.run(name, self.overrides, self.plan)
         return expect(ended, self.status, self.message).replace(f"{runs.path(name)}/", "")
 
     def __call__(self, runs: Runs, name: str) -> str:
@@ -113,59 +108,58 @@ class Planted:
         return f"{self.fault(runs, name)}; {same_again(runs, name, self.overrides)}"
 
 
-KILLS = {
-    "while compiling": ("compile", 3),
-    "while sampling": ("program sample", 10),
-    "while judging": (JUDGE, 5),
+def planted(at: str, step: Step | None, do: str, status: int, message: str, *overrides: str) -> Planted:
+    """Return the case of a fault that is struck at the first call of its point in a step."""
+    return Planted(Plan(at=at, step=step, do=do), status, message, overrides)
+
+
+KILLS: dict[str, tuple[str, Step | None]] = {
+    "while compiling": ("compile fingerprint", START),
+    "while sampling": ("program sample", 4),
+    "while judging": (JUDGE, 3),
     "while updating": ("program apply", 5),
-    "while an evaluation is written": ("rename evaluations/3.json$", 1),
-    "before a checkpoint is written": (SAVE, 2),
-    "while a checkpoint is written": ("open checkpoints/4/state", 2),
-    "during its asynchronous commit": ("rename checkpoints/4/state$", 1),
-    "during the manifest": ("rename checkpoints/4/manifest.sha256$", 1),
-    "after a checkpoint is written": ("remove checkpoints/2", 1),
-    "while an older one is removed": ("remove checkpoints/2", 2),
-    "while exporting": (r"open \.export\.partial/README", 1),
-    "before the export is in its place": ("rename /export$", 1),
-    "after the export": (r"open \.result\.json", 1),
+    "while an evaluation is written": ("rename evaluations/3.json$", 3),
+    "before a checkpoint is written": (SAVE, 4),
+    "while a checkpoint is written": ("open checkpoints/4/state.*/_METADATA$", None),
+    "during its asynchronous commit": ("rename checkpoints/4/state$", None),
+    "during the manifest": ("rename checkpoints/4/manifest.sha256$", None),
+    "after a checkpoint is written": ("remove checkpoints/2/manifest.sha256$", None),
+    "while an older one is removed": ("remove checkpoints/2$", None),
+    "while exporting": (r"open \.export\.partial/README", END),
+    "before the export is in its place": ("rename /export$", END),
+    "after the export": (r"open \.result\.json", END),
 }
-for _name, (_at, _call) in KILLS.items():
-    CASES[f"kill -9 {_name}"] = Planted(_at, _call, "SIGKILL", -9, "")
-for _signal, _status in (("SIGTERM", 143), ("SIGINT", 130)):
-    for _name, _at, _call in (("sampling", "program sample", 10), ("judging", JUDGE, 5)):
-        _message = rf"stopped by {_signal} after step \d of {STEPS}, which is saved"
-        CASES[f"{_signal} while {_name}"] = Planted(_at, _call, _signal, _status, _message)
-    CASES[f"{_signal} twice"] = Planted(
-        JUDGE, 5, f"{_signal} {_signal}", _status, f"{_signal} again: exiting at once"
-    )
-CASES["SIGHUP twice"] = Planted(  # of the terminal, and of its shell
-    JUDGE, 5, "SIGHUP SIGHUP", 129, rf"stopped by SIGHUP after step \d of {STEPS}, which is saved"
-)
+for _name, (_at, _step) in KILLS.items():
+    CASES[f"kill -9 {_name}"] = planted(_at, _step, "SIGKILL", -9, "")
+for _signal, _status in (("SIGTERM", 143), ("SIGINT", 130), ("SIGHUP", 129)):
+    for _name, _at, _after in (("sampling", "program sample", 4), ("judging", JUDGE, 3)):
+        _message = rf"stopped by {_signal} after step {_after} of {STEPS}, which is saved"
+        CASES[f"{_signal} while {_name}"] = planted(_at, _after, _signal, _status, _message)
+    if _signal != "SIGHUP":  # of which a terminal and its shell may send two
+        _message = f"{_signal} again: exiting at once"
+    CASES[f"{_signal} twice"] = planted(JUDGE, 3, f"{_signal} {_signal}", _status, _message)
 _no_verdict = "the judge gave no verdict on more than 50% of the pairs .* the last weights are in "
 CASES |= {
-    "SIGTERM while compiling": Planted("compile", 3, "SIGTERM", 143, "stopped by SIGTERM; run the same command"),
-    "disk full in a checkpoint": Planted(SAVE, 2, "full 200000", 2, r"checkpoints/\d: cannot be saved .*too large"),
-    "disk full in the export": Planted(call_of(model_folder.save), 1, "full 1000", 2, "export.*File too large"),
-    "judge raises": Planted(JUDGE, 5, "raise", 2, _no_verdict + "|an injected fault"),
-    "judge hangs": Planted(
-        JUDGE, 5, "hang", 124, f"step .* has taken more than {HANGS_SECONDS} s", (f"max_step_seconds={HANGS_SECONDS}",)
+    "SIGTERM while compiling": planted(
+        "compile fingerprint", START, "SIGTERM", 143, "stopped by SIGTERM; run the same command"
     ),
-    "judge returns prose": Planted(JUDGE, 5, 'answer "A is better"', 2, "A is better.*the last weights are in "),
-    "judge returns integers": Planted(JUDGE, 5, "answer 1", 2, "the int 1, which is refused.*the last weights are in "),
-    "NaN in all verdicts": Planted(JUDGE, 5, "answer NaN", 2, _no_verdict),
+    "disk full in a checkpoint": planted(SAVE, 4, "full 200000", 2, "checkpoints/4: cannot be saved .*too large"),
+    "disk full in the export": planted(call_of(model_folder.save), END, "full 1000", 2, "export.*File too large"),
+    "judge raises": planted(JUDGE, 3, "raise", 2, _no_verdict + "|an injected fault"),
+    "judge hangs": planted(
+        JUDGE, 3, "hang", 124, f"step 3 has taken more than {HANGS_SECONDS} s", f"max_step_seconds={HANGS_SECONDS}"
+    ),
+    "judge returns prose": planted(JUDGE, 3, 'answer "A is better"', 2, "A is better.*the last weights are in "),
+    "judge returns integers": planted(JUDGE, 3, "answer 1", 2, "the int 1, which is refused.*the last weights are in "),
+    "NaN in all verdicts": planted(JUDGE, 3, "answer NaN", 2, _no_verdict),
 }  # fmt: skip
 
 
-def full_pairs_log(runs: Runs, call: int, fraction: float) -> Planted:
+def full_pairs_log(runs: Runs, step: int, fraction: float) -> Planted:
     """Return a fault by which files cannot grow beyond a fraction of the final pairs log, most likely amid a record."""
     size = int((runs.uninterrupted / "pairs.jsonl").stat().st_size * fraction)
-    return Planted(
-        call_of(RunRecorder.write_pairs),
-        call,
-        f"full {size}",
-        2,
-        "pairs.jsonl: cannot be written .File too large",
-    )
+    message = "pairs.jsonl: cannot be written .File too large"
+    return planted(call_of(RunRecorder.write_pairs), step, f"full {size}", 2, message)
 
 
 @case("disk full in the pairs log")
@@ -174,10 +168,15 @@ def _(runs: Runs, name: str) -> str:
     return full_pairs_log(runs, 4, 0.6)(runs, name)
 
 
+def of_all_judgements(do: str) -> Plan:
+    """Return the plan that takes an action in every call of the judge, of the evaluation at the start and each step."""
+    return Plan(at=JUDGE, step=(START, *range(1, STEPS + 1)), do=do, call=None)
+
+
 @case("judge always ties")
 def _(runs: Runs, name: str) -> str:
     """Make every pair a tie, which is no fault: only the bonus acts."""
-    ended = runs.run(name, (), {"at": JUDGE, "call": 1, "do": 'answer "tie"', "times": 10**6})
+    ended = runs.run(name, (), of_all_judgements('answer "tie"'))
     outcome = expect(ended, 0, "")
     rows = metrics(runs.path(name))[1:]
     assert [row["judge/tie_rate"] for row in rows] == [1.0] * STEPS, "not all pairs are ties"
@@ -204,7 +203,7 @@ def _weights(run: Path) -> bytes:
 def _poisoned(output: int) -> Case:
     def run(runs: Runs, name: str) -> str:
         """Spoil the fourth and last update, which must leave the weights of the third."""
-        plan = {"at": START_OF_UPDATE, "call": 4, "do": f"nan {output}"}
+        plan = Plan(at="program accumulate", step=4, do=f"nan {output}")
         expect(runs.run(name, ["steps=4"], plan), 0, "")
         row = metrics(runs.path(name))[-1]
         assert row["step"] == 4 and row["skipped"] == 1, f"the skipped update is not counted: {row}"
@@ -221,7 +220,7 @@ CASES["NaN in the gradient"] = _poisoned(0)
 @case("NaN in the gradient, twice in a row")
 def _(runs: Runs, name: str) -> str:
     """With `max_skipped` 2, end the run, now and when it is repeated; the checkpoint holds the last good weights."""
-    plan = {"at": START_OF_UPDATE, "call": 4, "do": "nan 0", "times": 2}
+    plan = Plan(at="program accumulate", step=(4, 5), do="nan 0")
     message = "step 5: loss or gradient was not finite 2 times in a row"
     outcome = expect(runs.run(name, ["steps=5", "max_skipped=2"], plan), 2, message)
     expect(runs.run(name, ["steps=5", "max_skipped=2"]), 2, message)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tools.faults.cases import CASES, Case, expect, same
+from tools.faults.plans import Plan, struck
 from tools.faults.tiny_run import STEPS, Runs
 
 NEWEST = 5  # the last checkpoint of a stopped run, see `stopped`
@@ -15,7 +16,7 @@ NEWEST = 5  # the last checkpoint of a stopped run, see `stopped`
 def stopped(runs: Runs, name: str) -> Path:
     """Return a new directory of a run that was stopped after step 5; its checkpoints 4 and 5 are intact."""
     if not runs.path("stopped").exists():
-        plan = {"at": "program apply", "call": NEWEST, "do": "SIGTERM"}
+        plan = Plan(at="program apply", step=NEWEST, do="SIGTERM")
         expect(runs.run("stopped", (), plan), 143, f"after step {NEWEST} of {STEPS}, which is saved")
     return runs.copy("stopped", name)
 
@@ -62,11 +63,27 @@ def _foreign(checkpoints: Path) -> Path:
     return file
 
 
-def damaged(damage: Callable[[Path], Path]) -> Case:
-    """Return a case that damages the newest checkpoint between two commands."""
+def contents(folder: Path) -> dict[Path, bytes | None]:
+    """Return what each file below a folder holds; None for a folder."""
+    return {path: None if path.is_dir() else path.read_bytes() for path in folder.rglob("*")}
+
+
+def damaged(damage: Callable[[Path], Path], *, adds: bool = False) -> Case:
+    """Return a case that damages the newest checkpoint between two commands.
+
+    Args:
+      damage: does that to the folder of checkpoints, and returns the file that it has changed, removed or added.
+      adds: whether that file is a new one.
+    """
 
     def run(runs: Runs, name: str) -> str:
-        file = damage(stopped(runs, name) / "checkpoints")
+        checkpoints = stopped(runs, name) / "checkpoints"
+        before = contents(checkpoints)
+        file = damage(checkpoints)
+        after = contents(checkpoints)
+        struck((file in before) != adds, f"{file} was {'present already' if adds else 'absent'}")
+        absent = b"absent"
+        struck(before.get(file, absent) != after.get(file, absent), f"{file} is what it was")
         ended = runs.run(name)
         assert ended.status == 0, f"status {ended.status}, {ended.message or ended.err[-1500:]}"
         warning = next((line for line in ended.err.splitlines() if "is passed over" in line), "no warning")
@@ -82,6 +99,6 @@ CASES |= {
     "checkpoint with a truncated file": damaged(_truncate),
     "checkpoint with a missing file": damaged(_remove("")),
     "checkpoint without a manifest": damaged(_remove("manifest.sha256")),
-    "checkpoint that is an empty folder": damaged(_empty),
-    "checkpoint with a foreign file": damaged(_foreign),
+    "checkpoint that is an empty folder": damaged(_empty, adds=True),
+    "checkpoint with a foreign file": damaged(_foreign, adds=True),
 }

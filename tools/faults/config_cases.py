@@ -8,37 +8,69 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file
 
 from tools.faults.cases import JUDGE, call_of, case, expect, same, same_again
-from tools.faults.checkpoint_cases import NEWEST, stopped
+from tools.faults.checkpoint_cases import NEWEST, contents, stopped
+from tools.faults.plans import Plan, Step, struck
 from tools.faults.tiny_run import STEPS, Runs
 from xpo_jax.judges import ask
 
 # ---- config, mesh, processes ----------------------------------------------------------------------
 
 
+def recorded(run: Path, file: str) -> dict[str, Any]:
+    """Return what a JSON file of a run directory holds; nothing if it is absent."""
+    path = run / file
+    return dict(json.loads(path.read_bytes())) if path.is_file() else {}
+
+
+def _overrides(fields: Mapping[str, float]) -> list[str]:
+    return [f"{path}={value}" for path, value in fields.items()]
+
+
+def _values(run: Path, fields: Iterable[str]) -> dict[str, Any]:
+    """Return the values of fields in a run's config.json."""
+    values = {}
+    for path in fields:
+        value: Any = recorded(run, "config.json")
+        for part in path.split("."):
+            value = value.get(part, {})
+        values[path] = value
+    return values
+
+
 @case("config changed in allowed fields")
 def _(runs: Runs, name: str) -> str:
     """Resume with changed fields that affect neither training nor metrics."""
-    stopped(runs, name)
-    changed = [
-        "logging.table_every_steps=2",
-        "checkpoint.keep_last=3",
-        "max_skipped=7",
-        "max_step_seconds=900",
-    ]
-    return same_again(runs, name, changed)
+    run = stopped(runs, name)
+    changed = {
+        "logging.table_every_steps": 2,
+        "checkpoint.keep_last": 3,
+        "max_skipped": 7,
+        "max_step_seconds": 900,
+    }
+    before = _values(run, changed)
+    ended = runs.run(name, _overrides(changed))
+    after = _values(run, changed)
+    struck(all(before[path] != after[path] for path in changed), f"the run's fields are still among {before}")
+    assert after == changed, f"the run has other fields: {after}"
+    assert ended.status == 0, f"status {ended.status}, {ended.message or ended.err[-1500:]}"
+    return same(runs, name)
 
 
 @case("more steps than the run was made for")
 def _(runs: Runs, name: str) -> str:
     """Continue a finished run; its learning rate does not depend on the number of steps."""
     expect(runs.run(name, ["steps=3"]), 0, "")
+    struck(
+        recorded(runs.path(name), "result.json").get("steps") == 3, "the run has not ended after three steps"
+    )
     expect(runs.run(name), 0, "")
     assert _weights(runs.path(name)).keys() == _weights(runs.uninterrupted).keys()
     _equal(runs.path(name), runs.uninterrupted)
@@ -48,15 +80,15 @@ def _(runs: Runs, name: str) -> str:
 @case("config changed in a forbidden field")
 def _(runs: Runs, name: str) -> str:
     """Refuse changes with a diff, unless they are accepted; leave the directory unchanged."""
-    before = _content(stopped(runs, name))
-    changed = ["seed=4", "optimizer.learning_rate=0.02"]
+    changed = {"seed": 4, "optimizer.learning_rate": 0.02}
+    accepted = stopped(runs, f"{name}-accepted")
+    ended = runs.run(accepted.name, [*_overrides(changed), "--accept-changes"])
+    struck(_values(accepted, changed) == changed, f"the run's fields are {_values(accepted, changed)}")
+    before = contents(stopped(runs, name))
     message = r"another config \(optimizer.learning_rate: 0.01 there, 0.02 here; seed: 0 there, 4 here\)"
-    outcome = expect(runs.run(name, changed), 2, message)
-    assert _content(runs.path(name)) == before, "the directory was changed"
-    accepted = runs.copy(name, f"{name}-accepted")
-    outcome += (
-        f"; with --accept-changes: {expect(runs.run(accepted.name, [*changed, '--accept-changes']), 0, '')}"
-    )
+    outcome = expect(runs.run(name, _overrides(changed)), 2, message)
+    assert contents(runs.path(name)) == before, "the directory was changed"
+    outcome += f"; with --accept-changes: {expect(ended, 0, '')}"
     return f"{outcome.replace(str(runs.path(name)), name)}; {same_again(runs, name)}"
 
 
@@ -79,10 +111,14 @@ def _on_other_devices(runs: Runs, name: str, resume: Callable[[str, list[str]], 
 @case("mesh changed")
 def _(runs: Runs, name: str) -> str:
     """Resume on eight devices, split in three ways, instead of one."""
-    mesh = ["mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2"]
-    return _on_other_devices(
-        runs, name, lambda name, steps: expect(runs.run(name, [*mesh, *steps], devices=8), 0, "")
-    )
+    mesh = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
+
+    def split(name: str, steps: list[str]) -> None:
+        expect(runs.run(name, [*_overrides(mesh), *steps], devices=8), 0, "")
+        values = _values(runs.path(name), mesh)
+        struck(values == mesh, f"the run's fields are {values}")
+
+    return _on_other_devices(runs, name, split)
 
 
 @case("number of processes changed")
@@ -92,6 +128,8 @@ def _(runs: Runs, name: str) -> str:
     def both(name: str, steps: list[str]) -> None:
         for ended in runs.run_many(name, [None, None], steps):
             expect(ended, 0, "")
+        processes = recorded(runs.path(name), "environment.json").get("processes")
+        struck(processes == 2, f"the run had {processes} processes")
 
     return _on_other_devices(runs, name, both)
 
@@ -104,9 +142,11 @@ def _(runs: Runs, name: str) -> str:
     """Add not even a file to the directory."""
     folder = runs.path(name)
     folder.mkdir(parents=True)
-    (folder / "thesis.txt").write_text("years of work")
+    thesis = folder / "thesis.txt"
+    thesis.write_text("years of work")
+    struck(thesis.is_file(), f"{thesis} was not written")
     outcome = expect(runs.run(name), 2, "is not empty and not a run of xpo_jax .it holds thesis.txt.")
-    assert _content(folder) == {"thesis.txt": b"years of work"}, "something was written into it"
+    assert contents(folder) == {thesis: b"years of work"}, "something was written into it"
     return outcome.replace(str(folder), name)
 
 
@@ -120,6 +160,7 @@ def _(runs: Runs, name: str) -> str:
     else:
         above.mkdir()
         above.chmod(0o500)
+    struck(not _can_be_made(above / "run"), f"{above / 'run'} can be made")
     ended = runs.run(name, [f"run_dir={above / 'run'}"])
     how = "a file in its place" if os.geteuid() == 0 else "a folder that is read-only"
     return f"{how}: {expect(ended, 2, 'cannot be created|is not a folder').replace(str(runs.folder), '.')}"
@@ -128,10 +169,11 @@ def _(runs: Runs, name: str) -> str:
 @case("run directory in use by another run")
 def _(runs: Runs, name: str) -> str:
     """Refuse the second run without disturbing the first."""
-    with runs.started(name, (), {"at": JUDGE, "call": 5, "do": "hang"}) as first:
+    plan = Plan(at=JUDGE, step=3, do="hang")
+    with runs.started(name, (), plan) as first:
         assert first.stderr is not None
-        while "injected: " not in (line := first.stderr.readline()):
-            assert line, f"the first ended, with status {first.wait()}"
+        while plan.line(3) not in (line := first.stderr.readline()):
+            struck(bool(line), f"the first run ended, with status {first.wait()}")
         outcome = expect(runs.run(name), 2, f"is in use by another process .number {first.pid} on ")
     return f"{outcome.replace(str(runs.path(name)), name)}; {same_again(runs, name)}"
 
@@ -147,10 +189,8 @@ def _pair(runs: Runs) -> Path:
     return runs.path("pair")
 
 
-def _of_two(runs: Runs, name: str, at: str, call: int, do: str, statuses: tuple[int, int]) -> str:
-    plan = {"at": at, "call": call, "do": do}
-    first, second = runs.run_many(name, [None, plan])
-    assert "injected: " in second.err, second.err[-1500:]
+def _of_two(runs: Runs, name: str, at: str, step: Step, do: str, statuses: tuple[int, int]) -> str:
+    first, second = runs.run_many(name, [None, Plan(at=at, step=step, do=do)])
     outcome = f"exit statuses {first.status} and {second.status}"
     assert (first.status, second.status) == statuses, f"{outcome}: {first.err[-1500:]} {second.err[-1500:]}"
     for ended in runs.run_many(name, [None, None]):
@@ -182,9 +222,12 @@ def _(runs: Runs, name: str) -> str:
     return _of_two(runs, name, "program apply", 4, "SIGTERM", (143, 143))
 
 
-def _content(folder: Path) -> dict[str, bytes]:
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+def _can_be_made(folder: Path) -> bool:
+    try:
+        folder.mkdir()
+    except OSError:
+        return False
+    return True
 
 
 def _weights(run: Path) -> dict[str, np.ndarray]:

@@ -1,7 +1,7 @@
 """A run that takes seconds, for fault injection: a random model, the embedded prompts, a judge of lengths.
 
 tools.faults, tools.torture and the tests share it: a folder of runs, the real command in its own process, and the
-comparison of two finished runs. inject.py injects the faults.
+comparison of two finished runs. inject.py injects the faults; a command that it did not strike as planned is an error.
 
 Left out on purpose: any meaningful training.
 """
@@ -25,6 +25,7 @@ from typing import Any
 
 from configs.paraphrase import get_config
 from tools.build import random_model
+from tools.faults.plans import Plan
 from xpo_jax.config import loader as configs
 from xpo_jax.values import Answer, Comparison, Verdict
 
@@ -114,9 +115,9 @@ class Runs:
         """Return the run directory of that name."""
         return self.folder / "runs" / name
 
-    def command(self, name: str, overrides: Sequence[str], plan: Mapping[str, Any] | None) -> list[str]:
+    def command(self, name: str, overrides: Sequence[str], plan: Plan | None) -> list[str]:
         """Return the real command; with a plan, the command that injects the fault."""
-        injected = [] if plan is None else [json.dumps(plan)]
+        injected = [] if plan is None else [plan.to_json()]
         module = "xpo_jax.main" if plan is None else "tools.faults.inject"
         return [
             sys.executable, "-m", module, *injected, f"--config={self.config}", f"--config.run_dir={self.path(name)}",
@@ -143,14 +144,15 @@ class Runs:
         self,
         name: str,
         overrides: Sequence[str] = (),
-        plan: Mapping[str, Any] | None = None,
+        plan: Plan | None = None,
         *,
         devices: int | None = None,
         environ: Mapping[str, str] | None = None,
+        within: Sequence[str] = (),
     ) -> Iterator[subprocess.Popen[str]]:
-        """Start a command, and kill it at the end of the block if it still runs."""
+        """Start a command, within another one such as nohup, and kill it at the end of the block if it still runs."""
         process = subprocess.Popen(
-            self.command(name, overrides, plan),
+            [*within, *self.command(name, overrides, plan)],
             cwd=ROOT,
             env={**self.environ(devices or self.devices), **(environ or {})},
             stdout=subprocess.PIPE,
@@ -163,17 +165,20 @@ class Runs:
             process.kill()
             process.communicate()
 
-    def run(self, name: str, overrides: Sequence[str] = (), plan: Any = None, **options: Any) -> Ended:
+    def run(
+        self, name: str, overrides: Sequence[str] = (), plan: Plan | None = None, **options: Any
+    ) -> Ended:
         """Run the command until it ends in any way.
 
         Raises:
           TimeoutError: it hangs.
+          NotStruck: the planned fault was not struck.
         """
         with self.started(name, overrides, plan, **options) as process:
-            return _end(process)
+            return _end(process, plan)
 
-    def run_many(self, name: str, plans: Sequence[Any], overrides: Sequence[str] = ()) -> list[Ended]:
-        """Run one process for each plan (None: no fault), which together form one run."""
+    def run_many(self, name: str, plans: Sequence[Plan | None], overrides: Sequence[str] = ()) -> list[Ended]:
+        """Run one process for each plan (None: no fault), which together form one run; errors as those of `run`."""
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
@@ -183,7 +188,7 @@ class Runs:
                 joined = {"mode": "on", "coordinator": f"localhost:{port}", "num_processes": len(plans)}
                 process_fields = [f"distributed.{k}={v}" for k, v in {**joined, "process_id": number}.items()]
                 processes.append(stack.enter_context(self.started(name, [*overrides, *process_fields], plan)))
-            return [_end(process) for process in processes]
+            return [_end(process, plan) for process, plan in zip(processes, plans, strict=True)]
 
     def copy(self, name: str, new: str) -> Path:
         """Copy a run directory to another name; return the copy."""
@@ -200,11 +205,13 @@ class Runs:
         return self.path("uninterrupted")
 
 
-def _end(process: subprocess.Popen[str]) -> Ended:
+def _end(process: subprocess.Popen[str], plan: Plan | None) -> Ended:
     try:
         out, err = process.communicate(timeout=HANG_SECONDS)
     except subprocess.TimeoutExpired:
         raise TimeoutError(f"it hangs: no end after {HANG_SECONDS} s") from None
+    if plan is not None:
+        plan.require_struck(err)
     return Ended(process.returncode, out, err)
 
 
