@@ -1,7 +1,7 @@
 """Where a fault strikes: in which step of the run and at which named point, and the line that proves that it did.
 
 A plan counts no calls over a run: such a number points elsewhere as soon as a step makes one call more. A case whose
-fault was not struck where its plan names it fails (`NotStruck`), whatever the run did.
+fault was not struck where its plan names it fails (`NotStruck`).
 
 Left out on purpose: how a fault is injected, see inject.py.
 """
