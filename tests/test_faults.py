@@ -154,7 +154,7 @@ def test_injector_strikes_the_named_program_only(capfd):
     ],
 )
 def test_plan_struck_elsewhere_or_nowhere_is_not_struck(plan, seen):
-    with pytest.raises(NotStruck, match="the fault was not struck: no 'injected: raise at "):
+    with pytest.raises(NotStruck, match=r"the fault was not struck: no \['injected: raise at "):
         plan.require_struck(f"a line\n{seen}\nxpo_jax: ended\n")
 
 

@@ -73,15 +73,16 @@ class Plan:
 
     def require_struck(self, err: str) -> None:
         """Raise NotStruck unless stderr shows a strike at the plan's point in each of its steps."""
-        lines = set(re.findall("injected: .*", err))
+        shown = re.findall("injected: .*", err)
         if self.steps is None:
             missing = (
-                set() if any(line.startswith(self._strike) for line in lines) else {self._strike.strip()}
+                [] if any(line.startswith(self._strike) for line in shown) else [self._strike + "in any step"]
             )
         else:
-            missing = {self.line(step) for step in self.steps} - lines
-        seen = f"stderr shows {sorted(lines)}" if lines else f"stderr ends with {err[-300:]!r}"
-        struck(not missing, f"no {', '.join(map(repr, sorted(missing)))}; {seen}")
+            missing = [self.line(step) for step in self.steps if self.line(step) not in shown]
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        seen = f"stderr shows {shown} and ends with {err[-300:]!r}"
+        struck(not missing, f"no {missing[:1]}{more}; {seen}")
 
     def to_json(self) -> str:
         """Return the plan as inject.py takes it."""
