@@ -173,7 +173,8 @@ def _(runs: Runs, name: str) -> str:
     with runs.started(name, (), plan) as first:
         assert first.stderr is not None
         while plan.line(3) not in (line := first.stderr.readline()):
-            struck(bool(line), f"the first run ended, with status {first.wait()}")
+            if not line:
+                struck(False, f"the first run ended, with status {first.wait()}")
         outcome = expect(runs.run(name), 2, f"is in use by another process .number {first.pid} on ")
     return f"{outcome.replace(str(runs.path(name)), name)}; {same_again(runs, name)}"
 
