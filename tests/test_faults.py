@@ -8,6 +8,8 @@ import dataclasses
 import os
 import re
 import shutil
+import signal
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -306,6 +308,17 @@ def test_main_prints_a_row_per_fault_and_exits_1_on_failure(monkeypatch, capsys)
 @pytest.mark.parametrize("model", ["..", "../..", "a/..", "o/n@../../x", "/", "./../x/"])
 def test_run_dir_of_any_model_name_stays_in_runs(model):
     assert Path(get_config(model).run_dir).parent == Path("runs")
+
+
+def test_started_command_under_nohup_does_not_ignore_sighup(runs):
+    code = "import signal, sys; sys.exit(signal.getsignal(signal.SIGHUP) is not signal.SIG_DFL)"
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert runs.run("no run", within=(sys.executable, "-c", code)).status == 0
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        assert runs.run("no run", within=("nohup", sys.executable, "-c", code)).status == 1
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if isinstance(CASES[name], Planted)])

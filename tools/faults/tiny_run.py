@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -151,14 +152,15 @@ class Runs:
         within: Sequence[str] = (),
     ) -> Iterator[subprocess.Popen[str]]:
         """Start a command, within another one such as nohup, and kill it at the end of the block if it still runs."""
-        process = subprocess.Popen(
-            [*within, *self.command(name, overrides, plan)],
-            cwd=ROOT,
-            env={**self.environ(devices or self.devices), **(environ or {})},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        with _hangup_not_ignored():
+            process = subprocess.Popen(
+                [*within, *self.command(name, overrides, plan)],
+                cwd=ROOT,
+                env={**self.environ(devices or self.devices), **(environ or {})},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
         try:
             yield process
         finally:
@@ -203,6 +205,19 @@ class Runs:
         if ended.status != 0:
             raise RuntimeError(f"the run without a fault fails: {ended.err[-2000:]}")
         return self.path("uninterrupted")
+
+
+@contextlib.contextmanager
+def _hangup_not_ignored() -> Iterator[None]:
+    """Start processes as from a terminal even under nohup: they inherit a signal that is ignored, but no handler."""
+    before = signal.getsignal(signal.SIGHUP)
+    if before is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: None)
+    try:
+        yield
+    finally:
+        if before is signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, before)
 
 
 def _end(process: subprocess.Popen[str], plan: Plan | None) -> Ended:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import signal
 
 from tools.faults.cases import case, expect, of_all_judgements, same, same_again
 from tools.faults.checkpoint_cases import contents
@@ -39,11 +38,7 @@ def _(runs: Runs, name: str) -> str:
 @case("SIGHUP that is ignored")
 def _(runs: Runs, name: str) -> str:
     """Send it to a run under nohup, which finishes."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # inherited, as from nohup
-    try:
-        ended = runs.run(name, (), Plan(at="program sample", step=3, do="SIGHUP"))
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    ended = runs.run(name, (), Plan(at="program sample", step=3, do="SIGHUP"), within=("nohup",))
     return f"{expect(ended, 0, '')}; {same(runs, name)}"
 
 
