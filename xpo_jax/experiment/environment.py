@@ -6,6 +6,7 @@ Each recorded name is listed explicitly, so that no secret is ever written.
 from __future__ import annotations
 
 import datetime
+import functools
 import hashlib
 import importlib.metadata
 import os
@@ -21,13 +22,18 @@ import jax
 
 DIFF_BYTES = 100_000  # of uncommitted changes; of a longer diff only the hash is recorded
 # Environment variables that change what is computed. No others are ever written, because they hold secrets.
-RECORDED_VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_PLATFORMS", "JAX_ENABLE_X64")
+RECORDED_VARIABLES = (
+    "XLA_FLAGS",
+    "LIBTPU_INIT_ARGS",
+    "JAX_PLATFORMS",
+    "JAX_ENABLE_X64",
+    "JAX_DISABLE_MOST_OPTIMIZATIONS",
+)
 
 
 def environment() -> dict[str, Any]:
     """Return what a run depends on besides config and data."""
     devices = [f"{device.platform}: {device.device_kind}" for device in jax.devices()]
-    distributions = importlib.metadata.distributions()
     return {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": [redact(argument) for argument in sys.argv],
@@ -40,8 +46,15 @@ def environment() -> dict[str, Any]:
         "processes": jax.process_count(),
         "variables": {name: os.environ[name] for name in RECORDED_VARIABLES if name in os.environ},
         "git": _git_state(Path(__file__).resolve().parent),
-        "packages": dict(sorted({d.metadata["Name"]: d.version for d in distributions}.items())),
+        "packages": _packages(),
     }
+
+
+@functools.cache  # a tenth of a second
+def _packages() -> dict[str, str]:
+    """Return the version of each installed package, sorted by name."""
+    distributions = importlib.metadata.distributions()
+    return dict(sorted({d.metadata["Name"]: d.version for d in distributions}.items()))
 
 
 def redact(argument: str) -> str:
