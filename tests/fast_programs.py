@@ -1,8 +1,7 @@
-"""Compile the programs of tests quickly, and equal ones once.
+"""Compile equal programs of several runs once.
 
 A whole run of the tiny model spends nine tenths of its time on tracing, lowering and compiling its dozen programs.
-`fast_compilation` lets XLA optimize little. `shared_programs` compiles a program once per process, whichever run
-needs it.
+`shared_programs` compiles a program once per process, whichever run needs it.
 
 What a program is follows from its function, the values that the function closes over, its shardings and the shapes of
 its arguments. A run on shared programs still declares and runs them like any other run.
@@ -10,8 +9,8 @@ its arguments. A run on shared programs still declares and runs them like any ot
 A process may have 65,530 memory maps (vm.max_map_count), and an executable takes a few hundred: a worker that keeps all
 of them ends with a segmentation fault in XLA. `forget_programs` drops them in time.
 
-Left out on purpose: JAX's cache on disk, shared by the workers (most of the time is tracing); and noticing a patched
-global that a traced function reads. Tests that patch such a global must not share programs.
+Left out on purpose: JAX's cache on disk, shared by the workers (it saves a tenth); and noticing a patched global that a
+traced function reads. Tests that patch such a global must not share programs.
 """
 
 from __future__ import annotations
@@ -48,18 +47,8 @@ def forget_programs() -> None:
 
 
 @contextlib.contextmanager
-def fast_compilation() -> Iterator[None]:
-    """Let XLA optimize little: programs that run a few times take half the time to compile."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", False)
-
-
-@contextlib.contextmanager
 def shared_programs() -> Iterator[None]:
-    """Compile fast, and each program only once in this process."""
+    """Compile each program only once in this process."""
     initialize, compile_anew = Program.__init__, Program.compile
 
     def initialize_with_identity(
@@ -75,7 +64,7 @@ def shared_programs() -> Iterator[None]:
         self._compiled[compilation._shapes(args)] = _compiled[key]
         return _compiled[key]
 
-    with fast_compilation(), pytest.MonkeyPatch.context() as patched:
+    with pytest.MonkeyPatch.context() as patched:
         patched.setattr(Program, "__init__", initialize_with_identity)
         patched.setattr(Program, "compile", compile_once)
         yield

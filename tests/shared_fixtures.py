@@ -3,11 +3,13 @@
 conftest.py loads this plugin after it has configured JAX.
 """
 
+import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import fast_programs
+import jax
 import pytest
 import tiny_run
 from fake_models import write_tokenizer
@@ -16,21 +18,21 @@ from fakes import Counting
 # The modules that take longest, longest first: a worker that starts one of them late ends long after the other.
 LONGEST = (
     "test_train",
-    "test_resume",
     "test_distributed",
+    "test_resume",
     "test_plan",
-    "test_faults",
+    "test_sampler",
+    "test_sample_efficiency",
     "test_mesh",
-    "test_hub",
-    "test_sweep",
-    "test_sharding",
+    "test_bench",
+    "test_chat",
     "test_update",
-    "test_llm_judge",
-    "test_replay",
-    "test_offline",
-    "test_ahead",
-    "test_bad_input",
-    "test_german",
+    "test_sharding",
+    "test_faults",
+    "test_logps",
+    "test_openai_judge",
+    "test_bfloat16",
+    "test_qwen2",
 )
 
 
@@ -39,6 +41,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start the longest modules first; workers take the modules in this order."""
     rank = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: rank.get(item.path.stem, len(LONGEST)))
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector what all tests import: it looked through it each time that JAX traced a program."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 100)
 
 
 @pytest.fixture(scope="session")
@@ -64,16 +73,17 @@ def few_programs() -> Iterator[None]:
     fast_programs.forget_programs()
 
 
-@pytest.fixture(scope="module")
-def fast_compile() -> Iterator[None]:
-    """Let XLA optimize little while a module's tests run."""
-    with fast_programs.fast_compilation():
-        yield
+@pytest.fixture
+def full_optimization() -> Iterator[None]:
+    """Let XLA optimize what a test compiles as it does for users."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="module")
 def shared_programs() -> Iterator[None]:
-    """Compile fast, and each program once for all runs of this process; see fast_programs.py."""
+    """Compile each program once for all runs of this process; see fast_programs.py."""
     with fast_programs.shared_programs():
         yield
 

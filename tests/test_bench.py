@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from fast_programs import fast_compilation
 
 from tools.bench import __main__ as bench
 from tools.bench import figures, trl_client
@@ -91,8 +90,7 @@ def small_workload(reference_steps=1):
 
 def test_bench_programs_are_compiled_once_and_responses_have_their_lengths(folder):
     lengths = LENGTHS
-    with fast_compilation():
-        parts = Bench(folder, small_workload())
+    parts = Bench(folder, small_workload())
     counter = parts.step.counter
     assert list(parts.parts) == [
         "prefill",
@@ -140,8 +138,7 @@ def test_figures_of_parts_against_their_floors_by_hand():
 def test_bench_with_reference_steps_samples_for_three_steps_in_one_call(folder):
     """Rows end where they should in the larger call as well; a step has a third of that call."""
     lengths = LENGTHS
-    with fast_compilation():
-        parts = Bench(folder, small_workload(reference_steps=3))
+    parts = Bench(folder, small_workload(reference_steps=3))
     prefetch, step = parts.parts["prefetch"], parts.step
     before = step.counter.count
     assert (prefetch.steps, prefetch.compilations, prefetch.tokens) == (3, 1, lengths[1].sum())
@@ -180,8 +177,7 @@ def test_main_shows_a_row_for_every_part(folder, tmp_path, capsys, monkeypatch):
         "--judge=0.01",
         f"--json={tmp_path / 'figures.json'}",
     ]
-    with fast_compilation():
-        assert bench.main(argv) == 0
+    assert bench.main(argv) == 0
     shown = capsys.readouterr().out
     results = json.loads((tmp_path / "figures.json").read_text())["parts"]
     rows = [line.split()[0] for line in shown.split("\n---")[-1].splitlines()[1:] if line.strip()]

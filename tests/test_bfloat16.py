@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from fake_models import TINY, random_params
-from tiny_run import ADAMW
+from tiny_run import ADAMW, one_sequence_length
 
 from xpo_jax.algorithm import logps
 from xpo_jax.algorithm.losses import Sigmoid
@@ -51,6 +51,7 @@ def programs_of(dtype, *, remat, **sizes):
     )
 
 
+@pytest.mark.usefixtures("full_optimization")
 @pytest.mark.parametrize(
     ("sizes", "remat"),
     [
@@ -65,7 +66,7 @@ def test_kl_and_margins_before_the_first_update_are_exactly_zero(sizes, remat):
     """The scoring program runs unrolled, the update scans and differentiates; their numbers are the same bits."""
     count = int(np.prod(sizes))
     devices = jax.devices()[:count]
-    with pytest.MonkeyPatch.context() as patched:
+    with pytest.MonkeyPatch.context() as patched, one_sequence_length():
         patched.setattr(jax, "devices", lambda *_: devices)
         patched.setattr(jax, "device_count", lambda *_: count)
         programs = programs_of(

@@ -18,8 +18,6 @@ from xpo_jax.algorithm.sampling import Sampling
 from xpo_jax.models.qwen2 import unstack
 from xpo_jax.runtime.rng import Stream
 
-pytestmark = pytest.mark.usefixtures("fast_compile")
-
 GREEDY = Sampling(max_new_tokens=12, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0)
 FLAGS = ["--max_new_tokens=12", "--repetition_penalty=1.0"]
 

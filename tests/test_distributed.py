@@ -165,9 +165,8 @@ def start(folder: Path, name: str, processes: int, judge: dict, overrides=((), (
         coordinator = f"localhost:{free.getsockname()[1]}"
     environ = {
         **os.environ,
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // processes}",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={4 // processes}",
         "PYTHONPATH": str(ROOT / "tests"),
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }

@@ -5,7 +5,6 @@ import json
 
 import pytest
 from fake_models import SPEAKING, write_model
-from fast_programs import fast_compilation
 from tiny_run import tiny_config, write_config, write_rows
 
 from tools.evaluate import __main__ as tool
@@ -23,8 +22,7 @@ def folder(tmp_path_factory):
 
 
 def call(folder, capsys, *argv):
-    with fast_compilation():
-        status = tool.main([f"--config={folder / 'config.py'}", *map(str, argv)])
+    status = tool.main([f"--config={folder / 'config.py'}", *map(str, argv)])
     out, err = capsys.readouterr()
     return status, out, err
 

@@ -173,7 +173,7 @@ def test_run_with_another_field_says_nothing_about_its_content(tmp_path):
         assert run.changes == ('data.train: "a" there, "c" here',)
 
 
-def test_replay_on_changed_data_keeps_the_prompts_of_past_pairs(shared_programs, tmp_path, monkeypatch):
+def test_replay_on_changed_data_keeps_the_prompts_of_past_pairs(one_device, tmp_path, monkeypatch):
     """Each replayed pair has the prompt that it was sampled for, although the file now has others in its place."""
     config = changed_config(tmp_path, steps=2, replay__updates=2)
     status, _, err = run_name(tmp_path, "run", config)

@@ -21,8 +21,6 @@ from xpo_jax.models.layers import Causal, attention
 from xpo_jax.models.qwen2 import Qwen2
 from xpo_jax.runtime.sharding import make_mesh
 
-pytestmark = pytest.mark.usefixtures("fast_compile")
-
 by_xla = functools.partial(attention_kernels.cudnn, implementation="xla")
 
 

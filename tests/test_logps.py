@@ -11,8 +11,6 @@ from flax import nnx
 
 from xpo_jax.algorithm.logps import response_logps
 
-pytestmark = pytest.mark.usefixtures("fast_compile")
-
 OPTIONS = {"temperature": 0.7, "vocab_size": 38, "chunk_tokens": 12}
 
 

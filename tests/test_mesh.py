@@ -26,7 +26,6 @@ from xpo_jax.runtime.compilation import CompilationCounter
 from xpo_jax.runtime.rng import Stream
 from xpo_jax.values import Pairs, Prompts
 
-pytestmark = pytest.mark.usefixtures("fast_compile")
 ADAMW, ADAFACTOR = ({**group, "steps": 10} for group in (tiny_run.ADAMW, tiny_run.ADAFACTOR))
 
 

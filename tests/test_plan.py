@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import pytest
 from fake_models import TINY
-from fast_programs import fast_compilation
 from jax.sharding import AbstractMesh, AxisType
 from tiny_run import tiny_config, write_config
 
@@ -188,22 +187,18 @@ def check_arguments(s):
 @pytest.mark.parametrize(("sizes", "fields"), [((2, 2, 2), ADAMW), ((1, 8, 1), ADAFACTOR)])
 def test_memory_of_weights_is_that_of_the_compiled_programs(sizes, fields):
     s = planned(sizes, optimizer=optimizer(fields)[0])
-    with fast_compilation():
-        if fields is ADAMW:
-            check_arguments(s)
-        parts = estimate.memory(s)["apply"]
-        apply = sum(parts[part] for part in ("master weights", "optimizer state", "gradients"))
-        assert compiled(s, "apply", fields).argument_size_in_bytes == apply + 3 * 4  # step, skipped, loss
+    if fields is ADAMW:
+        check_arguments(s)
+    parts = estimate.memory(s)["apply"]
+    apply = sum(parts[part] for part in ("master weights", "optimizer state", "gradients"))
+    assert compiled(s, "apply", fields).argument_size_in_bytes == apply + 3 * 4  # step, skipped, loss
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(1, 8, 1), (1, 2, 4)])
 def test_memory_of_7b_weights_is_that_of_the_compiled_programs(sizes):
     """Compiled from shapes alone; no array of this size is allocated."""
-    with fast_compilation():
-        check_arguments(
-            dataclasses.replace(planned(sizes, model=SIZES["7B"], P=32, T=16), dtype=jnp.bfloat16)
-        )
+    check_arguments(dataclasses.replace(planned(sizes, model=SIZES["7B"], P=32, T=16), dtype=jnp.bfloat16))
 
 
 WHOLE_RUN = ("master weights", "optimizer state", "reference", "policy, for sampling", "gradients")

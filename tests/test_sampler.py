@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from fake_models import Markov, split, tiny
-from fast_programs import fast_compilation
 from scipy.stats import chisquare
 
 from xpo_jax.algorithm.sampler import make_sampler, row_keys
@@ -247,8 +246,7 @@ def in_batches_that_shrink(B, model, vocab_size, end_tokens, changes, mesh=None)
 )
 def test_rows_that_are_moved_together_draw_what_they_would_have_drawn(B, changes):
     _, _, *model = tiny()
-    with fast_compilation():
-        got, expected, _ = in_batches_that_shrink(B, model, 38, (3, 4, 5, 6), changes)
+    got, expected, _ = in_batches_that_shrink(B, model, 38, (3, 4, 5, 6), changes)
     for ours, theirs in zip(got, expected, strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert len({*expected[1]}) > 3  # rows end at different tokens, so that some are moved
@@ -258,8 +256,7 @@ def test_on_a_mesh_rows_are_moved_within_their_shard():
     mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
     _, _, *model = tiny()
     B, shards = 64, 4
-    with fast_compilation():
-        got, expected, text = in_batches_that_shrink(B, model, 38, (3, 4, 5, 6), {}, mesh)
+    got, expected, text = in_batches_that_shrink(B, model, 38, (3, 4, 5, 6), {}, mesh)
     for ours, theirs in zip(got, expected, strict=True):
         np.testing.assert_array_equal(ours, theirs)
     batches = {

@@ -26,8 +26,6 @@ from xpo_jax.models.qwen2 import SHARDING, unstack
 from xpo_jax.runtime import sharding
 from xpo_jax.values import Pairs
 
-pytestmark = pytest.mark.usefixtures("fast_compile")
-
 MESHES = [
     (8, 1, 1),
     (2, 2, 2),

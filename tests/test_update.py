@@ -27,8 +27,6 @@ from xpo_jax.algorithm.update import (
 )
 from xpo_jax.values import Pairs
 
-pytestmark = pytest.mark.usefixtures("fast_compile")
-
 OPTIMIZER = {**ADAMW, "steps": 10}
 STACKED, PARAMS, _, _ = tiny(scale=1.0)
 SIGMOID = Sigmoid(bonus_clip=500.0)
