@@ -199,11 +199,11 @@ def test_run_streamed_source_counts_replaced_rows(data_folder):
     """From the command line to metrics and environment, with unusable rows that are met during the run."""
     config = tiny_config(data_folder)
     with open(data_folder / "train.jsonl", "ab") as file:
-        file.write(b'{"text": ""}\n{"text": 3}\n')
+        file.write(b'{"text": ""}\n{"text": 0.5}\n')
     config.data.on_bad_row, config.steps = "skip", 3  # an epoch: 23 rows in batches of 8
     status, out, err = run_main([f"--config={write_config(data_folder / 'c.py', config)}"])
     assert status == 0, err
-    assert "left out: on_bad_row" in out
+    assert "left out: on_bad_row 2" in " ".join(out.split())
     metrics = [json.loads(line) for line in (data_folder / "run" / "metrics.jsonl").read_text().splitlines()]
     assert sum(line.get("data/replaced_rows", 0) for line in metrics) == 2
     recorded = json.loads((data_folder / "run" / "environment.json").read_text())["sources"]

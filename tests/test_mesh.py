@@ -103,7 +103,7 @@ def test_nor_at_152k_words_512_tokens_and_a_batch_of_64():
     """The vocabulary of Qwen2.5, and few features."""
     B, T, V = 64, 512, 152064
     few = model(V, 16, 24, 2, 4, 2, 8, tied=True)
-    here = programs((1, 4, 2), few, T=T, chunk_tokens=1024, batch_size=B, prompt_buckets=[64])
+    here = programs((1, 4, 2), few, T=T, chunk_tokens=1024, batch_size=B, prompt_buckets=(64,))
     for name, program in compiled(here, "sample", "score", "accumulate").items():
         assert max(elements(program.as_text())) < B * T * V // 8, name
 

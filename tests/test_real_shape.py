@@ -85,18 +85,19 @@ def test_bfloat16_is_as_far_off_as_transformers_is(folder, config):
 LOADING = """
 import sys
 import jax, jax.numpy as jnp
+from xpo_jax.models import registry
 from xpo_jax.models.hf import model_folder
 from xpo_jax.runtime import sharding
-from xpo_jax.models.qwen2 import SHARDING
 folder, how = sys.argv[1:]
-config = hf.read_config(folder)
+config = model_folder.read_config(folder)
 if how == "masters on a mesh":
     mesh = sharding.make_mesh(data=1, fsdp=4, tensor=2)
-    loaded = hf.load_params(folder, config, shardings=sharding.shardings(mesh, hf.param_shapes(config), SHARDING))
+    split = sharding.shardings(mesh, registry.param_shapes(config), registry.family(config).sharding)
+    loaded = model_folder.load_params(folder, config, shardings=split)
 elif how == "masters":
-    loaded = hf.load_params(folder, config)
+    loaded = model_folder.load_params(folder, config)
 else:
-    loaded = hf.load_weights(folder, config, dtype=jnp.bfloat16)
+    loaded = model_folder.load_weights(folder, config, dtype=jnp.bfloat16)
 jax.block_until_ready(loaded)
 # not getrusage: its ru_maxrss begins with what the process that started this one held
 peak = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
