@@ -211,11 +211,10 @@ def test_refused_where_the_backend_is_no_nvidia_gpu(tmp_path):
         prepare(config)
 
 
-def test_what_the_kernel_cannot_do_is_known_beforehand(monkeypatch):
+def test_what_the_kernel_cannot_do_is_known_beforehand():
     client = SimpleNamespace(platform_version="PJRT C API\ncuda 12090")
     device = SimpleNamespace(platform="gpu", client=client, compute_capability="8.6")
-    monkeypatch.setattr(jax, "devices", lambda: [device])
-    check = functools.partial(attention_kernels.check, dtype=jnp.bfloat16, head_dim=64)
+    check = functools.partial(attention_kernels.check, device=device, dtype=jnp.bfloat16, head_dim=64)
     check("cudnn")
     for head_dim in (20, 256):
         with pytest.raises(

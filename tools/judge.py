@@ -64,12 +64,13 @@ def load_judge(config: ConfigDict) -> Judge:
         model = configs.build(settings.Model, config.model, "model")
         folder = hub.find(model.path).folder
         model_config = model_folder.read_config(folder)
+        mesh = configs.build(sharding.make_mesh, config.mesh, "mesh")
         judge.attach(
-            mesh=configs.build(sharding.make_mesh, config.mesh, "mesh"),
+            mesh=mesh,
             folder=folder,
             model_config=model_config,
             tokenizer=model_folder.load_tokenizer(folder, model_config),
-            dtype=compute_dtype(model.dtype),
+            dtype=compute_dtype(model.dtype, sharding.platform(mesh)),
         )
         for label, compile_program in judge.declared_programs():
             print(f"compiling {label} ...", file=sys.stderr, flush=True)

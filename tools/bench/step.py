@@ -47,8 +47,8 @@ class Step:
 
     def __init__(self, folder: Path, workload: Workload):
         self.workload, self.config = workload, model_folder.read_config(folder)
-        self.dtype = compute_dtype("auto")
         self.mesh = sharding.make_mesh(data=-1, fsdp=1, tensor=1)
+        self.dtype = compute_dtype("auto", sharding.platform(self.mesh))
         self.counter = CompilationCounter()
         w, B = workload, workload.prompts
         self._optimizer = make_optimizer(

@@ -62,7 +62,8 @@ class Chat:
             return draw(weights, tokens, lengths, valid, row_keys(seed, Stream.CHAT, turn, position, 0))
 
         self._sample, self._compiled = jax.jit(sample), cast(dict[Any, Any], {})
-        self._weights = model_folder.load_weights(folder, config, dtype=compute_dtype(dtype))
+        computes_in = compute_dtype(dtype, jax.devices()[0].platform)  # where jax.jit runs without a mesh
+        self._weights = model_folder.load_weights(folder, config, dtype=computes_in)
         self.tokens, self.seconds = 0, 0.0
 
     def prompt(self, messages: Sequence[Message], row: Row) -> Prompt:

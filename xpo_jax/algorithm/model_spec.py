@@ -105,8 +105,13 @@ def make_model_spec(
     )
 
 
-def compute_dtype(name: str) -> Any:
-    """Resolve "auto": bfloat16 on accelerators and float32 on CPU, where bfloat16 is slower."""
+def compute_dtype(name: str, platform: str) -> Any:
+    """Resolve "auto": bfloat16 on accelerators and float32 on CPU, where bfloat16 is slower.
+
+    Args:
+      name: "auto", "float32" or "bfloat16".
+      platform: of the devices that compute, see `sharding.platform`; not this process's default backend.
+    """
     if name == "auto":
-        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+        return jnp.float32 if platform == "cpu" else jnp.bfloat16
     return {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[name]

@@ -122,14 +122,14 @@ def prepare(config: ConfigDict) -> Components:
     sharding.check_rows(mesh, batch_size=top.batch_size)
     if isinstance(judge, HasProbe):
         judge.probe()  # before anything is downloaded or loaded
-    models = _models(groups.model)
+    models = _models(groups.model, mesh)
     if isinstance(judge, DeviceJudge):
         judge.attach(
             mesh=mesh,
             folder=models.policy.folder,
             model_config=models.config,
             tokenizer=models.tokenizer,
-            dtype=compute_dtype(groups.model.dtype),
+            dtype=compute_dtype(groups.model.dtype, sharding.platform(mesh)),
         )
     _check_positions(config.data.max_prompt_tokens, groups.sampling, models.config)
     data = load_data(
@@ -175,12 +175,13 @@ def _groups(config: ConfigDict) -> tuple[Groups, LossFn]:
     return groups, loss_fn
 
 
-def _models(model: settings.Model) -> Models:
+def _models(model: settings.Model, mesh: Mesh) -> Models:
     """Find and check the folders of policy and reference."""
     policy = hub.find(model.path)
     reference = policy if model.reference is None else hub.find(model.reference)
     config = model_folder.read_config(policy.folder)
-    attention_kernels.check(model.attention, dtype=compute_dtype(model.dtype), head_dim=config.head_dim)
+    dtype = compute_dtype(model.dtype, sharding.platform(mesh))
+    attention_kernels.check(model.attention, mesh.devices.flat[0], dtype=dtype, head_dim=config.head_dim)
     tokenizer = model_folder.load_tokenizer(policy.folder, config)
     if model_folder.read_config(reference.folder) != config:
         raise ValueError(
@@ -240,7 +241,7 @@ def _programs(
     spec = make_model_spec(
         mesh,
         models.config,
-        dtype=compute_dtype(model.dtype),
+        dtype=compute_dtype(model.dtype, sharding.platform(mesh)),
         remat=layout.remat,
         kernel=model.attention,
         batch_size=top.batch_size,

@@ -23,11 +23,10 @@ from xpo_jax.runtime.sharding import ROWS
 EINSUM = "einsum"
 
 
-def check(kernel: str, *, dtype: Any, head_dim: int) -> None:
-    """Raise ValueError if this machine, or a model that computes in `dtype`, cannot use the kernel."""
+def check(kernel: str, device: Any, *, dtype: Any, head_dim: int) -> None:
+    """Raise ValueError if a device of the mesh, or a model that computes in `dtype`, cannot use the kernel."""
     if kernel == EINSUM:
         return
-    device = jax.devices()[0]
     wanted = ""
     if "cuda" not in device.client.platform_version.lower():
         wanted = f"an NVIDIA GPU, and this backend is {device.platform}"

@@ -36,22 +36,40 @@ def make_mesh(*, data: int, fsdp: int, tensor: int) -> Mesh:
       ValueError: sizes that do not multiply to the number of devices, or devices that cannot be used.
     """
     backend.start()
-    sizes, devices = [data, fsdp, tensor], jax.device_count()
+    return mesh_over(jax.devices(), data=data, fsdp=fsdp, tensor=tensor)
+
+
+def mesh_over(devices: Sequence[Any], *, data: int, fsdp: int, tensor: int) -> Mesh:
+    """Make a mesh over these devices, which may be those of a topology that is not attached.
+
+    Raises:
+      ValueError: sizes that do not multiply to the number of devices.
+    """
+    sizes, count = [data, fsdp, tensor], len(devices)
     free = [i for i, size in enumerate(sizes) if size == -1]
     known = int(np.prod([size for size in sizes if size != -1]))
     if len(free) > 1 or any(size < 1 and size != -1 for size in sizes):
         raise ValueError(
             f"mesh: sizes are positive and at most one is -1, not {dict(zip(AXES, sizes, strict=True))}"
         )
-    if free and devices % known == 0:
-        sizes[free[0]] = devices // known
-    if int(np.prod(sizes)) != devices:
+    if free and count % known == 0:
+        sizes[free[0]] = count // known
+    if int(np.prod(sizes)) != count:
         raise ValueError(
-            f"mesh: {' x '.join(f'{a} {s}' for a, s in zip(AXES, sizes, strict=True))} is not the {devices}"
+            f"mesh: {' x '.join(f'{a} {s}' for a, s in zip(AXES, sizes, strict=True))} is not the {count}"
             " device(s) here; the sizes must multiply to that, and one of them may be -1 to fill up"
         )
     # Auto axes: XLA propagates shardings; jax.make_mesh's default would make every op state its own.
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def platform(mesh: Mesh) -> str:
+    """Return the platform that programs on this mesh are compiled for: "cpu", "tpu" or "gpu".
+
+    `jax.default_backend()` is another one where the mesh is of a topology that is not attached to this machine.
+    """
+    name: str = mesh.devices.flat[0].platform
+    return name
 
 
 def paths(tree: Any) -> Any:
