@@ -13,7 +13,7 @@ CONSTRAINTS := $(if $(VERSION),constraints-$(VERSION).txt)
 SAME := $(if $(FOUND),$(shell test "$$(.venv/bin/python -c '$(WHICH)' 2>/dev/null)" = \
   "$$("$(FOUND)" -c '$(WHICH)')" && echo yes))
 
-.PHONY: help run test slow faults constraints FORCE
+.PHONY: help run test slow faults compile constraints FORCE
 .DELETE_ON_ERROR:
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo 'make test         install with the dev extra, then run lint, type checks and tests (ARGS="-k sampler")'
 	@echo 'make slow         run only the slow tests'
 	@echo 'make faults       inject every fault that a run must survive and print a table (ARGS="--only=checkpoint")'
+	@echo 'make compile      install the TPU compiler into build/compile, without a TPU, and compile for one'
 	@echo 'make constraints  update constraints-X.Y.txt for one Python version (PYTHON=python3.13)'
 
 run: .venv/installed
@@ -38,6 +39,17 @@ slow: .venv/installed-dev
 
 faults: .venv/installed
 	.venv/bin/python -m tools.faults $(ARGS)
+
+# In its own environment: the TPU compiler takes 1.2 GB, and no other target needs it.
+compile: build/compile/installed
+	TPU_SKIP_MDS_QUERY=1 JAX_PLATFORMS=cpu build/compile/bin/python -m pytest -m slow -rs tests/test_compile_tpu.py $(ARGS)
+
+build/compile/installed: pyproject.toml $(CONSTRAINTS)
+	@test -n "$(FOUND)" || { echo "$(NONE)" >&2; exit 1; }
+	rm -rf build/compile
+	"$(FOUND)" -m venv build/compile
+	build/compile/bin/python -m pip install --quiet --editable '.[dev,tpu]' --constraint $(CONSTRAINTS)
+	@touch $@
 
 # The stamps are written last, so that an interrupted installation is repeated.
 .venv/installed: .venv/made pyproject.toml $(CONSTRAINTS)

@@ -8,6 +8,10 @@ name. It prints, per device, the bytes of each part in each phase of a step; the
 Prompts are assumed as long as the last bucket, responses as long as max_new_tokens. If the config does not fit, it
 tries changes one by one and combined until it does.
 
+With --compile, the programs that a run declares are compiled for --topology by its own compiler, which needs no such
+device: their bytes beside the plan's, collectives, what a decoded token moves, cycles on a TPU, and what is live
+together. docs/accelerators.md explains the tables and what is a finding.
+
 Examples:
   python -m tools.plan --config=paraphrase
   python -m tools.plan --config=paraphrase --model_config=Qwen2.5-7B --devices=8 --device=h100-80gb \\
@@ -15,8 +19,10 @@ Examples:
   python -m tools.plan --config=paraphrase --model_config=path/to/config.json --memory=24GiB
   python -m tools.plan --config=runs/paraphrase/config.json --devices=16 --memory=80GB \\
     --peak_flops=989e12 --bandwidth=3.35e12
+  python -m tools.plan --config=paraphrase:Qwen/Qwen2.5-0.5B-Instruct --compile --topology=v5e-8 --longest
 
-Exit status: 0 it fits, or no memory was given; 1 it does not fit; 2 invalid input (one line explains).
+Exit status: 0 it fits, or no memory was given; 1 it does not fit, or --compile has findings; 2 invalid input (one line
+explains).
 """
 
 from __future__ import annotations
@@ -31,8 +37,9 @@ import numpy as np
 from xpo_jax.config import loader as configs
 from xpo_jax.reporting.console import field_table, text_table
 
-from .cli import Parser, exit_status
-from .planner import estimate, work
+from .cli import Parser, exit_status, path_argument
+from .planner import compile_report, estimate, topology, work
+from .planner.compile_report import Options
 from .planner.fit import Change, Source, enough_devices, remedies, setup
 from .planner.hardware import DEVICES, Device
 
@@ -146,8 +153,8 @@ def parse_bytes(text: str) -> float:
     return float(match[1]) * (1024 if unit.endswith("i") else 1000) ** " KMGT".index(unit[:1] or " ")
 
 
-def parse(argv: Sequence[str]) -> tuple[Source, Device]:
-    """Return what is planned, and for which device; unknown properties of the device are 0.
+def parse(argv: Sequence[str]) -> tuple[Source, Device, Options | None]:
+    """Return what is planned, for which device, and what to compile; unknown properties of the device are 0.
 
     Raises:
       ValueError: an unknown or impossible argument.
@@ -157,7 +164,7 @@ def parse(argv: Sequence[str]) -> tuple[Source, Device]:
         description=__doc__,
         usage="python -m tools.plan --config=FILE[:ARGUMENT] [--config.FIELD=VALUE ...] [options]",
     )
-    parser.add_argument("--devices", type=int, default=1, help="devices of the mesh (1)")
+    parser.add_argument("--devices", type=int, help="devices of the mesh (1, or those of --topology)")
     parser.add_argument("--device", choices=DEVICES, help="memory, peak and bandwidth from the data sheet")
     parser.add_argument("--memory", help="memory of a device: 80GiB, 80GB, 16e9")
     parser.add_argument("--peak_flops", type=float, help="peak of a device in bfloat16, for example 989e12")
@@ -165,6 +172,14 @@ def parse(argv: Sequence[str]) -> tuple[Source, Device]:
         "--bandwidth", type=float, help="memory bandwidth of a device, bytes/s, for example 3.35e12"
     )
     parser.add_argument("--model_config", help="model: config.json, a folder, Qwen2.5-7B (model.path)")
+    parser.add_argument("--topology", help="devices by name: v5e-8, v5p-8, v6e-8, h100x8, h200x1")
+    parser.add_argument("--compile", action="store_true", help="compile the run's programs for --topology")
+    parser.add_argument(
+        "--longest", action="store_true", help="compile each for its longest prompts or rows only"
+    )
+    parser.add_argument(
+        "--cache", type=path_argument, help="folder of JAX's compilation cache, to fill and to use"
+    )
     options, rest = parser.parse_known_args(argv)
     arguments = configs.split_argv(rest)
     for name in ("devices", "peak_flops", "bandwidth"):
@@ -172,17 +187,29 @@ def parse(argv: Sequence[str]) -> tuple[Source, Device]:
         if value is not None and not 0 < value < float("inf"):
             raise ValueError(f"--{name}={value}: must be positive and finite")
     assert arguments.spec is not None  # required unless --help, which argparse has handled
-    known = DEVICES.get(options.device, Device(0, 0, 0))
+    named = topology.parse(options.topology) if options.topology else None
+    if named and (options.devices or options.device):
+        raise ValueError("--topology: it names the devices already; leave --devices and --device out")
+    if options.compile and not named:
+        raise ValueError("--compile: add --topology=NAME, for example --topology=v5e-8")
+    if not options.compile and (options.longest or options.cache):
+        raise ValueError("--longest, --cache: these are options of --compile; add it")
+    known = named.hardware if named else DEVICES.get(options.device, Device(0, 0, 0))
     device = Device(
         parse_bytes(options.memory) if options.memory else known.memory,
         options.peak_flops or known.peak_flops,
         options.bandwidth or known.bandwidth,
     )
-    return Source(arguments.spec, arguments.overrides, options.devices, options.model_config), device
+    count = named.count if named else options.devices or 1
+    source = Source(arguments.spec, arguments.overrides, count, options.model_config)
+    to_compile = Options(named, options.longest, options.cache) if options.compile and named else None
+    return source, device, to_compile
 
 
-def plan(source: Source, device: Device) -> int:
-    """Print a plan; return the exit status."""
+def plan(source: Source, device: Device, to_compile: Options | None) -> int:
+    """Print a plan, or what the compiler makes of it; return the exit status."""
+    if to_compile is not None:
+        return compile_report.run(source, device, to_compile)
     planned, _ = setup(source)
     phases = estimate.memory(planned)
     print(describe(planned), memory_table(phases), sep="\n\n")

@@ -1,0 +1,351 @@
+"""tools.plan --compile: reading a compiled program's text, and what its figures mean. No TPU or GPU compiler runs."""
+
+import dataclasses
+from collections import Counter
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from fake_models import TINY
+from tiny_run import tiny_config, write_config
+
+from tools import plan
+from tools.planner import compile_report, compiled, cycles, estimate, hlo, programs, topology
+from tools.planner.fit import Source, setup
+from tools.planner.hardware import DEVICES
+
+# Hand-made, in the form of the TPU compiler's text: a loop whose body reads a weight, a slice of a stacked array, and a
+# row of a table; brings an array onto the chip; updates a cache in place; and copies another one.
+TEXT = """HloModule jit_sample, is_scheduled=true, input_output_alias={ {0}: (1, {}, may-alias) }
+
+%fused_slice (param_0.1: bf16[4,8,128], param_1.2: s32[]) -> bf16[8,128] {
+  %param_1.2 = s32[] parameter(1)
+  %param_0.1 = bf16[4,8,128]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %dynamic-slice.1 = bf16[1,8,128]{2,1,0:T(8,128)(2,1)} dynamic-slice(%param_0.1, %param_1.2), dynamic_slice_sizes={1,8,128}
+  ROOT %bitcast.1 = bf16[8,128]{1,0:T(8,128)(2,1)} bitcast(%dynamic-slice.1)
+}
+
+%fused_update (param_0.3: f32[16,128], param_1.4: f32[1,128], param_2.5: s32[]) -> f32[16,128] {
+  %param_0.3 = f32[16,128]{1,0} parameter(0)
+  %param_1.4 = f32[1,128]{1,0} parameter(1)
+  %param_2.5 = s32[] parameter(2)
+  ROOT %dynamic-update-slice.2 = f32[16,128]{1,0} dynamic-update-slice(%param_0.3, %param_1.4, %param_2.5, %param_2.5)
+}
+
+%body (param.1: (s32[], bf16[4,8,128])) -> (s32[], bf16[4,8,128]) {
+  %param.1 = (s32[]{:T(128)}, /*index=1*/bf16[4,8,128]{2,1,0:T(8,128)(2,1)}) parameter(0)
+  %i = s32[]{:T(128)S(6)} get-tuple-element(%param.1), index=0
+  %stack = bf16[4,8,128]{2,1,0:T(8,128)(2,1)} get-tuple-element(%param.1), index=1
+  %weight = f32[256,128]{1,0:T(8,128)} get-tuple-element(%param.1), index=2
+  %cache = f32[16,128]{1,0} get-tuple-element(%param.1), index=3
+  %new = f32[1,128]{1,0:T(1,128)S(1)} get-tuple-element(%param.1), index=4
+  %fusion.1 = bf16[8,128]{1,0:T(8,128)(2,1)S(1)} fusion(%stack, %i), kind=kLoop, calls=%fused_slice
+  %copy-start.1 = (f32[256,128]{1,0:T(8,128)S(1)}, f32[256,128]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%weight)
+  %copy-done.1 = f32[256,128]{1,0:T(8,128)S(1)} copy-done(%copy-start.1)
+  %slice-start.1 = ((f32[256,128]{1,0:T(8,128)}), f32[64,128]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) slice-start(%weight), slice={[0:64], [0:128]}
+  %fusion.2 = f32[16,128]{1,0} fusion(%cache, %new, %i), kind=kLoop, calls=%fused_update
+  %copy.1 = f32[16,128]{1,0} copy(%fusion.2)
+  %all-gather-start.1 = (f32[16,128]{1,0}, f32[32,128]{1,0}) all-gather-start(%copy.1), dimensions={0}
+  %all-gather-done.1 = f32[32,128]{1,0} all-gather-done(%all-gather-start.1)
+  %all-reduce.1 = f32[16]{0:S(1)} all-reduce(%new), to_apply=%sum
+  ROOT %tuple.1 = (s32[]{:T(128)}, bf16[4,8,128]{2,1,0:T(8,128)(2,1)}) tuple(%i, %stack)
+}
+
+%cond (param.2: (s32[], bf16[4,8,128])) -> pred[] {
+  %constant.9 = s32[]{:T(128)} constant(24)
+  %param.2 = (s32[]{:T(128)}, bf16[4,8,128]{2,1,0:T(8,128)(2,1)}) parameter(0)
+  %j = s32[]{:T(128)} get-tuple-element(%param.2), index=0
+  ROOT %lt.1 = pred[]{:T(512)} compare(%j, %constant.9), direction=LT, metadata={op_name="jit(sample)/decode/while/cond/lt"}
+}
+
+ENTRY %main.1_spmd (x: bf16[4,8,128], y: f32[16]) -> (s32[], bf16[4,8,128]) {
+  %x = bf16[4,8,128]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %y = f32[16]{0} parameter(1)
+  %fusion.7 = f32[16]{0} fusion(%y), kind=kLoop, calls=%fused_slice, metadata={op_name="jit(sample)/prefill/exp"}, backend_config={"window_config":{"estimated_cycles":"1000"}}
+  %tuple.9 = (s32[]{:T(128)}, bf16[4,8,128]{2,1,0:T(8,128)(2,1)}) tuple(%y, %x)
+  ROOT %while.1 = (s32[]{:T(128)}, bf16[4,8,128]{2,1,0:T(8,128)(2,1)}) while(%tuple.9), condition=%cond, body=%body, metadata={op_name="jit(sample)/decode/while"}, backend_config={"window_config":{"estimated_cycles":"7"}}
+}
+"""  # noqa: E501
+MODULE = hlo.parse(TEXT)
+BODY = MODULE.computations["body"]
+
+
+def moved(name):
+    return tuple(hlo.traffic(MODULE, BODY, BODY[name]))
+
+
+# ---- the text -------------------------------------------------------------------------------------
+
+
+def test_parse_names_entry_operands_and_results():
+    assert MODULE.entry == "main.1_spmd" and set(MODULE.computations) == {
+        "fused_slice", "fused_update", "body", "cond", "main.1_spmd",
+    }  # fmt: skip
+    update = MODULE.computations["fused_update"]["dynamic-update-slice.2"]
+    assert update.operands == ("param_0.3", "param_1.4", "param_2.5", "param_2.5")
+    assert [leaf.dims for leaf in BODY["copy-start.1"].leaves] == [(256, 128), (256, 128), ()]
+    with pytest.raises(ValueError, match="no ENTRY"):
+        hlo.parse("HloModule empty\n")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "dims", "layout", "size"),
+    [
+        (
+            "bf16",
+            (8, 2, 128, 64),
+            "2,3,1,0:T(8,128)(2,1)",
+            8 * 2 * 64 * 128 * 2,
+        ),  # the third axis is the minor one
+        (
+            "bf16",
+            (8, 2, 1, 64),
+            "2,3,1,0:T(8,128)(2,1)",
+            8 * 2 * 64 * 128 * 2,
+        ),  # a single position fills a tile
+        ("f32", (5, 100), "1,0:T(8,128)", 8 * 128 * 4),
+        ("f32", (5, 100), "1,0", 5 * 100 * 4),
+        ("pred", (100,), "0", 100),
+        ("s4", (100,), "0", 50),
+        ("f8e4m3fn", (100,), "0", 100),
+        ("f32", (), ":T(128)", 4),
+    ],
+)
+def test_bytes_of_an_array_include_the_padding_of_its_tiles(dtype, dims, layout, size):
+    assert hlo.Leaf(dtype, dims, layout).bytes == size
+
+
+def test_traffic_of_slices_updates_and_arrays_on_the_chip():
+    assert moved("fusion.1") == (8 * 128 * 2, 0)  # a slice of the stack, into the chip
+    assert moved("copy-start.1") == (256 * 128 * 4, 0)
+    assert moved("slice-start.1") == (64 * 128 * 4, 0)
+    assert moved("copy-done.1") == moved("stack") == (0, 0)
+    assert moved("fusion.2") == (0, 128 * 4)  # in place: one row, which comes from the chip
+    assert moved("copy.1") == (16 * 128 * 4, 16 * 128 * 4)
+    assert moved("all-gather-start.1") == (16 * 128 * 4, 32 * 128 * 4)
+    once = hlo.total(MODULE, "body")
+    assert once == (
+        2048 + 131072 + 32768 + 8192 + 8192,
+        512 + 8192 + 16384,
+    )
+    entry = MODULE.computations[MODULE.entry]
+    assert hlo.trips(MODULE, entry["while.1"]) == 24
+    assert hlo.traffic(MODULE, entry, entry["while.1"]) == (24 * once.read, 24 * once.written)
+
+
+def test_trips_that_the_text_does_not_state_are_unknown():
+    text = TEXT.replace("compare(%j, %constant.9)", "compare(%j, %j)")
+    module = hlo.parse(text)
+    assert hlo.trips(module, module.computations[module.entry]["while.1"]) is None
+    text = text.replace('"estimated_cycles":"7"}', '"estimated_cycles":"7"},"known_trip_count":{"n":"5"}')
+    module = hlo.parse(text)
+    assert hlo.trips(module, module.computations[module.entry]["while.1"]) == 5
+
+
+def test_collectives_are_counted_once_by_kind():
+    assert compiled.count_collectives(MODULE.instructions()) == Counter({"all-gather": 1, "all-reduce": 1})
+
+
+def test_cycles_of_a_part_and_of_a_loop():
+    assert cycles.total(MODULE, MODULE.entry) == 1007
+    assert cycles.total(MODULE, MODULE.entry, lambda i: "/prefill/" in i.op_name) == 1000
+    text = TEXT.replace(
+        "calls=%fused_update", 'calls=%fused_update, backend_config={"estimated_cycles":"10"}'
+    )
+    module = hlo.parse(text)
+    assert cycles.total(module, module.entry) == 1007 + 24 * 10
+
+
+# ---- topologies ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "device", "described"),
+    [
+        ("v5e-8", 8, "tpu-v5e", "v5e:2x4"),
+        ("v6e-16", 16, "tpu-v6e", "v6e:4x4"),
+        ("v5p-8", 4, "tpu-v5p", "v5p:2x2x1"),  # Google Cloud counts the cores of v5p, two a chip
+        ("h100x8", 8, "h100-80gb", "1x1x8"),
+        ("h200x1", 1, "h200", "1x1x1"),
+    ],
+)
+def test_parse_topology_of_a_name(name, count, device, described):
+    parsed = topology.parse(name)
+    assert (parsed.count, parsed.hardware) == (count, DEVICES[device])
+    assert described in parsed.arguments.values()
+
+
+@pytest.mark.parametrize("name", ["v5e", "v5e-9", "v5ex8", "h100-8", "h100x9", "abacus-8", ""])
+def test_parse_topology_that_is_unknown_names_the_known_ones(name):
+    with pytest.raises(ValueError, match=r"no topology; known are v5e-1\|4\|8.*h100x1 to x8"):
+        topology.parse(name)
+
+
+@pytest.mark.parametrize(("name", "extra"), [("v5e-8", "tpu"), ("h100x8", "cuda12")])
+def test_devices_without_the_compiler_name_the_extra(monkeypatch, name, extra):
+    monkeypatch.setattr(topology.importlib.util, "find_spec", lambda module: None)
+    with pytest.raises(ValueError, match=rf"is missing; install it with: .*xpo-jax\[{extra}\]"):
+        topology.devices(topology.parse(name))
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--compile"], "add --topology=NAME"),
+        (["--topology=v5e-8", "--devices=8"], "leave --devices and --device out"),
+        (["--longest"], "these are options of --compile"),
+    ],
+)
+def test_main_flags_that_do_not_fit_together_are_one_line(capsys, flags, expected):
+    assert plan.main(["--config=paraphrase", *flags]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and expected in err
+
+
+def test_main_topology_plans_its_devices(capsys):
+    assert plan.main(["--config=paraphrase", "--topology=v5p-8"]) == 0
+    out, _ = capsys.readouterr()
+    assert "mesh data 4, fsdp 1, tensor 1" in out and "of 88.48 GiB" in out
+
+
+# ---- programs of a run, by this machine's compiler -----------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """The longest programs of a tiny run on one device, compiled for it."""
+    config = tiny_config(tmp_path_factory.mktemp("run"))
+    config.mesh.data = config.mesh.fsdp = config.mesh.tensor = 1
+    spec = write_config(tmp_path_factory.mktemp("config") / "config.py", config)
+    planned, loaded = setup(Source(spec, (), 1, None))
+    planned = dataclasses.replace(planned, dtype=np.dtype(np.float32))
+    declared = programs.declare(planned, loaded, jax.devices()[:1])
+    built, refused = compiled.compile_all(programs.longest(declared.programs), lambda line: None)
+    assert refused == [] and declared.has_tokenizer
+    return SimpleNamespace(planned=planned, built=built, by_name={p.name: p for p in built})
+
+
+NAMES = ["init", "for_sampling", "fingerprint", "zeros", "apply", "sample", "score", "accumulate"]
+
+
+def test_programs_are_those_that_a_run_declares(tiny):
+    assert [program.name for program in tiny.built] == NAMES
+    assert (
+        tiny.by_name["init"].donated and tiny.by_name["apply"].donated and not tiny.by_name["zeros"].donated
+    )
+
+
+def test_phases_are_what_is_live_together(tiny):
+    plan = estimate.memory(tiny.planned)
+    kept = sum(plan["sample"][part] for part in ("master weights", "optimizer state", "reference"))
+    together = compiled.phases(tiny.planned, tiny.built)
+    assert list(together) == ["sample", "score", "gradient", "apply"]
+    assert together["sample"] - tiny.by_name["sample"].total == pytest.approx(kept, rel=0.01)
+    gradient = (
+        tiny.by_name["accumulate"].total + plan["gradient"]["optimizer state"] + plan["gradient"]["reference"]
+    )
+    assert together["gradient"] == pytest.approx(gradient, rel=0.01)
+    assert compiled.phases(tiny.planned, [p for p in tiny.built if p.name != "init"]) == {}
+
+
+def test_planned_total_of_programs_without_temporaries_is_exact(tiny):
+    for name in ("init", "zeros"):
+        program = tiny.by_name[name]
+        assert compiled.planned_total(tiny.planned, program.label) == pytest.approx(program.total, rel=0.01)
+    assert compiled.planned_total(tiny.planned, "score W=8") is None
+    prefetching = dataclasses.replace(tiny.planned, reference_steps=2)
+    ahead, one = (compiled.planned_total(prefetching, f"{name} P=8") for name in ("ahead", "sample"))
+    assert ahead > one == compiled.planned_total(tiny.planned, "sample P=8")
+
+
+def test_findings_of_a_run_as_it_is_are_none(tiny):
+    loops = {"sample": compiled.decode_loop(tiny.planned, tiny.by_name["sample"])}
+    assert loops["sample"].floor == sum(plan.work.decode_bytes(tiny.planned))
+    assert not loops["sample"].collectives and sum(loops["sample"].moved) > loops["sample"].floor
+    loops["sample"] = loops["sample"]._replace(caches_written=0)  # XLA's CPU compiler copies small caches
+    assert compiled.findings(tiny.planned, tiny.built, loops, np.dtype(np.float32)) == []
+
+
+def test_findings_name_the_program_and_what_is_wrong(tiny):
+    planned, sample = tiny.planned, tiny.by_name["sample"]
+    lost = tiny.by_name["apply"]._replace(aliased=0)
+    (line,) = compiled.findings(planned, [lost], {}, np.dtype(np.float32))
+    assert line.startswith("apply: ") and "donated" in line
+    (line,) = compiled.findings(planned, [sample], {}, np.dtype(ml_dtypes.bfloat16))
+    assert line.startswith("sample P=") and "arrive as f32, the mesh computes in bfloat16" in line
+    loop = compiled.DecodeLoop(hlo.Traffic(9, 9), 100, 0, 0, Counter())
+    weights = plan.work.decode_bytes(planned)[0]
+    for wrong, text in (
+        (loop._replace(gathered=weights), "gathers"),
+        (loop._replace(caches_written=6), "complete keys and values"),
+    ):
+        (line,) = compiled.findings(planned, [], {"sample P=8": wrong}, np.dtype(np.float32))
+        assert line.startswith("sample P=8: ") and text in line
+    fine = loop._replace(gathered=weights // 4, caches_written=4)
+    assert compiled.findings(planned, [], {"sample P=8": fine}, np.dtype(np.float32)) == []
+
+
+LOOP = """
+%body (p: (bf16[8,2,16,4])) -> (bf16[8,2,16,4]) {
+  %p = (bf16[8,2,16,4]{3,2,1,0}) parameter(0)
+  %cache = bf16[8,2,16,4]{3,2,1,0} get-tuple-element(%p), index=0
+  %token = bf16[8,2,1,4]{3,2,1,0} get-tuple-element(%p), index=1
+  %updated = bf16[8,2,16,4]{3,2,1,0} dynamic-update-slice(%cache, %token, %token)
+  COPY
+  ROOT %tuple = (bf16[8,2,16,4]{3,2,1,0}) tuple(%updated)
+}
+ENTRY %main (p: bf16[8]) -> bf16[8] {
+  ROOT %p = bf16[8]{0} parameter(0)
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("copy", "size"),
+    [
+        ("", 0),
+        ("%c = bf16[8,2,16,4]{3,2,1,0} copy(%updated)", 8 * 2 * 16 * 4 * 2),
+        ("%c = bf16[8,16,2,4]{3,2,1,0} transpose(%updated), dimensions={0,2,1,3}", 8 * 2 * 16 * 4 * 2),
+        ("%c = (bf16[8,2,16,4]{3,2,1,0}, bf16[8,2,16,4]{3,2,1,0:S(1)}, u32[]) copy-start(%updated)", 2048),
+        ("%c = (bf16[8,2,16,4]{3,2,1,0:S(1)}, bf16[8,2,16,4]{3,2,1,0}, u32[]) copy-start(%updated)", 0),
+        ("%c = bf16[8,2,16,5]{3,2,1,0} add(%updated, %updated)", 0),
+    ],
+)
+def test_caches_written_are_complete_keys_and_values(tiny, copy, size):
+    c = dataclasses.replace(TINY, num_key_value_heads=2, head_dim=4)
+    s = dataclasses.replace(tiny.planned, model=c, batch_size=8, prompt_tokens=9, response_tokens=16)
+    module = hlo.parse(LOOP.replace("COPY", copy))
+    assert compiled.caches_written(s, module, module.computations["body"]) == size
+
+
+def test_report_status_is_1_for_findings_and_for_what_does_not_fit(tiny):
+    def status(built=tiny.built, refused=(), memory=1e9, dtype=np.float32):
+        device = DEVICES["tpu-v5e"]._replace(memory=memory)
+        built = [p for p in built if p.name != "sample"]  # see above: copies of small caches
+        return compile_report.report(
+            tiny.planned, built, refused, device=device, clock=None, dtype=np.dtype(dtype)
+        )
+
+    text, code = status()
+    assert code == 0 and "fits: " in text and "finding" not in text
+    for program in tiny.built:
+        assert (program.label in text) == (program.name != "sample")
+    assert status(memory=1e3)[1] == 1 and "does not fit" in status(memory=1e3)[0]
+    text, code = status(refused=[compiled.Refused("accumulate W=8", "out of device memory")])
+    assert code == 1 and "refused: accumulate W=8: out of device memory" in text
+    text, code = status(dtype=jnp.bfloat16)
+    assert code == 1 and "finding: score" in text
+
+
+def test_longest_has_one_program_of_each_name():
+    declared = [
+        ("init", None),
+        ("sample P=8", None),
+        ("score W=8", None),
+        ("sample P=16", None),
+        ("score W=24", None),
+    ]
+    assert [label for label, _ in programs.longest(declared)] == ["init", "sample P=16", "score W=24"]
