@@ -241,13 +241,13 @@ def test_programs_are_those_that_a_run_declares(tiny):
 def test_phases_are_what_is_live_together(tiny):
     plan = estimate.memory(tiny.planned)
     kept = sum(plan["sample"][part] for part in ("master weights", "optimizer state", "reference"))
-    together = compiled.phases(tiny.planned, tiny.built)
-    assert list(together) == ["sample", "score", "gradient", "apply"]
-    assert together["sample"] - tiny.by_name["sample"].total == pytest.approx(kept, rel=0.01)
+    live = compiled.phases(tiny.planned, tiny.built)
+    assert list(live) == ["sample", "score", "gradient", "apply"]
+    assert live["sample"] - tiny.by_name["sample"].total == pytest.approx(kept, rel=0.01)
     gradient = (
         tiny.by_name["accumulate"].total + plan["gradient"]["optimizer state"] + plan["gradient"]["reference"]
     )
-    assert together["gradient"] == pytest.approx(gradient, rel=0.01)
+    assert live["gradient"] == pytest.approx(gradient, rel=0.01)
     assert compiled.phases(tiny.planned, [p for p in tiny.built if p.name != "init"]) == {}
 
 

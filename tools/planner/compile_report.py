@@ -94,7 +94,7 @@ def report(
         for loop in [compiled.decode_loop(planned, program)]
         if loop is not None
     }
-    together = compiled.phases(planned, built)
+    live = compiled.phases(planned, built)
     code = sum(program.code for program in built)
     blocks = [program_table(planned, built), collective_table(built)]
     blocks += [loop_table(loops)] if loops else []
@@ -102,14 +102,14 @@ def report(
         rows = [part.row(clock, device.peak_flops) for part in cycles.parts(planned, built)]
         head = ["part, on one device", "ms by cycles", "ms at the peak", "% of the peak"]
         blocks.append(f"{text_table(head, rows)}\n\n{clock / 1e9:.2f} GHz; {CYCLES_CAVEAT}")
-    blocks.append(phase_table(planned, together, code))
+    blocks.append(phase_table(planned, live, code))
     wrong = compiled.findings(planned, built, loops, dtype)
     blocks += [f"finding: {line}" for line in wrong]
     blocks += [f"refused: {program.label}: {program.message}" for program in refused]
-    most = max(together.values(), default=0) + code
+    most = max(live.values(), default=0) + code
     fits = not refused and (not device.memory or most <= device.memory)
     if device.memory:
-        name = max(together, key=lambda phase: together[phase]) if together else "no phase"
+        name = max(live, key=lambda phase: live[phase]) if live else "no phase"
         verdict = "fits" if fits else "does not fit"
         blocks.append(
             f"{verdict}: {gib(most)} of {gib(device.memory)} GiB at the peak ({name}, with all code)"
@@ -178,12 +178,10 @@ def loop_table(loops: Mapping[str, DecodeLoop]) -> str:
     )
 
 
-def phase_table(planned: estimate.Setup, together: Mapping[str, int], code: int) -> str:
+def phase_table(planned: estimate.Setup, live: Mapping[str, int], code: int) -> str:
     """Return what is live together in each phase of a step, beside the planner's."""
     plan = {name: sum(parts.values()) for name, parts in estimate.memory(planned).items()}
-    rows = [
-        [name, gib(size), gib(plan[name]), round(size / plan[name], 2)] for name, size in together.items()
-    ]
+    rows = [[name, gib(size), gib(plan[name]), round(size / plan[name], 2)] for name, size in live.items()]
     table = text_table(["live together, GiB per device", "compiled", "planned", "ratio"], rows)
     return (
         table + "\n\n" + field_table({"code of all programs": f"{gib(code)} GiB per device, in every phase"})

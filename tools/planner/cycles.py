@@ -55,27 +55,30 @@ def total(module: hlo.Module, name: str, chosen: Callable[[hlo.Instruction], boo
 
 
 class Part(NamedTuple):
-    """A part of a program on one device: its cycles, and the FLOPs of its matmuls."""
+    """A part of a program on one device: its cycles, and the FLOPs of its matmuls (None: a part of a part)."""
 
     name: str
     cycles: int
-    flops: float
+    flops: float | None
 
     def row(self, clock: float, peak_flops: float) -> list[Any]:
         """Return its name, ms by calibrated cycles, ms of its FLOPs at the peak, and their ratio in %."""
-        by_cycles, at_peak = self.cycles / clock, self.flops / peak_flops
+        by_cycles = self.cycles / clock
+        if self.flops is None:
+            return [self.name, 1e3 * by_cycles, None, None]
+        at_peak = self.flops / peak_flops
         return [self.name, 1e3 * by_cycles, 1e3 * at_peak, round(100 * at_peak / by_cycles)]
 
 
 def parts(s: estimate.Setup, compiled: Sequence[Compiled]) -> list[Part]:
     """Return prefill of each sampling program, and a layer of each gradient's forward and backward pass."""
-    found = []
+    measured = []
     for program in compiled:
         if program.name in ("sample", "ahead"):
-            found.append(_prefill(s, program))
+            measured.append(_prefill(s, program))
         if program.name == "accumulate":
-            found += _layers(s, program)
-    return [part for part in found if part.cycles]
+            measured += _layers(s, program)
+    return [part for part in measured if part.cycles]
 
 
 def _prefill(s: estimate.Setup, program: Compiled) -> Part:
@@ -92,16 +95,19 @@ def _layers(s: estimate.Setup, program: Compiled) -> list[Part]:
     one = dataclasses.replace(s.model, num_hidden_layers=1)
     tokens, scores = s.micro_batch_rows * W, s.micro_batch_rows * W * W * (BLOCKS + 1) // (2 * BLOCKS)
     forward = work.forward_flops(one, tokens, scores, 0) / s.mesh.shape["tensor"]
-    found = []
+    measured = []
     for instruction in module.computations[module.entry].values():
         body = instruction.calls("body")
         if instruction.opcode != "while" or body is None or hlo.trips(module, instruction) != layers:
             continue
         backward = "transpose(" in instruction.op_name
         times = (2 + s.remat) if backward else 1
-        name = "a layer backward" if backward else "a layer forward"
-        found.append(Part(f"{program.label}: {name}", total(module, body), times * forward))
-    return found
+        name = f"{program.label}: a layer {'backward' if backward else 'forward'}"
+        cycles = total(module, body)
+        ring = cycles - total(module, body, lambda i: i.opcode != "while")
+        measured.append(Part(name, cycles, times * forward))
+        measured.append(Part(f"{name}, in loops over shards", ring, None))
+    return measured
 
 
 def _longest(s: estimate.Setup) -> int:

@@ -139,8 +139,8 @@ def devices(topology: Topology) -> Sequence[Any]:
         raise ValueError(
             f"--topology={topology.name}: its compiler does not start ({line}); {_install(topology)}"
         ) from error
-    found: Sequence[Any] = described.devices
-    return found
+    unattached: Sequence[Any] = described.devices
+    return unattached
 
 
 def _install(topology: Topology) -> str:
