@@ -16,9 +16,10 @@ from tools.planner import compiled, estimate, hlo, programs, topology
 from tools.planner.fit import Source, setup
 named = topology.parse("v5e-8")
 devices = topology.devices(named)
-planned, config = setup(Source("paraphrase:Qwen/Qwen2.5-0.5B-Instruct", (), named.count, None))
+fewer = ("layout.reference_steps=1",)  # one sampler instead of two
+planned, config = setup(Source("paraphrase:Qwen/Qwen2.5-0.5B-Instruct", fewer, named.count, None))
 declared = programs.declare(planned, config, devices)
-wanted = [p for p in programs.longest(declared.programs) if p[0].split()[0] not in ("ahead", "judge")]
+wanted = [p for p in programs.longest(declared.programs) if p[0].split()[0] != "judge"]
 built, refused = compiled.compile_all(wanted, lambda line: print(line, file=sys.stderr))
 loops = {p.label: compiled.decode_loop(planned, p) for p in built if p.name == "sample"}
 loop = next(iter(loops.values()))
@@ -59,4 +60,4 @@ def test_programs_of_qwen_0_5b_compile_for_a_v5e_8():
         2 * weights, rel=0.01
     )  # bfloat16, on every device
     assert result["gathered"] == 0 and result["moved"] < 1.1
-    assert all(0.8 < ratio < 1.25 for ratio in result["phases"].values())
+    assert all(0.75 < ratio < 1.25 for ratio in result["phases"].values())
