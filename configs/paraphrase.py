@@ -70,10 +70,10 @@ def embedded() -> ConfigDict:
             "reference": None,  # a frozen copy of path
             "reference_every_steps": None,  # or N: copy the policy into it every N steps, docs/choosing.md
             "dtype": "auto",
-            # Or "cudnn" for long prompts on NVIDIA GPUs: it avoids the attention scores, rows x heads x tokens x
-            # tokens x 4 bytes per layer. It has not been run on a GPU yet, so its speed is unknown:
-            # docs/performance.md.
-            "attention": "einsum",
+            # "einsum" up to 1,280 tokens, and "blocks" beyond, which never holds the attention scores of a sequence,
+            # rows x heads x tokens x tokens x 4 bytes per layer. Or "cudnn" on NVIDIA GPUs, which has not been run
+            # on one yet: docs/performance.md.
+            "attention": "auto",
         }
     )
 
@@ -195,6 +195,7 @@ def embedded() -> ConfigDict:
             "micro_batch_rows": 4,
             "chunk_tokens": 4096,
             "remat": False,
+            "prefill_rows": None,  # or the prompts per device that the sampler encodes at a time, if they are long
             # More than 1 draws the reference's samples for several steps in one call. On a CPU a batch of 64 gains
             # little from that, and each bucket is compiled once more.
             "reference_steps": 1,

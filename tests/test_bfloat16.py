@@ -37,10 +37,12 @@ CONFIG = dataclasses.replace(
 B, P, T = 4, 40, 100
 
 
-def programs_of(dtype, *, remat, **sizes):
+def programs_of(dtype, *, remat, attention, **sizes):
     mesh = sharding.make_mesh(**sizes)
     return Programs(
-        make_model_spec(mesh, CONFIG, dtype=dtype, remat=remat, batch_size=B, prompt_tokens=P),
+        make_model_spec(
+            mesh, CONFIG, dtype=dtype, remat=remat, batch_size=B, prompt_tokens=P, attention=attention
+        ),
         BatchShapes(batch_size=B, prompt_buckets=(P,), micro_batch_rows=1, chunk_tokens=64),
         Sampling(max_new_tokens=T, temperature=0.9, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0),
         Vocabulary(CONFIG.vocab_size, (1,), 0),
@@ -53,16 +55,20 @@ def programs_of(dtype, *, remat, **sizes):
 
 @pytest.mark.usefixtures("full_optimization")
 @pytest.mark.parametrize(
-    ("sizes", "remat"),
+    ("sizes", "remat", "attention"),
     [
-        ((1, 1, 1), True),  # where the update rematerialises, XLA fuses it most differently
-        pytest.param((1, 1, 1), False, marks=pytest.mark.slow),
-        pytest.param((1, 1, 2), True, marks=pytest.mark.slow),
-        pytest.param((2, 2, 1), False, marks=pytest.mark.slow),
-        pytest.param((2, 1, 2), True, marks=pytest.mark.slow),
+        # where the update rematerialises, XLA fuses it most differently
+        ((1, 1, 1), True, "einsum"),
+        ((1, 1, 1), True, "blocks"),
+        pytest.param((1, 1, 1), False, "einsum", marks=pytest.mark.slow),
+        pytest.param((1, 1, 1), False, "blocks", marks=pytest.mark.slow),
+        pytest.param((1, 1, 2), True, "einsum", marks=pytest.mark.slow),
+        pytest.param((2, 2, 1), False, "einsum", marks=pytest.mark.slow),
+        pytest.param((2, 1, 2), True, "einsum", marks=pytest.mark.slow),
+        pytest.param((2, 2, 2), True, "blocks", marks=pytest.mark.slow),
     ],
 )
-def test_kl_and_margins_before_the_first_update_are_exactly_zero(sizes, remat):
+def test_kl_and_margins_before_the_first_update_are_exactly_zero(sizes, remat, attention):
     """The scoring program runs unrolled, the update scans and differentiates; their numbers are the same bits."""
     count = int(np.prod(sizes))
     devices = jax.devices()[:count]
@@ -70,7 +76,10 @@ def test_kl_and_margins_before_the_first_update_are_exactly_zero(sizes, remat):
         patched.setattr(jax, "devices", lambda *_: devices)
         patched.setattr(jax, "device_count", lambda *_: count)
         programs = programs_of(
-            jnp.bfloat16, remat=remat, **dict(zip(("data", "fsdp", "tensor"), sizes, strict=True))
+            jnp.bfloat16,
+            remat=remat,
+            attention=attention,
+            **dict(zip(("data", "fsdp", "tensor"), sizes, strict=True)),
         )
     for label, compile_program in programs.declared_programs():
         if not label.startswith(("sample", "gather", "fingerprint")):

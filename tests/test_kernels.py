@@ -80,8 +80,9 @@ def test_rounds_bfloat16_no_worse_than_the_einsum(of):
 
 def model(kernel, *, stacked=True):
     """(graphdef, shapes of the parameters)."""
+    kernels = attention_kernels.choose(kernel, "cpu")
     return nnx.split(
-        nnx.eval_shape(lambda: Qwen2(TINY, rngs=nnx.Rngs(0), stacked=stacked, remat=stacked, kernel=kernel))
+        nnx.eval_shape(lambda: Qwen2(TINY, rngs=nnx.Rngs(0), stacked=stacked, remat=stacked, kernels=kernels))
     )
 
 
@@ -204,10 +205,12 @@ def test_refused_where_the_backend_is_no_nvidia_gpu(tmp_path):
     with pytest.raises(ValueError) as refused:
         prepare(config)
     assert str(refused.value) == (
-        "model.attention 'cudnn' needs an NVIDIA GPU, and this backend is cpu; set it to 'einsum'"
+        "model.attention 'cudnn' needs an NVIDIA GPU, and this backend is cpu; set it to 'auto' or 'blocks'"
     )
     config.model.attention = "splash"
-    with pytest.raises(ValueError, match="model.attention: 'einsum' or 'cudnn' is expected, found 'splash'"):
+    with pytest.raises(
+        ValueError, match="model.attention: .*'blocks' or 'cudnn' is expected, found 'splash'"
+    ):
         prepare(config)
 
 
@@ -222,11 +225,11 @@ def test_what_the_kernel_cannot_do_is_known_beforehand():
         ):
             check("cudnn", head_dim=head_dim)
         check("einsum", head_dim=head_dim)
-    with pytest.raises(ValueError, match="needs model.dtype bfloat16, and it is float32; set it to 'einsum'"):
+    with pytest.raises(ValueError, match="needs model.dtype bfloat16, and it is float32; set it to 'auto'"):
         check("cudnn", dtype=jnp.float32)
     device.compute_capability = "7.5"
-    with pytest.raises(ValueError, match="capability 8.0 or more, and this one has 7.5; set it to 'einsum'"):
+    with pytest.raises(ValueError, match="capability 8.0 or more, and this one has 7.5; set it to 'auto'"):
         check("cudnn")
     client.platform_version = "rocm 60000"
-    with pytest.raises(ValueError, match="needs an NVIDIA GPU, and this backend is gpu; set it to 'einsum'"):
+    with pytest.raises(ValueError, match="needs an NVIDIA GPU, and this backend is gpu; set it to 'auto'"):
         check("cudnn")

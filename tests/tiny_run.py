@@ -96,7 +96,7 @@ def tiny_config(folder: Path) -> ConfigDict:
                 "reference": None,
                 "reference_every_steps": None,
                 "dtype": "float32",
-                "attention": "einsum",
+                "attention": "auto",
             },
             "mesh": {"data": 2, "fsdp": 2, "tensor": 2},
             "distributed": {
@@ -149,6 +149,7 @@ def tiny_config(folder: Path) -> ConfigDict:
                 "micro_batch_rows": 2,
                 "chunk_tokens": 1024,
                 "remat": False,
+                "prefill_rows": None,
                 "reference_steps": 1,
             },
             "evaluation": {

@@ -16,6 +16,7 @@ from xpo_jax.algorithm.sampling import Sampling
 from xpo_jax.data.batches import Batches
 from xpo_jax.data.chat_templates import ChatTemplate
 from xpo_jax.data.rows import DataError, Prompt, Row
+from xpo_jax.models import attention_kernels
 from xpo_jax.models.hf import hub, model_folder
 from xpo_jax.models.registry import abstract_model
 from xpo_jax.runtime.rng import Stream
@@ -49,7 +50,8 @@ class Chat:
                 f" {config.max_position_embeddings} tokens; lower it"
             )
         self.pad = model_folder.pad_token_id(folder, self.tokenizer)
-        graphdef, _ = abstract_model(config, stacked=False)
+        kernels = attention_kernels.choose(attention_kernels.AUTO, jax.devices()[0].platform)
+        graphdef, _ = abstract_model(config, stacked=False, kernels=kernels)
         draw = make_sampler(
             graphdef,
             sampling,

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from xpo_jax.models import registry
+from xpo_jax.models import attention_kernels, registry
 from xpo_jax.models.family import ModelConfig
 from xpo_jax.models.layers import KEY_VALUES, narrow
 from xpo_jax.runtime import sharding
@@ -32,6 +32,7 @@ class ModelSpec:
       stacked, unstacked: the graphdefs of the two layouts.
       params, weights: the parameters in these layouts, as ShapeDtypeStructs.
       params_sharding, weights_sharding: a NamedSharding for each.
+      kernels: which implementations compute attention.
     """
 
     # long: two layouts of one model, each with graphdef, shapes and shardings
@@ -44,6 +45,7 @@ class ModelSpec:
     weights: Params
     params_sharding: Any
     weights_sharding: Any
+    kernels: attention_kernels.Kernels
 
     @property
     def shards(self) -> int:
@@ -69,7 +71,7 @@ def make_model_spec(
     remat: bool,
     batch_size: int,
     prompt_tokens: int,
-    kernel: str = "einsum",
+    attention: str = attention_kernels.AUTO,
 ) -> ModelSpec:
     """Build the spec of an architecture.
 
@@ -77,13 +79,14 @@ def make_model_spec(
       mesh, config, dtype: see `ModelSpec`.
       remat: recompute layers in the backward pass.
       batch_size, prompt_tokens: of the largest batch of prompts, whose keys and values the mesh must divide as well.
-      kernel: of attention, see models/attention_kernels.py.
+      attention: `settings.Model.attention`, see models/attention_kernels.py.
 
     Raises:
-      ValueError: a mesh that does not divide the model, with the sizes that would.
+      ValueError: a mesh that does not divide the model, with the sizes that would; or no rule for "auto" attention.
     """
-    stacked, params = registry.abstract_model(config, stacked=True, remat=remat, kernel=kernel)
-    unstacked, weights = registry.abstract_model(config, stacked=False, kernel=kernel)
+    kernels = attention_kernels.choose(attention, mesh.devices.flat[0].platform)
+    stacked, params = registry.abstract_model(config, stacked=True, remat=remat, kernels=kernels)
+    unstacked, weights = registry.abstract_model(config, stacked=False, kernels=kernels)
     weights = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, dtype), weights)
     rules = (("key_values", KEY_VALUES), *registry.family(config).sharding)
     key_values = jax.ShapeDtypeStruct(
@@ -102,6 +105,7 @@ def make_model_spec(
         weights=weights,
         params_sharding=params_sharding,
         weights_sharding=sharding.shardings(mesh, weights, rules, leave_out=("fsdp",)),
+        kernels=kernels,
     )
 
 

@@ -48,7 +48,9 @@ def make_shardings(mesh: Mesh) -> Shardings:
     )
 
 
-def sample_program(model: ModelSpec, sampling: Sampling, vocabulary: Vocabulary, seed: int) -> Program:
+def sample_program(
+    model: ModelSpec, sampling: Sampling, vocabulary: Vocabulary, seed: int, prefill_rows: int | None
+) -> Program:
     """Make the sampler, which derives a key for each row."""
     split = make_shardings(model.mesh)
     sampler = make_sampler(
@@ -57,6 +59,7 @@ def sample_program(model: ModelSpec, sampling: Sampling, vocabulary: Vocabulary,
         vocab_size=vocabulary.size,
         end_tokens=vocabulary.end_tokens,
         pad_token=vocabulary.pad_token,
+        prefill_rows=prefill_rows,
     )
 
     def sample(

@@ -44,7 +44,7 @@ class BatchShapes:
     Args:
       batch_size: B, prompts per step, over all devices.
       prompt_buckets: the lengths P that prompts are padded to, increasing.
-      micro_batch_rows, chunk_tokens: see `settings.Layout`.
+      micro_batch_rows, chunk_tokens, prefill_rows: see `settings.Layout`.
       prefetch_depth: batches that one call of the sampler may take, besides single ones, see prefetch.py.
     """
 
@@ -53,6 +53,7 @@ class BatchShapes:
     micro_batch_rows: int
     chunk_tokens: int
     prefetch_depth: int = 1
+    prefill_rows: int | None = None
 
 
 class _Declared(NamedTuple):
@@ -122,7 +123,7 @@ class Programs:
             entropy_weight=entropy_weight,
             distribution=distribution,
         )
-        self.sample_rows = sample_program(model, sampling, vocabulary, seed)
+        self.sample_rows = sample_program(model, sampling, vocabulary, seed, shapes.prefill_rows)
         self.score_packed = score_program(model, shapes.batch_size, distribution)
         self.for_sampling = Program(
             "for_sampling",

@@ -20,10 +20,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec as PS
 from jaxtyping import Bool, Int, Key
 
 from xpo_jax.algorithm.sampling import Sampling, draw, truncate
-from xpo_jax.runtime.sharding import row_shards
+from xpo_jax.runtime.sharding import ROWS, constrain, row_shards
 from xpo_jax.values import Array, Params, Samples
 
 
@@ -71,6 +72,7 @@ def make_sampler(
     vocab_size: int,
     end_tokens: tuple[int, ...],
     pad_token: int,
+    prefill_rows: int | None = None,
 ) -> Callable[[Params, Array, Array, Array, Array], Samples]:
     """Make the function to jit: (params, tokens i32[B P], lengths i32[B], valid bool[B], keys key[B]) -> Samples.
 
@@ -79,6 +81,7 @@ def make_sampler(
       vocab_size: number of real tokens; logits beyond are masked.
       end_tokens: ids that end a response.
       pad_token: id written after the end.
+      prefill_rows: see `prefill`.
     """
     # long: one jitted loop, whose steps close over the same settings and model
     T = settings.max_new_tokens
@@ -144,8 +147,7 @@ def make_sampler(
             )
 
         with jax.named_scope("prefill"):
-            hidden, caches = model.prefill(tokens)
-            last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
+            last, caches = prefill(model, tokens, lengths, prefill_rows)
         seen = jnp.zeros((B, model.config.vocab_size if penalised else 1), bool)
         if penalised:
             in_prompt = jnp.where(jnp.arange(P)[None] < lengths[:, None], tokens, tokens[:, :1])
@@ -163,6 +165,52 @@ def make_sampler(
 
 
 RESULTS = ("tokens", "lengths", "done")
+
+
+def prefill(
+    model: Any, tokens: Int[Array, "B P"], lengths: Int[Array, " B"], rows: int | None
+) -> tuple[Array, Any]:
+    """Encode prompts, in sub-batches whose activations exist one after the other.
+
+    Args:
+      tokens, lengths: the prompts, right-padded.
+      rows: of each shard in a sub-batch, at most; None encodes all rows at once.
+
+    Returns:
+      hidden [B D] of each prompt's last token, and the prompts' keys and values.
+    """
+
+    def encode(tokens: Array, lengths: Array) -> tuple[Array, Any]:
+        hidden, caches = model.prefill(tokens)
+        return jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0], caches
+
+    shards = row_shards()
+    shard_rows = len(tokens) // shards
+    if rows is None or rows >= shard_rows:
+        return encode(tokens, lengths)
+
+    def by_shard(x: Array) -> Array:
+        """Split the rows [G*b ...] of G shards: [G b ...]."""
+        x = x.reshape(shards, -1, *x.shape[1:])
+        return constrain(x, ROWS, *[PS.UNCONSTRAINED] * (x.ndim - 1))
+
+    def body(number: Array, encoded: Any) -> Any:
+        # where sub-batches do not divide the rows, the last one begins earlier and encodes some rows again
+        start = jnp.minimum(number * rows, shard_rows - rows)
+
+        def read(x: Array) -> Array:
+            chosen = jax.lax.dynamic_slice_in_dim(by_shard(x), start, rows, axis=1)
+            return chosen.reshape(-1, *x.shape[1:])
+
+        def write(x: Array, new: Array) -> Array:
+            written = jax.lax.dynamic_update_slice_in_dim(by_shard(x), by_shard(new), start, axis=1)
+            return written.reshape(x.shape)
+
+        return jax.tree.map(write, encoded, encode(read(tokens), read(lengths)))
+
+    empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(encode, tokens, lengths))
+    encoded: tuple[Array, Any] = jax.lax.fori_loop(0, -(-shard_rows // rows), body, empty)
+    return encoded
 
 
 def take(tree: Any, rows: Array) -> Any:

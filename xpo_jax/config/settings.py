@@ -75,15 +75,15 @@ class Model:
       reference_every_steps: the policy becomes the reference after every multiple of this; None keeps the first
         reference. Evaluations are against the first either way. Its effect on the KL: docs/choosing.md.
       dtype: of all computation except the float32 master weights; auto is bfloat16 on accelerators, else float32.
-      attention: the implementation; "cudnn" stores no attention scores, and needs an NVIDIA GPU, see
-        models/attention_kernels.py.
+      attention: the implementation, see models/attention_kernels.py; auto is einsum for short and blocks for long
+        sequences, and cudnn needs an NVIDIA GPU.
     """
 
     path: str
     reference: str | None
     reference_every_steps: int | None
     dtype: Literal["auto", "float32", "bfloat16"]
-    attention: Literal["einsum", "cudnn"]
+    attention: Literal["auto", "einsum", "blocks", "cudnn"]
 
     def __post_init__(self) -> None:
         if self.reference_every_steps is not None and self.reference_every_steps < 1:
@@ -187,6 +187,7 @@ class Layout:
         and need less memory.
       chunk_tokens: tokens whose logits exist at a time.
       remat: recompute layers in the backward pass instead of storing their activations.
+      prefill_rows: prompts per device that the sampler encodes at a time; None: all of its rows. Decoding has all rows.
       reference_steps: steps whose reference samples are drawn in one call, see prefetch.py; needs that many times the
         keys and values of one batch. No effect where the policy samples both candidates.
     """
@@ -194,12 +195,13 @@ class Layout:
     micro_batch_rows: int
     chunk_tokens: int
     remat: bool
+    prefill_rows: int | None
     reference_steps: int
 
     def __post_init__(self) -> None:
-        for name in ("micro_batch_rows", "chunk_tokens", "reference_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, must be at least 1")
+        for name in ("micro_batch_rows", "chunk_tokens", "prefill_rows", "reference_steps"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} is {value}, must be at least 1")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

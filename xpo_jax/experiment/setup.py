@@ -237,13 +237,14 @@ def _programs(
         micro_batch_rows=layout.micro_batch_rows,
         chunk_tokens=layout.chunk_tokens,
         prefetch_depth=layout.reference_steps if prefetches else 1,
+        prefill_rows=layout.prefill_rows,
     )
     spec = make_model_spec(
         mesh,
         models.config,
         dtype=compute_dtype(model.dtype, sharding.platform(mesh)),
         remat=layout.remat,
-        kernel=model.attention,
+        attention=model.attention,
         batch_size=top.batch_size,
         prompt_tokens=shapes.prompt_buckets[-1],
     )

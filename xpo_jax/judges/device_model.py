@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from xpo_jax.models import registry
+from xpo_jax.models import attention_kernels, registry
 from xpo_jax.models.family import ModelConfig
 from xpo_jax.models.hf import model_folder
 from xpo_jax.runtime import distributed, sharding
@@ -81,7 +81,8 @@ class _DeviceModel:
         self.weights: Params = None
         self._head: Any = None  # replicated
         self._model_config, self._dtype = model_config, dtype
-        graphdef, params = registry.abstract_model(model_config, stacked=False)
+        kernels = attention_kernels.choose(attention_kernels.AUTO, mesh.devices.flat[0].platform)
+        graphdef, params = registry.abstract_model(model_config, stacked=False, kernels=kernels)
         self._shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, dtype), params)
         self._head_shape = None if readout.head is None else jax.ShapeDtypeStruct(readout.head, dtype)
         # the sampler's layout, so that it can share its weights

@@ -1,8 +1,8 @@
-"""Attention by a library's kernel: the same function as `layers.attention`, in less memory.
+"""Which implementation computes attention: the einsum of layers.py, blocks of queries, or a library's kernel.
 
 The einsum holds float32 scores of rows x heads x tokens x tokens, also for the backward pass of every layer that is not
-rematerialised. cuDNN's kernel stores none; a mask that is not simply causal takes two bytes for rows x tokens x tokens,
-once for all heads.
+rematerialised. Blocks of queries (attention_blocks.py) hold those of one block, on every backend. cuDNN's kernel stores
+none; a mask that is not simply causal takes two bytes for rows x tokens x tokens, once for all heads.
 
 Left out on purpose: decoding, whose single query has few scores; the splash kernel for TPUs, which supports causal
 masks and segments but not rows in which two responses attend to one prompt and not to each other; a custom kernel.
@@ -10,6 +10,7 @@ masks and segments but not rows in which two responses attend to one prompt and 
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, Literal
 
 import jax
@@ -17,15 +18,57 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as PS
 
-from xpo_jax.models.layers import Array, Causal, Segment, attention
+from xpo_jax.models.attention_blocks import attend_in_blocks
+from xpo_jax.models.layers import Array, Causal, Parts, Segment, attention
 from xpo_jax.runtime.sharding import ROWS
 
-EINSUM = "einsum"
+AUTO, EINSUM, BLOCKS, CUDNN = "auto", "einsum", "blocks", "cudnn"
+
+# Tokens up to which "auto" takes the einsum: a prompt of 1,024 tokens and two responses of 128. Its scores are small
+# until there, and these runs compute the bits that they computed before there were blocks.
+EINSUM_TOKENS = 1280
+# What "auto" takes for longer sequences, by the platform of the mesh's devices.
+LONG = {"cpu": BLOCKS, "gpu": BLOCKS, "tpu": BLOCKS}
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernels:
+    """The implementation by sequence length: `short` up to EINSUM_TOKENS tokens, `long` beyond."""
+
+    short: str = EINSUM
+    long: str = EINSUM
+
+    def at(self, tokens: int) -> str:
+        """Return the implementation for sequences of this many tokens."""
+        return self.short if tokens <= EINSUM_TOKENS else self.long
+
+
+ONLY_EINSUM = Kernels()
+
+
+def choose(name: str, platform: str) -> Kernels:
+    """Return the implementations that a config's `model.attention` names.
+
+    "auto" takes the einsum for sequences of at most EINSUM_TOKENS tokens, and what LONG names for the platform of the
+    mesh's devices beyond that. The length is that of a program, a bucket of prompts or a sequence length of the update,
+    so scoring and the update of the same rows compute the same bits.
+
+    Raises:
+      ValueError: "auto" on a platform that LONG lacks.
+    """
+    if name != AUTO:
+        return Kernels(name, name)
+    if platform not in LONG:
+        raise ValueError(
+            f"model.attention 'auto' has no rule for devices of platform {platform!r}; set it to {BLOCKS!r} or"
+            f" {EINSUM!r}"
+        )
+    return Kernels(EINSUM, LONG[platform])
 
 
 def check(kernel: str, device: Any, *, dtype: Any, head_dim: int) -> None:
     """Raise ValueError if a device of the mesh, or a model that computes in `dtype`, cannot use the kernel."""
-    if kernel == EINSUM:
+    if kernel != CUDNN:
         return
     wanted = ""
     if "cuda" not in device.client.platform_version.lower():
@@ -37,22 +80,31 @@ def check(kernel: str, device: Any, *, dtype: Any, head_dim: int) -> None:
     elif head_dim % 8 or head_dim > 128:
         wanted = f"heads of a multiple of 8 and at most 128 numbers, and this model's have {head_dim}"
     if wanted:
-        raise ValueError(f"model.attention 'cudnn' needs {wanted}; set it to 'einsum'")
+        raise ValueError(f"model.attention 'cudnn' needs {wanted}; set it to 'auto' or 'blocks'")
+
+
+def packed_mask(kernel: str, parts: Parts) -> Array | Parts:
+    """Return the mask of packed rows as an implementation takes it: one array for all layers, or the parts."""
+    if kernel == BLOCKS:
+        return parts
+    tokens = parts.part.shape[1]
+    return (parts.attends_to(parts) & jnp.tril(jnp.ones((1, tokens, tokens), bool)))[:, None]
 
 
 def attend(kernel: str, q: Array, segments: tuple[Segment, ...] | Causal) -> Array:
-    """Compute `layers.attention`, with the kernel that the config names if queries attend to their row's keys.
+    """Compute `layers.attention` by an implementation, which has a part in it if queries attend to their row's keys.
 
-    On a mesh each device calls the kernel for its own rows and heads; nothing is left to the compiler's partitioner.
+    On a mesh each device computes its own rows and heads; nothing is left to the compiler's partitioner.
     """
     if kernel == EINSUM or not isinstance(segments, Causal):
         return attention(q, segments)
+    function = {BLOCKS: attend_in_blocks, CUDNN: cudnn}[kernel]
     if jax.sharding.get_abstract_mesh().empty:
-        return cudnn(q, segments)
+        return function(q, segments)
     of_kv: Any = PS(ROWS, None, "tensor")
-    of_mask: Any = None if segments.mask is None else PS(ROWS)
+    of_mask: Any = jax.tree.map(lambda _: PS(ROWS), segments.mask)
     specs = (PS(ROWS, None, None, "tensor"), Causal(of_kv, of_kv, of_mask))
-    return jax.shard_map(cudnn, in_specs=specs, out_specs=specs[0], check_vma=False)(q, segments)
+    return jax.shard_map(function, in_specs=specs, out_specs=specs[0], check_vma=False)(q, segments)
 
 
 def cudnn(q: Array, keys: Causal, implementation: Literal["cudnn", "xla"] = "cudnn") -> Array:
@@ -62,6 +114,7 @@ def cudnn(q: Array, keys: Causal, implementation: Literal["cudnn", "xla"] = "cud
       q, keys: as in `layers.attention`; one device's rows and heads.
       implementation: "xla" computes the same on any backend and dtype; it saves no memory.
     """
+    assert not isinstance(keys.mask, Parts)
     B, C, T, N, H = q.shape
     k, v = (x.reshape(B * C, -1, T, H).swapaxes(1, 2) for x in (keys.k, keys.v))
 

@@ -43,7 +43,7 @@ class Family:
 
     Args:
       config: its `ModelConfig`.
-      module: (config, *, rngs, stacked, remat, kernel) -> an nnx.Module with the passes `prefill`, `packed` and
+      module: (config, *, rngs, stacked, remat, kernels) -> an nnx.Module with the passes `prefill`, `packed` and
         `decode`, `empty_caches`, `unembedding` and `unembed`, see qwen2.py.
       tensors: (path in the stacked tree, Hugging Face's name, "identity" or "transpose") of every tensor; `{layer}`
         in a name stands for the layer's number.

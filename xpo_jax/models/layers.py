@@ -51,15 +51,28 @@ class Segment(NamedTuple):
     mask: Array
 
 
+class Parts(NamedTuple):
+    """The part of its row that each position belongs to, and that part's prompt: i32[B T] each, see packing.Packed."""
+
+    part: Array
+    prompt: Array
+
+    def attends_to(self, keys: Parts) -> Array:
+        """Return bool[B Tq Tk], True where a query (self) and a key are of one part, or the key is in its prompt."""
+        part = keys.part[:, None]
+        return (self.part[:, :, None] == part) | (self.prompt[:, :, None] == part)
+
+
 class Causal(NamedTuple):
     """The keys of the queries themselves, in their order, under a causal mask.
 
-    k, v: [B C K T H]. mask: bool[B 1 T T], False at least above the diagonal; None if it is False only there.
+    k, v: [B C K T H]. mask: bool[B 1 T T], False at least above the diagonal; or the parts of packed rows, for an
+    implementation that never holds such an array; None if it is False only above the diagonal.
     """
 
     k: Array
     v: Array
-    mask: Array | None
+    mask: Array | Parts | None
 
 
 BLOCKS = 4  # of queries; scores of later keys are not computed, which saves 3/8 of a causal attention
@@ -94,6 +107,7 @@ def attention(q: Array, segments: tuple[Segment, ...] | Causal) -> Array:
     """
     if isinstance(segments, Causal):
         k, v, mask = segments
+        assert not isinstance(mask, Parts)
         if mask is None:
             below = jnp.tril(jnp.ones((q.shape[2], q.shape[2]), bool))
             return attention(q, (Segment(k, v, below[None, None]),))

@@ -24,13 +24,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from xpo_jax.models.attention_kernels import EINSUM, attend
+from xpo_jax.models.attention_kernels import ONLY_EINSUM, Kernels, attend, packed_mask
 from xpo_jax.models.family import Family, ModelConfig
 from xpo_jax.models.layers import (
     KV,
     MLP,
     Causal,
     Linear,
+    Parts,
     RMSNorm,
     Segment,
     add,
@@ -107,10 +108,10 @@ def _fits(field: dataclasses.Field[Any], values: Mapping[str, Any]) -> bool:
 class Attention(nnx.Module):
     """Grouped-query attention with biases on q, k and v."""
 
-    def __init__(self, config: Qwen2Config, kernel: str, *, rngs: nnx.Rngs):
+    def __init__(self, config: Qwen2Config, kernels: Kernels, *, rngs: nnx.Rngs):
         D, H = config.hidden_size, config.head_dim
         N, K = config.num_attention_heads, config.num_key_value_heads
-        self.head_dim, self.kernel = H, kernel
+        self.head_dim, self.kernels = H, kernels
         self.q_proj = Linear(D, N * H, use_bias=True, rngs=rngs)
         self.k_proj = Linear(D, K * H, use_bias=True, rngs=rngs)
         self.v_proj = Linear(D, K * H, use_bias=True, rngs=rngs)
@@ -135,16 +136,17 @@ class Attention(nnx.Module):
         k = rotate(heads(self.k_proj(x)), angles).swapaxes(2, 3)
         v = heads(self.v_proj(x)).swapaxes(2, 3)
         attended, cache = segments(KV(k, v))
-        return self.o_proj(attend(self.kernel, q, attended).reshape(x.shape[0], -1)), cache
+        attended = attend(self.kernels.at(shape[2]), q, attended)
+        return self.o_proj(attended.reshape(x.shape[0], -1)), cache
 
 
 class Block(nnx.Module):
     """One decoder layer: pre-norm attention and MLP, each with a residual."""
 
-    def __init__(self, config: Qwen2Config, kernel: str, *, rngs: nnx.Rngs):
+    def __init__(self, config: Qwen2Config, kernels: Kernels, *, rngs: nnx.Rngs):
         D, epsilon = config.hidden_size, config.rms_norm_eps
         self.input_layernorm = RMSNorm(D, epsilon=epsilon, rngs=rngs)
-        self.self_attn = Attention(config, kernel, rngs=rngs)
+        self.self_attn = Attention(config, kernels, rngs=rngs)
         self.post_attention_layernorm = RMSNorm(D, epsilon=epsilon, rngs=rngs)
         self.mlp = MLP(config.hidden_size, config.intermediate_size, rngs=rngs)
 
@@ -162,20 +164,27 @@ class Qwen2(nnx.Module):
       stacked: True holds all layers in one Block whose arrays have a leading L axis and scans over
         them (training: one layer is compiled once, remat works); False holds a list of Blocks and
         unrolls (decoding: a stacked array would be sliced at every token).
-      remat: recompute each layer in the backward pass (stacked only). kernel: of attention, see attention_kernels.py.
+      remat: recompute each layer in the backward pass (stacked only).
+      kernels: of attention, see attention_kernels.py.
     """
 
     def __init__(
-        self, config: Qwen2Config, *, rngs: nnx.Rngs, stacked: bool, remat: bool = False, kernel: str = EINSUM
+        self,
+        config: Qwen2Config,
+        *,
+        rngs: nnx.Rngs,
+        stacked: bool,
+        remat: bool = False,
+        kernels: Kernels = ONLY_EINSUM,
     ):
         L = config.num_hidden_layers
-        self.config, self.remat = config, remat
+        self.config, self.remat, self.kernels = config, remat, kernels
         self.embed_tokens = nnx.Embed(config.vocab_size, config.hidden_size, rngs=rngs)
         self.layers: Any  # one stacked Block, or an nnx.List of Blocks
         if stacked:
-            self.layers = nnx.vmap(lambda rngs: Block(config, kernel, rngs=rngs))(rngs.split(L))
+            self.layers = nnx.vmap(lambda rngs: Block(config, kernels, rngs=rngs))(rngs.split(L))
         else:
-            self.layers = nnx.List([Block(config, kernel, rngs=rngs) for _ in range(L)])
+            self.layers = nnx.List([Block(config, kernels, rngs=rngs) for _ in range(L)])
         self.norm = RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps, rngs=rngs)
         if not config.tie_word_embeddings:
             self.lm_head = nnx.Linear(config.hidden_size, config.vocab_size, use_bias=False, rngs=rngs)
@@ -208,8 +217,7 @@ class Qwen2(nnx.Module):
         Returns: hidden [R W D] after the last norm.
         """
         R, W = tokens.shape
-        seen = (part[:, :, None] == part[:, None]) | (prompt[:, :, None] == part[:, None])
-        mask = (seen & jnp.tril(jnp.ones((1, W, W), bool)))[:, None]
+        mask = packed_mask(self.kernels.at(W), Parts(part, prompt))
 
         def segments(new: KV, both: Any) -> tuple[Causal, None]:
             return Causal(new.k, new.v, mask), None

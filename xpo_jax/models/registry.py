@@ -41,7 +41,7 @@ def abstract_model(config: ModelConfig, *, stacked: bool, **options: Any) -> tup
 
     Args:
       stacked: with all layers in one array each (training), or in a list (sampling).
-      options: `remat` and `kernel`, as the family's module takes them.
+      options: `remat` and `kernels`, as the family's module takes them.
     """
     graphdef, params = _split(config, stacked, **options)
     return graphdef, nnx.to_pure_dict(params)

@@ -11,6 +11,7 @@ import jax
 
 from xpo_jax.algorithm.programs import Programs
 from xpo_jax.evaluation.result import Evaluation
+from xpo_jax.models.attention_kernels import Kernels
 from xpo_jax.reporting import console
 from xpo_jax.runtime import distributed
 
@@ -41,9 +42,20 @@ def start_table(programs: Programs, fields: Mapping[str, Any], *, compilations: 
             "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}; mesh {mesh}",
             "parameters": f"{model.parameters:,}, computing in {model.dtype.name}",
             "sequence lengths": f"prompts {prompts} tokens; rows of the update {rows}",
+            "attention": attention_used(model.kernels, (*prompts, *rows)),
             "compilations": f"{compilations}, all before the first step",
         }
     )
+
+
+def attention_used(kernels: Kernels, lengths: Iterable[int]) -> str:
+    """Return which implementation computes the attention of a run's sequence lengths: "einsum", or one for each."""
+    used: dict[str, list[int]] = {}
+    for tokens in sorted(set(lengths)):
+        used.setdefault(kernels.at(tokens), []).append(tokens)
+    if len(used) == 1:
+        return next(iter(used))
+    return "; ".join(f"{name} at {', '.join(map(str, tokens))} tokens" for name, tokens in used.items())
 
 
 def progress(items: Iterable[T], label: str) -> Iterable[T]:

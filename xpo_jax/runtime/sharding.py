@@ -207,7 +207,7 @@ def bytes_per_device(tree: Any, shardings: Any) -> int:
     return sum(jax.tree.leaves(jax.tree.map(shard_bytes, tree, shardings)))
 
 
-def constrain(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
+def constrain(x: jax.Array, *axes: Any) -> jax.Array:
     """Pin an array's sharding inside a function compiled under `jax.set_mesh`; without a mesh, return x itself.
 
     Without this, XLA splits the features of activations over fsdp, as it does those of the weights; every device then
