@@ -8,16 +8,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from fake_models import TINY, random_params
+from fake_programs import PLAIN
 from flax import nnx
-from tiny_run import tiny_config
+from tiny_run import ADAMW, one_device, one_sequence_length, tiny_config
 
+from xpo_jax.algorithm.losses import Sigmoid
+from xpo_jax.algorithm.model_spec import make_model_spec
+from xpo_jax.algorithm.optimizer import make_optimizer
+from xpo_jax.algorithm.programs import BatchShapes, Programs
+from xpo_jax.algorithm.sampler import Vocabulary
+from xpo_jax.algorithm.sampling import Sampling
 from xpo_jax.experiment.setup import prepare
 from xpo_jax.models import attention_blocks, attention_kernels
 from xpo_jax.models.attention_kernels import EINSUM_TOKENS, choose, packed_mask
 from xpo_jax.models.layers import Causal, Parts, attention
 from xpo_jax.models.qwen2 import Qwen2
 from xpo_jax.reporting.summary import attention_used
+from xpo_jax.runtime import sharding
+from xpo_jax.runtime.rng import Stream
 from xpo_jax.runtime.sharding import make_mesh
+from xpo_jax.values import Prompts
 
 
 def arrays(*shapes, dtype, seed=0):
@@ -215,3 +225,56 @@ def test_prepare_passes_the_chosen_attention_to_both_layouts(tmp_path):
         for graphdef, params in ((spec.stacked, spec.params), (spec.unstacked, spec.weights)):
             assert nnx.merge(graphdef, params).kernels == expected
     assert attention_kernels.Kernels() == choose("einsum", "cpu")
+
+
+# ---- long prompts -----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("full_optimization")
+def test_programs_at_8192_tokens_score_and_draw_as_the_einsum_does(capsys):
+    """Two prompts of 8,192 tokens through the programs of a run: prefill of one row at a time, decoding, scoring."""
+    P, T, B, rng = 8192, 8, 2, np.random.default_rng(0)
+    tokens = rng.integers(3, 36, (B, P)).astype(np.int32)
+    prompts = Prompts(
+        rows=({},) * B,
+        messages=((),) * B,
+        tokens=tokens,
+        lengths=np.array([P, P - 100], np.int32),
+        position=np.arange(B, dtype=np.int32),
+        valid=np.ones(B, bool),
+    )
+    results = {}
+    with one_device(), one_sequence_length():
+        for attention, rows in (("einsum", None), ("auto", 1)):
+            mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)  # one device, see `one_device`
+            spec = make_model_spec(
+                mesh, TINY, dtype=np.float32, remat=True, batch_size=B, prompt_tokens=P, attention=attention
+            )
+            programs = Programs(
+                spec,
+                BatchShapes(
+                    batch_size=B, prompt_buckets=(P,), micro_batch_rows=1, chunk_tokens=64, prefill_rows=rows
+                ),
+                Sampling(**{**PLAIN, "max_new_tokens": T}),
+                Vocabulary(36, (1, 2), 0),
+                optimizer=make_optimizer(**ADAMW, steps=4),
+                loss=Sigmoid(bonus_clip=5.0),
+                entropy_weight=0.0,
+                seed=0,
+            )
+            for label, compile_program in programs.declared_programs():
+                if label.startswith(("for_sampling", "sample", "score")):
+                    compile_program()
+            weights = programs.for_sampling(jax.device_put(random_params(0, TINY), spec.params_sharding))
+            samples = programs.fetch(
+                programs.sample(weights, prompts, stream=Stream.TRAINING, step=0, candidate=0)
+            )
+            packed = programs.pack(prompts, np.stack([samples.tokens] * 2), np.stack([samples.lengths] * 2))
+            results[attention] = samples, np.asarray(programs.score(weights, packed))
+    (expected_samples, expected), (samples, logps) = results["einsum"], results["auto"]
+    with capsys.disabled():
+        print(f"\n8,192 tokens: log-probabilities {expected[0]}, off by {np.abs(logps - expected).max():.1e}")
+    jax.tree.map(np.testing.assert_array_equal, samples, expected_samples)
+    assert (expected < -1).all()
+    np.testing.assert_allclose(logps, expected, rtol=0, atol=1e-5)

@@ -23,6 +23,8 @@ from xpo_jax.algorithm import packing
 from xpo_jax.algorithm.logps import packed_logps
 from xpo_jax.algorithm.packing import Packer
 from xpo_jax.models import registry
+from xpo_jax.models.attention_blocks import QUERIES
+from xpo_jax.models.attention_kernels import BLOCKS, ONLY_EINSUM, Kernels
 from xpo_jax.models.family import ModelConfig
 from xpo_jax.runtime import sharding
 
@@ -58,6 +60,8 @@ class Setup:
       optimizer: an optax transformation.
       judge: None for a judge on the host.
       reference_steps: steps whose reference samples are drawn in one call.
+      prefill_rows: see `settings.Layout`.
+      kernels: of attention, see `attention_kernels.choose`. cuDNN's is counted as the einsum.
     """
 
     # long: a record of the config's fields
@@ -74,6 +78,8 @@ class Setup:
     optimizer: optax.GradientTransformation
     judge: Judge | None = None
     reference_steps: int = 1
+    prefill_rows: int | None = None
+    kernels: Kernels = ONLY_EINSUM
 
     @property
     def shards(self) -> int:
@@ -132,12 +138,14 @@ def kv_bytes_per_token(model: ModelConfig, itemsize: int) -> int:
 
 
 @functools.cache
-def saved_bytes(model: ModelConfig, width: int, dtype: Any, remat: bool) -> int:
+def saved_bytes(
+    model: ModelConfig, width: int, dtype: Any, remat: bool, kernels: Kernels = ONLY_EINSUM
+) -> int:
     """Return the bytes per row of slots that the forward pass saves for the backward pass of the update.
 
     These are the residuals of jax.vjp; the difference between two rows and one leaves out the weights among them.
     """
-    graphdef, _ = registry.abstract_model(model, stacked=True, remat=remat)
+    graphdef, _ = registry.abstract_model(model, stacked=True, remat=remat, kernels=kernels)
 
     def residuals(rows: int) -> int:
         pack = Packer(rows, (width,), shards=1)
@@ -163,12 +171,20 @@ def saved_bytes(model: ModelConfig, width: int, dtype: Any, remat: bool) -> int:
     return residuals(2) - residuals(1)
 
 
-def _recomputed_layer(model: ModelConfig, width: int, dtype: Any) -> int:
+def _recomputed_layer(model: ModelConfig, width: int, dtype: Any, kernels: Kernels) -> int:
     """Return the bytes per row that remat recomputes at a time: those of one layer."""
     one, two = (
-        saved_bytes(dataclasses.replace(model, num_hidden_layers=n), width, dtype, False) for n in (1, 2)
+        saved_bytes(dataclasses.replace(model, num_hidden_layers=n), width, dtype, False, kernels)
+        for n in (1, 2)
     )
     return two - one
+
+
+def _queries(kernels: Kernels, tokens: int, at_once: int) -> int:
+    """Return the queries per row whose scores exist at a time; `at_once` is the einsum's number."""
+    if kernels.at(tokens) != BLOCKS:
+        return at_once
+    return -(-tokens // -(-tokens // QUERIES))
 
 
 def _layer_working(model: ModelConfig, tokens: int, scores: int, itemsize: int, copies: int) -> int:
@@ -213,7 +229,9 @@ def memory(s: Setup) -> dict[str, dict[str, int]]:
         always["judge"] = sampling_copy(s.judge.model, s.mesh, s.dtype)
     kv, heads, V = kv_bytes_per_token(shard, item), shard.num_attention_heads, shard.vocab_size
 
-    prefill = _layer_working(shard, rows * P, rows * heads * P * P, item, copies=2)
+    encoded = min(rows, s.prefill_rows or rows)
+    scores = encoded * heads * P * _queries(s.kernels, P, P)
+    prefill = _layer_working(shard, encoded * P, scores, item, copies=2)
     phases = {
         "sample": {
             "KV cache": rows * (P + T) * kv,
@@ -222,14 +240,16 @@ def memory(s: Setup) -> dict[str, dict[str, int]]:
     }
     W = packing.sequence_lengths(P, T)[-1]
     slots = micro * W
-    # a quarter of the queries at a time, see layers.BLOCKS
-    one_layer = _layer_working(shard, slots, slots * heads * W // 4, item, copies=3)
+    # the einsum takes a quarter of the queries at a time, see layers.BLOCKS
+    scores = slots * heads * _queries(s.kernels, W, W // 4)
+    one_layer = _layer_working(shard, slots, scores, item, copies=3)
     logits = 2 * slots * shard.hidden_size * item + 2 * _chunk(shard, slots, s.chunk_tokens, s.shards)
     # logits come after the layers, not at the same time
     phases["score"] = {"one layer": one_layer} if one_layer > logits else {"logits chunk": logits}
     if s.judge:
         judged, model = s.judge.rows // s.shards, local(s.judge.model or s.model, s.mesh)
-        scores = judged * model.num_attention_heads * s.judge.tokens**2
+        queries = _queries(s.kernels, s.judge.tokens, s.judge.tokens)
+        scores = judged * model.num_attention_heads * s.judge.tokens * queries
         phases["judge"] = {
             "KV cache": judged * s.judge.tokens * kv_bytes_per_token(model, item),
             "one layer": _layer_working(model, judged * s.judge.tokens, scores, item, copies=2),
@@ -255,12 +275,13 @@ def _backward(s: Setup, shard: ModelConfig, micro: int, masters: int) -> dict[st
     # layers' backward pass, a recomputed layer, or the gradients in its MLP. With fsdp, weights are gathered where
     # they are used.
     at_logits = 3 * chunk + table * (2 if split else 1)
-    working = micro * (_recomputed_layer(shard, W, s.dtype) if s.remat else mlp_gradients(shard, W, item))
+    recomputed = _recomputed_layer(shard, W, s.dtype, s.kernels) if s.remat else mlp_gradients(shard, W, item)
+    working = micro * recomputed
     at_layers = working + (2 * layer if split else 0)
     return {
         "weights, cast": 0 if item == 4 else weights,
         "gradients of a micro-batch": weights,
-        "activations": micro * saved_bytes(shard, W, s.dtype, s.remat)
+        "activations": micro * saved_bytes(shard, W, s.dtype, s.remat, s.kernels)
         + (at_layers if at_layers > at_logits else 0),
         "logits chunk": at_logits if at_layers <= at_logits else 0,
     }

@@ -24,6 +24,7 @@ from xpo_jax.config import settings
 from xpo_jax.config.loss import make_loss
 from xpo_jax.data.prompts import load_prompts
 from xpo_jax.io.user_paths import expand
+from xpo_jax.models.attention_kernels import choose
 from xpo_jax.models.family import ModelConfig
 from xpo_jax.models.hf import model_folder
 from xpo_jax.models.layers import KEY_VALUES
@@ -33,6 +34,7 @@ from xpo_jax.runtime import sharding
 from . import estimate
 from .hardware import SIZES, size_of
 
+PLATFORM = "tpu"  # "auto" attention is the same on all accelerators
 MOST_DEVICES = 4096  # limit of the search for enough devices
 Change = tuple[str, ...]  # overrides that are made together: ("mesh.fsdp=4", "mesh.data=-1")
 
@@ -91,6 +93,8 @@ def setup(source: Source) -> tuple[estimate.Setup, ConfigDict]:
         reference_steps=layout.reference_steps
         if loss.second_candidate == "reference" and top.offline is None
         else 1,
+        prefill_rows=layout.prefill_rows,
+        kernels=choose(model.attention, PLATFORM),
     )
     return planned, config
 
@@ -160,6 +164,8 @@ def ladders(planned: estimate.Setup, config: ConfigDict) -> Iterator[list[Change
 
     yield doubled("fsdp", shape["tensor"], "mesh.data=-1")
     yield halved("layout.reference_steps", planned.reference_steps, 1)
+    encoded = planned.reference_steps * planned.batch_size // planned.shards
+    yield halved("layout.prefill_rows", min(encoded, planned.prefill_rows or encoded), 1)
     yield halved("layout.micro_batch_rows", planned.micro_batch_rows, 1)
     yield [] if planned.remat else [("layout.remat=True",)]
     yield halved("layout.chunk_tokens", planned.chunk_tokens, 128)

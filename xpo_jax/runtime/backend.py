@@ -17,7 +17,8 @@ _MESSAGE_CHARACTERS = 240  # of a backend's message; the allocations of a TPU's 
 _FEWER_DEVICES_HOLD_IT = "shard over more devices (mesh.fsdp), or use a smaller model"
 # What each program's memory depends on; see program_factories.py and device_model.py.
 _REMEDIES = {
-    "sample": "lower batch_size, sampling.max_new_tokens or layout.reference_steps, or raise mesh.tensor",
+    "sample": "lower layout.prefill_rows, batch_size, sampling.max_new_tokens or layout.reference_steps, or raise"
+    " mesh.tensor",
     "score": "lower layout.micro_batch_rows or layout.chunk_tokens",
     "accumulate": "lower layout.micro_batch_rows or layout.chunk_tokens, or set layout.remat to True",
     "choices": "lower judge.batch_size, or give the judge a smaller model",
