@@ -44,7 +44,9 @@ def test_prepare_programs_compute_in_the_dtype_of_the_mesh(tmp_path, monkeypatch
 
 
 def test_check_kernel_reports_the_platform_of_the_mesh():
-    with pytest.raises(ValueError, match="needs an NVIDIA GPU, and this backend is tpu; set it to 'einsum'"):
+    with pytest.raises(
+        ValueError, match="needs an NVIDIA GPU, and this backend is tpu; set it to 'auto' or 'blocks'"
+    ):
         attention_kernels.check("cudnn", mesh_of("tpu").devices.flat[0], dtype=jnp.bfloat16, head_dim=64)
 
 

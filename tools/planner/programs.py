@@ -73,7 +73,7 @@ def declare(planned: Setup, config: ConfigDict, devices: Sequence[Any]) -> Decla
         planned.model,
         dtype=dtype,
         remat=layout.remat,
-        kernel=model.attention,
+        attention=model.attention,
         batch_size=top.batch_size,
         prompt_tokens=buckets[-1],
     )
@@ -83,6 +83,7 @@ def declare(planned: Setup, config: ConfigDict, devices: Sequence[Any]) -> Decla
         micro_batch_rows=layout.micro_batch_rows,
         chunk_tokens=layout.chunk_tokens,
         prefetch_depth=planned.reference_steps,
+        prefill_rows=planned.prefill_rows,
     )
     vocabulary = _vocabulary(planned, model.path, sampling)
     steps = top.steps * replay.updates

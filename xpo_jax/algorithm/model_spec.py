@@ -84,7 +84,7 @@ def make_model_spec(
     Raises:
       ValueError: a mesh that does not divide the model, with the sizes that would; or no rule for "auto" attention.
     """
-    kernels = attention_kernels.choose(attention, mesh.devices.flat[0].platform)
+    kernels = attention_kernels.choose(attention, sharding.platform(mesh))
     stacked, params = registry.abstract_model(config, stacked=True, remat=remat, kernels=kernels)
     unstacked, weights = registry.abstract_model(config, stacked=False, kernels=kernels)
     weights = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, dtype), weights)
