@@ -433,8 +433,8 @@ def test_end_tokens_that_the_tokenizer_does_not_have(copy):
 @pytest.mark.parametrize(
     ("flags", "remedy"),
     [
-        (["data.max_prompt_tokens=125", "data.buckets=125"], "lower data.max_prompt_tokens to 120 or less"),
-        (["sampling.max_new_tokens=128"], "lower sampling.max_new_tokens below 128"),
+        (["data.max_prompt_tokens=125", "data.buckets=125"], " to 3 or lower data.max_prompt_tokens to 120"),
+        (["sampling.max_new_tokens=128"], "; lower sampling.max_new_tokens to 88"),
     ],
 )
 def test_prompts_and_responses_beyond_the_positions_of_the_model(folder, flags, remedy):

@@ -1,9 +1,11 @@
 """What a run read: whatever the config names by path or import is compared when the run resumes."""
 
+import importlib
 import itertools
 import json
 import shutil
 import sys
+from types import SimpleNamespace
 
 import pytest
 from fake_models import write_model
@@ -11,6 +13,7 @@ from tiny_run import HELD_OUT_ROWS, TRAIN_ROWS, changed_config, run_name, write_
 
 from xpo_jax.algorithm.programs import Programs
 from xpo_jax.config import loader
+from xpo_jax.experiment import inputs
 from xpo_jax.experiment.inputs import evaluation_identity, input_fingerprints
 from xpo_jax.experiment.run_directory import RunDir
 from xpo_jax.experiment.setup import prepare
@@ -76,7 +79,7 @@ def inputs_of(tmp_path, monkeypatch):
     def read(**changes):
         config = changed_config(tmp_path, judge__name="my_judge:longer", **changes)
         config = loader.load(write_config(tmp_path / "c.py", config))
-        inputs = input_fingerprints(prepare(config))
+        inputs = input_fingerprints(config, prepare(config))
         return inputs, evaluation_identity(config, inputs)
 
     return read
@@ -123,6 +126,83 @@ def test_inputs_a_change_of_the_content_is_seen_where_the_config_names_it(inputs
     after, other = inputs_of(**fields)
     assert {each for each in before if before[each] != after[each]} == {name}
     assert (other == identity) == (name == "data.train")  # which decides whether cached evaluations are used
+
+
+NAMED = {
+    "its module": ("my_judge.py", JUDGE.replace(">", "<")),
+    "a module beside it": ("beside.py", "K = -1\n"),
+    "a module that one imports": ("further.py", "F = 2\n"),
+    "a file in its fields": ("words.txt", "Katze\n"),
+    "a loss": ("my_loss.py", "# another formula\nfrom xpo_jax.algorithm.losses import Sigmoid as Mine\n"),
+}
+
+
+@pytest.mark.parametrize("changed", NAMED)
+def test_inputs_what_a_judge_or_loss_of_ones_own_names_is_seen(tmp_path, monkeypatch, changed):
+    """Read in a process of its own each time, as a run is: the modules are imported anew."""
+    (tmp_path / "my_judge.py").write_text(
+        f"import beside\n\n{JUDGE}\n\nclass Listed:\n    def __init__(self, *, path, function):\n        pass\n"
+        "    def __call__(self, comparisons):\n        return ['tie' for _ in comparisons]\n"
+    )
+    (tmp_path / "beside.py").write_text("import further\nK = 1\n")
+    (tmp_path / "further.py").write_text("F = 1\n")
+    (tmp_path / "unrelated.py").write_text("U = 1\n")
+    (tmp_path / "words.txt").write_text("Hund\n")
+    (tmp_path / "my_loss.py").write_text("from xpo_jax.algorithm.losses import Sigmoid as Mine\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+
+    def read():
+        for name in ("my_judge", "beside", "further", "my_loss", "unrelated"):
+            monkeypatch.delitem(sys.modules, name, raising=False)
+        importlib.invalidate_caches()
+        importlib.import_module("unrelated")
+        config = changed_config(tmp_path, loss__name="my_loss:Mine")
+        config.judge = {"name": "my_judge:Listed", "path": "words.txt", "function": "my_judge:longer"}
+        config = loader.load(write_config(tmp_path / "c.py", config))
+        return input_fingerprints(config, prepare(config))
+
+    before = read()
+    assert read() == before
+    (tmp_path / "unrelated.py").write_text("U = 2\n")
+    assert read() == before
+    file, content = NAMED[changed]
+    (tmp_path / file).write_text(content + ("" if file != "my_judge.py" else (tmp_path / file).read_text()))
+    after = read()
+    assert {name for name in before if after[name] != before[name]} == {
+        "loss" if changed == "a loss" else "judge"
+    }
+
+
+def test_inputs_of_a_function_that_scores_are_seen(inputs_of, tmp_path):
+    code = "def score(prompt, answer):\n    return float(len(answer))\n"
+    (tmp_path / "my_score.py").write_text(code)
+    judge = {"name": "reward_function", "function": "my_score:score", "temperature": 1.0}
+    before, _ = inputs_of(judge=judge)
+    (tmp_path / "my_score.py").write_text(code.replace("float", "-float"))
+    assert inputs_of(judge=judge)[0]["judge"] != before["judge"]
+    sys.modules.pop("my_score")
+
+
+def test_inputs_of_a_judge_that_reads_a_file_or_asks_a_server(tmp_path, monkeypatch):
+    """What `models` names need not be a model on disk."""
+    (tmp_path / "words.txt").write_text("Hund\n")
+
+    class Reads:
+        def __call__(self, comparisons):
+            return ["tie" for _ in comparisons]
+
+        def models(self):
+            return [
+                {"path": str(tmp_path / "words.txt"), "commit": None},
+                {"path": "a-server", "commit": None},
+            ]
+
+    judging = SimpleNamespace(judge=Reads())
+    before = list(inputs._judge_models(SimpleNamespace(judging=judging)))
+    (tmp_path / "words.txt").write_text("Katze\n")
+    after = list(inputs._judge_models(SimpleNamespace(judging=judging)))
+    assert before[0] != after[0] and before[1] == after[1] == "a-server"
 
 
 def test_inputs_a_file_that_a_glob_matches_is_seen(inputs_of, tmp_path):

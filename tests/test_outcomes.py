@@ -152,7 +152,8 @@ def test_run_of_which_no_pair_reaches_the_judge_ends_and_says_why(one_device, tm
     assert status == 2
     warning, *_, last = [line for line in err.splitlines() if line.startswith("xpo_jax: ")]
     assert "warning: before the first step no verdict preferred one response" in warning
-    assert "step 4: the run learns nothing: in 4 steps no verdict preferred one response" in last
+    assert "step 4: the run learns nothing: 4 steps without a verdict that prefers a response" in last
+    assert "in the last one no verdict preferred one response: of " in last
     for line in (warning, last):
         assert "neither response was finished; raise sampling.max_new_tokens" in line
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -174,3 +175,14 @@ def test_run_whose_judge_always_says_a_warns(one_device, tmp_path, name, letter)
     assert any(
         f"always preferred the answer shown as {letter}" in text for text in findings(tmp_path / "run")
     )
+
+
+def test_report_calls_a_judge_bad_that_gave_one_letter_in_all_steps():
+    """Also where the evaluation compared too few pairs to show it."""
+    last = {"eval/letter_a_rate": 1.0, "eval/queries": 8}
+    steps = [
+        {"judge/letter_a_rate": 1.0, "judge/decisive_rate": 1.0, "judge/queries": 8 * n} for n in (1, 2, 3)
+    ]
+    assert [kind for kind, _ in run_reader._verdict_findings(last, steps)] == ["bad"]
+    assert run_reader._verdict_findings(last, steps[:2]) == []
+    assert run_reader._verdict_findings(last, [steps[0] | {"judge/letter_a_rate": 0.5}, *steps[1:]]) == []

@@ -493,6 +493,7 @@ def test_export_equals_the_checkpoint_bit_for_bit(main_run, folder):
     trained = json.loads((main_run.path / "export" / "generation_config.json").read_text())
     assert sorted(trained["eos_token_id"]) == sorted(ENDS) and trained["eos_token_id"][0] == 258
     assert (trained["temperature"], trained["top_k"], trained["do_sample"]) == (TEMPERATURE, 0, True)
+    assert trained["max_new_tokens"] == 8  # of the training; the source has none
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (main_run.path / "export" / name).read_bytes() == (folder / "model" / name).read_bytes()
 

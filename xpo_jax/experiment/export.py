@@ -41,6 +41,7 @@ def export(
         "min_p": sampling.min_p or None,
         "repetition_penalty": sampling.repetition_penalty,
         "eos_token_id": list(models.end_tokens(sampling)),
+        "max_new_tokens": sampling.max_new_tokens,
     }
     model_folder.save(
         directory.path / "export",

@@ -1,13 +1,14 @@
-"""The content of what a config names by path or by import: data, models, answers, the code of a judge.
+"""The content of what a config names by path or by import: data, models, answers, files and code of a judge, a loss.
 
 A run is what it read. A resumed run compares these fingerprints with those of its last start, just as it compares the
 config; see config_changes.py.
 
-Left out on purpose: the code that a judge imports from elsewhere, and what it asks over a network.
+Left out on purpose: code that a judge or loss imports from installed packages, and what a judge asks over a network.
 """
 
 from __future__ import annotations
 
+import ast
 import inspect
 import sys
 from collections.abc import Iterator, Mapping
@@ -19,14 +20,17 @@ from ml_collections import ConfigDict
 from xpo_jax.config import loader as configs
 from xpo_jax.experiment.setup import Components
 from xpo_jax.io import fingerprints
+from xpo_jax.io.user_paths import expand
 from xpo_jax.judges.contract import HasModels
 from xpo_jax.models.hf import hub
 
 # What a model is read from; its card or logs beside it may change.
 _MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "merges.txt")
 
+_OF_TRAINING = ("data.train", "offline", "loss")  # inputs that no evaluation depends on
 
-def input_fingerprints(components: Components) -> dict[str, str]:
+
+def input_fingerprints(config: ConfigDict, components: Components) -> dict[str, str]:
     """Return a fingerprint of each input's content, by the config's field or group that names it."""
     groups, models, data = components.config, components.models, components.data.prompts
     inputs = {
@@ -36,8 +40,10 @@ def input_fingerprints(components: Components) -> dict[str, str]:
     }
     if models.reference.folder != models.policy.folder:
         inputs["model.reference"] = _of_model(models.reference)
-    if judge := [*_code(groups.top.judge), *_judge_models(components)]:
+    if judge := [*_named(config.judge), *_judge_models(components)]:
         inputs["judge"] = fingerprints.combined(judge)
+    if loss := list(_named(config.loss.name)):
+        inputs["loss"] = fingerprints.combined(loss)
     if components.data.answers is not None:
         inputs["evaluation.answers"] = fingerprints.combined(
             answer for batch in components.data.answers for answer in batch
@@ -46,38 +52,88 @@ def input_fingerprints(components: Components) -> dict[str, str]:
 
 
 def _of_model(model: hub.Model) -> str:
-    return fingerprints.of_files(file for pattern in _MODEL_FILES for file in model.folder.glob(pattern))
+    return _of_model_files(model.folder)
+
+
+def _of_model_files(folder: Path) -> str:
+    return fingerprints.of_files(file for pattern in _MODEL_FILES for file in folder.glob(pattern))
 
 
 def _judge_models(components: Components) -> Iterator[str]:
-    """Yield a fingerprint of each model that the judge reads."""
+    """Yield a fingerprint of each model or file that the judge says it reads; of what is not on disk, its name."""
     judge = components.judging.judge
     for model in judge.models() if isinstance(judge, HasModels) else ():
-        if model["commit"] is not None:
-            yield model["commit"]
-        elif model["path"] is not None:
-            yield _of_model(hub.find(model["path"]))
+        named = model["commit"] or model["path"]
+        if named is not None:
+            yield named if model["commit"] else _of_path(named) or named
 
 
-def _code(group: Mapping[str, Any] | ConfigDict) -> Iterator[str]:
-    """Yield a fingerprint of the module of each judge that is named by import, in a judge's group and its parts."""
-    name = group.get("name")
-    if isinstance(name, str) and ":" in name:
-        yield _of_package(name.partition(":")[0])
-    for part in group.get("judges") or ():
-        yield from _code(part)
+def _of_path(name: str) -> str | None:
+    """Return a fingerprint of a file, or of the model in a folder; None if `name` is the path of neither."""
+    try:
+        path = Path(expand(name))
+        if path.is_file():
+            return fingerprints.of_file(path)
+        return _of_model_files(path) if path.is_dir() else None
+    except (OSError, ValueError):  # a text that is no path
+        return None
 
 
-def _of_package(module: str) -> str:
-    """Return a fingerprint of the source files of a module, or of the modules of its package that are loaded."""
-    package = module.partition(".")[0]
-    sources = {
-        Path(source)
+def _named(value: Any) -> Iterator[str]:
+    """Yield a fingerprint of each thing that a group of the config, or one of its parts, names by import or by path."""
+    if isinstance(value, Mapping | ConfigDict):
+        for item in value.values():
+            yield from _named(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _named(item)
+    elif isinstance(value, str):
+        module, colon, _ = value.partition(":")
+        if colon and module in sys.modules:
+            yield fingerprints.of_files(_sources(module))
+        elif (content := _of_path(value)) is not None:
+            yield content
+
+
+def _sources(module: str) -> set[Path]:
+    """Return the source files of a module, and of the modules beside it that it imports, directly or not.
+
+    A module of a package stands for all modules of the package that are loaded.
+    """
+    first = _loaded_of(module.partition(".")[0])
+    folders = {path.parents[depth] for path, depth in first.items()}
+    sources, new = set[Path](), set(first)
+    while new:
+        sources |= new
+        imported = {name for path in new for name in _imports(path)} - {__package__.partition(".")[0]}
+        beside = (name for name in imported if any(_is_in(name, folder) for folder in folders))
+        new = {path for name in beside for path in _loaded_of(name)} - sources
+    return sources
+
+
+def _loaded_of(package: str) -> dict[Path, int]:
+    """Return the source files of a package's loaded modules, each with its depth below the package's folder."""
+    return {
+        Path(source): name.count(".") + (Path(source).stem == "__init__")
         for name, loaded in list(sys.modules.items())
         if name == package or name.startswith(f"{package}.")
         if (source := _source(loaded)) is not None
     }
-    return fingerprints.of_files(sources)
+
+
+def _is_in(name: str, folder: Path) -> bool:
+    return (folder / f"{name}.py").is_file() or (folder / name).is_dir()
+
+
+def _imports(path: Path) -> set[str]:
+    """Return the first parts of the names of all modules that a source file imports from outside its package."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module.partition(".")[0])
+    return names
 
 
 def _source(module: Any) -> str | None:
@@ -94,9 +150,10 @@ def evaluation_identity(config: ConfigDict, inputs: Mapping[str, str]) -> str:
       config: of the run.
       inputs: as `input_fingerprints` returns them.
     """
-    groups = {name: config[name] for name in ("seed", "data", "model", "sampling", "judge")}
+    groups = {name: config[name] for name in ("seed", "model", "sampling", "judge")}
+    groups["data"] = {name: value for name, value in config.data.items() if name != "train"}
     evaluation = {name: config.evaluation[name] for name in ("prompts", "reference_samples", "answers")}
     rules = (config.judging.both_orders, config.loss.unfinished_loses)
     text = configs.serialize({**groups, "evaluation": evaluation, "rules": rules, "batch": config.batch_size})
-    read = (f"{name} {value}" for name, value in inputs.items() if name not in ("data.train", "offline"))
+    read = (f"{name} {value}" for name, value in inputs.items() if name not in _OF_TRAINING)
     return fingerprints.combined([text, *read])

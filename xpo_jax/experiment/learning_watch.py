@@ -52,7 +52,8 @@ class LearningWatch:
         steps = self._counters.indecisive_in_a_row
         if self._limit is None or steps < self._limit:
             return ""
-        return f"the run learns nothing: in {steps} steps {outcomes.problem(self._last)}"
+        without = f"{steps} steps without a verdict that prefers a response"
+        return f"the run learns nothing: {without}; in the last one {outcomes.problem(self._last)}"
 
 
 def _cut_problem(rate: float) -> str:

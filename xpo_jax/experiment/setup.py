@@ -197,11 +197,9 @@ def _check_positions(prompt_tokens: int, sampling: Sampling, model_config: Model
     """Raise ValueError where a prompt and its response may be longer than what the model was made for."""
     limit, tokens = model_config.max_position_embeddings, sampling.max_new_tokens
     if prompt_tokens + tokens > limit:
-        fits = (
-            f"lower data.max_prompt_tokens to {limit - tokens} or less"
-            if tokens < limit
-            else f"lower sampling.max_new_tokens below {limit}"
-        )
+        room = {"sampling.max_new_tokens": limit - prompt_tokens, "data.max_prompt_tokens": limit - tokens}
+        remedies = [f"lower {name} to {number}" for name, number in room.items() if number > 0]
+        fits = " or ".join(remedies) or f"lower both to at most {limit} together"
         raise ValueError(
             f"data.max_prompt_tokens: prompts of {prompt_tokens} tokens and responses of {tokens}"
             f" (sampling.max_new_tokens) need {prompt_tokens + tokens} positions, but the model has {limit}; {fits}"

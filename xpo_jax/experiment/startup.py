@@ -63,7 +63,7 @@ def run(config: ConfigDict, loop: Loop, *, accept_changes: bool) -> dict[str, An
 
     def prepare() -> tuple[tuple[Components, dict[str, str]], dict[str, str]]:
         components = setup.prepare(config)
-        inputs = input_fingerprints(components)
+        inputs = input_fingerprints(config, components)
         return (components, inputs), {"config": descriptions.shared_config(config), **inputs}
 
     with Signals() as signals:

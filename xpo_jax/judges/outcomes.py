@@ -25,7 +25,7 @@ N = TypeVar("N", int, float)
 _CAUSES = {
     "identical": (
         "the two responses were the same",
-        "raise sampling.temperature or sampling.max_new_tokens",
+        "raise sampling.max_new_tokens if they are cut off, else sampling.temperature",
     ),
     "unfinished": (
         "neither response was finished",

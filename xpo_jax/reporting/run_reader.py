@@ -100,8 +100,11 @@ def _verdict_findings(last: Mapping[str, Any], metrics: Sequence[Mapping[str, An
         lines.append(("bad", f"no verdict in {len(steps)} steps preferred one response: nothing was learned"))
     elif steps and not any(steps[-LAST_STEPS:]) and len(steps) > LAST_STEPS:
         lines.append(("bad", f"no verdict in the last {LAST_STEPS} steps preferred one response"))
-    letter_a = last.get("eval/letter_a_rate")
-    if letter_a in (0, 1) and last["eval/queries"] >= SAME_LETTER_PAIRS:
+    letters = {row["judge/letter_a_rate"] for row in metrics if row.get("judge/letter_a_rate") is not None}
+    letter_a, queries = last.get("eval/letter_a_rate"), last.get("eval/queries", 0)
+    if len(letters) == 1 and metrics[-1].get("judge/queries", 0) >= SAME_LETTER_PAIRS:
+        letter_a, queries = letters.pop(), metrics[-1]["judge/queries"]
+    if letter_a in (0, 1) and queries >= SAME_LETTER_PAIRS:
         lines.append(("bad", f"the judge always preferred the answer shown as {'A' if letter_a else 'B'}"))
     return lines
 
@@ -119,7 +122,7 @@ def _win_rate_findings(
         else ("look", "cannot be distinguished from even")
     )  # fmt: skip
     lines = [(kind, f"win rate against the reference {interval(last, 'win_rate')}: {comment}")]
-    if one_model and first["step"] == 0:
+    if one_model and first["step"] == 0 and first.get("eval/decisive_rate") != 0:
         control = f"before the first step, where both are the same model: {interval(first, 'win_rate')}"
         within = first["eval/win_rate_low"] <= 0.5 <= first["eval/win_rate_high"]
         lines.append(("good", control) if within else ("look", f"{control}; this should include 50 %"))
@@ -142,7 +145,7 @@ def _answer_findings(first: Mapping[str, Any], last: Mapping[str, Any]) -> list[
         before, now = first.get(f"eval/policy/{name}"), last.get(f"eval/policy/{name}")
         if before is None or now is None:
             continue
-        worse = sign * (now - before) > 0.02
+        worse = sign * (now - before) > 0.02 or (name == "valid" and now == 0)
         if worse or name == "valid":
             change = f"{format_number(before, True)} before, {format_number(now, True)} now"
             lines.append(("look" if worse else "good", f"{label} {change}"))

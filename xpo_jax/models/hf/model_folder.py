@@ -61,6 +61,8 @@ def read_config(folder: str | Path) -> ModelConfig:
       ValueError: no such folder or file, not JSON, or a model that xpo_jax does not compute.
     """
     folder = model_folder(folder)
+    if (folder / "xpo_jax_run.json").is_file():
+        raise ValueError(f"{folder} is a run directory; name the model that it exported, {folder / 'export'}")
     values = read_model_json(folder / "config.json")
     try:
         return read_model_config(values)
