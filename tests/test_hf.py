@@ -327,7 +327,11 @@ def test_config_errors_name_the_file_or_folder(copy, tmp_path):
     folder = copy("qwen2_tied")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "xpo_jax_run.json").touch()
-    fails(f"is a run directory; .*{tmp_path}/run/export", model_folder.read_config, tmp_path / "run")
+    fails(
+        f"is a run directory; name the model that it exported, {tmp_path}/run/export",
+        model_folder.read_config,
+        tmp_path / "run",
+    )
     edit_json(folder / "config.json", model_type="llama")
     fails(f"{folder}: config.json: model_type is 'llama'", model_folder.read_config, folder)
     for text, told in (
