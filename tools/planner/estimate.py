@@ -180,24 +180,32 @@ def _recomputed_layer(model: ModelConfig, width: int, dtype: Any, kernels: Kerne
     return two - one
 
 
-def _queries(kernels: Kernels, tokens: int, at_once: int) -> int:
-    """Return the queries per row whose scores exist at a time; `at_once` is the einsum's number."""
-    if kernels.at(tokens) != BLOCKS:
-        return at_once
-    return -(-tokens // -(-tokens // QUERIES))
+def _score_bytes(s: Setup, model: ModelConfig, rows: int, tokens: int, queries: int, copies: int) -> int:
+    """Return the bytes that the attention of rows of tokens takes beside queries, keys and values.
+
+    The einsum holds float32 scores of `queries` queries of each row. Blocks hold those of a block, and queries and
+    results by block, and the results joined.
+
+    Args:
+      copies: of the scores at a time.
+    """
+    numbers = rows * model.num_attention_heads * tokens
+    if s.kernels.at(tokens) != BLOCKS:
+        return copies * numbers * queries * 4
+    block = -(-tokens // -(-tokens // QUERIES))
+    return numbers * (copies * block * 4 + 3 * model.head_dim * s.itemsize)
 
 
-def _layer_working(model: ModelConfig, tokens: int, scores: int, itemsize: int, copies: int) -> int:
+def _layer_working(model: ModelConfig, tokens: int, scores: int, itemsize: int) -> int:
     """Return the peak bytes of one layer's forward pass: of its MLP, or of its attention.
 
     Args:
-      tokens: of the input. scores: numbers in the float32 array of attention scores.
-      copies: of that array at a time.
+      tokens: of the input. scores: as `_score_bytes` returns them.
     """
     D, H = model.hidden_size, model.head_dim
     mlp = tokens * (2 * D + 2 * model.intermediate_size) * itemsize  # residual, normed; gate and up
     heads = model.num_attention_heads + 2 * model.num_key_value_heads
-    return max(mlp, tokens * (2 * D + heads * H) * itemsize + copies * scores * 4)
+    return max(mlp, tokens * (2 * D + heads * H) * itemsize + scores)
 
 
 def mlp_gradients(model: ModelConfig, width: int, itemsize: int) -> int:
@@ -227,11 +235,10 @@ def memory(s: Setup) -> dict[str, dict[str, int]]:
     always = {"master weights": masters, "optimizer state": _optimizer(s), "reference": copy}
     if s.judge and s.judge.model:
         always["judge"] = sampling_copy(s.judge.model, s.mesh, s.dtype)
-    kv, heads, V = kv_bytes_per_token(shard, item), shard.num_attention_heads, shard.vocab_size
+    kv, V = kv_bytes_per_token(shard, item), shard.vocab_size
 
     encoded = min(rows, s.prefill_rows or rows)
-    scores = encoded * heads * P * _queries(s.kernels, P, P)
-    prefill = _layer_working(shard, encoded * P, scores, item, copies=2)
+    prefill = _layer_working(shard, encoded * P, _score_bytes(s, shard, encoded, P, P, copies=2), item)
     phases = {
         "sample": {
             "KV cache": rows * (P + T) * kv,
@@ -241,18 +248,16 @@ def memory(s: Setup) -> dict[str, dict[str, int]]:
     W = packing.sequence_lengths(P, T)[-1]
     slots = micro * W
     # the einsum takes a quarter of the queries at a time, see layers.BLOCKS
-    scores = slots * heads * _queries(s.kernels, W, W // 4)
-    one_layer = _layer_working(shard, slots, scores, item, copies=3)
+    one_layer = _layer_working(shard, slots, _score_bytes(s, shard, micro, W, W // 4, copies=3), item)
     logits = 2 * slots * shard.hidden_size * item + 2 * _chunk(shard, slots, s.chunk_tokens, s.shards)
     # logits come after the layers, not at the same time
     phases["score"] = {"one layer": one_layer} if one_layer > logits else {"logits chunk": logits}
     if s.judge:
         judged, model = s.judge.rows // s.shards, local(s.judge.model or s.model, s.mesh)
-        queries = _queries(s.kernels, s.judge.tokens, s.judge.tokens)
-        scores = judged * model.num_attention_heads * s.judge.tokens * queries
+        scores = _score_bytes(s, model, judged, s.judge.tokens, s.judge.tokens, copies=2)
         phases["judge"] = {
             "KV cache": judged * s.judge.tokens * kv_bytes_per_token(model, item),
-            "one layer": _layer_working(model, judged * s.judge.tokens, scores, item, copies=2),
+            "one layer": _layer_working(model, judged * s.judge.tokens, scores, item),
         }
     for parts in phases.values():
         parts["policy, for sampling"] = copy  # freed before the update, and made again after it

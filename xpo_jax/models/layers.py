@@ -59,8 +59,7 @@ class Parts(NamedTuple):
 
     def attends_to(self, keys: Parts) -> Array:
         """Return bool[B Tq Tk], True where a query (self) and a key are of one part, or the key is in its prompt."""
-        part = keys.part[:, None]
-        return (self.part[:, :, None] == part) | (self.prompt[:, :, None] == part)
+        return (self.part[:, :, None] == keys.part[:, None]) | (self.prompt[:, :, None] == keys.part[:, None])
 
 
 class Causal(NamedTuple):
