@@ -139,7 +139,7 @@ NAMED = {
 
 @pytest.mark.parametrize("changed", NAMED)
 def test_inputs_what_a_judge_or_loss_of_ones_own_names_is_seen(tmp_path, monkeypatch, changed):
-    """Read in a process of its own each time, as a run is: the modules are imported anew."""
+    """Read in a process of its own each time, as a run is: the modules are imported again."""
     (tmp_path / "my_judge.py").write_text(
         f"import beside\n\n{JUDGE}\n\nclass Listed:\n    def __init__(self, *, path, function):\n        pass\n"
         "    def __call__(self, comparisons):\n        return ['tie' for _ in comparisons]\n"

@@ -84,8 +84,7 @@ def _train(context: Context) -> dict[str, Any]:
             verdicts = ask.merge_shards(local_verdicts, summaries)
             components.judging.failure_tolerance.check(summaries)
             step_outcomes = outcomes.add(summary["outcomes"] for summary in summaries)
-            cut = np.stack([components.models.has_cut_tokens(candidate) for candidate in samples])
-            cut_rate = float(cut[:, prompts.valid].mean())
+            cut_rate = components.models.cut_rate(samples, prompts.valid)
             session.learning.count(step_outcomes, cut_rate=cut_rate)
 
             # Update: once on these pairs, then on past ones as often as the config asks for.

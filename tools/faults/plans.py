@@ -36,9 +36,9 @@ class Plan:
 
     Args:
       at: the point, and the name of what is struck there; see inject.py.
-      step: in which it is struck: N from 1 on (from the begin of the N-th step until the next one begins, so with the
-        evaluation and the checkpoint after it), START, END, or several of these. None only for a file of a
-        checkpoint, whose path has the step.
+      step: in which it is struck: N from 1 on (from the beginning of the N-th step to that of the next one, which
+        includes the evaluation and the checkpoint between them), START, END, or several of these. None only for a
+        file of a checkpoint, whose path has the step.
       do: the action; see inject.py.
       call: which call of the point in that step; None for all of them.
 

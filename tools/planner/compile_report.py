@@ -16,7 +16,7 @@ import jax
 from xpo_jax.reporting.console import field_table, text_table
 from xpo_jax.runtime import sharding
 
-from . import compiled, cycles, estimate, programs, topology
+from . import compiled, cycles, estimate, hlo, programs, topology
 from .compiled import Compiled, DecodeLoop
 from .fit import Source, setup
 from .hardware import Device
@@ -152,7 +152,7 @@ def program_table(planned: estimate.Setup, built: Sequence[Compiled]) -> str:
 def collective_table(built: Sequence[Compiled]) -> str:
     """Return the number of collectives of each program by kind; those in a loop count once."""
     counts = {program.label: program.collectives for program in built}
-    kinds = [kind for kind in compiled.hlo.COLLECTIVES if any(count[kind] for count in counts.values())]
+    kinds = [kind for kind in hlo.COLLECTIVES if any(count[kind] for count in counts.values())]
     if not kinds:
         return "no collectives"
     rows = [[label, *(count[kind] or None for kind in kinds)] for label, count in counts.items() if count]

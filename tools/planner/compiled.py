@@ -50,6 +50,12 @@ class Compiled(NamedTuple):
         return self.label.split()[0]
 
     @property
+    def tokens(self) -> int | None:
+        """The sequence length that it is compiled for; None if its label has none."""
+        length = self.label.partition("=")[2]
+        return int(length) if length else None
+
+    @property
     def total(self) -> int:
         """The bytes that it needs while it runs, without its code."""
         return self.arguments + self.outputs - self.aliased + self.temporaries
@@ -123,15 +129,12 @@ def planned_total(s: estimate.Setup, label: str) -> int | None:
         )
     elif tokens and tokens not in (longest, s.judge.tokens if s.judge else None):
         return None
-    phases = estimate.memory(s)
+    phases, judge = estimate.memory(s), "judge" if s.judge and s.judge.model else "reference"
     parts = {
         "sample": ("sample", {"policy, for sampling", "KV cache", "one layer"}),
         "ahead": ("sample", {"policy, for sampling", "KV cache", "one layer"}),
         "score": ("score", {"reference", "one layer", "logits chunk"}),
-        "judge": (
-            "judge",
-            {"judge" if s.judge and s.judge.model else "reference", "KV cache", "one layer"},
-        ),
+        "judge": ("judge", {judge, "KV cache", "one layer"}),
         "accumulate": ("gradient", phases["gradient"].keys() - {"optimizer state", "reference", "judge"}),
         "apply": ("apply", phases["apply"].keys() - {"reference", "judge"}),
         "init": ("apply", {"master weights", "optimizer state"}),
@@ -199,8 +202,7 @@ def decode_loop(s: estimate.Setup, program: Compiled) -> DecodeLoop | None:
     module = program.module
     loops = [
         instruction
-        for computation in module.computations.values()
-        for instruction in computation.values()
+        for instruction in module.instructions()
         if instruction.opcode == "while" and instruction.op_name.endswith("decode/while")
     ]
     if not loops:
@@ -209,16 +211,17 @@ def decode_loop(s: estimate.Setup, program: Compiled) -> DecodeLoop | None:
     name = loop.calls("body")
     if name not in module.computations:
         return None
-    tokens = int(program.label.partition("=")[2])
     steps = s.reference_steps if program.name == "ahead" else 1
-    s = dataclasses.replace(s, prompt_tokens=tokens, batch_size=s.batch_size * steps)
+    s = dataclasses.replace(
+        s, prompt_tokens=program.tokens or s.prompt_tokens, batch_size=s.batch_size * steps
+    )
     body = module.computations[name]
     return DecodeLoop(
         hlo.total(module, name),
         sum(work.decode_bytes(s)),
         caches_written(s, module, body),
         sum(
-            sum(leaf.bytes for leaf in instruction.leaves[-1:])
+            instruction.leaves[-1].bytes
             for instruction in within(module, name)
             if instruction.opcode in ("all-gather", "all-gather-start")
         ),
@@ -249,7 +252,7 @@ def caches_written(s: estimate.Setup, module: hlo.Module, body: hlo.Computation)
         if instruction.opcode in hlo.FREE or instruction.opcode.endswith("-done"):
             continue
         results = instruction.leaves[:1] if instruction.opcode.endswith("-start") else instruction.leaves
-        cached = [leaf for leaf in results if sorted(d for d in leaf.dims) in shapes and not leaf.on_chip]
+        cached = [leaf for leaf in results if sorted(leaf.dims) in shapes and not leaf.on_chip]
         if cached and instruction.opcode != "dynamic-update-slice":
             written += min(sum(x.bytes for x in cached), hlo.traffic(module, body, instruction).written)
     return written

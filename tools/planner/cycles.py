@@ -82,7 +82,7 @@ def parts(s: estimate.Setup, compiled: Sequence[Compiled]) -> list[Part]:
 
 
 def _prefill(s: estimate.Setup, program: Compiled) -> Part:
-    P = int(program.label.partition("=")[2])
+    P = program.tokens or s.prompt_tokens
     rows = s.batch_size * (s.reference_steps if program.name == "ahead" else 1) // s.shards
     cycles = total(program.module, program.module.entry, lambda i: "/prefill/" in i.op_name)
     flops = work.forward_flops(s.model, rows * P, rows * P * P, 0) / s.mesh.shape["tensor"]
@@ -91,7 +91,7 @@ def _prefill(s: estimate.Setup, program: Compiled) -> Part:
 
 def _layers(s: estimate.Setup, program: Compiled) -> list[Part]:
     module, layers = program.module, s.model.num_hidden_layers
-    W = int(program.label.partition("=")[2]) if "=" in program.label else _longest(s)
+    W = program.tokens or packing.sequence_lengths(s.prompt_tokens, s.response_tokens)[-1]
     one = dataclasses.replace(s.model, num_hidden_layers=1)
     tokens, scores = s.micro_batch_rows * W, s.micro_batch_rows * W * W * (BLOCKS + 1) // (2 * BLOCKS)
     forward = work.forward_flops(one, tokens, scores, 0) / s.mesh.shape["tensor"]
@@ -108,7 +108,3 @@ def _layers(s: estimate.Setup, program: Compiled) -> list[Part]:
         measured.append(Part(name, cycles, times * forward))
         measured.append(Part(f"{name}, in loops over shards", ring, None))
     return measured
-
-
-def _longest(s: estimate.Setup) -> int:
-    return packing.sequence_lengths(s.prompt_tokens, s.response_tokens)[-1]

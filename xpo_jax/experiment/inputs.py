@@ -60,27 +60,30 @@ def _of_model_files(folder: Path) -> str:
 
 
 def _judge_models(components: Components) -> Iterator[str]:
-    """Yield a fingerprint of each model or file that the judge says it reads; of what is not on disk, its name."""
+    """Yield what identifies each model or file that the judge says it reads: its commit, its content, or its name."""
     judge = components.judging.judge
     for model in judge.models() if isinstance(judge, HasModels) else ():
-        named = model["commit"] or model["path"]
-        if named is not None:
-            yield named if model["commit"] else _of_path(named) or named
+        if model["commit"] is not None:
+            yield model["commit"]
+        elif model["path"] is not None:
+            folder = Path(expand(model["path"]))
+            yield _of_model_files(folder) if folder.is_dir() else _of_file(model["path"]) or model["path"]
 
 
-def _of_path(name: str) -> str | None:
-    """Return a fingerprint of a file, or of the model in a folder; None if `name` is the path of neither."""
+def _of_file(name: str) -> str | None:
+    """Return a fingerprint of a file; None if `name` is not the path of one."""
     try:
         path = Path(expand(name))
-        if path.is_file():
-            return fingerprints.of_file(path)
-        return _of_model_files(path) if path.is_dir() else None
+        return fingerprints.of_file(path) if path.is_file() else None
     except (OSError, ValueError):  # a text that is no path
         return None
 
 
 def _named(value: Any) -> Iterator[str]:
-    """Yield a fingerprint of each thing that a group of the config, or one of its parts, names by import or by path."""
+    """Yield a fingerprint of each module and file that a group of the config, or one of its parts, names.
+
+    Folders are left out: a word such as a judge's name may happen to be the name of one.
+    """
     if isinstance(value, Mapping | ConfigDict):
         for item in value.values():
             yield from _named(item)
@@ -91,38 +94,45 @@ def _named(value: Any) -> Iterator[str]:
         module, colon, _ = value.partition(":")
         if colon and module in sys.modules:
             yield fingerprints.of_files(_sources(module))
-        elif (content := _of_path(value)) is not None:
+        elif (content := _of_file(value)) is not None:
             yield content
 
 
 def _sources(module: str) -> set[Path]:
     """Return the source files of a module, and of the modules beside it that it imports, directly or not.
 
-    A module of a package stands for all modules of the package that are loaded.
+    A module of a package stands for all modules of the package that are loaded. Beside an installed package there are
+    only other installed packages.
     """
-    first = _loaded_of(module.partition(".")[0])
-    folders = {path.parents[depth] for path, depth in first.items()}
-    sources, new = set[Path](), set(first)
+    package = module.partition(".")[0]
+    folder, sources, new = _folder(package), set[Path](), _loaded_of(package)
+    if folder is None or {"site-packages", "dist-packages"} & set(folder.parts):
+        return new
     while new:
         sources |= new
         imported = {name for path in new for name in _imports(path)} - {__package__.partition(".")[0]}
-        beside = (name for name in imported if any(_is_in(name, folder) for folder in folders))
+        beside = [name for name in imported if (folder / f"{name}.py").is_file() or (folder / name).is_dir()]
         new = {path for name in beside for path in _loaded_of(name)} - sources
     return sources
 
 
-def _loaded_of(package: str) -> dict[Path, int]:
-    """Return the source files of a package's loaded modules, each with its depth below the package's folder."""
+def _folder(package: str) -> Path | None:
+    """Return the folder that a package, or a module outside of any, lies in."""
+    module = sys.modules[package]
+    if paths := list(getattr(module, "__path__", ())):
+        return Path(paths[0]).parent
+    source = _source(module)
+    return None if source is None else Path(source).parent
+
+
+def _loaded_of(package: str) -> set[Path]:
+    """Return the source files of a package's loaded modules."""
     return {
-        Path(source): name.count(".") + (Path(source).stem == "__init__")
+        Path(source)
         for name, loaded in list(sys.modules.items())
         if name == package or name.startswith(f"{package}.")
         if (source := _source(loaded)) is not None
     }
-
-
-def _is_in(name: str, folder: Path) -> bool:
-    return (folder / f"{name}.py").is_file() or (folder / name).is_dir()
 
 
 def _imports(path: Path) -> set[str]:

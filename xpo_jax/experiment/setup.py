@@ -7,7 +7,7 @@ hub's cache) or puts an array on a device.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -81,6 +81,10 @@ class Models(NamedTuple):
         """Return bool[B]: whether `decode` cuts tokens of a sample other than the one that ends it."""
         before_end = np.arange(samples.tokens.shape[1]) < (samples.lengths - samples.finished)[:, None]
         return (np.isin(samples.tokens, self.tokenizer.all_special_ids) & before_end).any(axis=1)
+
+    def cut_rate(self, candidates: Sequence[Samples], valid: np.ndarray) -> float:
+        """Return the fraction of the valid rows' samples with `has_cut_tokens`."""
+        return float(np.mean([self.has_cut_tokens(samples)[valid] for samples in candidates]))
 
 
 class Judging(NamedTuple):

@@ -22,13 +22,13 @@ from typing import Any, Literal
 from xpo_jax.judges.answers import call_judge
 from xpo_jax.judges.contract import (
     DeviceJudge,
-    HasDoubt,
     HasModels,
     HasProbe,
     HasStats,
     Judge,
     JudgeError,
     check,
+    doubt,
     is_collective,
     measure,
 )
@@ -114,8 +114,8 @@ class Combination:
 
     def doubt(self) -> str:
         """Return what makes the parts' verdicts doubtful, with the part's name."""
-        doubts = {name: judge.doubt() for name, judge in self._judges.items() if isinstance(judge, HasDoubt)}
-        return "; ".join(f"{name}: {doubt}" for name, doubt in doubts.items() if doubt)
+        doubts = {name: doubt(judge) for name, judge in self._judges.items()}
+        return "; ".join(f"{name}: {line}" for name, line in doubts.items() if line)
 
     def parts(self, messages: Sequence[Message], text: str) -> dict[str, Any]:
         """Return the measures of all parts; a name that an earlier part has taken gets the part's name added."""

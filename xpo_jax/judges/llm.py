@@ -27,7 +27,7 @@ from xpo_jax.judges.prompting import Rendering
 from xpo_jax.models.hf import hub, model_folder
 from xpo_jax.values import Comparison, Message, Params, Verdict
 
-LOW_MASS = 0.1  # of a median comparison: 99 % of an instruction-tuned model's answers are one of the labels
+LOW_MASS = 0.1  # of a median comparison; a model that answers with a label gives the labels nearly all of it
 
 
 class Rules(NamedTuple):

@@ -29,7 +29,7 @@ def attend_in_blocks(q: Array, keys: Causal) -> Array:
     """
     B, C, T, N, H = q.shape
     count = -(-T // QUERIES)
-    size = -(-T // count)  # of a block; the last one may be filled up
+    size = -(-T // count)  # of a block; the last one may be padded
     # the sums of a key's gradient over the blocks are in float32, and rounded once
     k, v = (x.astype(wide(q.dtype)) for x in (keys.k, keys.v))
 

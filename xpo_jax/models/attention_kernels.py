@@ -92,9 +92,10 @@ def packed_mask(kernel: str, parts: Parts) -> Array | Parts:
 
 
 def attend(kernel: str, q: Array, segments: tuple[Segment, ...] | Causal) -> Array:
-    """Compute `layers.attention` by an implementation, which has a part in it if queries attend to their row's keys.
+    """Compute `layers.attention`, by the implementation `kernel` where the keys are the queries' own (`Causal`).
 
-    On a mesh each device computes its own rows and heads; nothing is left to the compiler's partitioner.
+    Decoding attends to other keys, and always takes the einsum. On a mesh each device computes its own rows and heads;
+    nothing is left to the compiler's partitioner.
     """
     if kernel == EINSUM or not isinstance(segments, Causal):
         return attention(q, segments)

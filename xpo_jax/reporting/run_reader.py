@@ -100,12 +100,12 @@ def _verdict_findings(last: Mapping[str, Any], metrics: Sequence[Mapping[str, An
         lines.append(("bad", f"no verdict in {len(steps)} steps preferred one response: nothing was learned"))
     elif steps and not any(steps[-LAST_STEPS:]) and len(steps) > LAST_STEPS:
         lines.append(("bad", f"no verdict in the last {LAST_STEPS} steps preferred one response"))
-    letters = {row["judge/letter_a_rate"] for row in metrics if row.get("judge/letter_a_rate") is not None}
-    letter_a, queries = last.get("eval/letter_a_rate"), last.get("eval/queries", 0)
-    if len(letters) == 1 and metrics[-1].get("judge/queries", 0) >= SAME_LETTER_PAIRS:
-        letter_a, queries = letters.pop(), metrics[-1]["judge/queries"]
-    if letter_a in (0, 1) and queries >= SAME_LETTER_PAIRS:
-        lines.append(("bad", f"the judge always preferred the answer shown as {'A' if letter_a else 'B'}"))
+    rates = {row["judge/letter_a_rate"] for row in metrics if row.get("judge/letter_a_rate") is not None}
+    evaluated, trained = last.get("eval/queries", 0), metrics[-1].get("judge/queries", 0) if metrics else 0
+    for letter_a, queries in (({last.get("eval/letter_a_rate")}, evaluated), (rates, trained)):
+        if letter_a in ({0}, {1}) and queries >= SAME_LETTER_PAIRS:
+            letter = "A" if letter_a == {1} else "B"
+            return [*lines, ("bad", f"the judge always preferred the answer shown as {letter}")]
     return lines
 
 

@@ -69,7 +69,7 @@ def platform(mesh: Mesh) -> str:
     `jax.default_backend()` is another one where the mesh is of a topology that is not attached to this machine.
     """
     name: str = mesh.devices.flat[0].platform
-    return name
+    return "gpu" if name in ("cuda", "rocm") else name  # as a compiler without a device may call it
 
 
 def paths(tree: Any) -> Any:
