@@ -147,3 +147,15 @@ def write_model(folder: Path, seed: int = 0, config: Qwen2Config = SPEAKING) -> 
     params = random_params(seed, config)
     weights.write_params(folder, params, config, dtype="float32", max_shard_bytes=2**40)
     return folder
+
+
+# Positions, parts and prompts of packed rows, as a model's `packed` takes them: a prompt of four tokens, responses of
+# three and two to it, and two empty positions, in each of four rows.
+PACKED = tuple(
+    np.tile(np.array(row, np.int32), (4, 1))
+    for row in (
+        [0, 1, 2, 3, 4, 5, 6, 4, 5, 0, 0],
+        [0, 0, 0, 0, 1, 1, 1, 2, 2, -1, -1],
+        [0, 0, 0, 0, 0, 0, 0, 0, 0, -1, -1],
+    )
+)

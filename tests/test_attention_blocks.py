@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fake_models import TINY, random_params
+from fake_models import PACKED, TINY, random_params
 from fake_programs import PLAIN
 from flax import nnx
 from tiny_run import ADAMW, one_device, one_sequence_length, tiny_config
@@ -142,17 +142,6 @@ def test_attend_in_blocks_holds_neither_all_scores_nor_a_mask_of_all(packed):
 
 
 # ---- in the model -----------------------------------------------------------------------------------
-
-
-# a prompt of four tokens, responses of three and two to it, and two empty positions, in each of four rows
-PACKED = tuple(
-    jnp.tile(jnp.asarray(row, jnp.int32), (4, 1))
-    for row in (
-        [0, 1, 2, 3, 4, 5, 6, 4, 5, 0, 0],
-        [0, 0, 0, 0, 1, 1, 1, 2, 2, -1, -1],
-        [0, 0, 0, 0, 0, 0, 0, 0, 0, -1, -1],
-    )
-)
 
 
 def loss(graphdef, params):

@@ -184,6 +184,30 @@ def test_inputs_of_a_function_that_scores_are_seen(inputs_of, tmp_path):
     sys.modules.pop("my_score")
 
 
+def test_inputs_words_that_are_names_of_folders_are_none(tmp_path, monkeypatch):
+    """An empty text is the current folder for pathlib, and "paraphrase" may be that of a run."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "paraphrase").mkdir()
+    for folder in (tmp_path, tmp_path / "paraphrase"):
+        (folder / "result.json").write_text("{}")
+    assert list(inputs._named({"name": "paraphrase", "prefix": "", "labels": ["A", "."]})) == []
+
+
+@pytest.mark.parametrize(("folder", "expected"), [("site-packages", {"one"}), ("mine", {"one", "two"})])
+def test_inputs_what_is_beside_an_installed_package_is_left_out(tmp_path, monkeypatch, folder, expected):
+    (tmp_path / folder / "one").mkdir(parents=True)
+    (tmp_path / folder / "one" / "__init__.py").write_text("import two\n")
+    (tmp_path / folder / "two.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path / folder)
+    importlib.import_module("one")
+    try:
+        sources = inputs._sources("one")
+    finally:
+        for name in ("one", "two"):
+            sys.modules.pop(name)
+    assert {path.parent.name if path.stem == "__init__" else path.stem for path in sources} == expected
+
+
 def test_inputs_of_a_judge_that_reads_a_file_or_asks_a_server(tmp_path, monkeypatch):
     """What `models` names need not be a model on disk."""
     (tmp_path / "words.txt").write_text("Hund\n")

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fake_models import TINY, random_params
+from fake_models import PACKED, TINY, random_params
 from flax import nnx
 from tiny_run import tiny_config
 
@@ -88,17 +88,6 @@ def model(kernel, *, stacked=True):
 
 def tokens(*shape):
     return jnp.asarray(np.random.default_rng(0).integers(TINY.vocab_size, size=shape), jnp.int32)
-
-
-# a prompt of four tokens, responses of three and two to it, and two empty slots, in each of four rows
-PACKED = tuple(
-    jnp.tile(jnp.asarray(row, jnp.int32), (4, 1))
-    for row in (
-        [0, 1, 2, 3, 4, 5, 6, 4, 5, 0, 0],
-        [0, 0, 0, 0, 1, 1, 1, 2, 2, -1, -1],
-        [0, 0, 0, 0, 0, 0, 0, 0, 0, -1, -1],
-    )
-)
 
 
 def loss(graphdef, params):

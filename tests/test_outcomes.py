@@ -131,6 +131,9 @@ def test_responses_with_special_tokens_before_their_end_are_noticed(tokenizer):
     models = setup.Models(None, None, None, tokenizer)
     samples = Samples(tokens, lengths, finished)
     assert models.has_cut_tokens(samples).tolist() == [True, False, True, False, False]
+    assert models.cut_rate([samples, samples], np.array([True, True, False, False, True])) == pytest.approx(
+        1 / 3
+    )
     assert [len(text) for text in models.decode(samples)] == [2, 2, 2, 1, 1]
 
 
@@ -185,4 +188,7 @@ def test_report_calls_a_judge_bad_that_gave_one_letter_in_all_steps():
     ]
     assert [kind for kind, _ in run_reader._verdict_findings(last, steps)] == ["bad"]
     assert run_reader._verdict_findings(last, steps[:2]) == []
+    assert [kind for kind, _ in run_reader._verdict_findings(last | {"eval/queries": 128}, steps[:1])] == [
+        "bad"
+    ]
     assert run_reader._verdict_findings(last, [steps[0] | {"judge/letter_a_rate": 0.5}, *steps[1:]]) == []

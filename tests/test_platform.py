@@ -25,11 +25,13 @@ def mesh_of(platform):
 
 
 @pytest.mark.parametrize(
-    ("platform", "dtype"), [("cpu", jnp.float32), ("tpu", jnp.bfloat16), ("gpu", jnp.bfloat16)]
+    ("platform", "dtype"),
+    [("cpu", jnp.float32), ("tpu", jnp.bfloat16), ("gpu", jnp.bfloat16), ("cuda", jnp.bfloat16)],
 )
 def test_compute_dtype_auto_is_that_of_the_meshs_devices(platform, dtype):
     assert jax.default_backend() == "cpu"
     assert compute_dtype("auto", sharding.platform(mesh_of(platform))) is dtype
+    assert sharding.platform(mesh_of(platform)) in attention_kernels.LONG
     for name in ("float32", "bfloat16"):
         assert compute_dtype(name, sharding.platform(mesh_of(platform))) == jnp.dtype(name)
 

@@ -212,9 +212,8 @@ def decode_loop(s: estimate.Setup, program: Compiled) -> DecodeLoop | None:
     if name not in module.computations:
         return None
     steps = s.reference_steps if program.name == "ahead" else 1
-    s = dataclasses.replace(
-        s, prompt_tokens=program.tokens or s.prompt_tokens, batch_size=s.batch_size * steps
-    )
+    tokens = program.tokens or s.prompt_tokens
+    s = dataclasses.replace(s, prompt_tokens=tokens, batch_size=s.batch_size * steps)
     body = module.computations[name]
     return DecodeLoop(
         hlo.total(module, name),
@@ -273,8 +272,7 @@ def findings(
             lines.append(
                 f"{program.label}: {program.donated} donated argument(s), but no output takes the place of one"
             )
-        wide = wrong_dtype(program, dtype)
-        if wide:
+        if wide := wrong_dtype(program, dtype):
             lines.append(f"{program.label}: weights arrive as {wide}, the mesh computes in {dtype.name}")
     weights, _ = work.decode_bytes(s)
     for label, loop in loops.items():
