@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -12,8 +13,8 @@ from tiny_run import changed_config, run_name
 
 from xpo_jax.algorithm.programs import Programs
 from xpo_jax.checkpointing import checkpoint
-from xpo_jax.runtime import backend, compilation
-from xpo_jax.runtime.backend import BackendError
+from xpo_jax.runtime import backend, cluster_detection, compilation
+from xpo_jax.runtime.backend import BackendError, NoBackend
 
 ROOT = Path(__file__).parents[1]
 OF_A_TPU = """RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 21.95G of
@@ -49,6 +50,29 @@ def test_start_tpu_of_another_process_is_one_line(monkeypatch):
         BackendError, match=r"in use by process with pid 42.* in this process\); stop the process"
     ):
         backend.start()
+
+
+def test_start_does_not_take_the_cpu_where_a_tpu_cannot_be_used(monkeypatch):
+    """JAX does, without a word, if nothing was chosen."""
+    asked = []
+
+    def devices(platform=None):
+        asked.append(platform)
+        if platform == "tpu":
+            raise RuntimeError("Backend 'tpu' failed to initialize: ABORTED: The TPU is already in use.")
+        return [types.SimpleNamespace(platform="cpu")]
+
+    monkeypatch.setattr(jax, "devices", devices)
+    monkeypatch.setattr(cluster_detection, "has_tpu", lambda: True)
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    with pytest.raises(NoBackend, match=r"already in use\).* or set JAX_PLATFORMS=cpu"):
+        backend.start()
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    backend.start()
+    monkeypatch.delenv("JAX_PLATFORMS")
+    monkeypatch.setattr(cluster_detection, "has_tpu", lambda: False)
+    backend.start()
+    assert asked == [None, "tpu", None, None]
 
 
 @pytest.mark.parametrize(

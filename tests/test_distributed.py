@@ -100,12 +100,12 @@ SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_NTASKS": "
     ],
 )
 def test_a_cluster_is_seen_where_there_is_one(environ, seen, monkeypatch):
-    monkeypatch.setattr(cluster_detection, "_has_tpu", lambda: False)
+    monkeypatch.setattr(cluster_detection, "has_tpu", lambda: False)
     assert cluster_detection.detect(environ) == seen
 
 
 def test_a_tpu_machine_is_asked(monkeypatch):
-    monkeypatch.setattr(cluster_detection, "_has_tpu", lambda: True)
+    monkeypatch.setattr(cluster_detection, "has_tpu", lambda: True)
     assert cluster_detection.detect({}) == "TPU VM"
     assert cluster_detection.detect({"JAX_PLATFORMS": "cpu"}) is None
 

@@ -113,6 +113,25 @@ def test_empty_and_equal_responses_are_dropped_with_a_count(convert, tokenizer, 
         offline(tokenizer, source)
 
 
+def test_dialogues_of_one_text_are_conversations_where_there_is_no_prompt():
+    """As in hh-rlhf; with a prompt, the same text is an answer."""
+    start = "\n\nHuman: a?\n\nAssistant: b\n\nHuman: c\n\nAssistant:"
+    chosen, rejected = f"{start} x\n\nin two paragraphs: Human: y", f"{start} z"
+    expected = (user("a?"), assistant("b"), user("c")), "x\n\nin two paragraphs: Human: y", "z", 1.0
+    for cut in ("\n\n", ""):  # some copies have no space in front
+        values = {"chosen": cut + chosen.strip(), "rejected": cut + rejected.strip()}
+        assert preferences.read(Row("t.jsonl", 1, values)) == expected
+    values = {"prompt": "p", "chosen": chosen, "rejected": rejected}
+    assert preferences.read(Row("t.jsonl", 1, values)) == ("p", chosen, rejected, 1.0)
+
+
+def test_pairs_that_are_all_ties_are_refused(tokenizer, tmp_path):
+    rows = [{"prompt": "a", "chosen": "x", "rejected": "y", "p_chosen": 0.5} for _ in range(2)]
+    with pytest.raises(DataError, match="all 2 pairs are ties"):
+        offline(tokenizer, write_rows(tmp_path / "ties.jsonl", rows))
+    offline(tokenizer, write_rows(tmp_path / "one.jsonl", [*rows, {**rows[0], "p_chosen": 0.6}]))
+
+
 def test_log_to_preferences_drops_empty_and_equal_responses():
     def record(first, second):
         return {

@@ -130,6 +130,28 @@ sys.exit(opened <= 2)
     assert subprocess.run(["sh", "-c", shell], cwd=ROOT, timeout=60).returncode == 0
 
 
+def test_protected_descriptor_that_user_code_closes_goes_to_no_other_file(monkeypatch, tmp_path):
+    """The file that is opened next gets the number; what is printed must not end up in it, nor be lost."""
+    path, other = tmp_path / "log", tmp_path / "pairs.jsonl"
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT)
+    with console(monkeypatch, descriptor):
+        os.dup2(os.open(other, os.O_WRONLY | os.O_CREAT), descriptor)
+        print("a line", flush=True)
+        os.write(descriptor, b"a pair\n")
+    assert path.read_text() == "a line\n" and other.read_text() == "a pair\n"
+
+
+def test_protected_reader_that_is_gone_leaves_a_file_with_its_number_alone(monkeypatch, capsys, tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with console(monkeypatch, writer):
+        os.dup2(os.open(tmp_path / "pairs.jsonl", os.O_WRONLY | os.O_CREAT), writer)
+        print("a line", flush=True)
+        os.write(writer, b"a pair\n")
+    assert (tmp_path / "pairs.jsonl").read_text() == "a pair\n"
+    assert "standard output is gone" in capsys.readouterr().err
+
+
 def test_write_past_buffers_to_a_full_pipe_returns():
     code = """
 import os

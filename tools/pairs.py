@@ -61,7 +61,8 @@ def preference(record: Mapping[str, Any]) -> dict[str, Any] | str:
 
 def run(argv: Sequence[str]) -> int:
     """Read, write and print; return the exit status."""
-    parser = Parser(prog="python -m tools.pairs", description=__doc__, usage="see below")
+    usage = "python -m tools.pairs SOURCE [SOURCE ...] --out=FILE [--model=MODEL]"
+    parser = Parser(prog="python -m tools.pairs", description=__doc__, usage=usage)
     parser.add_argument("sources", nargs="+", help="pairs logs; with --model, preference data")
     parser.add_argument("--out", type=path_argument, required=True, help="the file to write")
     parser.add_argument("--model", help="make a pairs log, with this model's tokenizer")

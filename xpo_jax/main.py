@@ -38,6 +38,7 @@ Progress goes to standard error. The last line on standard output is one JSON ob
 
 Exit status:
   0         done
+  1         an error of the program, or of code of yours (the traceback shows where); what was learned is saved
   2         invalid input or configuration, devices that cannot be used, or device memory that does not suffice (one
             line on standard error explains)
   124       stuck (see max_step_seconds)

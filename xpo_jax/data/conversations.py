@@ -4,6 +4,7 @@
     [{"from": "human", "value": "..."}]             ShareGPT's
     "[{\\"role\\": \\"user\\", ...}]"                    either, stored as JSON or as Python prints it
     {"messages": [...]}, {"conversations": [...]}   either, one level down
+    "\\n\\nHuman: ...\\n\\nAssistant: ..."             only in preferences without a prompt column
 
 turns.py has what a turn may hold, and chat_templates.py which roles there are.
 
@@ -29,6 +30,7 @@ _WRAPPERS = ("messages", "conversations", "conversation")
 _ROLE_KEYS = ({"role", "content"}, {"from", "value"})
 # The beginning of a list of messages, in JSON or as Python or NumPy print it.
 _LIST_OF_TURNS = re.compile(r"""\s*(?:array\()?\[\s*\{\s*['"](?:role|from|content|value)['"]\s*:""")
+_SPEAKER = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 _NEVER_LAST = ("system", "developer", "assistant")  # roles of turns that a model does not answer
 
 
@@ -143,6 +145,23 @@ def text(value: Any, at: str, what: str) -> str:
             " to this column, and data.template to None"
         )
     return validate.text(value, at, what)
+
+
+def dialogue(value: Any) -> Any:
+    """Return the turns of a text in which "Human:" and "Assistant:" begin them, as in hh-rlhf.
+
+    Any other value is returned unchanged. A dialogue begins with "Human:", and an "Assistant:" begins a paragraph.
+    """
+    if not isinstance(value, str):
+        return value
+    before, *parts = _SPEAKER.split(value)
+    speakers, texts = parts[::2], parts[1::2]
+    if before.strip() or speakers[:1] != ["Human"] or "Assistant" not in speakers:
+        return value
+    return [
+        {"role": "user" if speaker == "Human" else "assistant", "content": text.strip()}
+        for speaker, text in zip(speakers, texts, strict=True)
+    ]
 
 
 def as_messages(prompt: str | Sequence[Message]) -> Sequence[Message]:

@@ -128,6 +128,11 @@ def load_pairs(
         raise DataError(
             f"{', '.join(files)}: no pair is left of {read} ({reasons}); name other files, or loosen these fields"
         )
+    if all(prompt.row.values["p_first"] == 0.5 for prompt in prompts):
+        raise DataError(
+            f"{', '.join(files)}: all {len(prompts)} pairs are ties, from which nothing can be learned; name pairs of"
+            " which one response is preferred"
+        )
     note = "; each with two responses and their verdict"
     note += "".join(f"; {name} {count}" for name, count in changes.items() if count)
     identities = tuple(entry for file in files for entry in _identity(file))

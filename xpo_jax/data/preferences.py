@@ -3,11 +3,12 @@
     prompt, chosen, rejected                   texts, or chosen and rejected as one assistant's message each
     chosen, rejected (and perhaps prompt)      conversations that differ in their last turn; what they share is the
                                                prompt, as in UltraFeedback, or where the prompt is implicit
+    chosen, rejected                           the same as texts with "Human:" and "Assistant:", as in hh-rlhf
 
 Conversations may be written in any way that conversations.py reads. An optional column p_chosen holds the probability
 that chosen is better; without it, that is 1. One trailing end token, which some data sets include, is stripped.
 
-Left out on purpose: dialogues written as one text with "Human:" and "Assistant:", and more than two answers.
+Left out on purpose: more than two answers.
 """
 
 from __future__ import annotations
@@ -101,6 +102,8 @@ def read(row: Row, rules: Rules = STRICT) -> Preference:
         conversations.unwrapped(validate.column(row, name), row.at, f"column {name!r}")
         for name in ("chosen", "rejected")
     )
+    if row.values.get("prompt") is None:  # without it, texts can only be dialogues
+        chosen, rejected = conversations.dialogue(chosen), conversations.dialogue(rejected)
     if not _is_longer(chosen) and not _is_longer(rejected):
         answers = [
             conversations.answer(value, row.at, f"column {name!r}")

@@ -33,7 +33,7 @@ def summary_rows(components: Components) -> dict[str, str]:
         "batch": f"{top.batch_size} prompts, updated {groups.layout.micro_batch_rows} rows per device at a time;"
         f" {top.steps} steps, {data.batches.steps_per_epoch} per epoch",
         "replay": groups.replay.summary,
-        "coefficients": f"beta {beta:g}, alpha {alpha:g} (alpha / beta {alpha / beta:g})",
+        "loss": f"{top.loss['name']}, beta {beta:g}, alpha {alpha:g} (alpha / beta {alpha / beta:g})",
     }
     return {name: text for name, text in rows.items() if text}
 

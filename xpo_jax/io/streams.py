@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import io
 import json
 import os
@@ -28,6 +29,7 @@ from xpo_jax.io.files import to_json
 HELD_BYTES = 2**20  # of output that a slow or full console has not taken yet
 _PAUSE_SECONDS = 0.25  # that a writer waits for a console, unless that was in vain the last time
 _END_SECONDS = 10.0  # that a run waits at its end for a console that takes nothing
+_FIRST_DUPLICATE = 64  # no number that a program expects its own files to have
 _GONE = {errno.EPIPE, errno.EIO, errno.ENXIO, errno.ECONNRESET}
 _BROKEN = "xpo_jax: standard output is gone (%s); the run continues, and result.json will hold its result\n"
 
@@ -36,7 +38,8 @@ class Output(io.TextIOBase):
     """A text stream to a file descriptor, which may be of anything; no method raises OSError or waits for long.
 
     Args:
-      descriptor: stays open. Once nothing can be written to it any more, it refers to /dev/null.
+      descriptor: is written to by a duplicate: if code of a user closes it, a file that is opened next gets its
+        number. Once nothing can be written any more, it refers to /dev/null.
       encoding: of the console.
       on_gone: takes the reason, once, when nothing can be written any more.
     """
@@ -45,6 +48,7 @@ class Output(io.TextIOBase):
 
     def __init__(self, descriptor: int, encoding: str, on_gone: Callable[[str], object] = len):
         self._descriptor, self._encoding, self._on_gone = descriptor, encoding, on_gone
+        self._duplicate = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _FIRST_DUPLICATE)
         self._held, self._dropped = bytearray(), 0
         self._stalled = False
         self._lock = threading.RLock()  # a progress bar has a thread of its own
@@ -88,22 +92,29 @@ class Output(io.TextIOBase):
             self._drain(_PAUSE_SECONDS)
 
     def finish(self, seconds: float | None) -> None:
-        """Write what is held back; give up after this time in which the console takes nothing (None: never)."""
+        """Write what is held back, and release the duplicate.
+
+        Args:
+          seconds: give up after this time in which the console takes nothing; None never does.
+        """
         with self._lock:
             self._stalled = False
             self._drain(seconds)
             self._held.clear()
+            if self._duplicate != self._descriptor:
+                os.close(self._duplicate)
+                self._duplicate = self._descriptor  # for a logger that has kept this stream
 
     def _drain(self, seconds: float | None) -> None:
         while self._held or self._dropped:
             if not self._held:
                 self._held += f"xpo_jax: {self._dropped} bytes of output are missing here\n".encode()
                 self._dropped = 0
-            if not takes(self._descriptor, 0.0 if self._stalled else seconds):
+            if not takes(self._duplicate, 0.0 if self._stalled else seconds):
                 self._stalled = True
                 return
             try:
-                count = os.write(self._descriptor, self._held[: select.PIPE_BUF])
+                count = os.write(self._duplicate, self._held[: select.PIPE_BUF])
             except OSError as error:
                 self._stalled = True  # a disk that is full: what is held back follows once there is space
                 if error.errno in _GONE:
@@ -115,7 +126,9 @@ class Output(io.TextIOBase):
     def _give_up(self, reason: str) -> None:
         self._held.clear()
         self._dropped = 0
-        redirect_to_null(self._descriptor)
+        if _same_file(self._descriptor, self._duplicate):
+            redirect_to_null(self._descriptor)
+        redirect_to_null(self._duplicate)
         self._on_gone(reason)
 
 
@@ -197,6 +210,13 @@ def redirect_to_null(descriptor: int) -> None:
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, descriptor)
     os.close(null)
+
+
+def _same_file(one: int, other: int) -> bool:
+    try:
+        return os.path.sameopenfile(one, other)
+    except OSError:  # closed
+        return False
 
 
 def _protect(stream: Any, on_gone: Callable[[str], object] = len) -> Any:

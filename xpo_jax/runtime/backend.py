@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 
 from xpo_jax.io.text import one_line, shorten
+from xpo_jax.runtime import cluster_detection
 
 _MESSAGE_CHARACTERS = 240  # of a backend's message; the allocations of a TPU's program follow, page by page
 _FEWER_DEVICES_HOLD_IT = "shard over more devices (mesh.fsdp), or use a smaller model"
@@ -43,7 +44,10 @@ def start() -> None:
     import jax
 
     try:
-        jax.devices()
+        platform = jax.devices()[0].platform
+        # Where nothing was chosen, JAX takes the CPU without a word if a TPU cannot be used; asked for, it says why.
+        if platform == "cpu" and not os.environ.get("JAX_PLATFORMS") and cluster_detection.has_tpu():
+            jax.devices("tpu")
     except (RuntimeError, AssertionError) as error:  # for a plugin that is not installed JAX has no message
         chosen = os.environ.get("JAX_PLATFORMS", "")
         reason = _shown(error) or "no such device or plugin is installed"

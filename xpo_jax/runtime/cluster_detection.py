@@ -35,13 +35,14 @@ def detect(environ: Mapping[str, str]) -> str | None:
         hosts = environ.get("TPU_PROCESS_ADDRESSES") or environ.get("TPU_WORKER_HOSTNAMES") or ""
         if "," in hosts or environ.get("TPU_PROCESS_ADDRESSES_PATH") or number("MEGASCALE_NUM_SLICES") > 1:
             return "TPU pod on Kubernetes"
-        if not hosts and "TPU_SKIP_MDS_QUERY" not in environ and _has_tpu():
+        if not hosts and "TPU_SKIP_MDS_QUERY" not in environ and has_tpu():
             return "TPU VM"
     if "KUBERNETES_SERVICE_HOST" in environ and "JOB_COMPLETION_INDEX" in environ:
         return "Kubernetes"  # a pod of an indexed job
     return None
 
 
-def _has_tpu() -> bool:
+def has_tpu() -> bool:
+    """Return whether this machine has TPU chips, and what JAX needs to use them is installed."""
     devices = any(Path("/dev").glob("accel*")) or any(Path("/dev/vfio").glob("[0-9]*"))
     return devices and importlib.util.find_spec("libtpu") is not None
