@@ -18,7 +18,7 @@ SAME := $(if $(FOUND),$(shell test "$$(.venv/bin/python -c '$(WHICH)' 2>/dev/nul
 
 help:
 	@echo 'make run          install into .venv and run configs/paraphrase.py (ARGS="--config.seed=1")'
-	@echo 'make test         install with the dev extra, then run lint, type checks and tests (ARGS="-k sampler")'
+	@echo 'make test         install with the dev extra, then run lint and tests (ARGS="-k sampler")'
 	@echo 'make slow         run only the slow tests'
 	@echo 'make faults       inject every fault that a run must survive and print a table (ARGS="--only=checkpoint")'
 	@echo 'make compile      install the TPU compiler into build/compile, without a TPU, and compile for one'
@@ -30,7 +30,6 @@ run: .venv/installed
 test: .venv/installed-dev
 	.venv/bin/python -m ruff check .
 	.venv/bin/python -m ruff format --check .
-	.venv/bin/python -m mypy
 	.venv/bin/python -m tools.run_tests $(ARGS)
 
 # A few modules have most of the slow tests, so the workers share modules here.

@@ -17,6 +17,7 @@ from fakes import Counting
 
 # The modules that take longest, longest first: a worker that starts one of them late ends long after the other.
 LONGEST = (
+    "test_mypy",
     "test_train",
     "test_distributed",
     "test_resume",
