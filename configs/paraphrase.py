@@ -70,9 +70,9 @@ def embedded() -> ConfigDict:
             "reference": None,  # a frozen copy of path
             "reference_every_steps": None,  # or N: copy the policy into it every N steps, docs/choosing.md
             "dtype": "auto",
-            # "einsum" up to 1,280 tokens, and "blocks" beyond, which never holds the attention scores of a sequence,
-            # rows x heads x tokens x tokens x 4 bytes per layer. Or "cudnn" on NVIDIA GPUs, which has not been run
-            # on one yet: docs/performance.md.
+            # "einsum" up to 1,280 tokens, and "blocks" beyond, or "splash" on TPUs; neither holds the attention scores
+            # of a sequence, rows x heads x tokens x tokens x 4 bytes per layer. Or "cudnn" on NVIDIA GPUs. Neither
+            # splash nor cudnn has been run on such a device yet: docs/performance.md.
             "attention": "auto",
         }
     )

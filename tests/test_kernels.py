@@ -196,10 +196,8 @@ def test_refused_where_the_backend_is_no_nvidia_gpu(tmp_path):
     assert str(refused.value) == (
         "model.attention 'cudnn' needs an NVIDIA GPU, and this backend is cpu; set it to 'auto' or 'blocks'"
     )
-    config.model.attention = "splash"
-    with pytest.raises(
-        ValueError, match="model.attention: .*'blocks' or 'cudnn' is expected, found 'splash'"
-    ):
+    config.model.attention = "flash"
+    with pytest.raises(ValueError, match="model.attention: .*'cudnn' or 'splash' is expected, found 'flash'"):
         prepare(config)
 
 

@@ -75,15 +75,15 @@ class Model:
       reference_every_steps: the policy becomes the reference after every multiple of this; None keeps the first
         reference. Evaluations are against the first either way. Its effect on the KL: docs/choosing.md.
       dtype: of all computation except the float32 master weights; auto is bfloat16 on accelerators, else float32.
-      attention: the implementation, see models/attention_kernels.py; auto is einsum for short and blocks for long
-        sequences, and cudnn needs an NVIDIA GPU.
+      attention: the implementation, see models/attention_kernels.py; auto is einsum for short sequences, and for long
+        ones splash on TPUs and blocks elsewhere. cudnn needs an NVIDIA GPU, splash a TPU.
     """
 
     path: str
     reference: str | None
     reference_every_steps: int | None
     dtype: Literal["auto", "float32", "bfloat16"]
-    attention: Literal["auto", "einsum", "blocks", "cudnn"]
+    attention: Literal["auto", "einsum", "blocks", "cudnn", "splash"]
 
     def __post_init__(self) -> None:
         if self.reference_every_steps is not None and self.reference_every_steps < 1:

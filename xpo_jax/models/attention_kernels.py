@@ -2,10 +2,10 @@
 
 The einsum holds float32 scores of rows x heads x tokens x tokens, also for the backward pass of every layer that is not
 rematerialised. Blocks of queries (attention_blocks.py) hold those of one block, on every backend. cuDNN's kernel stores
-none; a mask that is not simply causal takes two bytes for rows x tokens x tokens, once for all heads.
+none; a mask that is not simply causal takes two bytes for rows x tokens x tokens, once for all heads. The splash kernel
+of TPUs (attention_splash.py) stores neither.
 
-Left out on purpose: decoding, whose single query has few scores; the splash kernel for TPUs, which supports causal
-masks and segments but not rows in which two responses attend to one prompt and not to each other; a custom kernel.
+Left out on purpose: decoding, whose single query has few scores; a custom kernel.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ import numpy as np
 from jax.sharding import PartitionSpec as PS
 
 from xpo_jax.models.attention_blocks import attend_in_blocks
-from xpo_jax.models.layers import Array, Causal, Parts, Segment, attention
+from xpo_jax.models.attention_splash import attend_by_splash, splash_order, splash_runs
+from xpo_jax.models.layers import Array, Causal, Parts, Runs, Segment, attention
 from xpo_jax.runtime.sharding import ROWS
 
-AUTO, EINSUM, BLOCKS, CUDNN = "auto", "einsum", "blocks", "cudnn"
+AUTO, EINSUM, BLOCKS, CUDNN, SPLASH = "auto", "einsum", "blocks", "cudnn", "splash"
 
 # Tokens up to which "auto" takes the einsum: a prompt of 1,024 tokens and two responses of 128. Its scores are small
 # until there, and these runs compute the bits that they computed before there were blocks.
 EINSUM_TOKENS = 1280
 # What "auto" takes for longer sequences, by the platform of the mesh's devices.
-LONG = {"cpu": BLOCKS, "gpu": BLOCKS, "tpu": BLOCKS}
+LONG = {"cpu": BLOCKS, "gpu": BLOCKS, "tpu": SPLASH}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +69,10 @@ def choose(name: str, platform: str) -> Kernels:
 
 def check(kernel: str, device: Any, *, dtype: Any, head_dim: int) -> None:
     """Raise ValueError if a device of the mesh, or a model that computes in `dtype`, cannot use the kernel."""
+    if kernel == SPLASH and device.platform != "tpu":
+        raise ValueError(
+            f"model.attention 'splash' needs a TPU, and this backend is {device.platform}; set it to 'auto' or 'blocks'"
+        )
     if kernel != CUDNN:
         return
     wanted = ""
@@ -83,10 +88,21 @@ def check(kernel: str, device: Any, *, dtype: Any, head_dim: int) -> None:
         raise ValueError(f"model.attention 'cudnn' needs {wanted}; set it to 'auto' or 'blocks'")
 
 
-def packed_mask(kernel: str, parts: Parts) -> Array | Parts:
-    """Return the mask of packed rows as an implementation takes it: one array for all layers, or the parts."""
+def packed_order(kernel: str, parts: Parts) -> Array | None:
+    """Return i32[B T], the order in which an implementation takes the slots of packed rows; None for their order."""
+    return splash_order(parts) if kernel == SPLASH else None
+
+
+def packed_mask(kernel: str, parts: Parts) -> Array | Parts | Runs:
+    """Return the mask of packed rows as an implementation takes it: one array for all layers, the parts, or runs.
+
+    Args:
+      parts: of the slots in the order of `packed_order`.
+    """
     if kernel == BLOCKS:
         return parts
+    if kernel == SPLASH:
+        return splash_runs(parts)
     tokens = parts.part.shape[1]
     return (parts.attends_to(parts) & jnp.tril(jnp.ones((1, tokens, tokens), bool)))[:, None]
 
@@ -99,7 +115,7 @@ def attend(kernel: str, q: Array, segments: tuple[Segment, ...] | Causal) -> Arr
     """
     if kernel == EINSUM or not isinstance(segments, Causal):
         return attention(q, segments)
-    function = {BLOCKS: attend_in_blocks, CUDNN: cudnn}[kernel]
+    function = {BLOCKS: attend_in_blocks, CUDNN: cudnn, SPLASH: attend_by_splash}[kernel]
     if jax.sharding.get_abstract_mesh().empty:
         return function(q, segments)
     of_kv: Any = PS(ROWS, None, "tensor")
@@ -115,7 +131,7 @@ def cudnn(q: Array, keys: Causal, implementation: Literal["cudnn", "xla"] = "cud
       q, keys: as in `layers.attention`; one device's rows and heads.
       implementation: "xla" computes the same on any backend and dtype; it saves no memory.
     """
-    assert not isinstance(keys.mask, Parts)
+    assert not isinstance(keys.mask, Parts | Runs)
     B, C, T, N, H = q.shape
     k, v = (x.reshape(B * C, -1, T, H).swapaxes(1, 2) for x in (keys.k, keys.v))
 

@@ -62,16 +62,24 @@ class Parts(NamedTuple):
         return (self.part[:, :, None] == keys.part[:, None]) | (self.prompt[:, :, None] == keys.part[:, None])
 
 
+class Runs(NamedTuple):
+    """The first and the last key that each query attends to: i32[B T] each."""
+
+    first: Array
+    last: Array
+
+
 class Causal(NamedTuple):
     """The keys of the queries themselves, in their order, under a causal mask.
 
-    k, v: [B C K T H]. mask: bool[B 1 T T], False at least above the diagonal; or the parts of packed rows, for an
-    implementation that never holds such an array; None if it is False only above the diagonal.
+    k, v: [B C K T H]. mask: bool[B 1 T T], False at least above the diagonal; or, for implementations that never hold
+    such an array, the parts of packed rows, or the runs of rows in another order, see attention_splash.py; None if it
+    is False only above the diagonal.
     """
 
     k: Array
     v: Array
-    mask: Array | Parts | None
+    mask: Array | Parts | Runs | None
 
 
 BLOCKS = 4  # of queries; scores of later keys are not computed, which saves 3/8 of a causal attention
@@ -106,7 +114,7 @@ def attention(q: Array, segments: tuple[Segment, ...] | Causal) -> Array:
     """
     if isinstance(segments, Causal):
         k, v, mask = segments
-        assert not isinstance(mask, Parts)
+        assert not isinstance(mask, Parts | Runs)
         if mask is None:
             below = jnp.tril(jnp.ones((q.shape[2], q.shape[2]), bool))
             return attention(q, (Segment(k, v, below[None, None]),))

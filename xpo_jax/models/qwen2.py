@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from xpo_jax.models.attention_kernels import ONLY_EINSUM, Kernels, attend, packed_mask
+from xpo_jax.models.attention_kernels import ONLY_EINSUM, Kernels, attend, packed_mask, packed_order
 from xpo_jax.models.family import Family, ModelConfig
 from xpo_jax.models.layers import (
     KV,
@@ -216,13 +216,20 @@ class Qwen2(nnx.Module):
 
         Returns: hidden [R W D] after the last norm.
         """
-        R, W = tokens.shape
-        mask = packed_mask(self.kernels.at(W), Parts(part, prompt))
+        (R, W), kernel = tokens.shape, self.kernels.at(tokens.shape[1])
+        order = packed_order(kernel, Parts(part, prompt))
+        if order is not None:
+            slots = (tokens, positions, part, prompt)
+            tokens, positions, part, prompt = (jnp.take_along_axis(x, order, axis=1) for x in slots)
+        mask = packed_mask(kernel, Parts(part, prompt))
 
         def segments(new: KV, both: Any) -> tuple[Causal, None]:
             return Causal(new.k, new.v, mask), None
 
-        return self._layers(tokens[:, None], positions[:, None], segments, None)[0].reshape(R, W, -1)
+        hidden = self._layers(tokens[:, None], positions[:, None], segments, None)[0].reshape(R, W, -1)
+        if order is None:
+            return hidden
+        return jnp.take_along_axis(hidden, jnp.argsort(order, axis=1)[..., None], axis=1)
 
     def decode(
         self, token: Array, t: Array, prompt_lengths: Array, prompt_caches: Any, caches: Any
