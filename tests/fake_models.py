@@ -14,8 +14,10 @@ import numpy as np
 from flax import nnx
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from xpo_jax.models.decoder import Decoder
+from xpo_jax.models.decoder_family import unstack
 from xpo_jax.models.hf import weights
-from xpo_jax.models.qwen2 import Qwen2, Qwen2Config, unstack
+from xpo_jax.models.qwen2 import Qwen2Config
 from xpo_jax.models.registry import param_shapes
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")  # ids 256, 257, 258
@@ -114,14 +116,14 @@ TINY = Qwen2Config(
 
 def tiny(seed: int = 0, config: Qwen2Config = TINY, scale: float = 3.0):
     """Return (stacked graphdef, its params, unstacked graphdef, its params), with logits far from uniform."""
-    stacked, params = split(Qwen2(config, rngs=nnx.Rngs(seed), stacked=True))
+    stacked, params = split(Decoder(config, rngs=nnx.Rngs(seed), stacked=True))
     params = jax.tree.map(lambda p: p * scale, params)
     return stacked, params, graphdef(config, stacked=False), unstack(params)
 
 
 def graphdef(config: Qwen2Config, *, stacked: bool) -> Any:
     """Return what `nnx.merge` takes beside the parameters; nothing is allocated."""
-    return nnx.split(nnx.eval_shape(lambda: Qwen2(config, rngs=nnx.Rngs(0), stacked=stacked)))[0]
+    return nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0), stacked=stacked)))[0]
 
 
 SPEAKING = dataclasses.replace(
@@ -131,7 +133,7 @@ ENDS = (256, 258, *range(64))  # a quarter of all tokens, so that responses of r
 
 
 def random_params(seed: int, config: Qwen2Config, scale: float = 0.5) -> Any:
-    """Return parameters of Qwen2(stacked=True) as NumPy arrays, normally distributed around 0."""
+    """Return parameters of Decoder(stacked=True) as NumPy arrays, normally distributed around 0."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(
         lambda leaf: rng.normal(scale=scale, size=leaf.shape).astype(np.float32), param_shapes(config)

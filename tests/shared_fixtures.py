@@ -33,7 +33,7 @@ LONGEST = (
     "test_logps",
     "test_openai_judge",
     "test_bfloat16",
-    "test_qwen2",
+    "test_decoder",
 )
 
 

@@ -21,8 +21,8 @@ from xpo_jax.algorithm.sampling import Sampling
 from xpo_jax.experiment.setup import prepare
 from xpo_jax.models import attention_blocks, attention_kernels
 from xpo_jax.models.attention_kernels import EINSUM_TOKENS, choose, packed_mask
+from xpo_jax.models.decoder import Decoder
 from xpo_jax.models.layers import Causal, Parts, attention
-from xpo_jax.models.qwen2 import Qwen2
 from xpo_jax.reporting.summary import attention_used
 from xpo_jax.runtime import sharding
 from xpo_jax.runtime.rng import Stream
@@ -165,7 +165,7 @@ def test_model_with_blocks_has_the_einsums_loss_and_gradient(monkeypatch, sizes)
     def learned(attention):
         kernels = choose(attention, "cpu")
         graphdef, _ = nnx.split(
-            nnx.eval_shape(lambda: Qwen2(TINY, rngs=nnx.Rngs(0), stacked=True, remat=True, kernels=kernels))
+            nnx.eval_shape(lambda: Decoder(TINY, rngs=nnx.Rngs(0), stacked=True, remat=True, kernels=kernels))
         )
         step = jax.jit(jax.value_and_grad(functools.partial(loss, graphdef)))
         if sizes is None:

@@ -17,8 +17,8 @@ from test_attention_blocks import arrays, packed_parts, queries_keys_values
 
 from xpo_jax.models import attention_kernels, attention_splash
 from xpo_jax.models.attention_kernels import attend, check, choose, packed_mask, packed_order
+from xpo_jax.models.decoder import Decoder
 from xpo_jax.models.layers import Causal, Parts, Runs, attention
-from xpo_jax.models.qwen2 import Qwen2
 from xpo_jax.runtime.sharding import make_mesh
 
 
@@ -192,7 +192,7 @@ def test_model_with_splash_has_the_einsums_loss_and_gradient_on_a_mesh(with_grad
     def learned(attention):
         kernels = choose(attention, "tpu")
         graphdef, _ = nnx.split(
-            nnx.eval_shape(lambda: Qwen2(TINY, rngs=nnx.Rngs(0), stacked=True, remat=True, kernels=kernels))
+            nnx.eval_shape(lambda: Decoder(TINY, rngs=nnx.Rngs(0), stacked=True, remat=True, kernels=kernels))
         )
         with jax.set_mesh(make_mesh(data=2, fsdp=2, tensor=2)):
             function = functools.partial(loss, graphdef)

@@ -15,7 +15,7 @@ from tokenizers import decoders, pre_tokenizers
 from tools.chat import __main__ as chat
 from xpo_jax.algorithm.sampler import make_sampler, row_keys
 from xpo_jax.algorithm.sampling import Sampling
-from xpo_jax.models.qwen2 import unstack
+from xpo_jax.models.decoder_family import unstack
 from xpo_jax.runtime.rng import Stream
 
 GREEDY = Sampling(max_new_tokens=12, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0)

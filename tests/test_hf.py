@@ -14,12 +14,14 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
+from xpo_jax.models.decoder import Decoder
+from xpo_jax.models.decoder_family import unstack
 from xpo_jax.models.hf import model_folder, weights
-from xpo_jax.models.qwen2 import SHARDING, Qwen2, unstack
+from xpo_jax.models.qwen2 import FAMILY
 from xpo_jax.runtime import sharding
 
 GOLDEN = Path(__file__).parent / "golden"
-MODELS = sorted(path.name for path in GOLDEN.glob("qwen2_*"))
+MODELS = sorted(path.parent.name for path in GOLDEN.glob("*/logits.npz"))
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 K_PROJ = "model.layers.1.self_attn.k_proj.weight"
 
@@ -71,7 +73,11 @@ def test_params_are_the_files_tensors_as_float32(name):
     same = lambda ours, theirs: np.testing.assert_array_equal(ours, stored[theirs].astype(np.float32))
     same(params["embed_tokens"]["embedding"], EMBEDDING)
     same(params["layers"]["self_attn"]["k_proj"]["kernel"][1].T, K_PROJ)
-    same(params["layers"]["self_attn"]["q_proj"]["bias"][0], "model.layers.0.self_attn.q_proj.bias")
+    same(params["layers"]["self_attn"]["q_proj"]["kernel"][0].T, "model.layers.0.self_attn.q_proj.weight")
+    if config.qkv_bias:
+        same(params["layers"]["self_attn"]["q_proj"]["bias"][0], "model.layers.0.self_attn.q_proj.bias")
+    if config.qk_norm:
+        same(params["layers"]["self_attn"]["k_norm"]["scale"][1], "model.layers.1.self_attn.k_norm.weight")
     assert ("lm_head" in params) is (HEAD in stored)
 
 
@@ -79,7 +85,7 @@ def test_sharded_loading_gives_the_shardings_asked_for():
     name = "qwen2_untied_head_dim_f16"
     config = model_folder.read_config(GOLDEN / name)
     mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
-    where = sharding.shardings(mesh, model_folder.param_shapes(config), SHARDING)
+    where = sharding.shardings(mesh, model_folder.param_shapes(config), FAMILY.sharding)
     by_layer = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data", None, "tensor"))
     where["layers"]["mlp"]["gate_proj"]["kernel"] = by_layer
     params = model_folder.load_params(GOLDEN / name, config, shardings=where)
@@ -92,7 +98,7 @@ def test_sharded_loading_gives_the_shardings_asked_for():
 def test_sharded_loading_reads_each_byte_once(monkeypatch):
     config = model_folder.read_config(GOLDEN / "qwen2_tied")
     mesh = sharding.make_mesh(data=2, fsdp=4, tensor=1)
-    where = sharding.shardings(mesh, model_folder.param_shapes(config), SHARDING)
+    where = sharding.shardings(mesh, model_folder.param_shapes(config), FAMILY.sharding)
     read, original = [], weights.read_slice
 
     def counted(stored, window):
@@ -115,7 +121,7 @@ def test_sampling_weights_are_the_params_unstacked_and_rounded_once(name, dtype)
     want = jax.tree.map(lambda p: p.astype(dtype), unstack(model_folder.load_params(GOLDEN / name, config)))
     ours = model_folder.load_weights(GOLDEN / name, config, dtype=dtype)
     mesh = sharding.make_mesh(data=4, fsdp=2, tensor=1)
-    where = sharding.shardings(mesh, want, SHARDING)
+    where = sharding.shardings(mesh, want, FAMILY.sharding)
     sharded = model_folder.load_weights(GOLDEN / name, config, dtype=dtype, shardings=where)
     assert jax.tree.map(lambda p: p.sharding, sharded) == where
     for each in (ours, sharded):
@@ -174,7 +180,7 @@ def test_params_on_a_mesh_come_to_the_host_one_array_at_a_time(tmp_path, monkeyp
     name = "qwen2_untied_head_dim_f16"
     config = model_folder.read_config(GOLDEN / name)
     where = sharding.shardings(
-        sharding.make_mesh(data=2, fsdp=2, tensor=2), model_folder.param_shapes(config), SHARDING
+        sharding.make_mesh(data=2, fsdp=2, tensor=2), model_folder.param_shapes(config), FAMILY.sharding
     )
     params = model_folder.load_params(GOLDEN / name, config, shardings=where)
     kept = lambda: [leaf.shape for leaf in jax.tree.leaves(params) if leaf._npy_value is not None]
@@ -239,6 +245,38 @@ def test_config_json_is_carried_over_with_both_spellings(source, added, copy, tm
     assert model_folder.read_config(tmp_path / "export") == config
     if not added:
         assert (tmp_path / "export" / "config.json").read_bytes() == (folder / "config.json").read_bytes()
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        {"rope_theta": 1e6, "rope_scaling": YARN},  # as transformers 4 and vLLM read it
+        {
+            "rope_theta": 1e6,
+            "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
+        },
+        {"rope_parameters": YARN | {"rope_theta": 1e6}},  # as transformers 5 does
+        {
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+            "rope_scaling": YARN,
+        },  # added by hand
+    ],
+)
+def test_stretched_positions_are_carried_over_in_both_spellings(source, copy, tmp_path):
+    folder = copy("qwen2_tied")
+    rest = {k: v for k, v in config_of(folder).items() if k not in OLD | NEW}
+    (folder / "config.json").write_text(json.dumps(rest | source))
+    config = model_folder.read_config(folder)
+    assert config.stretch.factor == 4.0 and config.max_position_embeddings == 128
+    model_folder.save(tmp_path / "export", random_params(config), config, folder)
+    written = config_of(tmp_path / "export")
+    for spelling in ("rope_scaling", "rope_parameters"):
+        alone = {key: value for key, value in written.items() if key in (*rest, "rope_theta", spelling)}
+        (folder / "config.json").write_text(json.dumps(alone))
+        assert model_folder.read_config(folder) == config
 
 
 def test_the_sources_files_are_carried_over_as_they_were(copy, tmp_path):
@@ -332,8 +370,8 @@ def test_config_errors_name_the_file_or_folder(copy, tmp_path):
         model_folder.read_config,
         tmp_path / "run",
     )
-    edit_json(folder / "config.json", model_type="llama")
-    fails(f"{folder}: config.json: model_type is 'llama'", model_folder.read_config, folder)
+    edit_json(folder / "config.json", model_type="mistral")
+    fails(f"{folder}: config.json: model_type is 'mistral'", model_folder.read_config, folder)
     for text, told in (
         (b"{", "is not valid JSON"),
         (b'{"a": "\xff"}', "is not valid JSON"),
@@ -530,7 +568,7 @@ def test_transformers_reads_our_export(name, dtype, tmp_path):
 
     params = model_folder.load_params(tmp_path / "export", config)
     model = nnx.merge(
-        nnx.split(nnx.eval_shape(lambda: Qwen2(config, rngs=nnx.Rngs(0), stacked=True)))[0], params
+        nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0), stacked=True)))[0], params
     )
     ours = model.unembed(model.prefill(jnp.asarray(ids, jnp.int32))[0])
     np.testing.assert_allclose(ours, want, rtol=0, atol=1e-4)

@@ -17,8 +17,8 @@ from tiny_run import tiny_config
 
 from xpo_jax.experiment.setup import prepare
 from xpo_jax.models import attention_kernels
+from xpo_jax.models.decoder import Decoder
 from xpo_jax.models.layers import Causal, attention
-from xpo_jax.models.qwen2 import Qwen2
 from xpo_jax.runtime.sharding import make_mesh
 
 by_xla = functools.partial(attention_kernels.cudnn, implementation="xla")
@@ -82,7 +82,9 @@ def model(kernel, *, stacked=True):
     """(graphdef, shapes of the parameters)."""
     kernels = attention_kernels.choose(kernel, "cpu")
     return nnx.split(
-        nnx.eval_shape(lambda: Qwen2(TINY, rngs=nnx.Rngs(0), stacked=stacked, remat=stacked, kernels=kernels))
+        nnx.eval_shape(
+            lambda: Decoder(TINY, rngs=nnx.Rngs(0), stacked=stacked, remat=stacked, kernels=kernels)
+        )
     )
 
 

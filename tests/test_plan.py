@@ -18,7 +18,7 @@ from tiny_run import tiny_config, write_config
 from tools import plan
 from tools.planner import estimate, work
 from tools.planner.fit import Source, remedies, setup
-from tools.planner.hardware import DEVICES, SIZES, size_of
+from tools.planner.hardware import DEVICES, MODELS, SIZES, size_of
 from xpo_jax.algorithm.losses import Sigmoid
 from xpo_jax.algorithm.model_spec import make_model_spec
 from xpo_jax.algorithm.optimizer import make_optimizer
@@ -131,6 +131,30 @@ def test_parameters_of_all_sizes_are_the_published_ones(size):
     billions, exact = PUBLISHED[size]
     assert estimate.parameters(SIZES[size]) == exact
     assert exact / 1e9 == pytest.approx(billions, rel=0.01)
+
+
+# of the files on the hub
+PUBLISHED_OTHERS = {
+    "Qwen/Qwen3-0.6B": 596_049_920,
+    "Qwen/Qwen3-1.7B": 1_720_574_976,
+    "Qwen/Qwen3-4B-Base": 4_022_468_096,
+    "Qwen/Qwen3-8B": 8_190_735_360,
+    "Qwen/Qwen3-14B": 14_768_307_200,
+    "Qwen/Qwen3-32B": 32_762_123_264,
+    "meta-llama/Llama-3.2-1B-Instruct": 1_235_814_400,
+    "meta-llama/Llama-3.2-3B": 3_212_749_824,
+    "meta-llama/Meta-Llama-3.1-8B-Instruct": 8_030_261_248,
+    "meta-llama/Llama-3.3-70B-Instruct": 70_553_706_496,
+    "HuggingFaceTB/SmolLM2-135M-Instruct": 134_515_008,
+    "HuggingFaceTB/SmolLM2-360M": 361_821_120,
+    "HuggingFaceTB/SmolLM2-1.7B-Instruct@main": 1_711_376_384,
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED_OTHERS)
+def test_parameters_of_other_families_are_the_published_ones(name):
+    assert estimate.parameters(size_of(name)) == PUBLISHED_OTHERS[name]
+    assert len(PUBLISHED_OTHERS) + len(SIZES) == sum(map(len, MODELS.values()))
 
 
 def test_size_of_model_names():
@@ -396,8 +420,8 @@ def test_main_needs_no_weights_and_shows_time_only_for_a_known_device(capsys, tm
     ("argv", "expected"),
     [
         (
-            ["--model_config=Qwen3-8B"],
-            "Qwen3-8B: not a folder, a config.json or a Qwen2.5 model of known size",
+            ["--model_config=Qwen3-9B"],
+            "Qwen3-9B: not a folder, a config.json or a model of known size",
         ),
         (["--memory=much"], "--memory=much: not a size"),
         (["--devices=0"], "--devices=0: must be positive"),

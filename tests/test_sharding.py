@@ -21,8 +21,9 @@ from xpo_jax.algorithm.programs import BatchShapes, Programs
 from xpo_jax.algorithm.sampler import Vocabulary, make_sampler, row_keys
 from xpo_jax.algorithm.sampling import Sampling
 from xpo_jax.algorithm.update import gather_pair_targets, make_accumulate, zeros
+from xpo_jax.models.decoder_family import unstack
 from xpo_jax.models.hf.model_folder import param_shapes
-from xpo_jax.models.qwen2 import SHARDING, unstack
+from xpo_jax.models.qwen2 import FAMILY
 from xpo_jax.runtime import sharding
 from xpo_jax.values import Pairs
 
@@ -144,7 +145,7 @@ def test_rules_of_qwen2_cover_tied_and_untied_models_and_their_optimizer_state()
     for tied in (True, False):
         params = param_shapes(dataclasses.replace(TINY, tie_word_embeddings=tied))
         state = jax.eval_shape(optax.adamw(1e-3).init, params)
-        split = sharding.shardings(mesh_of((2, 2, 2)), (params, state), SHARDING)
+        split = sharding.shardings(mesh_of((2, 2, 2)), (params, state), FAMILY.sharding)
         specs = jax.tree.map(lambda s: s.spec, split)
         assert specs[0] == specs[1][0].mu == specs[1][0].nu
         assert ("lm_head" in params) is not tied

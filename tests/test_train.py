@@ -31,8 +31,8 @@ from xpo_jax.algorithm.sampling import Sampling
 from xpo_jax.algorithm.update import init_state
 from xpo_jax.checkpointing import checkpoint
 from xpo_jax.data.pairs_log import read_pairs
+from xpo_jax.models.decoder_family import unstack
 from xpo_jax.models.hf import model_folder
-from xpo_jax.models.qwen2 import unstack
 from xpo_jax.runtime.compilation import CompilationCounter
 
 pytestmark = pytest.mark.usefixtures("shared_programs")

@@ -38,8 +38,8 @@ from xpo_jax.algorithm.logps import response_logps
 from xpo_jax.embedded.german import corpus
 from xpo_jax.embedded.german.grammar import is_held_out, random_meaning, realise
 from xpo_jax.judges.paraphrase_gates import letters, similarity
+from xpo_jax.models.decoder import Decoder
 from xpo_jax.models.hf import model_folder
-from xpo_jax.models.qwen2 import Qwen2
 
 FOLDER = Path(__file__).parents[2] / "xpo_jax" / "embedded"
 SEED = 7
@@ -127,7 +127,7 @@ def fine_tune(
 ) -> Any:
     """Train `params` on the pairs that `draw` returns; save the state to `saved`, and resume from it if it exists."""
     tokenizer = model_folder.load_tokenizer(FOLDER / "model", SHAPE)
-    graphdef = nnx.split(nnx.eval_shape(lambda: Qwen2(SHAPE, rngs=nnx.Rngs(0), stacked=True)))[0]
+    graphdef = nnx.split(nnx.eval_shape(lambda: Decoder(SHAPE, rngs=nnx.Rngs(0), stacked=True)))[0]
     rate = optax.warmup_cosine_decay_schedule(0.0, learning_rate, steps // 20, steps)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, b2=0.98, weight_decay=0.01))
     opt_state = optimizer.init(params)
@@ -182,7 +182,7 @@ def fine_tune(
 
 def build_model(folder: Path, work: Path, *, steps: int, batch_size: int, learning_rate: float) -> None:
     """Run both phases of the fine-tuning and write the weights into `folder`."""
-    _, state = nnx.split(Qwen2(SHAPE, rngs=nnx.Rngs(SEED), stacked=True))
+    _, state = nnx.split(Decoder(SHAPE, rngs=nnx.Rngs(SEED), stacked=True))
     params = jax.tree.map(lambda p: p * 0.02 / jnp.std(p) if jnp.std(p) > 0 else p, nnx.to_pure_dict(state))
     params = fine_tune(
         corpus.sft_pair,

@@ -1,14 +1,15 @@
-"""Make the tiny Qwen2 models and their logits that tests/test_qwen2.py and tests/test_hf.py compare with.
+"""Make the tiny models and their logits that tests/test_decoder.py and tests/test_hf.py compare with.
 
     pip install torch transformers safetensors
     python -m tools.build.golden_model tests/golden
+    python -m tools.build.golden_model tests/golden --only=qwen3_tied
 
-Each folder qwen2_<name> is a Hugging Face folder with random weights, and a logits.npz: for several lengths
+Each folder <family>_<name> is a Hugging Face folder with random weights, and a logits.npz: for several lengths
 T, ids_<T> i64[2 T] and logits_<T> f32[2 T V], which transformers computes in float32 from the written folder.
 The models differ in what a reader can get wrong: tied or not, head counts, a head size that is not
-hidden / heads, the rotary base and its key in config.json, the dtype on disk, one file or several. Biases and norm
-scales are far from 0 and 1, and weights are large enough for sharp attention, so that an omitted or exchanged
-tensor changes the logits.
+hidden / heads, the rotary base and its key in config.json, stretched rotary positions, the dtype on disk, one file or
+several. Biases and norm scales are far from 0 and 1, and weights are large enough for sharp attention, so that an
+omitted or exchanged tensor changes the logits.
 
 random_0.5b.npz holds the same for Qwen2.5-0.5B's shape, with the weights of tools/build/random_model.py: for
 ids i64[T], at `positions`, the logits of the tokens `columns`, the most likely token and the log of the sum of
@@ -26,14 +27,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from tools.build import random_model
 
 LENGTHS = (1, 6, 19)
 COMMON = {"max_position_embeddings": 64, "rms_norm_eps": 1e-6, "attn_implementation": "eager"}
+SMALL = {
+    "vocab_size": 120,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 MODELS = {
-    "tied": {
+    "qwen2_tied": {
         "config": {
             "vocab_size": 130,
             "hidden_size": 32,
@@ -47,7 +56,7 @@ MODELS = {
         "old_spelling": False,
         "dtype": "float32",
     },
-    "untied_sharded": {
+    "qwen2_untied_sharded": {
         "config": {
             "vocab_size": 150,
             "hidden_size": 32,
@@ -62,7 +71,7 @@ MODELS = {
         "dtype": "float32",
         "max_shard_size": "60KB",
     },
-    "tied_one_kv_bf16": {
+    "qwen2_tied_one_kv_bf16": {
         "config": {
             "vocab_size": 120,
             "hidden_size": 48,
@@ -76,7 +85,7 @@ MODELS = {
         "old_spelling": True,
         "dtype": "bfloat16",
     },
-    "untied_head_dim_f16": {
+    "qwen2_untied_head_dim_f16": {
         "config": {
             "vocab_size": 130,
             "hidden_size": 32,
@@ -91,6 +100,44 @@ MODELS = {
         "rope_theta": 1e4,
         "old_spelling": False,
         "dtype": "float16",
+    },
+    "qwen2_yarn": {
+        "config": {**SMALL, "head_dim": 16, "tie_word_embeddings": True},
+        "rope_theta": 1e2,
+        "rope": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512},
+        "old_spelling": True,
+        "dtype": "bfloat16",
+    },
+    "qwen3_tied": {
+        "config": {**SMALL, "head_dim": 16, "tie_word_embeddings": True},
+        "rope_theta": 1e6,
+        "old_spelling": False,
+        "dtype": "bfloat16",
+    },
+    "qwen3_untied_old": {
+        "config": {**SMALL, "head_dim": 8, "num_key_value_heads": 4, "tie_word_embeddings": False},
+        "rope_theta": 1e4,
+        "old_spelling": True,
+        "dtype": "bfloat16",
+    },
+    "llama_untied": {  # of its eight frequencies one stays, two are interpolated, five are stretched
+        "config": {**SMALL, "head_dim": 16, "tie_word_embeddings": False},
+        "rope_theta": 1e2,
+        "rope": {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,
+        },
+        "old_spelling": False,
+        "dtype": "bfloat16",
+    },
+    "llama_tied_old": {  # as SmolLM2
+        "config": {**SMALL, "num_key_value_heads": 1, "tie_word_embeddings": True},
+        "rope_theta": 1e5,
+        "old_spelling": True,
+        "dtype": "bfloat16",
     },
 }
 
@@ -153,15 +200,22 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("golden", type=Path, help="folder to write the models into, tests/golden")
-    golden = parser.parse_args().golden
-    real_shape(golden)
+    parser.add_argument("--only", help="the name of one model")
+    options = parser.parse_args()
+    if options.only in (None, "random_0.5b"):
+        real_shape(options.golden)
 
     for number, (name, spec) in enumerate(MODELS.items()):
+        if options.only not in (None, name):
+            continue
         torch.manual_seed(number)
-        folder = golden / f"qwen2_{name}"
+        folder = options.golden / name
         shutil.rmtree(folder, ignore_errors=True)
-        rope = {"rope_type": "default", "rope_theta": spec["rope_theta"]}
-        model = Qwen2ForCausalLM(Qwen2Config(**{**COMMON, **spec["config"]}, rope_parameters=rope))
+        rope = {"rope_type": "default", **spec.get("rope", {}), "rope_theta": spec["rope_theta"]}
+        config = AutoConfig.for_model(
+            name.partition("_")[0], **{**COMMON, **spec["config"]}, rope_parameters=rope
+        )
+        model = AutoModelForCausalLM.from_config(config)
         randomize(model)
         model.to(getattr(torch, spec["dtype"])).save_pretrained(
             folder, max_shard_size=spec.get("max_shard_size", "1GB")
@@ -170,7 +224,10 @@ def main() -> None:
         if spec["old_spelling"]:  # as transformers 4 wrote it, and as in Qwen's folders
             path = folder / "config.json"
             config = json.loads(path.read_text())
-            config["rope_theta"] = config.pop("rope_parameters")["rope_theta"]
+            rope = config.pop("rope_parameters")
+            config["rope_theta"] = rope.pop("rope_theta")
+            if rope.pop("rope_type") != "default":
+                config["rope_scaling"] = {"type": spec["rope"]["rope_type"], **rope}
             config["torch_dtype"] = config.pop("dtype")
             path.write_text(json.dumps(config, indent=2) + "\n")
 

@@ -32,7 +32,7 @@ from xpo_jax.models.registry import family
 from xpo_jax.runtime import sharding
 
 from . import estimate
-from .hardware import SIZES, size_of
+from .hardware import known_models, size_of
 
 PLATFORM = "tpu"  # "auto" attention is the same on all accelerators
 MOST_DEVICES = 4096  # limit of the search for enough devices
@@ -100,7 +100,7 @@ def setup(source: Source) -> tuple[estimate.Setup, ConfigDict]:
 
 
 def model_shapes(name: str) -> ModelConfig:
-    """Return the shapes of a model: a config.json, a folder with one, "embedded", or the name of a Qwen2.5 model.
+    """Return the shapes of a model: a config.json, a folder with one, "embedded", or the name of a published one.
 
     Raises:
       ValueError: none of these.
@@ -115,8 +115,8 @@ def model_shapes(name: str) -> ModelConfig:
     known = size_of(name)
     if known is None:
         raise ValueError(
-            f"{name}: not a folder, a config.json or a Qwen2.5 model of known size; give --model_config=FOLDER or"
-            f" --model_config=Qwen2.5-7B (known sizes: {', '.join(SIZES)})"
+            f"{name}: not a folder, a config.json or a model of known size; give --model_config=FOLDER or a name"
+            f" ({known_models()})"
         )
     return known
 

@@ -1,5 +1,6 @@
-"""Model families, one file each: its config, its NNX module, its Hugging Face names and its sharding rules.
+"""Model families: configs, NNX modules, Hugging Face names and sharding rules.
 
-Read family and registry, through which the rest of the project reaches a family, then qwen2, which builds on layers
-and attention_kernels; hf/ reads and writes the folders that models come in.
+Read family and registry, through which the rest of the project reaches a family, then decoder_config, decoder and
+decoder_family, which Qwen2, Qwen3 and Llama share, and layers, rope and attention_kernels below them; hf/ reads and
+writes the folders that models come in.
 """

@@ -1,6 +1,7 @@
 """What a model family provides, and what the rest of the project requires of it.
 
-A new family is one file like qwen2.py, which ends in a `Family`, and one line in registry.py.
+A new family is one file that ends in a `Family`, like qwen2.py, and one line in registry.py. What resembles Llama is a
+`DecoderConfig` (decoder_config.py) and takes its modules from decoder.py.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Family:
     Args:
       config: its `ModelConfig`.
       module: (config, *, rngs, stacked, remat, kernels) -> an nnx.Module with the passes `prefill`, `packed` and
-        `decode`, `empty_caches`, `unembedding` and `unembed`, see qwen2.py.
+        `decode`, `empty_caches`, `unembedding` and `unembed`, see decoder.py.
       tensors: (path in the stacked tree, Hugging Face's name, "identity" or "transpose") of every tensor; `{layer}`
         in a name stands for the layer's number.
       embedding, head: names of the input and output embeddings, which are one tensor in a tied model.

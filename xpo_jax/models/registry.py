@@ -9,11 +9,13 @@ from typing import Any
 import jax
 from flax import nnx
 
-from xpo_jax.models import qwen2
+from xpo_jax.models import llama, qwen2, qwen3
 from xpo_jax.models.family import Family, ModelConfig
 
 FAMILIES: dict[str, Family] = {
     "qwen2": qwen2.FAMILY,
+    "qwen3": qwen3.FAMILY,
+    "llama": llama.FAMILY,
 }
 
 

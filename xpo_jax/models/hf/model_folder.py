@@ -22,6 +22,7 @@ from xpo_jax.models.hf.end_tokens import end_token_ids, pad_token_id
 from xpo_jax.models.hf.tensors import LICENCES, model_folder, read_model_json
 from xpo_jax.models.hf.weights import check_params, load_head, load_params, load_weights, write_params
 from xpo_jax.models.registry import param_shapes, read_model_config
+from xpo_jax.models.rope import rope_parameters
 from xpo_jax.runtime import distributed
 from xpo_jax.runtime.collectives import all_or_none
 from xpo_jax.values import Params
@@ -195,16 +196,18 @@ def load_tokenizer(folder: str | Path, model_config: ModelConfig) -> Any:
 def _write_config(target: Path, source: Path, model_config: ModelConfig, dtype: str) -> None:
     """Copy config.json, and add only the fields that one of its two spellings lacks.
 
-    transformers 4 and vLLM read rope_theta and torch_dtype where transformers 5 reads rope_parameters and dtype; a
-    reader that does not find the rotary base silently uses 10000. The dtype is the one that was written.
+    transformers 4 and vLLM read rope_theta, rope_scaling and torch_dtype where transformers 5 reads rope_parameters and
+    dtype; a reader that does not find the rotary base silently uses 10000. The dtype is the one that was written.
     """
     config = read_model_json(source)
     added: dict[str, Any] = {}
     if config.get("rope_theta") is None:
         added["rope_theta"] = model_config.rope_theta
-    rope = config.get("rope_parameters") or {}
-    if rope.get("rope_theta") is None:
-        added["rope_parameters"] = {"rope_type": "default", **rope, "rope_theta": model_config.rope_theta}
+    rope, new = rope_parameters(config), config.get("rope_parameters") or {}
+    if new.get("rope_theta") is None or new.get("rope_type", "default") != rope["rope_type"]:
+        added["rope_parameters"] = {**rope, "rope_theta": model_config.rope_theta}
+    if not config.get("rope_scaling") and rope["rope_type"] != "default":
+        added["rope_scaling"] = {name: value for name, value in rope.items() if name != "rope_theta"}
     spellings = ("torch_dtype", "dtype")
     if any(config.get(key) is not None for key in spellings):
         added |= {key: dtype for key in spellings if config.get(key) != dtype}

@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 from flax import nnx, traverse_util
 
+from xpo_jax.models.decoder import Decoder
+from xpo_jax.models.decoder_family import unstack
 from xpo_jax.models.hf import model_folder
-from xpo_jax.models.qwen2 import SHARDING, TENSORS, Qwen2, Qwen2Config, unstack
-from xpo_jax.models.registry import read_model_config
+from xpo_jax.models.qwen2 import Qwen2Config
+from xpo_jax.models.registry import FAMILIES, read_model_config
+from xpo_jax.models.rope import Yarn
 
 GOLDEN = Path(__file__).parent / "golden"
-MODELS = sorted(path.name for path in GOLDEN.glob("qwen2_*"))
+MODELS = sorted(path.parent.name for path in GOLDEN.glob("*/logits.npz"))
 TOLERANCE = 2e-5  # between two of our own passes; their sums are ordered differently
 
 
@@ -29,7 +32,9 @@ def load(name):
 
 @functools.cache
 def graph(config, stacked, remat=False):
-    return nnx.split(nnx.eval_shape(lambda: Qwen2(config, rngs=nnx.Rngs(0), stacked=stacked, remat=remat)))[0]
+    return nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0), stacked=stacked, remat=remat)))[
+        0
+    ]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -103,7 +108,7 @@ def batch(stacked, name="qwen2_tied"):
 
 
 def test_there_are_golden_models():
-    assert len(MODELS) == 4
+    assert len(MODELS) == 9 and {name.partition("_")[0] for name in MODELS} == {"llama", "qwen2", "qwen3"}
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -147,7 +152,7 @@ def test_bfloat16_weights_give_bfloat16_caches_and_float32_logits():
 # The three passes
 
 
-@pytest.mark.parametrize("name", ["qwen2_tied", "qwen2_untied_head_dim_f16"])
+@pytest.mark.parametrize("name", ["qwen2_tied", "qwen2_untied_head_dim_f16", "qwen3_tied", "llama_untied"])
 def test_decode_and_packed_equal_the_full_pass(name):
     config, params = load(name)
     _, _, prompts, lengths, responses = batch(stacked=True, name=name)
@@ -271,25 +276,25 @@ def test_gradient_equals_finite_differences_and_remat_changes_nothing():
 # The tables
 
 
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 @pytest.mark.parametrize("tied", [True, False])
-def test_every_parameter_has_its_rows_and_every_row_a_parameter(tied):
-    shapes = traverse_util.flatten_dict(
-        model_folder.param_shapes(dataclasses.replace(TINY, tie_word_embeddings=tied)), sep="."
-    )
-    names = [path for path, _, _ in TENSORS]
-    assert len(set(names)) == len(names) and len({theirs for _, theirs, _ in TENSORS}) == len(names)
+def test_every_parameter_has_its_rows_and_every_row_a_parameter(family, tied):
+    fields = {**dataclasses.asdict(TINY), "tie_word_embeddings": tied}
+    shapes = traverse_util.flatten_dict(model_folder.param_shapes(family.config(**fields)), sep=".")
+    names = [path for path, _, _ in family.tensors]
+    assert len(set(names)) == len(names) and len({name for _, name, _ in family.tensors}) == len(names)
     assert set(names) - set(shapes) == ({"lm_head.kernel"} if tied else set())
     assert not set(shapes) - set(names)
     used = set()
     for path, leaf in shapes.items():
-        pattern, spec = next((pattern, spec) for pattern, spec in SHARDING if re.search(pattern, path))
+        pattern, spec = next((pattern, spec) for pattern, spec in family.sharding if re.search(pattern, path))
         assert len(spec) == len(leaf.shape), path
         used.add(pattern)
-    assert {pattern for pattern, _ in SHARDING} - used == ({r"lm_head\.kernel"} if tied else set())
+    assert {pattern for pattern, _ in family.sharding} - used == ({r"lm_head\.kernel"} if tied else set())
 
 
 def test_unstack_gives_the_unrolled_models_tree():
-    state = nnx.state(nnx.eval_shape(lambda: Qwen2(TINY, rngs=nnx.Rngs(0), stacked=False)), nnx.Param)
+    state = nnx.state(nnx.eval_shape(lambda: Decoder(TINY, rngs=nnx.Rngs(0), stacked=False)), nnx.Param)
     ours = unstack(jax.tree.map(lambda s: np.zeros(s.shape), model_folder.param_shapes(TINY)))
     assert jax.tree.map(np.shape, ours) == jax.tree.map(np.shape, nnx.to_pure_dict(state))
 
@@ -331,7 +336,13 @@ def test_untied_is_the_default():
         ({"hidden_size": "absent", "vocab_size": None}, "lacks vocab_size, hidden_size, head_dim"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu', not 'silu'"),
         ({"use_sliding_window": True}, "use_sliding_window is true"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6}}, "rope type is 'yarn', not 'default'"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6}}, "rope type 'yarn' lacks factor"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "mscale": 1.0}}, "'yarn' has mscale"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": "4"}}, "no positive numbers: factor is '4'"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 0.5}}, "a factor of at least 1"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "lacks low_freq_factor, high_freq_factor"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5, not 1"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types has sliding_attention"),
         (
             {
                 "rope_scaling": {"type": "linear", "factor": 2.0},
@@ -353,7 +364,35 @@ def test_a_config_that_is_not_computed_is_refused(changes, told):
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("model_type", ["llama", None, 3])
+@pytest.mark.parametrize(
+    ("family", "changes", "message"),
+    [
+        ("qwen3", {"attention_bias": True}, "attention_bias is True, a bias that no published Qwen3 has"),
+        ("llama", {"mlp_bias": True}, "mlp_bias is True"),
+        ("llama", {"vocab_size": None}, "config.json lacks vocab_size; is this a Llama model?"),
+    ],
+)
+def test_a_family_refuses_what_it_does_not_compute(family, changes, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_model_config(golden_config(model_type=family, **changes))
+
+
+def test_defaults_of_a_family_are_those_of_transformers():
+    without = golden_config(model_type="qwen3", head_dim="absent")
+    assert read_model_config(without).head_dim == 128
+    without = golden_config(model_type="llama", rope_parameters="absent")
+    assert read_model_config(without).rope_theta == 1e4
+
+
+def test_a_yarn_stretch_lengthens_the_context_that_config_json_states():
+    """Qwen's instructions for 128k tokens add the stretch and leave max_position_embeddings as it was."""
+    yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+    config = read_model_config(golden_config(rope_scaling=yarn, max_position_embeddings=64))
+    assert config.max_position_embeddings == 256
+    assert config.stretch == Yarn(factor=4.0, original_max_position_embeddings=64)
+
+
+@pytest.mark.parametrize("model_type", ["mistral", None, 3])
 def test_read_model_config_unknown_family_names_those_that_are_computed(model_type):
     with pytest.raises(ValueError, match=re.escape(f"model_type is {model_type!r}") + ".*qwen2"):
         read_model_config(golden_config(model_type=model_type))
