@@ -55,6 +55,8 @@ def embedded() -> ConfigDict:
             "deduplicate": False,
             "take": None,  # use only the first N training prompts
             "shuffle": True,
+            # {name: value} for the chat template, as {"enable_thinking": False} for Qwen3's: docs/data.md
+            "chat_template_arguments": None,
         },
         type_safe=False,  # a list or mapping may replace a path; load_prompts checks the types
     )

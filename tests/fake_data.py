@@ -34,6 +34,7 @@ def load_data(tokenizer, max_new_tokens=64, check=None, **fields):
         "deduplicate": False,
         "take": None,
         "shuffle": True,
+        "chat_template_arguments": None,
     }
     given = {"tokenizer": tokenizer, "max_new_tokens": max_new_tokens, "check": check}
     return loader.build(load_prompts, {**group, **fields}, "data", **given)

@@ -220,6 +220,24 @@ def test_chat_template_whose_user_turn_begins_the_answer_is_accepted(tmp_path):
     assert tokenizer.decode(ChatTemplate(tokenizer)([user("a")])) == "[INST] a [/INST]"
 
 
+def test_chat_template_arguments_reach_the_template(tmp_path, data_folder):
+    beginning = "assistant\n' }}"
+    assert beginning in CHATML
+    tokenizer = with_template(tmp_path, CHATML.replace(beginning, "assistant\n' + (mood or '') }}"))
+    write_rows(data_folder / "t.jsonl", [{"text": [user("a")]}])
+    prompts = [
+        load_data(tokenizer, chat_template_arguments=arguments).train.prompts[0]
+        for arguments in (None, {"mood": "calm"})
+    ]
+    begin = "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"
+    assert [tokenizer.decode(prompt.tokens) for prompt in prompts] == [begin, f"{begin}calm"]
+
+
+def test_chat_template_arguments_that_the_template_does_not_read_are_refused(tokenizer):
+    with pytest.raises(ValueError, match="the tokenizer's chat template reads no enable_thinking"):
+        ChatTemplate(tokenizer, arguments={"enable_thinking": False})
+
+
 def test_chat_template_is_checked_once_for_each_role(tmp_path, monkeypatch):
     tokenizer = with_template(tmp_path, CHATML)
     calls, apply = [], tokenizer.apply_chat_template
@@ -257,6 +275,7 @@ def test_pairs_logged_from_a_conversation_stored_as_text_are_rendered_as_one(tok
     }  # fmt: skip
     path = write_rows(tmp_path / "pairs.jsonl", [record])
     fields = {"max_prompt_tokens": 64, "on_long": "error", "take": None, "max_new_tokens": 8}
+    fields["chat_template_arguments"] = None
     options = {**fields, "tokenizer": tokenizer, "end_tokens": (258,)}
     loaded = load_pairs(pairs=path, template=None, column="chat", **options)
     assert tokenizer.decode(loaded.prompts[0].tokens).startswith("<|im_start|>user\nName a fish.")

@@ -18,7 +18,8 @@ from xpo_jax.data.rows import Prompt, Row
 PAD, START, END = 256, 257, 258
 FIELDS = (
     "train, held_out, select, rename, template, column, filter_tokens, filter_length, max_prompt_tokens, buckets, "
-    "on_long, on_bad_row, on_extra_keys, on_assistant_last, deduplicate, take, shuffle"
+    "on_long, on_bad_row, on_extra_keys, on_assistant_last, deduplicate, take, shuffle, "
+    "chat_template_arguments"
 )
 
 

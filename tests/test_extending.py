@@ -104,6 +104,7 @@ def test_source_is_read_by_its_name(tmp_path):
         deduplicate=False,
         take=None,
         shuffle=False,
+        chat_template_arguments=None,
         tokenizer=tokenizer,
         max_new_tokens=8,
         check=None,

@@ -92,6 +92,7 @@ def test_preference_data_set_to_pairs_log_is_readable_by_load_pairs(tmp_path, pl
         max_prompt_tokens=64,
         on_long="error",
         take=None,
+        chat_template_arguments=None,
         tokenizer=tokenizer,
         end_tokens=(END,),
         max_new_tokens=8,

@@ -61,6 +61,7 @@ def convert(model, tmp_path, capsys):
 def offline(tokenizer, path, **fields):
     group = {
         "template": None, "column": "prompt", "max_prompt_tokens": 128, "on_long": "error", "take": None,
+        "chat_template_arguments": None,
         "tokenizer": tokenizer, "end_tokens": (END, 256), "max_new_tokens": 32,
     }  # fmt: skip
     return load_pairs(pairs=str(path), **{**group, **fields})

@@ -89,6 +89,7 @@ def tiny_config(folder: Path) -> ConfigDict:
                 "deduplicate": False,
                 "take": None,
                 "shuffle": True,
+                "chat_template_arguments": None,
             },
             "offline": None,
             "model": {

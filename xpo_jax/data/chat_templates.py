@@ -7,6 +7,7 @@ that must appear in what is rendered.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,11 +20,24 @@ _MARK, _WORD = "zq7mark", "zq7word"
 
 
 class ChatTemplate:
-    """The chat template of one tokenizer. `owner` names it in errors: "the tokenizer", "the reward model"."""
+    """The chat template of one tokenizer, with values for variables that it reads; nothing is rendered yet.
 
-    def __init__(self, tokenizer: Any, owner: str = "the tokenizer"):
-        """Take the tokenizer; nothing is rendered yet."""
-        self._tokenizer, self._owner = tokenizer, owner
+    Args:
+      tokenizer: of transformers.
+      owner: names it in errors: "the tokenizer", "the reward model".
+      arguments: {name: value} for the template, such as {"enable_thinking": False}.
+
+    Raises:
+      ValueError: an argument that the template does not read.
+    """
+
+    def __init__(
+        self, tokenizer: Any, owner: str = "the tokenizer", arguments: Mapping[str, Any] | None = None
+    ):
+        self._tokenizer, self._owner, self._arguments = tokenizer, owner, dict(arguments or {})
+        words = set(re.findall(r"\w+", str(tokenizer.chat_template or "")))
+        if unread := sorted(set(self._arguments) - words):
+            raise ValueError(f"{owner}'s chat template reads no {', '.join(unread)}; correct or remove it")
         self._rendered: set[str] = set()  # kinds of turns, see _check_turn
         self._has_generation_prompt = False
 
@@ -51,6 +65,7 @@ class ChatTemplate:
                 add_generation_prompt=generation_prompt,
                 return_dict=False,
                 sanitize_control_tokens=True,
+                **self._arguments,
             )
         except (
             Exception
@@ -125,7 +140,7 @@ class ChatTemplate:
         try:
             return str(
                 self._tokenizer.apply_chat_template(
-                    list(turns), tokenize=False, add_generation_prompt=generation_prompt
+                    list(turns), tokenize=False, add_generation_prompt=generation_prompt, **self._arguments
                 )
             )
         except Exception:  # as above

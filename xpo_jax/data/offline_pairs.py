@@ -2,7 +2,7 @@
 
 A prompt is made again from the logged messages, with this run's tokenizer and chat template; the responses are the
 tokens that were sampled. Of the `data` group, template and column (which distinguish text from conversations),
-max_prompt_tokens, on_long, take and shuffle apply.
+max_prompt_tokens, on_long, take, shuffle and chat_template_arguments apply.
 
 Left out on purpose: pairs without a verdict, which are only counted; filters and deduplicate, which the prompts have
 passed already. Preference data from elsewhere have no tokens of this model; preferences.py makes them.
@@ -72,6 +72,7 @@ def load_pairs(
     max_prompt_tokens: int,
     on_long: Literal["error", "drop"],
     take: int | None,
+    chat_template_arguments: Mapping[str, Any] | None,
     tokenizer: PreTrainedTokenizerBase,
     end_tokens: Collection[int],
     max_new_tokens: int,
@@ -85,6 +86,7 @@ def load_pairs(
       take: use only the first `take` pairs that have a verdict; None for all.
       tokenizer, end_tokens: of the model that is trained.
       max_new_tokens: the longest response, tokens.
+      chat_template_arguments: see `prompts.load_prompts`.
 
     Returns:
       Prompts whose row holds "responses" (two lists of tokens), "p_first" and "weight", as `recorded_pairs` reads them.
@@ -97,7 +99,12 @@ def load_pairs(
     judged = _read_judged(files, template, column, tokenize, dropped)
     changes["end tokens stripped"] = dropped.pop("end tokens stripped", 0)
     read = len(judged) + sum(dropped.values())
-    settings = TransformSettings(column=_COLUMN, max_prompt_tokens=max_prompt_tokens, on_long=on_long)
+    settings = TransformSettings(
+        column=_COLUMN,
+        max_prompt_tokens=max_prompt_tokens,
+        on_long=on_long,
+        chat_template_arguments=chat_template_arguments,
+    )
     transforms = Transforms(settings, tokenizer)
     rows, ends = [row for row, _ in judged], frozenset(end_tokens)
     prompts: list[Prompt] = []

@@ -82,14 +82,15 @@ def load_prompts(
     deduplicate: bool,
     take: int | None,
     shuffle: bool,
+    chat_template_arguments: Mapping[str, Any] | None,
     tokenizer: PreTrainedTokenizerBase,
     max_new_tokens: int,
     check: Check | None,
 ) -> PromptData:
     """Read, fill, validate, tokenise and filter the prompts of a run.
 
-    The keyword arguments up to `shuffle` are the fields of the config's `data` group, hence their number; setup.py
-    gives the others.
+    The keyword arguments up to `chat_template_arguments` are the fields of the config's `data` group, hence their
+    number; setup.py gives the others.
 
     Args:
       train: what `sources.open_rows` takes.
@@ -110,6 +111,8 @@ def load_prompts(
       deduplicate: of prompts with the same tokens, keep the first.
       take: use only the first `take` prompts of train; None for all. Rows beyond them are not read.
       shuffle: order train differently in each epoch.
+      chat_template_arguments: values for variables of the chat template, such as {"enable_thinking": False} of Qwen3's
+        or {"date_string": "26 Jul 2024"} of Llama's, which else is the present day.
       tokenizer: of transformers, with a chat template where prompts are conversations.
       max_new_tokens: the longest response, tokens.
       check: the judge's; raises ValueError for a conversation and row that it cannot judge.
@@ -133,6 +136,7 @@ def load_prompts(
         on_long=on_long,
         on_bad_row=on_bad_row,
         conversations=Rules(on_extra_keys, on_assistant_last),
+        chat_template_arguments=chat_template_arguments,
     )
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     if pad_id is None:

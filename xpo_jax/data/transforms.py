@@ -58,6 +58,7 @@ class TransformSettings:
 
     filter_length: the maximum tokens of the last user content, or None.
     conversations: on_extra_keys and on_assistant_last.
+    chat_template_arguments: see `chat_templates.ChatTemplate`.
     """
 
     # long: one field for each transform
@@ -71,6 +72,7 @@ class TransformSettings:
     filter_length: int | None = None
     on_bad_row: Literal["error", "skip"] = "error"
     conversations: Rules = STRICT
+    chat_template_arguments: Mapping[str, Any] | None = None
 
 
 class Transforms:
@@ -89,7 +91,10 @@ class Transforms:
     ):
         """Store the arguments; `check` is the judge's, and raises ValueError for a prompt it cannot judge."""
         self._settings, self._tokenizer, self._check = settings, tokenizer, check
-        self._chat_template = ChatTemplate(tokenizer)
+        try:
+            self._chat_template = ChatTemplate(tokenizer, arguments=settings.chat_template_arguments)
+        except ValueError as error:
+            raise ValueError(f"chat_template_arguments: {error}") from error
         self._kind: tuple[bool, str] | None = None  # whether prompts are text, and the row that shows it
         self.first_bad: str | None = None
         self.columns_left_out: Sequence[str] | None = None

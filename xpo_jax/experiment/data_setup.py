@@ -66,7 +66,7 @@ def load_data(
         check=lambda messages, row: contract.check(judge, messages, row),
     )
     if config.offline is not None:
-        names = ("template", "column", "max_prompt_tokens", "on_long", "take")
+        names = ("template", "column", "max_prompt_tokens", "on_long", "take", "chat_template_arguments")
         pairs = configs.build(
             load_pairs,
             config.offline,
