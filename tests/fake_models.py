@@ -15,6 +15,7 @@ from flax import nnx
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from xpo_jax.models.decoder import Decoder
+from xpo_jax.models.decoder_config import DecoderConfig
 from xpo_jax.models.decoder_family import unstack
 from xpo_jax.models.hf import weights
 from xpo_jax.models.qwen2 import Qwen2Config
@@ -132,7 +133,7 @@ SPEAKING = dataclasses.replace(
 ENDS = (256, 258, *range(64))  # a quarter of all tokens, so that responses of random weights end
 
 
-def random_params(seed: int, config: Qwen2Config, scale: float = 0.5) -> Any:
+def random_params(seed: int, config: DecoderConfig, scale: float = 0.5) -> Any:
     """Return parameters of Decoder(stacked=True) as NumPy arrays, normally distributed around 0."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(
@@ -140,11 +141,15 @@ def random_params(seed: int, config: Qwen2Config, scale: float = 0.5) -> Any:
     )
 
 
-def write_model(folder: Path, seed: int = 0, config: Qwen2Config = SPEAKING) -> Path:
-    """Write a complete Hugging Face folder of a Qwen2 model with random weights and the byte tokenizer."""
+def write_model(folder: Path, seed: int = 0, config: DecoderConfig = SPEAKING) -> Path:
+    """Write a complete Hugging Face folder of a model with random weights and the byte tokenizer."""
     write_tokenizer(folder)
-    about = {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "torch_dtype": "float32"}
-    (folder / "config.json").write_text(json.dumps({**about, **dataclasses.asdict(config)}))
+    kind = config.model_type
+    about = {"model_type": kind, "architectures": [f"{kind.title()}ForCausalLM"], "torch_dtype": "float32"}
+    fields = dataclasses.asdict(config)
+    if (stretch := fields.pop("stretch")) is not None:
+        fields["rope_scaling"] = {"rope_type": type(config.stretch).__name__.lower(), **stretch}
+    (folder / "config.json").write_text(json.dumps({**about, **fields}))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": list(ENDS)}))
     params = random_params(seed, config)
     weights.write_params(folder, params, config, dtype="float32", max_shard_bytes=2**40)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from xpo_jax.embedded.german import corpus
+from xpo_jax.models.family import ModelConfig
 from xpo_jax.models.qwen2 import Qwen2Config
 
 VOCABULARY = 2048
@@ -122,7 +124,7 @@ def write_configs(folder: Path, ids: Mapping[str, int]) -> None:
             "unk_token": None,
         },
     )
-    fields = {k: getattr(SHAPE, k) for k in Qwen2Config.__dataclass_fields__}
+    fields = {field.name: getattr(SHAPE, field.name) for field in dataclasses.fields(ModelConfig)}
     ends = [ids["<|im_end|>"], ids["<|endoftext|>"]]
     write(
         "config.json",
