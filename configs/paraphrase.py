@@ -4,9 +4,9 @@
     python -m xpo_jax.main --config=configs/paraphrase.py:Qwen/Qwen2.5-0.5B-Instruct
 
 Without an argument, the embedded model learns from a rule-based judge, on any machine and without network access.
-The argument is a model folder, or owner/name[@revision] on the Hugging Face hub: that model, a Qwen2, Qwen2.5, Qwen3 or Llama,
-then learns from its own judgements. Every field is the keyword argument of the same name of the factory that the
-comment above its group names; comments explain why a value was chosen. In paths, `~` and `$NAME` are replaced.
+The argument is a model folder, or owner/name[@revision] on the Hugging Face hub: that model, a Qwen2, Qwen2.5, Qwen3
+or Llama, then learns from its own judgements. Every field is the keyword argument of the same name of the factory that
+the comment above its group names; comments explain why a value was chosen. In paths, `~` and `$NAME` are replaced.
 """
 
 # long: a table of settings
