@@ -224,7 +224,10 @@ def test_intervals_cover_the_truth_at_their_level(seeds):
 
 @pytest.fixture(scope="module")
 def quick_curves():
-    return sample_efficiency.simulate(sample_efficiency.cases(quick=True), seeds=12, rounds=1024)
+    """The simulation, optimized: it is one of the few programs here whose run takes longer than its compilation."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield sample_efficiency.simulate(sample_efficiency.cases(quick=True), seeds=12, rounds=1024)
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="module")
