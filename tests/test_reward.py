@@ -86,6 +86,17 @@ def test_reward_model_scores_equal_those_of_transformers(mesh):
     assert isinstance(judge, DeviceJudge) and judge([]) == []
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_reward_model_of_another_family_scores_as_transformers(family):
+    golden = GOLDEN.with_name(f"reward_{family}")
+    cases = json.loads((golden / "cases.json").read_text(encoding="utf-8"))
+    judge = ready(path=str(golden))
+    comparisons = [Comparison(case["messages"], {}, case["answer"], case["answer"]) for case in cases]
+    for case, (p, _, scores) in zip(cases, judge(comparisons), strict=True):
+        assert scores["a"] == pytest.approx(case["score"], abs=1e-4) and p == 0.5
+    assert np.std([case["score"] for case in cases]) > 0.1
+
+
 def test_reward_model_temperature_zero_gives_hard_verdicts():
     hard = ready(temperature=0.0)(
         [Comparison(a["messages"], {}, a["answer"], b["answer"]) for a, b in pairs()]

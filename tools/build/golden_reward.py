@@ -3,9 +3,10 @@
     PYTHONPATH=tests python -c "from fake_models import *; write_tokenizer(Path('tests/golden/reward'))"
     pip install torch transformers
     python -m tools.build.golden_reward tests/golden/reward
+    python -m tools.build.golden_reward tests/golden/reward_llama --family=llama
 
 The first line (in the project's environment) writes a tokenizer of one token per byte. The last one adds a tiny
-random Qwen2ForSequenceClassification, and cases.json: conversations with an answer, and the score that transformers
+random sequence classifier, and cases.json: conversations with an answer, and the score that transformers
 computes in float32. Token ids are assembled here byte by byte, independently of the project's code. Only the golden
 builders need torch.
 """
@@ -15,7 +16,7 @@ import json
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, Qwen2Config, Qwen2ForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from tools.build.golden_judge import MODEL, byte_characters
 from tools.build.golden_model import COMMON, randomize
@@ -38,15 +39,16 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, help="the model's folder, tests/golden/reward")
-    folder = parser.parse_args().folder
+    parser.add_argument("--family", default="qwen2", help="model_type of the model")
+    options = parser.parse_args()
+    folder = options.folder
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     start, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
     torch.manual_seed(1)
     # untied embeddings and a pad token, as published reward models have
-    config = Qwen2Config(
-        **{**COMMON, **MODEL, "tie_word_embeddings": False, "num_labels": 1, "pad_token_id": 256}
-    )
-    model = Qwen2ForSequenceClassification(config).eval()
+    fields = {**COMMON, **MODEL, "tie_word_embeddings": False, "num_labels": 1, "pad_token_id": 256}
+    config = AutoConfig.for_model(options.family, **fields)
+    model = AutoModelForSequenceClassification.from_config(config).eval()
     randomize(model)
     model.save_pretrained(folder)
     characters = byte_characters()
