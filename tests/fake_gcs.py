@@ -72,15 +72,15 @@ class _Answers(http.server.BaseHTTPRequestHandler):
     server: Bucket
 
     def do_GET(self) -> None:
-        path, query = self._asked()
+        path, query = self._path_and_query()
         if match := re.fullmatch(r"(?:/download)?/storage/v1/b/bucket/o/(.+)", path):
             with self.server.lock:
-                found = self.server.objects.get(unquote(match[1]))
-                about = found and self.server.describe(unquote(match[1]))
-            if found is None:
+                stored = self.server.objects.get(unquote(match[1]))
+                about = stored and self.server.describe(unquote(match[1]))
+            if stored is None:
                 self._answer(404)
             elif query.get("alt") == "media":
-                self._send(*found)
+                self._send(*stored)
             else:
                 self._answer(200, about)
         elif path == "/storage/v1/b/bucket/o":
@@ -91,7 +91,7 @@ class _Answers(http.server.BaseHTTPRequestHandler):
             self._answer(404)
 
     def do_POST(self) -> None:
-        path, query = self._asked()
+        path, query = self._path_and_query()
         if "upload_id" in query:
             return self.do_PUT()
         content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -111,7 +111,7 @@ class _Answers(http.server.BaseHTTPRequestHandler):
         self._answer(200, Location=f"{self.server.url}{self.path}&upload_id={number}")
 
     def do_PUT(self) -> None:
-        _, query = self._asked()
+        _, query = self._path_and_query()
         name, before = self.server.uploads[query["upload_id"]]
         content = before + self.rfile.read(int(self.headers["Content-Length"]))
         if not self.headers["Content-Range"].endswith("/*"):
@@ -120,10 +120,10 @@ class _Answers(http.server.BaseHTTPRequestHandler):
         self._answer(308, Range=f"bytes=0-{len(content) - 1}")
 
     def do_DELETE(self) -> None:
-        path, _ = self._asked()
+        path, _ = self._path_and_query()
         self._answer(204 if self._delete(path) else 404)
 
-    def _asked(self) -> tuple[str, dict[str, str]]:
+    def _path_and_query(self) -> tuple[str, dict[str, str]]:
         parts = urlsplit(self.path)
         return parts.path, {name: values[0] for name, values in parse_qs(parts.query).items()}
 

@@ -22,16 +22,16 @@ class Hub(http.server.ThreadingHTTPServer):
     Attributes:
       revisions: branches and tags, to commits.
       gated: refuse the files, as of a model whose terms were not accepted.
-      asked: (method, path, token) of every request so far.
-      together: a barrier that requests for the commit wait at; replace it for several processes.
+      requests: (method, path, token) of every request so far.
+      barrier: a barrier that requests for the commit wait at; replace it for several processes.
     """
 
     def __init__(self, name: str, folder: Path):
         super().__init__(("127.0.0.1", 0), _Answers)
         self.name, self.folder, self.gated = name, folder, False
         self.revisions = {"main": "a" * 40, "v1": "b" * 40}
-        self.asked: list[tuple[str, str, str | None]] = []
-        self.together = threading.Barrier(1)
+        self.requests: list[tuple[str, str, str | None]] = []
+        self.barrier = threading.Barrier(1)
         self.endpoint = f"http://127.0.0.1:{self.server_address[1]}"
 
     @contextlib.contextmanager
@@ -47,7 +47,7 @@ class Hub(http.server.ThreadingHTTPServer):
         """Return the names of the files that were sent."""
         return {
             path.rpartition("/")[2]
-            for method, path, _ in self.asked
+            for method, path, _ in self.requests
             if method == "GET" and "/resolve/" in path
         }
 
@@ -56,7 +56,7 @@ class _Answers(http.server.BaseHTTPRequestHandler):
     server: Hub
 
     def do_GET(self) -> None:
-        self.server.asked.append((self.command, self.path, self.headers.get("Authorization")))
+        self.server.requests.append((self.command, self.path, self.headers.get("Authorization")))
         name, parts = self.server.name, self.path.partition("?")[0].split("/")
         folder = self.server.folder
         files = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if file.is_file()}
@@ -66,7 +66,7 @@ class _Answers(http.server.BaseHTTPRequestHandler):
             if commit not in self.server.revisions.values():
                 self.answer(404, **{"X-Error-Code": "RevisionNotFound"})
             elif what == "revision":
-                self.server.together.wait(60)
+                self.server.barrier.wait(60)
                 self.answer(200, json.dumps({"id": name, "sha": commit}).encode())
             else:
                 tree = [

@@ -28,7 +28,7 @@ CHATML = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-# AutoTokenizer builds Qwen2Tokenizer with this pattern, whatever tokenizer.json holds
+# AutoTokenizer builds Qwen2Tokenizer with this pattern, regardless of tokenizer.json
 _QWEN2_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

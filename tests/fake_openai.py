@@ -55,7 +55,7 @@ class FakeOpenAI(http.server.ThreadingHTTPServer):
       key: the only API key that the server accepts; None accepts any.
       logprobs: whether answers contain log-probabilities.
       seconds: duration of each answer.
-      together: hold every answer until this many requests are open.
+      required_in_flight: hold every answer until this many requests are open.
     """
 
     daemon_threads = True
@@ -70,11 +70,11 @@ class FakeOpenAI(http.server.ThreadingHTTPServer):
         key: str | None = None,
         logprobs: bool = True,
         seconds: float = 0.0,
-        together: int = 1,
+        required_in_flight: int = 1,
     ):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.answers, self.model, self.key, self.logprobs = answers, model, key, logprobs
-        self.seconds, self.together = seconds, threading.Barrier(together)
+        self.seconds, self.barrier = seconds, threading.Barrier(required_in_flight)
         self.fault = faults if callable(faults) else lambda i: faults[i] if i < len(faults) else None
         self.requests: list[Request] = []
         self.in_flight = self.most_in_flight = 0
@@ -110,10 +110,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.server.in_flight += 1
             self.server.most_in_flight = max(self.server.most_in_flight, self.server.in_flight)
         try:
-            self.server.together.wait(30)
+            self.server.barrier.wait(30)
             fault = self.server.fault(number)
             if fault is None:
-                self.as_asked(body)
+                self.without_fault(body)
             elif fault.kind == "status":
                 self.answer(fault.status, fault.text.encode(), **fault.headers)
             else:
@@ -126,7 +126,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.server.requests.append(Request(self.path, dict(self.headers), None))
         self.answer(200, b"{}")
 
-    def as_asked(self, body: Any) -> None:
+    def without_fault(self, body: Any) -> None:
         self.server.closing.wait(self.server.seconds)
         key = self.headers.get("Authorization", "").removeprefix("Bearer ")
         if self.server.key is not None and key != self.server.key:
@@ -159,7 +159,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.connection.shutdown(socket.SHUT_RDWR)
 
     def drop_midway(self) -> None:
-        """Close the connection after the complete JSON of a verdict, but before the announced length."""
+        """Close the connection after the complete JSON of a verdict, but before the declared length."""
         self.send_response(200)
         self.send_header("Content-Length", "1000")
         self.end_headers()
@@ -208,7 +208,7 @@ def completion(answer: Mapping[str, float] | str, *, logprobs: bool) -> dict[str
         "id": "chatcmpl-1",
         "object": "chat.completion",
         "created": int(time.time()),
-        "model": "whatever-it-calls-itself",
+        "model": "another-name",
         "usage": {"prompt_tokens": 7, "completion_tokens": 1, "total_tokens": 8},
         "choices": [
             {

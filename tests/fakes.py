@@ -80,7 +80,7 @@ def lost() -> Always:
 
 
 class Patchy(Recording):
-    """Be `Recording` without a verdict where `Patchy.fails`: None where a is longer, otherwise NaN."""
+    """Act as `Recording`, but with no verdict where `Patchy.fails`: None where a is longer, otherwise NaN."""
 
     @staticmethod
     def fails(a: str, b: str) -> bool:
@@ -142,17 +142,17 @@ class Turning(LongerText):
 class Counting:
     """Record all comparisons; raise at batch number `fail_at`, or signal this process at `signal_at`, from 1 on.
 
-    All attributes are of the class, for a run makes its own judge: `reset` before a test, set one, and run.
+    All attributes belong to the class, because a run makes its own judge: before a test, call `reset` and set one.
     """
 
-    asked: ClassVar[list[Comparison]] = []
+    comparisons: ClassVar[list[Comparison]] = []
     batches: ClassVar[int] = 0
     fail_at: ClassVar[int | None] = None
     signal_at: ClassVar[tuple[int, int] | None] = None  # batch and signal
 
     @classmethod
     def reset(cls) -> None:
-        cls.asked, cls.batches, cls.fail_at, cls.signal_at = [], 0, None, None
+        cls.comparisons, cls.batches, cls.fail_at, cls.signal_at = [], 0, None, None
 
     def __call__(self, comparisons: Sequence[Comparison]) -> list[Answer]:
         cls = type(self)
@@ -161,10 +161,10 @@ class Counting:
             raise RuntimeError("the judge is out")
         if cls.signal_at and cls.batches == cls.signal_at[0]:
             signal.raise_signal(cls.signal_at[1])
-        cls.asked += comparisons
+        cls.comparisons += comparisons
         return [1.0 if len(c.a) > len(c.b) else 0.25 if len(c.a) < len(c.b) else "tie" for c in comparisons]
 
 
 def always_a() -> Always:
-    """Return a judge that prefers the answer shown as A, whichever that is."""
+    """Return a judge that prefers the answer shown as A."""
     return Always(answer="A")

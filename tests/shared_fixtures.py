@@ -15,7 +15,7 @@ import tiny_run
 from fake_models import write_tokenizer
 from fakes import Counting
 
-# The modules that take longest, longest first: a worker that starts one of them late ends long after the other.
+# The slowest modules, slowest first: a worker that starts one of them late ends long after the other.
 LONGEST = (
     "test_mypy",
     "test_train",
@@ -39,13 +39,13 @@ LONGEST = (
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start the longest modules first; workers take the modules in this order."""
+    """Start the slowest modules first; workers take the modules in this order."""
     rank = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: rank.get(item.path.stem, len(LONGEST)))
 
 
 def pytest_collection_finish() -> None:
-    """Spare the garbage collector what all tests import: it looked through it each time that JAX traced a program."""
+    """Exclude what all tests import from garbage collection, which scanned it each time that JAX traced a program."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 20, 100)
@@ -76,7 +76,7 @@ def few_programs() -> Iterator[None]:
 
 @pytest.fixture
 def full_optimization() -> Iterator[None]:
-    """Let XLA optimize what a test compiles as it does for users."""
+    """Let XLA optimize what a test compiles, as it does for users."""
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)
@@ -91,7 +91,7 @@ def shared_programs() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def one_device(shared_programs: None) -> Iterator[None]:
-    """Share programs, on one device and with one sequence length: where a test proves nothing about either."""
+    """Share programs, on one device and with one sequence length, for tests that depend on neither."""
     with tiny_run.one_device(), tiny_run.one_sequence_length():
         yield
 
@@ -111,13 +111,13 @@ STEPS = 6  # of the runs of `run`
 def run(folder: Path) -> Callable[..., tuple[int, str, str, int]]:
     """Run six steps in `folder / name`, saved after every second and evaluated after every third.
 
-    Returns exit status, standard output, standard error, and how many comparisons the judge was asked.
+    Returns exit status, standard output, standard error, and the number of comparisons that the judge got.
     """
 
     def start(name: str, *flags: str, **changes: Any) -> tuple[int, str, str, int]:
         steps = {"steps": STEPS, "checkpoint__every_steps": 2, "evaluation__every_steps": 3}
         config = tiny_run.changed_config(folder, judge__name="fakes:Counting", **{**steps, **changes})
-        Counting.asked = []
-        return *tiny_run.run_name(folder, name, config, flags), len(Counting.asked)
+        Counting.comparisons = []
+        return *tiny_run.run_name(folder, name, config, flags), len(Counting.comparisons)
 
     return start

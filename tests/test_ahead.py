@@ -51,20 +51,20 @@ def groups(k, steps, every=None):
     """Return each step's group, and the weights and steps of each call, of a run that renews its reference."""
     fake = Counting(k)
     since = lambda done: done - done % every if every else 0
-    second = ReferencePrefetcher(fake, fake, steps, since, stream=Stream.TRAINING, candidate=1)
+    prefetcher = ReferencePrefetcher(fake, fake, steps, since, stream=Stream.TRAINING, candidate=1)
     for step in range(steps):
-        second.dispatch(f"of {since(step)}", step)
-        found = second.take(step)
-        assert found.lengths.tolist() == [step] * 2 and (found.tokens[:, 0] == 10 + step).all()
-        assert found.finished.all()
+        prefetcher.dispatch(f"of {since(step)}", step)
+        samples = prefetcher.take(step)
+        assert samples.lengths.tolist() == [step] * 2 and (samples.tokens[:, 0] == 10 + step).all()
+        assert samples.finished.all()
         if since(step + 1) == since(step):
-            second.dispatch(f"of {since(step)}", step + 1)
-    return [list(second.group(step)) for step in range(steps)], fake.calls
+            prefetcher.dispatch(f"of {since(step)}", step + 1)
+    return [list(prefetcher.group(step)) for step in range(steps)], fake.calls
 
 
 def test_prefetcher_groups_and_calls_by_hand():
-    found, calls = groups(3, 5)
-    assert found == [[0, 1, 2]] * 3 + [[3, 4]] * 2
+    step_groups, calls = groups(3, 5)
+    assert step_groups == [[0, 1, 2]] * 3 + [[3, 4]] * 2
     assert [steps for *_, steps in calls] == [[0, 0, 1, 1, 2, 2], [3, 3, 4, 4, 5, 5]]
     assert calls[1][1].valid.tolist() == [True] * 4 + [False] * 2  # past the last step
     assert calls[0][1].tokens.shape == calls[1][1].tokens.shape == (6, 4)
@@ -72,14 +72,14 @@ def test_prefetcher_groups_and_calls_by_hand():
 
 
 def test_prefetcher_group_ends_at_a_renewal():
-    found, calls = groups(2, 7, every=3)
-    assert found == [[0, 1], [0, 1], [2], [3, 4], [3, 4], [5], [6]]
+    step_groups, calls = groups(2, 7, every=3)
+    assert step_groups == [[0, 1], [0, 1], [2], [3, 4], [3, 4], [5], [6]]
     assert [weights for weights, *_ in calls] == ["of 0", "of 0", "of 3", "of 3", "of 6"]
 
 
 def test_prefetcher_of_depth_1_calls_once_per_step():
-    found, calls = groups(1, 3)
-    assert found == [[0], [1], [2]] and [steps for *_, steps in calls] == [[0, 0], [1, 1], [2, 2]]
+    step_groups, calls = groups(1, 3)
+    assert step_groups == [[0], [1], [2]] and [steps for *_, steps in calls] == [[0, 0], [1, 1], [2, 2]]
 
 
 def test_concat_batches_keeps_each_batch():
@@ -106,18 +106,18 @@ def test_prefetcher_samples_equal_those_of_single_steps(folder, devices):
             p.models.policy.folder, p.models.config, shardings=p.programs.model.params_sharding
         )
     )
-    second = ReferencePrefetcher(
+    prefetcher = ReferencePrefetcher(
         p.programs, p.data.batches, STEPS, lambda done: 0, stream=Stream.TRAINING, candidate=1
     )
     widths = {p.data.batches[step].tokens.shape[1] for step in range(STEPS)}
     assert len(widths) == 2
     for step in range(STEPS):
-        second.dispatch(weights, step)
+        prefetcher.dispatch(weights, step)
         alone = p.programs.sample(
             weights, p.data.batches[step], stream=Stream.TRAINING, step=step, candidate=1
         )
-        for ours, theirs in zip(second.take(step), p.programs.fetch(alone), strict=True):
-            np.testing.assert_array_equal(ours, theirs)
+        for prefetched, expected in zip(prefetcher.take(step), p.programs.fetch(alone), strict=True):
+            np.testing.assert_array_equal(prefetched, expected)
 
 
 # ---- runs ---------------------------------------------------------------------------------------
@@ -137,7 +137,7 @@ def run(folder):
         return {
             "metrics": read_metrics(folder / name),
             "pairs": (folder / name / "pairs.jsonl").read_text(),
-            "announced": result["compilations_declared"],
+            "declared": result["compilations_declared"],
         }
 
     return go
@@ -148,10 +148,10 @@ def alone(run):
     return run("alone")
 
 
-def drawn(found):
+def drawn(results):
     return [
         [response["tokens"] for response in json.loads(line)["responses"]]
-        for line in found["pairs"].splitlines()
+        for line in results["pairs"].splitlines()
     ]
 
 
@@ -159,7 +159,7 @@ def drawn(found):
 def test_resume_within_a_group_gives_the_same_bits(run, alone, folder):
     whole = run("whole", layout__reference_steps=3, checkpoint__every_steps=1)
     assert drawn(whole) == drawn(alone)
-    assert whole["announced"] == alone["announced"] + 2  # a wider sampler for each of two buckets
+    assert whole["declared"] == alone["declared"] + 2  # a wider sampler for each of two buckets
     with killed_at_update(2):
         run("killed", layout__reference_steps=3, checkpoint__every_steps=1)
     assert checkpoint.latest(folder / "killed" / "checkpoints") == 2  # the group is of steps 0, 1 and 2

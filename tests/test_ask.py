@@ -47,7 +47,7 @@ def judge_batch(judge, policy, reference, *, batch=None, seed=SEED, **change):
 
 
 def texts(B, seed=0):
-    """Two lists of texts, of different lengths in each row."""
+    """Return two lists of texts, of different lengths in each row."""
     rng = np.random.default_rng(seed)
     first = rng.integers(1, 30, B)
     second = first + rng.choice([-1, 1], B)
@@ -107,7 +107,7 @@ def test_parse_verdict_keeps_reason_and_scores():
     ],
 )
 def test_ask_integer_answer_ends_the_run(answer, expected_text):
-    """Nobody can know which side they mean, and a program that gives one gives more."""
+    """An integer does not state which side it means, and a program that returns one will return more."""
     verdicts = judge_batch(lambda comparisons: ["A", answer], ["x", "yy"], ["y", "xx"])
     assert expected_text in verdicts.fatal_error and "\n" not in verdicts.fatal_error
     np.testing.assert_array_equal(verdicts.weight, 0)
@@ -116,7 +116,7 @@ def test_ask_integer_answer_ends_the_run(answer, expected_text):
 
 
 def test_ask_judge_error_ends_the_run_and_other_errors_cost_one_call():
-    """What counts is the exception's class, not the file it is raised in: a judge may call code of ours that raises."""
+    """The exception's class counts, not the file that raises it: a judge may call code of this package that raises."""
 
     def ends(comparisons):
         raise JudgeError("judge.path: gone;\nname another")
@@ -250,7 +250,7 @@ def test_ask_judge_that_always_prefers_A_wins_half():
     assert abs(verdicts.p_first.mean() - 0.5) < 4 * 0.5 / np.sqrt(B)
     assert set(verdicts.p_first) == {0.0, 1.0}
     for p, order in zip(verdicts.p_first, verdicts.shown, strict=True):
-        assert order == ((0, 1) if p == 1 else (1, 0))  # it names the one shown first
+        assert order == ((0, 1) if p == 1 else (1, 0))  # it always prefers the one shown first
 
 
 def test_ask_longer_text_wins_in_either_order():
@@ -295,14 +295,14 @@ def test_ask_order_does_not_depend_on_the_split_of_the_batch():
     policy, reference = texts(24)
     whole = judge_batch(LongerText(), policy, reference)
     for part in ([0, 1, 2], list(range(8, 24)), [23], list(range(23, -1, -2))):
-        some = judge_batch(
+        partial = judge_batch(
             LongerText(),
             [policy[i] for i in part],
             [reference[i] for i in part],
             batch=prompts(len(part), position=part),
         )
-        assert some.shown == tuple(whole.shown[i] for i in part)
-        np.testing.assert_array_equal(some.p_first, whole.p_first[part])
+        assert partial.shown == tuple(whole.shown[i] for i in part)
+        np.testing.assert_array_equal(partial.p_first, whole.p_first[part])
 
 
 def test_ask_slow_judge_gives_the_same_verdicts():
@@ -411,15 +411,16 @@ def test_metrics_match_values_computed_by_hand():
     valid = np.array([True] * 6 + [False] * 2)
     assert metrics(answers, valid) == {
         "judge/requests": 5.0,
-        "judge/win_rate": (1 + 0.5 + 0 + 1) / 4,  # of those with a verdict: a narrow win is a win, ties half
-        "judge/tie_rate": 1 / 6,  # of the valid rows; the failed ones' 0.5 is no tie
+        "judge/win_rate": (1 + 0.5 + 0 + 1)
+        / 4,  # of those with a verdict: a narrow win counts as a win, a tie as half
+        "judge/tie_rate": 1 / 6,  # of the valid rows; the 0.5 of a failed one is no tie
         "judge/failed_rate": 2 / 6,
         "judge/position_flip_rate": pytest.approx(1 / 3),  # of those with a verdict in both orders
     }
 
 
 class Counting:
-    """Counts the comparisons that it gets; `make_stats` turns the count into its stats."""
+    """Counts the comparisons that it gets; `make_stats` turns the count into stats."""
 
     def __init__(self, make_stats=lambda count: {"requests": count}):
         self.count, self.make_stats = 7, make_stats
@@ -457,7 +458,7 @@ def test_ask_stats_that_are_not_numbers_end_the_run(make_stats):
 
 
 def one_by_one(*answers):
-    """A judge that gives these answers to the comparisons it is asked, in their order."""
+    """Return a judge that gives these answers to its comparisons, in order."""
     return lambda comparisons: list(answers[: len(comparisons)])
 
 

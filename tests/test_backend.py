@@ -53,11 +53,11 @@ def test_start_tpu_of_another_process_is_one_line(monkeypatch):
 
 
 def test_start_does_not_take_the_cpu_where_a_tpu_cannot_be_used(monkeypatch):
-    """JAX does, without a word, if nothing was chosen."""
-    asked = []
+    """JAX itself falls back to it silently if no platform was chosen."""
+    platforms = []
 
     def devices(platform=None):
-        asked.append(platform)
+        platforms.append(platform)
         if platform == "tpu":
             raise RuntimeError("Backend 'tpu' failed to initialize: ABORTED: The TPU is already in use.")
         return [types.SimpleNamespace(platform="cpu")]
@@ -72,7 +72,7 @@ def test_start_does_not_take_the_cpu_where_a_tpu_cannot_be_used(monkeypatch):
     monkeypatch.delenv("JAX_PLATFORMS")
     monkeypatch.setattr(cluster_detection, "has_tpu", lambda: False)
     backend.start()
-    assert asked == [None, "tpu", None, None]
+    assert platforms == [None, "tpu", None, None]
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_program_out_of_memory_names_program_size_and_remedy(monkeypatch, messag
 
 
 def test_run_out_of_memory_in_a_step_is_one_line_with_the_step_saved(one_device, folder, monkeypatch):
-    """The error appears where the results are read, outside of a program's call."""
+    """The error appears where the results are read, outside of the call of a program."""
     update, calls = Programs.update, []
 
     def update_or_raise(self, *args):

@@ -1,4 +1,4 @@
-"""What is wrong with a run's input is told in one line, with exit status 2, and nothing is left half-made."""
+"""An error in a run's input is reported in one line, with exit status 2, and leaves nothing half-made behind."""
 
 import dataclasses
 import itertools
@@ -21,7 +21,7 @@ REPOSITORY = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A model, its prompts and a config that is right but for its judge, which is never asked."""
+    """Return a folder with a model, its prompts, and a config that is valid but for its judge, which never runs."""
     folder = tmp_path_factory.mktemp("input")
     config = tiny_config(folder)
     config.judge = ConfigDict({"name": "fakes:Broken", "at": 0})
@@ -32,8 +32,8 @@ def folder(tmp_path_factory):
 NUMBERS = itertools.count()
 
 
-def told(folder, *overrides, spec=None, run_dir=None):
-    """The one line that the command line has for it, without "xpo_jax: "."""
+def error_of(folder, *overrides, spec=None, run_dir=None):
+    """Return the one line that the command prints for this input, without "xpo_jax: "."""
     refused = folder / f"refused_{next(NUMBERS)}"
     argv = [f"--config={spec or folder / 'config.py'}", f"--config.run_dir={run_dir or refused / 'run'}"]
     status, out, err = run_main(argv + [f"--config.{override}" for override in overrides])
@@ -96,7 +96,7 @@ def test_command_line(folder, argv, expected):
     ],
 )
 def test_unknown_and_mistyped_fields(folder, override, expected):
-    assert told(folder, override).startswith(expected)
+    assert error_of(folder, override).startswith(expected)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_config_files_with_the_wrong_fields(folder, tmp_path, change, expected):
     change(values)
     spec = tmp_path / "config.json"
     spec.write_text(json.dumps(values))
-    assert told(folder, spec=spec).startswith(expected)
+    assert error_of(folder, spec=spec).startswith(expected)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_config_files_with_the_wrong_fields(folder, tmp_path, change, expected):
 )
 def test_config_files_that_are_broken(folder, tmp_path, text, expected):
     (tmp_path / "config.py").write_text(text)
-    assert f"{tmp_path}/{expected}" in told(folder, spec=tmp_path / "config.py")
+    assert f"{tmp_path}/{expected}" in error_of(folder, spec=tmp_path / "config.py")
 
 
 @pytest.mark.parametrize(
@@ -204,8 +204,8 @@ def test_config_files_that_are_broken(folder, tmp_path, text, expected):
         (["batch_size=6"], "batch_size 6 is not divisible by mesh.data x mesh.fsdp = 4"),
     ],
 )
-def test_values_that_are_out_of_range_or_do_not_go_together(folder, overrides, expected):
-    assert told(folder, *overrides).startswith(expected)
+def test_values_that_are_out_of_range_or_inconsistent(folder, overrides, expected):
+    assert error_of(folder, *overrides).startswith(expected)
 
 
 # ---- the judge ----------------------------------------------------------------------------------
@@ -227,7 +227,7 @@ def test_values_that_are_out_of_range_or_do_not_go_together(folder, overrides, e
     ],
 )
 def test_judges_that_are_not_there_or_take_other_fields(folder, name, expected):
-    assert told(folder, f"judge.name={name}").startswith(expected.removesuffix("; did you mean"))
+    assert error_of(folder, f"judge.name={name}").startswith(expected.removesuffix("; did you mean"))
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ def test_judges_that_are_not_there_or_take_other_fields(folder, name, expected):
 def test_judges_that_break_the_contract_in_the_middle_of_a_run(
     folder, tmp_path, shared_programs, judge, expected
 ):
-    """The evaluation before the first step asks in eight calls, so the one with number 10 is in step 3. That is
+    """The evaluation before the first step makes eight calls, so call number 10 is in step 3. That is
     where an integer ends the run at once, and an exception at its second time."""
     config = tiny_config(folder)
     config.judge = ConfigDict(judge)
@@ -277,12 +277,12 @@ def lines(file):
 
 
 def test_prompts_that_the_judge_cannot_judge(folder):
-    """Asked of every prompt before anything is compiled, not at the first evaluation."""
+    """Every prompt is checked before anything is compiled, not at the first evaluation."""
     config = REPOSITORY / "configs" / "paraphrase.py"
-    found = told(folder, "data.template=Schreibe um: {input}", spec=config)
+    error = error_of(folder, "data.template=Schreibe um: {input}", spec=config)
     assert (
         ", row 1: paraphrase judge: the last user turn has no text between <pphr_input> and </pphr_input>"
-        in found
+        in error
     )
 
 
@@ -322,7 +322,7 @@ def test_rows_that_cannot_be_used(folder, tmp_path, which, content, expected):
     file = tmp_path / "rows.jsonl"
     if content is not None:
         file.write_bytes(content)
-    assert told(folder, f"data.{which}={file}").startswith(expected.format(file=file))
+    assert error_of(folder, f"data.{which}={file}").startswith(expected.format(file=file))
 
 
 USER, ANSWER = {"role": "user", "content": "Hallo"}, {"role": "assistant", "content": "Ja?"}
@@ -344,8 +344,8 @@ USER, ANSWER = {"role": "user", "content": "Hallo"}, {"role": "assistant", "cont
 )
 def test_conversations_that_cannot_be_used(folder, tmp_path, conversation, expected):
     file = write_rows(tmp_path / "rows.jsonl", [{"chat": [USER]}, {"chat": conversation}])
-    found = told(folder, "data.template=None", "data.column=chat", f"data.train={file}")
-    assert found.startswith(f"{file}, row 2: {expected}")
+    error = error_of(folder, "data.template=None", "data.column=chat", f"data.train={file}")
+    assert error.startswith(f"{file}, row 2: {expected}")
 
 
 @pytest.mark.parametrize(
@@ -364,7 +364,7 @@ def test_conversations_that_cannot_be_used(folder, tmp_path, conversation, expec
     ],
 )
 def test_sources_without_rows(folder, overrides, expected):
-    assert expected in told(folder, *(override.format(folder=folder) for override in overrides))
+    assert expected in error_of(folder, *(override.format(folder=folder) for override in overrides))
 
 
 # ---- the model ----------------------------------------------------------------------------------
@@ -372,11 +372,11 @@ def test_sources_without_rows(folder, overrides, expected):
 
 @pytest.fixture
 def copy(folder, tmp_path):
-    """A copy of the model, to be damaged, and what is said of it."""
+    """Return a copy of the model, to be damaged, and a function that returns the error of a run with it."""
     import shutil
 
     model = shutil.copytree(folder / "model", tmp_path / "model")
-    return model, lambda *overrides: told(folder, f"model.path={model}", *overrides)
+    return model, lambda *overrides: error_of(folder, f"model.path={model}", *overrides)
 
 
 def edit(file, **changes):
@@ -384,27 +384,27 @@ def edit(file, **changes):
 
 
 def test_no_model(folder, tmp_path):
-    assert told(folder, f"model.path={tmp_path}/none") == (
+    assert error_of(folder, f"model.path={tmp_path}/none") == (
         f"{tmp_path}/none is not a folder; give a Hugging Face model folder, a hub name (owner/name), or 'embedded'"
     )
-    assert told(folder, f"model.path={tmp_path}").startswith(
+    assert error_of(folder, f"model.path={tmp_path}").startswith(
         f"{tmp_path}/config.json is missing; give a complete"
     )
-    assert told(folder, f"model.reference={tmp_path}/none").startswith(f"{tmp_path}/none is not a folder")
+    assert error_of(folder, f"model.reference={tmp_path}/none").startswith(f"{tmp_path}/none is not a folder")
 
 
 def test_models_of_another_kind(copy):
-    model, told = copy
+    model, model_error = copy
     edit(model / "config.json", model_type="llama")
-    assert "model_type is 'llama'; xpo_jax computes qwen2" in told()
+    assert "model_type is 'llama'; xpo_jax computes qwen2" in model_error()
     (model / "config.json").write_text("{")
-    assert f"{model}/config.json is not valid JSON" in told()
+    assert f"{model}/config.json is not valid JSON" in model_error()
 
 
 def test_a_tokenizer_larger_than_the_model(copy):
-    model, told = copy
+    model, model_error = copy
     edit(model / "config.json", vocab_size=258)
-    assert told().startswith(f"{model}: the tokenizer has 259 tokens, the model only 258 rows")
+    assert model_error().startswith(f"{model}: the tokenizer has 259 tokens, the model only 258 rows")
 
 
 def test_a_mesh_that_does_not_divide_the_model(folder, tmp_path):
@@ -413,21 +413,21 @@ def test_a_mesh_that_does_not_divide_the_model(folder, tmp_path):
         "embed_tokens.embedding: 265 is not divisible by mesh.tensor=2;"
         " sizes that would work on 8 devices: mesh.tensor 1"
     )
-    assert told(folder, f"model.path={model}") == expected
+    assert error_of(folder, f"model.path={model}") == expected
 
 
 def test_a_missing_or_damaged_tokenizer(copy):
-    model, told = copy
+    model, model_error = copy
     (model / "tokenizer.json").write_text("{}")
-    assert told().startswith(f"{model}: transformers cannot read the tokenizer (")
+    assert model_error().startswith(f"{model}: transformers cannot read the tokenizer (")
     (model / "tokenizer.json").unlink()
-    assert told().startswith(f"{model} has no tokenizer.json; copy the tokenizer files")
+    assert model_error().startswith(f"{model} has no tokenizer.json; copy the tokenizer files")
 
 
 def test_end_tokens_that_the_tokenizer_does_not_have(copy):
-    model, told = copy
+    model, model_error = copy
     edit(model / "generation_config.json", eos_token_id=[999])
-    assert "eos_token_id 999 is not one of the tokenizer's 259 tokens" in told()
+    assert "eos_token_id 999 is not one of the tokenizer's 259 tokens" in model_error()
 
 
 @pytest.mark.parametrize(
@@ -438,39 +438,44 @@ def test_end_tokens_that_the_tokenizer_does_not_have(copy):
     ],
 )
 def test_prompts_and_responses_beyond_the_positions_of_the_model(folder, flags, remedy):
-    message = told(folder, *flags)
+    message = error_of(folder, *flags)
     assert message.startswith("data.max_prompt_tokens: prompts of ") and message.endswith(remedy)
     assert "but the model has 128" in message
 
 
 def test_no_chat_template(copy):
-    model, told = copy
+    model, model_error = copy
     edit(model / "tokenizer_config.json", chat_template=None)
-    assert "train.jsonl, row 1: a conversation needs a chat template and the tokenizer has none" in told()
+    assert (
+        "train.jsonl, row 1: a conversation needs a chat template and the tokenizer has none" in model_error()
+    )
 
 
 def test_a_reference_of_another_architecture(copy, folder):
     model, _ = copy
     edit(model / "config.json", rope_theta=1e6)
-    found = told(folder, f"model.reference={model}")
-    assert found.startswith(f"model.reference: {model} ") and "architecture" in found
-    assert f"{folder}/model" in found
+    error = error_of(folder, f"model.reference={model}")
+    assert error.startswith(f"model.reference: {model} ") and "architecture" in error
+    assert f"{folder}/model" in error
 
 
 def test_weights_that_are_missing_damaged_or_of_another_shape(copy):
-    """Known before anything is compiled."""
-    model, told = copy
+    """These are reported before anything is compiled."""
+    model, model_error = copy
     file = model / "model.safetensors"
     whole = file.read_bytes()
     edit(model / "config.json", intermediate_size=32)
-    assert "the weights do not fit config.json; 6 mis-shaped: model.layers.0.mlp.down_proj.weight" in told()
+    assert (
+        "the weights do not fit config.json; 6 mis-shaped: model.layers.0.mlp.down_proj.weight"
+        in model_error()
+    )
     edit(model / "config.json", intermediate_size=24, num_hidden_layers=3)
-    assert "the weights do not fit config.json; 12 missing: model.layers.2" in told()
+    assert "the weights do not fit config.json; 12 missing: model.layers.2" in model_error()
     edit(model / "config.json", num_hidden_layers=2)
     file.write_bytes(whole[:-100])
-    assert told().startswith(f"{file} is damaged")
+    assert model_error().startswith(f"{file} is damaged")
     file.unlink()
-    assert told().startswith(f"{model} has neither model.safetensors nor")
+    assert model_error().startswith(f"{model} has neither model.safetensors nor")
 
 
 # ---- the run directory --------------------------------------------------------------------------
@@ -479,7 +484,7 @@ def test_weights_that_are_missing_damaged_or_of_another_shape(copy):
 def test_a_foreign_run_directory_is_not_touched(folder, tmp_path):
     (tmp_path / "thesis.tex").write_text("Habe nun, ach!")
     (tmp_path / "config.json").write_text("{}")
-    assert told(folder, run_dir=tmp_path) == (
+    assert error_of(folder, run_dir=tmp_path) == (
         f"{tmp_path}: is not empty and not a run of xpo_jax (it holds config.json, thesis.tex);"
         " give another --config.run_dir"
     )
@@ -489,14 +494,14 @@ def test_a_foreign_run_directory_is_not_touched(folder, tmp_path):
 def test_run_directories_that_cannot_be_made(folder, tmp_path):
     file = tmp_path / "file"
     file.touch()
-    assert told(folder, run_dir=file) == f"{file}: is not a folder; give another --config.run_dir"
+    assert error_of(folder, run_dir=file) == f"{file}: is not a folder; give another --config.run_dir"
     below = file / "run"
-    assert told(folder, run_dir=below) == (
+    assert error_of(folder, run_dir=below) == (
         f"{below}: cannot be created (Not a directory); give another --config.run_dir"
     )
-    assert told(folder, run_dir="/proc/run").startswith("/proc/run: cannot be created (")
-    assert told(folder, run_dir=" ").startswith("run_dir: is empty; give a folder")
-    assert told(folder, run_dir="s3://bucket/run").startswith(
+    assert error_of(folder, run_dir="/proc/run").startswith("/proc/run: cannot be created (")
+    assert error_of(folder, run_dir=" ").startswith("run_dir: is empty; give a folder")
+    assert error_of(folder, run_dir="s3://bucket/run").startswith(
         "s3://bucket/run: a run directory is a folder or a gs:// path"
     )
 
@@ -507,10 +512,10 @@ def test_the_run_directory_of_another_config(folder, tmp_path, shared_programs):
     config.run_dir, config.data.buckets = str(tmp_path / "run"), (40,)
     spec = write_config(tmp_path / "config.py", config)
     with one_device(), one_sequence_length():
-        run_main([f"--config={spec}"])  # ends in its first evaluation: nothing worth keeping is there
+        run_main([f"--config={spec}"])  # ends in its first evaluation, before anything worth keeping
     (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 0}\n')
     before = {file: file.read_bytes() for file in (tmp_path / "run").iterdir()}
-    assert told(folder, "loss.beta=0.2", spec=spec, run_dir=tmp_path / "run") == (
+    assert error_of(folder, "loss.beta=0.2", spec=spec, run_dir=tmp_path / "run") == (
         f"{tmp_path}/run: is a run of another config (loss.beta: 0.1 there, 0.2 here); give another --config.run_dir,"
         " or add --accept-changes to resume with this config"
     )
@@ -521,7 +526,7 @@ def test_the_run_directory_of_another_config(folder, tmp_path, shared_programs):
 
 
 def command(*argv, cwd, **variables):
-    """`python -m xpo_jax.main` in a process of its own."""
+    """Run `python -m xpo_jax.main` in a process of its own."""
     environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'tests'}", **variables}
     done = subprocess.run(
         [sys.executable, "-m", "xpo_jax.main", *map(str, argv)],
@@ -552,7 +557,7 @@ def test_a_field_that_is_not_there_in_a_process_of_its_own(folder):
 
 
 def test_a_row_without_its_column_in_a_process_of_its_own(folder, tmp_path):
-    """With everything imported that a run imports: nothing of it may talk on standard error."""
+    """Everything that a run imports is imported, and none of it may write to standard error."""
     write_rows(tmp_path / "rows.jsonl", [{"satz": "Guten Tag"}])
     argv = [f"--config={folder}/config.py", "--config.run_dir=run", "--config.data.train=rows.jsonl"]
     status, out, err = command(*argv, cwd=tmp_path)
@@ -561,7 +566,7 @@ def test_a_row_without_its_column_in_a_process_of_its_own(folder, tmp_path):
 
 
 def test_the_example_of_the_repository_is_a_valid_config(folder):
-    """Every group of it, down to the model, which is replaced by one that is not there."""
+    """All of its groups are read, down to the model, which is replaced by a missing one."""
     example = REPOSITORY / "configs" / "paraphrase.py"
-    found = told(folder, f"model.path={folder}/none", spec=example)
-    assert re.fullmatch(r".*/none is not a folder; .*", found)
+    error = error_of(folder, f"model.path={folder}/none", spec=example)
+    assert re.fullmatch(r".*/none is not a folder; .*", error)

@@ -35,7 +35,7 @@ def saved(tmp_path_factory):
 
 @pytest.fixture
 def path(saved, tmp_path):
-    """A copy that a test may damage."""
+    """Return a copy that a test may damage."""
     shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
@@ -49,7 +49,7 @@ def test_restore_returns_the_saved_bits(saved):
 
 
 def test_restore_into_other_shardings_returns_the_saved_bits(saved):
-    """Saved from one device, restored over two; saved from there, restored on one."""
+    """What is saved from one device is restored over two, and what is saved from these is restored on one."""
     mesh = jax.make_mesh((2,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
     over = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp"))
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
@@ -94,7 +94,7 @@ def test_verify_any_flipped_bit_is_named(path):
         damaged[len(whole) // 2] ^= 16
         (folder / name).write_bytes(damaged)
         message = failure(verify, path, 7)
-        if name != MANIFEST:  # which makes some other file look wrong
+        if name != MANIFEST:  # which makes another file look wrong
             assert message == (
                 f"{folder / name}: is damaged (its SHA-256 differs); delete that checkpoint to use an older one"
             )
@@ -229,7 +229,7 @@ def steps(path):
 
 @pytest.fixture
 def gate(monkeypatch):
-    """Sealing waits until it is set."""
+    """Yield an event that sealing waits for."""
     opened, seal = threading.Event(), manifest.seal
 
     def wait_and_seal(folder):
@@ -274,7 +274,7 @@ def test_save_waits_for_the_one_before(tmp_path, gate):
 
 
 def fails_in_the_background(tmp_path, monkeypatch, caplog, then):
-    """A save whose sealing fails, and what comes next."""
+    """Let the sealing of a save fail in the background; its error must be raised by `then`."""
 
     def full(folder):
         raise OSError(28, "No space left on device")
@@ -315,14 +315,14 @@ def test_checkpoints_background_error_is_raised_by_the_next_call(tmp_path, monke
     monkeypatch.setattr(manifest, "seal", broken)
     with pytest.raises(KeyError, match="judge"), Checkpoints(tmp_path, keep_last=1) as checkpoints:
         checkpoints.save(2, make_state(2), {})
-        raise KeyError("judge")  # is what is raised; the other is not lost
+        raise KeyError("judge")  # this one is raised; the other is not lost
     assert caplog.messages == [
         f"{tmp_path}/2: cannot be saved ([Errno 5] Input/output error); free space or fix the permissions"
     ]
 
 
 def test_remove_outlasts_other_writers(saved, tmp_path, monkeypatch):
-    """As Orbax's other writers do when one has failed."""
+    """It also removes what other writers add meanwhile, as Orbax's do when one of them has failed."""
     folder = epath.Path(tmp_path) / "7"
     shutil.copytree(saved / "7", folder)
     rmtree, late = type(folder).rmtree, ["a", "b"]
@@ -354,12 +354,12 @@ def test_kept_steps_are_newest_multiples_and_best():
 
 def test_retention_keeps_last_best_multiples_and_held(tmp_path):
     scores = {1: 0.6, 2: None, 3: 0.4, 4: None, 5: 0.5, 6: 0.1, 7: 0.2}
-    there = {}
+    retained = {}
     for step, score in scores.items():  # as if the run were started again for each
         with Checkpoints(tmp_path, keep_last=2, keep_every=4) as checkpoints:
             checkpoints.save(step, make_state(step), {}, score=score, hold=step == 3)
-        there[step] = steps(tmp_path)
-    assert there == {
+        retained[step] = steps(tmp_path)
+    assert retained == {
         1: [1],
         2: [1, 2],
         3: [1, 2, 3],
@@ -368,21 +368,21 @@ def test_retention_keeps_last_best_multiples_and_held(tmp_path):
         6: [1, 3, 4, 5, 6],
         7: [1, 3, 4, 6, 7],
     }
-    for step in there[7]:
+    for step in retained[7]:
         assert_bits_equal(restore(tmp_path, step, abstract(make_state()))[0], make_state(step))
 
 
 def test_retention_keeps_what_a_kept_one_needs(tmp_path):
-    there = {}
+    retained = {}
     for step, needs in {1: None, 2: 1, 3: 1, 4: 3, 5: 3, 6: 3}.items():
         with Checkpoints(tmp_path, keep_last=1) as checkpoints:
             checkpoints.save(step, make_state(step), {}, needs=needs)
-        there[step] = steps(tmp_path)
-    assert there == {1: [1], 2: [1, 2], 3: [1, 3], 4: [3, 4], 5: [3, 5], 6: [3, 6]}
+        retained[step] = steps(tmp_path)
+    assert retained == {1: [1], 2: [1, 2], 3: [1, 3], 4: [3, 4], 5: [3, 5], 6: [3, 6]}
 
 
 def test_retention_removes_half_written_and_leaves_newer(tmp_path, caplog):
-    """A run went back to step 2, for 4 and 9 are damaged: until these are saved again, 2 and 3 are the newest."""
+    """A run went back to step 2, because 4 and 9 are damaged: until they are saved again, 2 and 3 are the newest."""
     for step in (2, 4, 9):
         save(tmp_path, step, make_state(step), {})
     for step in (4, 9):

@@ -167,7 +167,7 @@ def test_cycles_of_a_part_and_of_a_loop():
     [
         ("v5e-8", 8, "tpu-v5e", "v5e:2x4"),
         ("v6e-16", 16, "tpu-v6e", "v6e:4x4"),
-        ("v5p-8", 4, "tpu-v5p", "v5p:2x2x1"),  # Google Cloud counts the cores of v5p, two a chip
+        ("v5p-8", 4, "tpu-v5p", "v5p:2x2x1"),  # Google Cloud counts the cores of v5p, of which a chip has two
         ("h100x8", 8, "h100-80gb", "1x1x8"),
         ("h200x1", 1, "h200", "1x1x1"),
     ],
@@ -199,7 +199,7 @@ def test_devices_without_the_compiler_name_the_extra(monkeypatch, name, extra):
         (["--longest"], "these are options of --compile"),
     ],
 )
-def test_main_flags_that_do_not_fit_together_are_one_line(capsys, flags, expected):
+def test_main_contradictory_flags_are_refused_in_one_line(capsys, flags, expected):
     assert plan.main(["--config=paraphrase", *flags]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and expected in err
@@ -216,7 +216,7 @@ def test_main_topology_plans_its_devices(capsys):
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """The longest programs of a tiny run on one device, compiled for it."""
+    """Return the longest programs of a tiny run on one device, compiled for it."""
     config = tiny_config(tmp_path_factory.mktemp("run"))
     config.mesh.data = config.mesh.fsdp = config.mesh.tensor = 1
     spec = write_config(tmp_path_factory.mktemp("config") / "config.py", config)
@@ -238,12 +238,12 @@ def test_programs_are_those_that_a_run_declares(tiny):
     )
 
 
-def test_phases_are_what_is_live_together(tiny):
+def test_phases_add_up_what_is_live_at_once(tiny):
     plan = estimate.memory(tiny.planned)
-    kept = sum(plan["sample"][part] for part in ("master weights", "optimizer state", "reference"))
+    resident = sum(plan["sample"][part] for part in ("master weights", "optimizer state", "reference"))
     live = compiled.phases(tiny.planned, tiny.built)
     assert list(live) == ["sample", "score", "gradient", "apply"]
-    assert live["sample"] - tiny.by_name["sample"].total == pytest.approx(kept, rel=0.01)
+    assert live["sample"] - tiny.by_name["sample"].total == pytest.approx(resident, rel=0.01)
     gradient = (
         tiny.by_name["accumulate"].total + plan["gradient"]["optimizer state"] + plan["gradient"]["reference"]
     )
@@ -324,7 +324,7 @@ def test_caches_written_are_complete_keys_and_values(tiny, copy, size):
 def test_report_status_is_1_for_findings_and_for_what_does_not_fit(tiny):
     def status(built=tiny.built, refused=(), memory=1e9, dtype=np.float32):
         device = DEVICES["tpu-v5e"]._replace(memory=memory)
-        built = [p for p in built if p.name != "sample"]  # see above: copies of small caches
+        built = [p for p in built if p.name != "sample"]  # see above: XLA copies small caches
         return compile_report.report(
             tiny.planned, built, refused, device=device, clock=None, dtype=np.dtype(dtype)
         )

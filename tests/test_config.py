@@ -234,12 +234,12 @@ def test_load_name_of_a_file_in_this_directory_is_one_line_with_both(folder, mon
 )
 def test_override_takes_the_type_of_the_present_value(override, value):
     field, text = override.split("=", 1)
-    found = loader.load("c.py", [override])[field]
+    loaded = loader.load("c.py", [override])[field]
     if text.startswith("{"):
-        assert found.to_dict() == {"kind": "linear", "start": 1, "end": 0, "steps": 9}
+        assert loaded.to_dict() == {"kind": "linear", "start": 1, "end": 0, "steps": 9}
     else:
-        assert found == value
-        assert type(found) is type(value)
+        assert loaded == value
+        assert type(loaded) is type(value)
 
 
 def test_override_reference_follows_and_the_last_counts():
@@ -407,9 +407,9 @@ def test_resolve_known_name_or_module_of_the_current_directory(folder):
     (folder / "judges_of_mine.py").write_text("class Mine: pass\nnumber = 3\n", encoding="utf-8")
     (folder / "broken.py").write_text("1 / 0\n", encoding="utf-8")
     (folder / "needs.py").write_text("import not_installed\n", encoding="utf-8")
-    own = {"paraphrase": Named, "length": WithInit}
-    assert loader.resolve("length", "judge.name", own) is WithInit
-    assert loader.resolve("judges_of_mine:Mine", "judge.name", own).__name__ == "Mine"
+    judges = {"paraphrase": Named, "length": WithInit}
+    assert loader.resolve("length", "judge.name", judges) is WithInit
+    assert loader.resolve("judges_of_mine:Mine", "judge.name", judges).__name__ == "Mine"
     for name, text in {
         "paraphrse": "judge.name: 'paraphrse' is unknown; choose paraphrase, length, "
         "or one of yours as package.module:Name; did you mean 'paraphrase'?",
@@ -420,7 +420,7 @@ def test_resolve_known_name_or_module_of_the_current_directory(folder):
         "needs:Mine": "judge.name: importing 'needs' failed: "
         "ModuleNotFoundError: No module named 'not_installed'",
     }.items():
-        assert error(loader.resolve, name, "judge.name", own) == text
+        assert error(loader.resolve, name, "judge.name", judges) == text
 
 
 @pytest.mark.parametrize("numbers", [(), (0, 64), (64, 64), (64, 32)])

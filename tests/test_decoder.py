@@ -81,7 +81,7 @@ def tokens(config, *shape, seed=0):
 
 
 def joined(prompts, lengths, responses):
-    """Prompt and response of each row without the gap, right-padded: i32[B P+T]."""
+    """Return prompt and response of each row without the gap, right-padded: i32[B P+T]."""
     out = np.zeros((len(prompts), prompts.shape[1] + responses.shape[1]), np.int32)
     for row, prompt, length, response in zip(out, prompts, lengths, responses, strict=True):
         whole = np.concatenate([prompt[:length], response])
@@ -90,7 +90,7 @@ def joined(prompts, lengths, responses):
 
 
 def at_responses(logits, lengths, T):
-    """The logits [B T V] of the response positions of `joined` rows."""
+    """Return the logits [B T V] at the response positions of `joined` rows."""
     return np.stack([row[length : length + T] for row, length in zip(logits, lengths, strict=True)])
 
 
@@ -165,12 +165,10 @@ def test_decode_and_packed_equal_the_full_pass(name):
         )
         for c in range(2)
     ]
-    together = respond_logits(graph(config, stacked=True), params, prompts, lengths, responses)
-    np.testing.assert_allclose(together, np.stack(want, 1), rtol=0, atol=TOLERANCE)
-    one_by_one = decode_logits(
-        graph(config, stacked=False), unstack(params), prompts, lengths, responses[:, 0]
-    )
-    np.testing.assert_allclose(one_by_one, want[0], rtol=0, atol=TOLERANCE)
+    packed = respond_logits(graph(config, stacked=True), params, prompts, lengths, responses)
+    np.testing.assert_allclose(packed, np.stack(want, 1), rtol=0, atol=TOLERANCE)
+    decoded = decode_logits(graph(config, stacked=False), unstack(params), prompts, lengths, responses[:, 0])
+    np.testing.assert_allclose(decoded, want[0], rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize(("run", "stacked"), [(respond_logits, True), (decode_logits, False)])
@@ -197,7 +195,7 @@ def test_later_tokens_and_prompt_padding_have_no_influence(run, stacked):
         other = responses.at[..., t + 1 :].set((responses[..., t + 1 :] + 1) % config.vocab_size)
         after = call(prompts, lengths, other)
         np.testing.assert_array_equal(after[..., : t + 1, :], before[..., : t + 1, :])
-        assert np.abs(after - before)[..., t + 1 :, :].max() > 0.1  # and the change does reach the rest
+        assert np.abs(after - before)[..., t + 1 :, :].max() > 0.1  # the change does reach the rest
 
 
 def test_slots_not_yet_filled_have_no_influence():
@@ -232,7 +230,7 @@ TINY = Qwen2Config(
 
 
 def tiny(dtype):
-    """A tiny model's random parameters, and a function from parameters and remat to a scalar of its logits."""
+    """Return a tiny model's random parameters, and a function from parameters and remat to a scalar of its logits."""
     rng = np.random.default_rng(0)
     params = jax.tree.map(
         lambda s: jnp.asarray(0.5 * rng.normal(size=s.shape), dtype), model_folder.param_shapes(TINY)
@@ -250,7 +248,7 @@ def tiny(dtype):
 def test_gradient_equals_finite_differences_and_remat_changes_nothing():
     with jax.enable_x64(True):
         params, scalar = tiny(jnp.float64)
-        run = jax.jit(jax.value_and_grad(scalar))  # for the values too: one compilation
+        run = jax.jit(jax.value_and_grad(scalar))  # also for the values, to compile once
         value, gradient = run(params)
         remat_run = jax.jit(jax.value_and_grad(functools.partial(scalar, remat=True)))
         assert ["remat" in str(jax.make_jaxpr(f)(params)) for f in (run, remat_run)] == [False, True]
@@ -282,7 +280,7 @@ def test_every_parameter_has_its_rows_and_every_row_a_parameter(family, tied):
     fields = {**dataclasses.asdict(TINY), "tie_word_embeddings": tied}
     shapes = traverse_util.flatten_dict(model_folder.param_shapes(family.config(**fields)), sep=".")
     names = [path for path, _, _ in family.tensors]
-    assert len(set(names)) == len(names) and len({name for _, name, _ in family.tensors}) == len(names)
+    assert len(set(names)) == len(names) and len({hf_name for _, hf_name, _ in family.tensors}) == len(names)
     assert set(names) - set(shapes) == ({"lm_head.kernel"} if tied else set())
     assert not set(shapes) - set(names)
     used = set()
@@ -330,7 +328,7 @@ def test_untied_is_the_default():
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"rope_parameters": "absent"}, "lacks rope_theta"),
         ({"hidden_size": "absent", "vocab_size": None}, "lacks vocab_size, hidden_size, head_dim"),
@@ -358,8 +356,8 @@ def test_untied_is_the_default():
         ({"hidden_act": "gelu", "use_sliding_window": True}, "'silu'; use_sliding_window"),
     ],
 )
-def test_a_config_that_is_not_computed_is_refused(changes, told):
-    with pytest.raises(ValueError, match=re.escape(told)) as raised:
+def test_a_config_that_is_not_computed_is_refused(changes, message):
+    with pytest.raises(ValueError, match=re.escape(message)) as raised:
         Qwen2Config.from_hf(golden_config(**changes))
     assert "\n" not in str(raised.value)
 

@@ -1,4 +1,4 @@
-"""Which tokens end a response: what the chat template, the files of the model and the config say."""
+"""Which tokens end a response, by the chat template, the files of the model and the config."""
 
 import json
 
@@ -27,7 +27,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def tokenizer(folder):
-    """Return the tokenizer of a base model: its end token is <|endoftext|>, whatever its chat template ends with."""
+    """Return the tokenizer of a base model: its end token is <|endoftext|>, however its chat template ends a turn."""
     tokenizer = model_folder.load_tokenizer(folder, SPEAKING)
     tokenizer.eos_token = "<|endoftext|>"
     return tokenizer
@@ -47,7 +47,7 @@ def test_turn_end_is_what_follows_a_rendered_answer(tokenizer, template, expecte
 
 
 def test_end_tokens_of_a_base_model_with_a_chat_template_are_the_templates_too(folder, tokenizer):
-    """The files of Qwen2.5's base models name <|endoftext|> only; a turn ends with <|im_end|>."""
+    """The files of Qwen2.5's base models name only <|endoftext|>, but a turn ends with <|im_end|>."""
     state(folder, eos_token_id=ENDOFTEXT)
     assert end_token_ids(folder, tokenizer) == (IM_END, ENDOFTEXT)
     described = describe_end_tokens(folder, tokenizer)

@@ -63,7 +63,7 @@ CONSOLES = {
 
 @pytest.mark.parametrize("name", CONSOLES)
 def test_run_with_an_unusable_console_gives_the_same_results(folder, expected, monkeypatch, name):
-    """Both streams are unusable; their encoding is ASCII, and the name of the run is not."""
+    """Both streams are unusable; their encoding is ASCII, which the run's name is not."""
     finish = streams.Output.finish
     monkeypatch.setattr(streams.Output, "finish", lambda self, seconds: finish(self, 0.0))
     config = changed_config(folder, steps=STEPS, run_dir=str(folder / f"ä {name}"))
@@ -110,7 +110,7 @@ class Misbehaving(LongerText):
         ("warn", 2, "DeprecationWarning: this is old; PYTHONWARNINGS, "),
     ],
 )
-def test_step_is_saved_whatever_user_code_raises(folder, do, status, last_line):
+def test_step_is_saved_before_an_exception_of_user_code_ends_the_run(folder, do, status, last_line):
     config = changed_config(folder, steps=4, judge={"name": "test_endings:Misbehaving", "at": 12, "do": do})
     config.evaluation.every_steps = 2
     ended, _, err = run_name(folder, do, config)

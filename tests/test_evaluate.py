@@ -26,7 +26,7 @@ REFERENCE, POLICY, LATER = "reference", "policy", "later"  # the fake's sampling
 
 
 def batches(*sizes):
-    """Batches of B prompts, the first `sizes[i]` of batch i real; prompts are numbered through, from 1."""
+    """Return batches of B prompts; the first `sizes[i]` of batch i are valid, and prompts are numbered from 1."""
     out, number = [], 1
     for size in sizes:
         names = [number + i if i < size else None for i in range(B)]
@@ -47,7 +47,7 @@ def batches(*sizes):
 
 
 class Programs:
-    """Stands in for the compiled programs: responses of known lengths, log-probabilities of known values.
+    """Stand-in for the compiled programs: responses of known lengths, log-probabilities of known values.
 
     lengths: (weights, candidate, prompt number) -> tokens; 0 gives a response of T that is not finished.
     ratio: nats per token by which weights other than the reference's prefer a token.
@@ -65,7 +65,7 @@ class Programs:
             for row, valid in zip(prompts.tokens, prompts.valid, strict=True)
         ]
         lengths = np.array([n or T for n in wanted], np.int32)
-        # one and the same letter everywhere: texts differ in length alone
+        # the same letter everywhere: texts differ in length alone
         tokens = np.where(np.arange(T) < lengths[:, None], 7, 0).astype(np.int32)
         return Samples(tokens, lengths, np.array([n > 0 for n in wanted]))
 
@@ -79,9 +79,9 @@ class Programs:
         prompts, drawn, lengths = packed
         tokens = prompts.tokens
         assert drawn.shape[:2] == lengths.shape == (POLICY_SAMPLES, B)
-        unreal = np.where(tokens[:, 0] == 0, 1e6, 0.0)  # absurd, so that counting one shows
+        padding_nats = np.where(tokens[:, 0] == 0, 1e6, 0.0)  # absurd, so that counting one shows
         nats = -2.0 if weights == REFERENCE else -2.0 + self._ratio
-        return nats * lengths + (unreal if weights != REFERENCE else 0.0)
+        return nats * lengths + (padding_nats if weights != REFERENCE else 0.0)
 
 
 def decode(samples):
@@ -112,8 +112,8 @@ def evaluator(
     )
 
 
-def told(side):
-    """What is averaged over answers, without the shares of different words."""
+def averages(side):
+    """Return the averages over answers, without the shares of distinct words."""
     return {name: value for name, value in side.items() if not name.startswith("distinct")}
 
 
@@ -146,7 +146,7 @@ def wilson_ends(rate, tosses):
 
 
 def test_win_rates_average_within_a_prompt_first():
-    """Policy's two against the reference's two, by length; prompt 3 has one win in four."""
+    """Two policy samples meet two reference samples, and length decides; prompt 3 has one win in four."""
     table = {  # prompt: (policy's, reference's)
         1: ((3, 3), (2, 2)),  # 4 of 4
         2: ((2, 3), (3, 2)),  # tie, loss, win, tie: 2 of 4
@@ -154,31 +154,31 @@ def test_win_rates_average_within_a_prompt_first():
     }
     lengths = lambda weights, candidate, n: table[n][weights == REFERENCE][candidate % 2]
     prompts = batches(3)
-    found = run(evaluator(Programs(lengths), prompts))
+    evaluation = run(evaluator(Programs(lengths), prompts))
     shares = np.array([1.0, 0.5, 0.375])
-    assert found.win_rate == pytest.approx(shares.mean())
+    assert evaluation.win_rate == pytest.approx(shares.mean())
     tosses = (
         3 * shares.mean() * (1 - shares.mean()) / shares.var(ddof=1)
     )  # of three prompts, not twelve comparisons
-    assert [found.low, found.high] == pytest.approx(wilson_ends(shares.mean(), tosses), rel=1e-4)
-    assert [row["win_share"] for row in found.samples] == list(shares)
-    assert [row["prompt"] for row in found.samples] == ["prompt 1", "prompt 2", "prompt 3"]
-    assert [row["policy"] for row in found.samples] == ["xxx", "xx", "x"]  # the first of each side
-    assert [row["reference"] for row in found.samples] == ["xx", "xxx", "xxx"]
+    assert [evaluation.low, evaluation.high] == pytest.approx(wilson_ends(shares.mean(), tosses), rel=1e-4)
+    assert [row["win_share"] for row in evaluation.samples] == list(shares)
+    assert [row["prompt"] for row in evaluation.samples] == ["prompt 1", "prompt 2", "prompt 3"]
+    assert [row["policy"] for row in evaluation.samples] == ["xxx", "xx", "x"]  # the first of each side
+    assert [row["reference"] for row in evaluation.samples] == ["xx", "xxx", "xxx"]
 
 
 def test_a_rate_near_one_has_an_interval_within_0_and_1():
     """Three prompts of four are won in all comparisons, one in three of four."""
     lengths = lambda weights, candidate, n: 3 if weights == REFERENCE else 4 - (n == 1 and candidate == 0)
-    found = run(evaluator(Programs(lengths), batches(4)))
-    assert found.win_rate == 0.9375
+    evaluation = run(evaluator(Programs(lengths), batches(4)))
+    assert evaluation.win_rate == 0.9375
     tosses = 4 * 0.9375 * 0.0625 / 0.125**2
-    assert [found.low, found.high] == pytest.approx(wilson_ends(0.9375, tosses), rel=1e-4)
-    assert 0.6 < found.low < 0.9375 < found.high < 1.0
+    assert [evaluation.low, evaluation.high] == pytest.approx(wilson_ends(0.9375, tosses), rel=1e-4)
+    assert 0.6 < evaluation.low < 0.9375 < evaluation.high < 1.0
 
 
 def test_comparisons_without_verdict_leave_the_prompt_to_the_others():
-    """The judge has no verdict where the policy's text has two letters."""
+    """The judge has no verdict where the policy's text has two characters."""
 
     def judge(comparisons: list[Comparison]):
         return [None if {len(c.a), len(c.b)} & {2} else "tie" for c in comparisons]
@@ -186,10 +186,10 @@ def test_comparisons_without_verdict_leave_the_prompt_to_the_others():
     table = {1: (2, 3), 2: (2, 2), 3: (1, 3)}
     lengths = lambda weights, candidate, n: 5 if weights == REFERENCE else table[n][candidate]
     prompts = batches(3)
-    found = run(evaluator(Programs(lengths), prompts, judge))
-    assert found.win_rate == 0.5
-    assert math.isnan(found.samples[1]["win_share"])
-    assert [found.low, found.high] == pytest.approx(
+    evaluation = run(evaluator(Programs(lengths), prompts, judge))
+    assert evaluation.win_rate == 0.5
+    assert math.isnan(evaluation.samples[1]["win_share"])
+    assert [evaluation.low, evaluation.high] == pytest.approx(
         wilson_ends(0.5, 2), rel=1e-4
     )  # two prompts with a verdict
     nothing = run(evaluator(Programs(lengths), prompts, silent()))
@@ -197,44 +197,44 @@ def test_comparisons_without_verdict_leave_the_prompt_to_the_others():
 
 
 def test_a_narrow_win_is_a_win():
-    """The judge is hardly sure, but always of the longer text: the policy's."""
+    """The judge is hardly certain, but always prefers the longer text: the policy's."""
 
     def judge(comparisons):
         return [0.5 + 0.01 * np.sign(len(c.a) - len(c.b)) for c in comparisons]
 
-    found = run(
+    evaluation = run(
         evaluator(Programs(lambda weights, candidate, n: 2 + (weights != REFERENCE)), batches(4), judge)
     )
-    assert found.win_rate == found.high == 1.0
+    assert evaluation.win_rate == evaluation.high == 1.0
     # four prompts may all be won by a policy that wins half of the time
-    assert found.low == pytest.approx(binomtest(4, 4).proportion_ci(0.95, "wilson").low, rel=1e-4)
+    assert evaluation.low == pytest.approx(binomtest(4, 4).proportion_ci(0.95, "wilson").low, rel=1e-4)
 
 
 def test_a_judge_blind_to_content_gives_half():
-    """It names the first text shown; the order is drawn anew for every comparison."""
+    """It always prefers the first text shown; the order is drawn independently for every comparison."""
     lengths = lambda weights, candidate, n: 3 if weights == REFERENCE else 4
     prompts = batches(*[B] * 50)
-    found = run(evaluator(Programs(lengths), prompts, Always(answer="A"), reference_samples=4))
-    assert found.queries == 50 * B * 2 * 4
-    assert abs(found.win_rate - 0.5) < 4 * 0.5 / math.sqrt(found.queries)
-    shares = {row["win_share"] for row in found.samples}
+    evaluation = run(evaluator(Programs(lengths), prompts, Always(answer="A"), reference_samples=4))
+    assert evaluation.queries == 50 * B * 2 * 4
+    assert abs(evaluation.win_rate - 0.5) < 4 * 0.5 / math.sqrt(evaluation.queries)
+    shares = {row["win_share"] for row in evaluation.samples}
     assert len(shares) > 4  # a coin per comparison: one per prompt would give 0 and 1 only
 
 
 def test_identical_responses_tie_unasked():
-    found = run(evaluator(Programs(lambda weights, candidate, n: 3), batches(4), Broken(at=0)))
-    assert (found.win_rate, found.queries) == (0.5, 0)
-    assert found.outcomes == {"pairs": 4 * 2 * 2, "identical": 4 * 2 * 2}
+    evaluation = run(evaluator(Programs(lambda weights, candidate, n: 3), batches(4), Broken(at=0)))
+    assert (evaluation.win_rate, evaluation.queries) == (0.5, 0)
+    assert evaluation.outcomes == {"pairs": 4 * 2 * 2, "identical": 4 * 2 * 2}
 
 
 @pytest.mark.parametrize(("unfinished_loses", "rate"), [(True, 0.0), (False, 1.0)])
 def test_unfinished_responses_lose_where_the_config_says_so(unfinished_loses, rate):
-    """The policy's is the longer one, and was cut off."""
+    """The policy's response is the longer one, but it was cut off."""
     lengths = lambda weights, candidate, n: 3 if weights == REFERENCE else 0
-    found = run(evaluator(Programs(lengths), batches(4), unfinished_loses=unfinished_loses))
-    assert found.win_rate == rate
-    assert found.policy["unfinished"] == 1.0 and found.reference["unfinished"] == 0.0
-    assert found.queries == (0 if unfinished_loses else 16)
+    evaluation = run(evaluator(Programs(lengths), batches(4), unfinished_loses=unfinished_loses))
+    assert evaluation.win_rate == rate
+    assert evaluation.policy["unfinished"] == 1.0 and evaluation.reference["unfinished"] == 0.0
+    assert evaluation.queries == (0 if unfinished_loses else 16)
 
 
 # ---- KL and lengths -----------------------------------------------------------------------------
@@ -244,11 +244,11 @@ def test_kl_per_sequence_and_per_token():
     lengths = lambda weights, candidate, n: 2 if weights == REFERENCE else (n if candidate else 1)
     programs = Programs(lengths, ratio=0.25)
     prompts = batches(3)  # policy's lengths (1, 1), (1, 2), (1, 3)
-    found = run(evaluator(programs, prompts))
-    assert found.kl == pytest.approx(0.25 * (1 + 1.5 + 2) / 3)
-    assert found.kl_per_token == pytest.approx(0.25)
-    assert found.policy["tokens"] == pytest.approx((1 + 1.5 + 2) / 3)
-    assert found.reference["tokens"] == 2.0
+    evaluation = run(evaluator(programs, prompts))
+    assert evaluation.kl == pytest.approx(0.25 * (1 + 1.5 + 2) / 3)
+    assert evaluation.kl_per_token == pytest.approx(0.25)
+    assert evaluation.policy["tokens"] == pytest.approx((1 + 1.5 + 2) / 3)
+    assert evaluation.reference["tokens"] == 2.0
 
 
 class MarkovPrograms(Programs):
@@ -281,7 +281,7 @@ V, END = 5, 4
 
 
 def test_kl_and_entropy_are_those_of_the_closed_form():
-    """Two Markov chains over four words and an end, from a known start; expectations by summing over states."""
+    """Two Markov chains over four words and an end start in a known state; expectations are sums over states."""
     rng, temperature, start, prompts = np.random.default_rng(0), 0.8, 2, 2000
     tables = [rng.normal(size=(V, V)) for _ in range(2)]
     p, q = (np.exp(t / temperature) / np.exp(t / temperature).sum(-1, keepdims=True) for t in tables)
@@ -309,25 +309,25 @@ def test_kl_and_entropy_are_those_of_the_closed_form():
         decode=lambda samples: ["x"] * prompts,
         reference_samples=1,
     )
-    found = of(policy, 0, lambda items: items)
-    assert found.intervals["kl"] < 0.05 * kl
-    assert found.kl == pytest.approx(kl, abs=1.5 * found.intervals["kl"])  # three standard errors
-    assert found.policy["tokens"] == pytest.approx(tokens, rel=0.02)
-    assert found.kl_per_token == pytest.approx(kl / tokens, rel=0.05)
-    assert found.entropy == pytest.approx(entropy / tokens, rel=0.02)
+    evaluation = of(policy, 0, lambda items: items)
+    assert evaluation.intervals["kl"] < 0.05 * kl
+    assert evaluation.kl == pytest.approx(kl, abs=1.5 * evaluation.intervals["kl"])  # three standard errors
+    assert evaluation.policy["tokens"] == pytest.approx(tokens, rel=0.02)
+    assert evaluation.kl_per_token == pytest.approx(kl / tokens, rel=0.05)
+    assert evaluation.entropy == pytest.approx(entropy / tokens, rel=0.02)
     itself = of(reference, 0, lambda items: items)
     assert (itself.kl, itself.kl_per_token) == (0.0, 0.0)
 
 
-def test_part_batches_unreal_rows_never_count():
-    """Five prompts in two batches of four: three rows only fill up, and their scores are absurd."""
+def test_padding_rows_of_partial_batches_never_count():
+    """Five prompts make two batches of four: three rows are padding, and their scores are absurd."""
     lengths = lambda weights, candidate, n: 2 if weights == REFERENCE else 3
     prompts = batches(4, 1)
     programs = Programs(lengths, ratio=0.5)
-    found = run(evaluator(programs, prompts))
-    assert len(found.samples) == 5 and found.queries == 5 * 4
-    assert found.win_rate == 1.0 and found.kl == pytest.approx(1.5)
-    assert told(found.policy) == {"tokens": 3.0, "unfinished": 0.0, "letters": 3.0, "valid": 0.0}
+    evaluation = run(evaluator(programs, prompts))
+    assert len(evaluation.samples) == 5 and evaluation.queries == 5 * 4
+    assert evaluation.win_rate == 1.0 and evaluation.kl == pytest.approx(1.5)
+    assert averages(evaluation.policy) == {"tokens": 3.0, "unfinished": 0.0, "letters": 3.0, "valid": 0.0}
     Recording.calls.clear()
     run(evaluator(programs, prompts, Recording()))
     assert [len(call) for call in Recording.calls] == [4, 4, 4, 4, 1, 1, 1, 1]
@@ -354,7 +354,7 @@ def test_reference_samples_are_drawn_once():
 
 
 def test_no_key_is_used_twice():
-    """Two prompts with one key would draw alike, and the interval would be too narrow."""
+    """Two prompts with the same key would have the same samples, and the interval would be too narrow."""
     programs = Programs(lambda weights, candidate, n: 2 + (weights != REFERENCE))
     evaluate = evaluator(programs, batches(4, 4, 2), reference_samples=3)
     run(evaluate)
@@ -375,31 +375,35 @@ def test_the_same_evaluation_again_gives_the_same():
 
 def test_parts_of_a_judge_are_averaged_over_all_samples_of_a_side():
     lengths = lambda weights, candidate, n: 3 + candidate
-    found = run(evaluator(Programs(lengths), batches(4)))
-    assert told(found.policy) == {"tokens": 3.5, "unfinished": 0.0, "letters": 3.5, "valid": 0.5}
-    assert told(found.reference) == {"tokens": 5.5, "unfinished": 0.0, "letters": 5.5, "valid": 1.0}
-    assert found.intervals["letters"] == 0.0
+    evaluation = run(evaluator(Programs(lengths), batches(4)))
+    assert averages(evaluation.policy) == {"tokens": 3.5, "unfinished": 0.0, "letters": 3.5, "valid": 0.5}
+    assert averages(evaluation.reference) == {"tokens": 5.5, "unfinished": 0.0, "letters": 5.5, "valid": 1.0}
+    assert evaluation.intervals["letters"] == 0.0
 
 
 def test_intervals_of_parts_are_over_prompts():
-    found = run(evaluator(Programs(lambda weights, candidate, n: n), batches(4)))
+    evaluation = run(evaluator(Programs(lambda weights, candidate, n: n), batches(4)))
     half = 1.959964 * np.std([1, 2, 3, 4], ddof=1) / 2
-    assert found.intervals["letters"] == pytest.approx(half, rel=1e-4)
-    assert found.policy["valid"] == 0.25
+    assert evaluation.intervals["letters"] == pytest.approx(half, rel=1e-4)
+    assert evaluation.policy["valid"] == 0.25
 
 
 def test_a_judge_without_parts_still_gets_lengths():
-    found = run(evaluator(Programs(lambda weights, candidate, n: 2), batches(3), Always(answer="tie")))
-    assert told(found.policy) == told(found.reference) == {"tokens": 2.0, "unfinished": 0.0}
+    evaluation = run(evaluator(Programs(lambda weights, candidate, n: 2), batches(3), Always(answer="tie")))
+    assert averages(evaluation.policy) == averages(evaluation.reference) == {"tokens": 2.0, "unfinished": 0.0}
 
 
 def test_metrics_are_named_and_numbers():
-    found = run(evaluator(Programs(lambda weights, candidate, n: 3 + candidate, ratio=0.5), batches(4)))
-    said = found.metrics()
-    assert said["eval/win_rate"] == found.win_rate == 0.0
-    assert said["eval/policy/letters"] == 3.5 and said["eval/reference/letters"] == 5.5
-    assert said["eval/kl"] == 0.5 * 3.5 and said["eval/kl_per_token"] == 0.5 and said["eval/queries"] == 16.0
-    assert all(isinstance(value, float) for value in said.values())
+    evaluation = run(evaluator(Programs(lambda weights, candidate, n: 3 + candidate, ratio=0.5), batches(4)))
+    metrics = evaluation.metrics()
+    assert metrics["eval/win_rate"] == evaluation.win_rate == 0.0
+    assert metrics["eval/policy/letters"] == 3.5 and metrics["eval/reference/letters"] == 5.5
+    assert (
+        metrics["eval/kl"] == 0.5 * 3.5
+        and metrics["eval/kl_per_token"] == 0.5
+        and metrics["eval/queries"] == 16.0
+    )
+    assert all(isinstance(value, float) for value in metrics.values())
 
 
 # ---- at equal lengths, a file of answers, early ends ------------------------------------------------
@@ -409,30 +413,30 @@ def test_at_equal_lengths_a_judge_of_length_sees_no_difference():
     """The longer answer wins, and the policy's is mostly longer: 500 prompts with lengths of 1 to 8."""
     draws = np.random.default_rng(0).integers(1, 7, (501, 6))
     lengths = lambda weights, candidate, n: int(draws[n, candidate]) + (weights != REFERENCE)
-    found = run(evaluator(Programs(lengths), batches(*[B] * 125), reference_samples=4))
-    assert found.low > 0.6
-    assert found.controlled.mean == pytest.approx(0.5, abs=0.01)
-    assert found.metrics()["eval/win_rate_controlled"] == found.controlled.mean
+    evaluation = run(evaluator(Programs(lengths), batches(*[B] * 125), reference_samples=4))
+    assert evaluation.low > 0.6
+    assert evaluation.controlled.mean == pytest.approx(0.5, abs=0.01)
+    assert evaluation.metrics()["eval/win_rate_controlled"] == evaluation.controlled.mean
 
 
 def test_a_file_of_answers_is_another_opponent():
-    """Texts of three letters: identical ones tie unasked, the rest is the judge's business."""
+    """Texts of three characters: identical ones tie without the judge, which decides on the rest."""
     lengths = lambda weights, candidate, n: 1 if weights == REFERENCE else (3 if candidate else 2 * n)
-    prompts = batches(2)  # the policy's: (2, 3) and (4, 3) letters
-    found = run(evaluator(Programs(lengths), prompts, answers=[["xxx", "xxx", "", ""]]))
-    assert found.win_rate == 1.0
-    assert found.against_answers.mean == pytest.approx(((0 + 0.5) + (1 + 0.5)) / 4)
-    assert found.queries == 2 * 2 * 2 + 2
-    assert found.metrics()["eval/win_rate_answers_low"] == found.against_answers.low
+    prompts = batches(2)  # the policy's: (2, 3) and (4, 3) characters
+    evaluation = run(evaluator(Programs(lengths), prompts, answers=[["xxx", "xxx", "", ""]]))
+    assert evaluation.win_rate == 1.0
+    assert evaluation.against_answers.mean == pytest.approx(((0 + 0.5) + (1 + 0.5)) / 4)
+    assert evaluation.queries == 2 * 2 * 2 + 2
+    assert evaluation.metrics()["eval/win_rate_answers_low"] == evaluation.against_answers.low
     without = run(evaluator(Programs(lengths), prompts))
     assert without.against_answers is None and "eval/win_rate_answers" not in without.metrics()
 
 
-def test_samples_tell_what_the_judge_said_of_the_two_answers_shown():
+def test_samples_have_the_verdict_on_the_two_answers_shown():
     lengths = lambda weights, candidate, n: (2 if weights == REFERENCE else 3) + candidate % 2
-    found = run(evaluator(Programs(lengths), batches(4, 4)))
-    assert {row["shown"] for row in found.samples} == {"A", "B"}
-    for row in found.samples:
+    evaluation = run(evaluator(Programs(lengths), batches(4, 4)))
+    assert {row["shown"] for row in evaluation.samples} == {"A", "B"}
+    for row in evaluation.samples:
         assert (row["p_policy"], row["reason"]) == (1.0, "length")
         assert row["scores"] == {"policy": 3, "reference": 2}
     unasked = run(evaluator(Programs(lambda *_: 3), batches(2)))
@@ -466,9 +470,9 @@ def test_evaluation_page_documents_every_field_and_metric():
     page = (Path(__file__).parents[1] / "docs" / "evaluation.md").read_text(encoding="utf-8")
     for field in dataclasses.fields(settings.Evaluation):
         assert f'"{field.name}": ' in page
-    found = run(evaluator(Programs(lambda *_: 2), batches(2), answers=[["x"] * B]))
-    names = {name for name in found.metrics() if not re.search("_(low|high)$", name)}
+    evaluation = run(evaluator(Programs(lambda *_: 2), batches(2), answers=[["x"] * B]))
+    names = {name for name in evaluation.metrics() if not re.search("_(low|high)$", name)}
     shown = {re.sub("/(policy|reference)/", "/*/", name) for name in names}
-    parts = {"eval/*/letters", "eval/*/valid"}  # of this judge, for which the page has NAME
+    parts = {"eval/*/letters", "eval/*/valid"}  # the parts of this judge, for which the page has NAME
     assert parts <= shown and "`eval/*/NAME`" in page
     assert {name for name in shown if f"`{name}`" not in page} == parts

@@ -47,7 +47,7 @@ def test_run_directory_holds_no_secret_of_the_environment(runs):
     assert [path for path in files if SENTINEL.encode() in path.read_bytes()] == []
 
 
-# Each fault strikes in the first step that the run makes after the fault before it, or in its own.
+# Each fault strikes in the first step after the previous fault, or in a step of its own.
 CHAIN = [
     ("kill -9 while compiling", {}),
     ("judge raises", {"step": 1}),
@@ -167,7 +167,7 @@ def test_plan_without_a_step_is_refused(step):
 
 
 class Unharmed(Runs):
-    """Runs whose commands end well at once and change nothing: whatever a case does, no fault is struck."""
+    """Runs whose commands succeed at once and change nothing: no case can inject its fault."""
 
     @contextlib.contextmanager
     def started(self, *args, **options):
@@ -196,7 +196,7 @@ def unharmed(runs, tmp_path_factory):
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_case_whose_fault_is_not_struck_fails_and_says_so(unharmed, monkeypatch, name):
-    """Neither the planned faults nor what the case itself does to files and folders has any effect."""
+    """Neither the planned faults nor what the case itself does to files and folders takes effect."""
     monkeypatch.setattr(os, "truncate", lambda *_: None)
     for change in ("write_bytes", "write_text", "unlink", "mkdir", "chmod"):
         monkeypatch.setattr(Path, change, lambda *_, **__: None)

@@ -1,4 +1,4 @@
-"""The embedded German world: hand-written German, the way there and back, and what the corpus promises."""
+"""The embedded German world: hand-written German, parsing and generating, and what the corpus guarantees."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from xpo_jax.embedded.german.meaning import Meaning, is_coherent
 from xpo_jax.embedded.german.parser import _candidates, _matches, _words, difference, parse, same_meaning
 from xpo_jax.embedded.german.verbs import VERBS
 
-# Written by hand, not by the grammar: every sentence of a group says the same.
+# Written by hand, not by the grammar: all sentences of a group have the same meaning.
 RIGHT = [
     [
         "Die Chefin lehnte das Angebot gestern höflich ab.",
@@ -418,16 +418,16 @@ def test_all_sentences_of_small_meanings_differ_and_are_counted() -> None:
     for meaning in random_meanings(3, 60):
         if count(meaning) > 400:
             continue
-        sentences = [""]
-        found: list[str] = []
+        sentences: list[str] = []
         for variant in (variant for group in variants(meaning) for voice in group for variant in voice):
             for pattern in variant.patterns:
-                sentences = [""]
+                prefixes = [""]
                 for letter in pattern:
-                    sentences = [start + phrase for start in sentences for phrase in variant.phrases[letter]]
-                found += sentences
-        assert len(found) == count(meaning)
-        assert len(set(found)) == len(found), [s for s, times in Counter(found).items() if times > 1][:3]
+                    prefixes = [start + phrase for start in prefixes for phrase in variant.phrases[letter]]
+                sentences += prefixes
+        assert len(sentences) == count(meaning)
+        repeated = [s for s, times in Counter(sentences).items() if times > 1]
+        assert len(set(sentences)) == len(sentences), repeated[:3]
         checked += 1
     assert checked > 15
 
@@ -485,8 +485,8 @@ def test_corpus_holds_out_meanings() -> None:
     assert (len(train), len(held_out)) == (400, 100)
     sentences = [row["input"] for row in train + held_out]
     assert len(set(sentences)) == 500
-    kept = [is_held_out(meaning) for meaning in map(parse, sentences) if meaning is not None]
-    assert kept == [False] * 400 + [True] * 100
+    held_out_flags = [is_held_out(meaning) for meaning in map(parse, sentences) if meaning is not None]
+    assert held_out_flags == [False] * 400 + [True] * 100
     assert prompts(7, 400, 100) == (train, held_out)
     assert prompts(8, 400, 100) != (train, held_out)
     share = sum(map(is_held_out, random_meanings(8, 4000))) / 4000
@@ -509,12 +509,12 @@ def test_a_meaning_is_hashable_and_json() -> None:
 
 
 def test_the_same_in_every_process() -> None:
-    """Hash seeds must not show: the same sentences and the same held-out meanings everywhere."""
+    """Hash seeds must have no effect: the sentences and the held-out meanings are the same everywhere."""
     program = (
         "from xpo_jax.embedded.german.corpus import prompts; import hashlib;"
         "print(hashlib.sha256(repr(prompts(3, 60, 20)).encode()).hexdigest())"
     )
-    found = {
+    digests = {
         subprocess.run(
             [sys.executable, "-c", program],
             env={**os.environ, "PYTHONHASHSEED": seed},
@@ -524,4 +524,4 @@ def test_the_same_in_every_process() -> None:
         ).stdout
         for seed in ("0", "1")
     }
-    assert len(found) == 1
+    assert len(digests) == 1

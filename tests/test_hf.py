@@ -1,4 +1,4 @@
-"""Hugging Face folders: what is read equals what was written, and every damaged folder is told apart."""
+"""Hugging Face folders: what is read equals what was written, and every kind of damage has its own error."""
 
 import functools
 import json
@@ -28,7 +28,7 @@ K_PROJ = "model.layers.1.self_attn.k_proj.weight"
 
 @pytest.fixture
 def copy(tmp_path):
-    """A function that copies a golden model to where it may be damaged."""
+    """Return a function that copies a golden model to a folder where a test may damage it."""
     return lambda name: shutil.copytree(GOLDEN / name, tmp_path / name)
 
 
@@ -47,15 +47,15 @@ def random_params(config, seed=0):
     )
 
 
-def assert_same_bits(ours, theirs):
-    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+def assert_same_bits(ours, expected):
+    assert jax.tree.structure(ours) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
         assert a.dtype == b.dtype == np.float32
         np.testing.assert_array_equal(np.asarray(a).view(np.uint32), np.asarray(b).view(np.uint32))
 
 
-def fails(told, call, *args, **kwargs):
-    with pytest.raises(ValueError, match=re.escape(told)) as raised:
+def fails(message, call, *args, **kwargs):
+    with pytest.raises(ValueError, match=re.escape(message)) as raised:
         call(*args, **kwargs)
     assert "\n" not in str(raised.value)
     return str(raised.value)
@@ -70,7 +70,7 @@ def test_params_are_the_files_tensors_as_float32(name):
     params, stored = model_folder.load_params(GOLDEN / name, config), tensors(GOLDEN / name)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == sum(array.size for array in stored.values())
-    same = lambda ours, theirs: np.testing.assert_array_equal(ours, stored[theirs].astype(np.float32))
+    same = lambda ours, tensor: np.testing.assert_array_equal(ours, stored[tensor].astype(np.float32))
     same(params["embed_tokens"]["embedding"], EMBEDDING)
     same(params["layers"]["self_attn"]["k_proj"]["kernel"][1].T, K_PROJ)
     same(params["layers"]["self_attn"]["q_proj"]["kernel"][0].T, "model.layers.0.self_attn.q_proj.weight")
@@ -81,7 +81,7 @@ def test_params_are_the_files_tensors_as_float32(name):
     assert ("lm_head" in params) is (HEAD in stored)
 
 
-def test_sharded_loading_gives_the_shardings_asked_for():
+def test_sharded_loading_gives_the_requested_shardings():
     name = "qwen2_untied_head_dim_f16"
     config = model_folder.read_config(GOLDEN / name)
     mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
@@ -109,14 +109,14 @@ def test_sharded_loading_reads_each_byte_once(monkeypatch):
     monkeypatch.setattr(weights, "read_slice", counted)
     params = model_folder.load_params(GOLDEN / "qwen2_tied", config, shardings=where)
     assert sum(read) == sum(leaf.size for leaf in jax.tree.leaves(params))
-    assert max(read) < config.vocab_size * config.hidden_size  # and never a whole embedding
+    assert max(read) < config.vocab_size * config.hidden_size  # never a complete embedding
 
 
 @pytest.mark.parametrize(
     ("name", "dtype"), [*((name, jnp.bfloat16) for name in MODELS), ("qwen2_tied_one_kv_bf16", jnp.float32)]
 )
 def test_sampling_weights_are_the_params_unstacked_and_rounded_once(name, dtype):
-    """From files in float32, float16 and bfloat16, in one piece and in shards over a mesh."""
+    """The files are in float32, float16 and bfloat16; the arrays are on one device and in shards over a mesh."""
     config = model_folder.read_config(GOLDEN / name)
     want = jax.tree.map(lambda p: p.astype(dtype), unstack(model_folder.load_params(GOLDEN / name, config)))
     ours = model_folder.load_weights(GOLDEN / name, config, dtype=dtype)
@@ -124,15 +124,15 @@ def test_sampling_weights_are_the_params_unstacked_and_rounded_once(name, dtype)
     where = sharding.shardings(mesh, want, FAMILY.sharding)
     sharded = model_folder.load_weights(GOLDEN / name, config, dtype=dtype, shardings=where)
     assert jax.tree.map(lambda p: p.sharding, sharded) == where
-    for each in (ours, sharded):
-        assert {leaf.dtype for leaf in jax.tree.leaves(each)} == {jnp.dtype(dtype)}
-        exact = jax.tree.map(lambda p: p.astype(jnp.float32), each)
+    for loaded in (ours, sharded):
+        assert {leaf.dtype for leaf in jax.tree.leaves(loaded)} == {jnp.dtype(dtype)}
+        exact = jax.tree.map(lambda p: p.astype(jnp.float32), loaded)
         assert_same_bits(exact, jax.tree.map(lambda p: p.astype(jnp.float32), want))
 
 
 @pytest.mark.parametrize("block", [4, 1000])
 def test_files_are_read_in_blocks(monkeypatch, block):
-    """Rows that do not divide into blocks, transposed and not; a block is at least one row."""
+    """The rows do not divide into blocks, transposed or not; a block is at least one row."""
     name = "qwen2_untied_sharded"
     config = model_folder.read_config(GOLDEN / name)
     whole, read, original = model_folder.load_params(GOLDEN / name, config), [], weights.read_slice
@@ -160,7 +160,7 @@ def test_saved_params_are_loaded_bit_for_bit(name, tmp_path):
     model_folder.save(tmp_path / "new" / "export", params, config, GOLDEN / name)
     assert model_folder.read_config(tmp_path / "new" / "export") == config
     assert_same_bits(model_folder.load_params(tmp_path / "new" / "export", config), params)
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["export"]  # nothing left beside it
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["export"]  # nothing is left beside it
 
 
 def test_large_models_are_written_in_shards_with_an_index(tmp_path):
@@ -183,21 +183,21 @@ def test_params_on_a_mesh_come_to_the_host_one_array_at_a_time(tmp_path, monkeyp
         sharding.make_mesh(data=2, fsdp=2, tensor=2), model_folder.param_shapes(config), FAMILY.sharding
     )
     params = model_folder.load_params(GOLDEN / name, config, shardings=where)
-    kept = lambda: [leaf.shape for leaf in jax.tree.leaves(params) if leaf._npy_value is not None]
-    came, original = [], jax.device_get
+    on_host = lambda: [leaf.shape for leaf in jax.tree.leaves(params) if leaf._npy_value is not None]
+    fetched, original = [], jax.device_get
 
     def counted(tree):
-        came.append([leaf.shape for leaf in jax.tree.leaves(tree)])
+        fetched.append([leaf.shape for leaf in jax.tree.leaves(tree)])
         return original(tree)
 
     with monkeypatch.context() as patch:
         patch.setattr(jax, "device_get", counted)
         model_folder.save(tmp_path / "export", params, config, GOLDEN / name, max_shard_bytes=10_000)
-    assert sorted(shape for (shape,) in came) == sorted(leaf.shape for leaf in jax.tree.leaves(params))
-    assert kept() == []  # jax keeps what came to the host for as long as the array lives
+    assert sorted(shape for (shape,) in fetched) == sorted(leaf.shape for leaf in jax.tree.leaves(params))
+    assert on_host() == []  # jax keeps what was fetched for as long as the array lives
     assert len(list(tmp_path.glob("export/*.safetensors"))) > 8
     jax.device_get(params["embed_tokens"])
-    assert kept() == [(config.vocab_size, config.hidden_size)]  # so the check above would have seen it
+    assert on_host() == [(config.vocab_size, config.hidden_size)]  # so the check above would have seen it
     assert_same_bits(model_folder.load_params(tmp_path / "export", config), params)
 
 
@@ -230,7 +230,10 @@ NEW = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}, "dtype": 
         # what is there stays, and only what is missing is added
         (OLD | {"rope_parameters": None}, NEW),
         (OLD | {"rope_parameters": {"rope_type": "default"}}, NEW),
-        ({"rope_theta": 1000000}, {"rope_parameters": NEW["rope_parameters"]}),  # states no dtype, nor do we
+        (
+            {"rope_theta": 1000000},
+            {"rope_parameters": NEW["rope_parameters"]},
+        ),  # the source states no dtype, so the export states none
         (NEW | {"dtype": "bfloat16"}, OLD | {"dtype": "float32"}),  # as written
     ],
 )
@@ -372,13 +375,13 @@ def test_config_errors_name_the_file_or_folder(copy, tmp_path):
     )
     edit_json(folder / "config.json", model_type="mistral")
     fails(f"{folder}: config.json: model_type is 'mistral'", model_folder.read_config, folder)
-    for text, told in (
+    for text, message in (
         (b"{", "is not valid JSON"),
         (b'{"a": "\xff"}', "is not valid JSON"),
         (b"[]", "holds a list"),
     ):
         (folder / "config.json").write_bytes(text)
-        fails(f"{folder / 'config.json'} {told}", model_folder.read_config, folder)
+        fails(f"{folder / 'config.json'} {message}", model_folder.read_config, folder)
 
 
 def test_all_tensors_that_do_not_fit_are_in_one_error(copy):
@@ -409,7 +412,7 @@ def test_a_long_list_of_tensors_is_cut(copy):
     assert "and 20 more; 26 unexpected: embed_tokens.weight" in text and len(text) < 900
 
 
-def test_damaged_weight_files_are_told_apart(copy):
+def test_damaged_weight_files_have_distinct_errors(copy):
     folder = copy("qwen2_untied_sharded")
     config, index = model_folder.read_config(folder), folder / "model.safetensors.index.json"
     load = functools.partial(model_folder.load_params, folder, config)
@@ -454,7 +457,7 @@ def test_a_tied_models_stray_head_must_be_the_embedding(copy):
 
 @pytest.fixture(scope="module")
 def tokenizer_folder(tmp_path_factory):
-    """A Qwen-shaped byte-level tokenizer without merges: 256 bytes and three special tokens."""
+    """Write a byte-level tokenizer in Qwen's format without merges: 256 bytes and three special tokens."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     folder = tmp_path_factory.mktemp("tokenizer")
@@ -526,7 +529,7 @@ def test_code_in_a_folder_is_never_run(folder):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_weights_that_are_not_finite_are_refused(copy, dtype, bad):
-    """In one element of one tensor; the largest finite number is read."""
+    """One element of one tensor is enough; the largest finite number is accepted."""
     folder = copy(MODELS[0])
     path = folder / "model.safetensors"
     cast = {name: array.astype(np.dtype(dtype)) for name, array in tensors(folder).items()}
@@ -561,10 +564,10 @@ def test_transformers_reads_our_export(name, dtype, tmp_path):
     assert not any(report.values()), report
     as_stated = AutoModelForCausalLM.from_pretrained(tmp_path / "export", dtype="auto")
     assert as_stated.dtype == getattr(torch, dtype)  # so config.json states what was written
-    theirs = as_stated.to(torch.float32).eval()
+    hf_model = as_stated.to(torch.float32).eval()
     ids = np.random.default_rng(1).integers(config.vocab_size, size=(2, 11))
     with torch.no_grad():
-        want = theirs(input_ids=torch.tensor(ids)).logits.numpy()
+        want = hf_model(input_ids=torch.tensor(ids)).logits.numpy()
 
     params = model_folder.load_params(tmp_path / "export", config)
     model = nnx.merge(

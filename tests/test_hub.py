@@ -1,4 +1,4 @@
-"""Models by name, fetched from a hub on this machine: what is fetched, what is recorded, what is said."""
+"""Models by name, fetched from a hub on this machine: what is fetched, recorded and printed."""
 
 import hashlib
 import json
@@ -39,7 +39,7 @@ DANGEROUS = (
 
 @pytest.fixture(scope="module")
 def offered(tmp_path_factory):
-    """What the hub has: a model, texts that belong to it, and what must not be fetched."""
+    """Return the files on the hub: a model, texts that belong to it, and files that must not be fetched."""
     folder = write_model(tmp_path_factory.mktemp("offered"))
     for name in (*TEXTS, *DANGEROUS):
         (folder / name).parent.mkdir(exist_ok=True)
@@ -52,7 +52,7 @@ def offered(tmp_path_factory):
 
 @pytest.fixture
 def server(offered, tmp_path, monkeypatch):
-    """The hub, and huggingface_hub told of it as its environment variables do before it is imported."""
+    """Yield a fake hub; huggingface_hub is patched as its environment variables would configure it at import."""
     with Hub(NAME, offered).running() as server:
         monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
         monkeypatch.setattr(
@@ -70,46 +70,46 @@ def server(offered, tmp_path, monkeypatch):
 def refused(given):
     with pytest.raises(ValueError) as raised:
         hub.find(given)
-    told = str(raised.value)
-    assert told.startswith(f"{given}: ") and "\n" not in told and len(told) < 450
-    assert TOKEN not in told and "127.0.0.1" not in told
-    return told.removeprefix(f"{given}: ")
+    message = str(raised.value)
+    assert message.startswith(f"{given}: ") and "\n" not in message and len(message) < 450
+    assert TOKEN not in message and "127.0.0.1" not in message
+    return message.removeprefix(f"{given}: ")
 
 
 def digests(folder):
-    """SHA-256 of the files that make up the model."""
+    """Return the SHA-256 of the files that make up the model."""
     return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in MODEL | TEXTS}
 
 
 def test_only_what_a_model_is_made_of_is_fetched(server, offered, capsys):
-    found = hub.find(NAME)
+    model = hub.find(NAME)
     assert server.fetched() == MODEL | TEXTS
-    assert digests(found.folder) == digests(offered)
-    assert {file.name for file in found.folder.iterdir()} == MODEL | TEXTS
-    assert model_folder.read_config(found.folder) == SPEAKING
-    assert len(model_folder.load_tokenizer(found.folder, SPEAKING)) == 259
+    assert digests(model.folder) == digests(offered)
+    assert {file.name for file in model.folder.iterdir()} == MODEL | TEXTS
+    assert model_folder.read_config(model.folder) == SPEAKING
+    assert len(model_folder.load_tokenizer(model.folder, SPEAKING)) == 259
     assert "fetching what the local cache lacks ..." in capsys.readouterr().err
 
 
 def test_a_revision_is_resolved_to_its_commit(server):
-    found = hub.find(NAME)
-    assert (found.commit, found.name) == (MAIN, NAME)
-    assert found.described == f"{NAME} (commit {MAIN})"
+    model = hub.find(NAME)
+    assert (model.commit, model.name) == (MAIN, NAME)
+    assert model.described == f"{NAME} (commit {MAIN})"
     tagged = hub.find(f"{NAME}@v1")
     assert (tagged.commit, tagged.name, tagged.folder.name) == (TAGGED, NAME, TAGGED)
     assert hub.find(f"{NAME}@{TAGGED}") == (f"{NAME}@{TAGGED}", *tagged[1:])
-    assert {path.split("/")[4] for _, path, _ in server.asked if "/resolve/" in path} == {
+    assert {path.split("/")[4] for _, path, _ in server.requests if "/resolve/" in path} == {
         MAIN,
         TAGGED,
     }  # never "main"
-    server.revisions["main"] = "c" * 40  # moves on
+    server.revisions["main"] = "c" * 40  # the branch moves
     assert hub.find(NAME).commit == "c" * 40
 
 
 def test_the_token_goes_to_the_hub_and_nowhere_else(server, tmp_path, capsys):
-    found = hub.find(NAME)
-    assert {token for _, path, token in server.asked if NAME in path} == {f"Bearer {TOKEN}"}
-    assert TOKEN not in repr(found) and TOKEN not in "".join(capsys.readouterr())
+    model = hub.find(NAME)
+    assert {token for _, path, token in server.requests if NAME in path} == {f"Bearer {TOKEN}"}
+    assert TOKEN not in repr(model) and TOKEN not in "".join(capsys.readouterr())
     assert not [
         file for file in tmp_path.rglob("*") if file.is_file() and TOKEN.encode() in file.read_bytes()
     ]
@@ -124,14 +124,14 @@ def test_a_folder_comes_first(server, offered, tmp_path):
     for given in ("nowhere", "./a/b", "a/b/c", "a/b@", "a b/c", "/a/b"):
         with pytest.raises(ValueError, match="is not a folder; give a Hugging Face model folder, a hub name"):
             hub.find(given)
-    assert server.asked == []
+    assert server.requests == []
 
 
-def test_without_network_a_model_that_is_there_whole_is_used_and_that_is_said(server, monkeypatch, capsys):
+def test_find_without_network_uses_a_complete_cached_model_and_notes_it(server, monkeypatch, capsys):
     online = hub.find(NAME)
     tagged = hub.find(f"{NAME}@v1")
     capsys.readouterr()
-    asked = len(server.asked)
+    requests = len(server.requests)
     server.shutdown()
     server.server_close()
     offline = hub.find(NAME)
@@ -140,7 +140,7 @@ def test_without_network_a_model_that_is_there_whole_is_used_and_that_is_said(se
     assert hub.find(f"{NAME}@{TAGGED}").folder == tagged.folder
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert hub.find(f"{NAME}@v1").note.endswith("the hub was not reached (HF_HUB_OFFLINE is set)")
-    assert len(server.asked) == asked and capsys.readouterr().err == ""
+    assert len(server.requests) == requests and capsys.readouterr().err == ""
 
     (online.folder / "model.safetensors").unlink()  # as after a download that was cut off
     assert refused(NAME).startswith(
@@ -166,7 +166,7 @@ def test_what_the_hub_does_not_give(server, monkeypatch):
 
 
 def test_a_download_that_stops(server, monkeypatch):
-    """The first attempt ends in the middle, with the disk full; the next goes on."""
+    """The first attempt ends in the middle, with the disk full; the next one completes the download."""
     import huggingface_hub.file_download as inner
 
     original = inner._download_to_tmp_and_move
@@ -187,7 +187,7 @@ def test_a_download_that_stops(server, monkeypatch):
 
 
 def environment(server, folder):
-    """Of a process that knows the hub by its environment alone."""
+    """Return the environment of a process that finds the hub by it alone."""
     rest = {
         name: value for name, value in os.environ.items() if name not in ("HF_HUB_OFFLINE", "HF_HUB_CACHE")
     }
@@ -196,7 +196,7 @@ def environment(server, folder):
 
 
 def test_two_processes_fetch_the_same_model_at_once(server, offered, tmp_path):
-    server.together = threading.Barrier(2)
+    server.barrier = threading.Barrier(2)
     code = f"from xpo_jax.models.hf import hub; print(hub.find({NAME!r}).folder)"
     command = [sys.executable, "-c", code]
     both = [

@@ -1,4 +1,4 @@
-"""What a run read: whatever the config names by path or import is compared when the run resumes."""
+"""A run's inputs: everything that the config names by path or import is compared when the run resumes."""
 
 import importlib
 import itertools
@@ -55,7 +55,7 @@ def test_of_files_depends_on_names_and_not_on_order(tmp_path):
 
 
 def test_of_files_of_one_name_in_any_order_have_one_fingerprint(tmp_path):
-    """A judge's package has an __init__.py in each folder, and a set of paths has another order in every process."""
+    """A judge's package has an __init__.py in each folder, and a set of paths has another order in each process."""
     paths = [tmp_path / folder / "__init__.py" for folder in "abc"]
     for number, path in enumerate(paths):
         path.parent.mkdir()
@@ -74,7 +74,7 @@ def inputs_of(tmp_path, monkeypatch):
     """Return a function that loads the config again and returns its inputs' fingerprints and evaluation identity."""
     (tmp_path / "my_judge.py").write_text(JUDGE)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "my_judge", raising=False)  # of another test
+    monkeypatch.delitem(sys.modules, "my_judge", raising=False)  # imported by another test
 
     def read(**changes):
         config = changed_config(tmp_path, judge__name="my_judge:longer", **changes)
@@ -124,7 +124,7 @@ def test_inputs_a_change_of_the_content_is_seen_where_the_config_names_it(inputs
     assert inputs_of(**fields) == (before, identity)
     CHANGES[name](tmp_path)
     after, other = inputs_of(**fields)
-    assert {each for each in before if before[each] != after[each]} == {name}
+    assert {field for field in before if before[field] != after[field]} == {name}
     assert (other == identity) == (name == "data.train")  # which decides whether cached evaluations are used
 
 
@@ -139,7 +139,7 @@ NAMED = {
 
 @pytest.mark.parametrize("changed", NAMED)
 def test_inputs_what_a_judge_or_loss_of_ones_own_names_is_seen(tmp_path, monkeypatch, changed):
-    """Read in a process of its own each time, as a run is: the modules are imported again."""
+    """They are read in a new process each time, as in a run, so that the modules are imported again."""
     (tmp_path / "my_judge.py").write_text(
         f"import beside\n\n{JUDGE}\n\nclass Listed:\n    def __init__(self, *, path, function):\n        pass\n"
         "    def __call__(self, comparisons):\n        return ['tie' for _ in comparisons]\n"
@@ -185,7 +185,7 @@ def test_inputs_of_a_function_that_scores_are_seen(inputs_of, tmp_path):
 
 
 def test_inputs_words_that_are_names_of_folders_are_none(tmp_path, monkeypatch):
-    """An empty text is the current folder for pathlib, and "paraphrase" may be that of a run."""
+    """For pathlib an empty text is the current folder, and "paraphrase" may be the folder of a run."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "paraphrase").mkdir()
     for folder in (tmp_path, tmp_path / "paraphrase"):
@@ -209,7 +209,7 @@ def test_inputs_what_is_beside_an_installed_package_is_left_out(tmp_path, monkey
 
 
 def test_inputs_of_a_judge_that_reads_a_file_or_asks_a_server(tmp_path, monkeypatch):
-    """What `models` names need not be a model on disk."""
+    """A name in `models` need not be a model on disk."""
     (tmp_path / "words.txt").write_text("Hund\n")
 
     class Reads:
@@ -260,7 +260,7 @@ def test_run_with_another_content_is_refused_or_accepted(tmp_path, finished):
         assert run.changes == ()
 
 
-def test_run_with_other_answers_of_an_evaluation_goes_on(tmp_path):
+def test_run_with_other_answers_of_an_evaluation_continues(tmp_path):
     with RunDir.open(tmp_path, CONFIG, BEFORE) as run:
         (tmp_path / "metrics.jsonl").touch()
         fixed = run.fixed

@@ -33,13 +33,13 @@ BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 @pytest.fixture(scope="module")
 def example(tmp_path_factory):
-    """my_judges.py, of the first block and the factory, where it can be imported."""
+    """Write my_judges.py, with the first block and the factory, to a folder from which it can be imported."""
     folder = tmp_path_factory.mktemp("example")
     longer = next(block for block in BLOCKS if "class Longer" in block)
     (folder / "my_judges.py").write_text(BLOCKS[0] + "\n\n" + longer)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))
-        patch.delitem(sys.modules, "my_judges", raising=False)  # another test's, of the same name
+        patch.delitem(sys.modules, "my_judges", raising=False)  # another test's module of the same name
         yield folder
     sys.modules.pop("my_judges", None)
 
@@ -107,8 +107,12 @@ def test_docs_example_runs_in_training(example, tmp_path, one_device):
 
 def test_docs_factory_example_is_built_from_a_config_group(example):
     judge = make_judge({"name": "my_judges:Longer", "margin": 2}, "judge")
-    asked = [Comparison((), {}, "xxx", "x"), Comparison((), {}, "x", "xxx"), Comparison((), {}, "xx", "x")]
-    assert judge(asked) == ["A", "B", "tie"]
+    comparisons = [
+        Comparison((), {}, "xxx", "x"),
+        Comparison((), {}, "x", "xxx"),
+        Comparison((), {}, "xx", "x"),
+    ]
+    assert judge(comparisons) == ["A", "B", "tie"]
     with pytest.raises(ValueError, match=r"^judge\.margin is missing: an integer"):
         make_judge({"name": "my_judges:Longer"}, "judge")
     with pytest.raises(ValueError, match=r"^judge\.margin: no such field"):
@@ -181,8 +185,8 @@ def test_judge_tool_counts_match_values_by_hand(example, capsys, tmp_path, monke
     monkeypatch.setenv("COLUMNS", "200")  # on a narrow console the reasons are wrapped
     status, out, _ = tried(capsys, tmp_path, ROWS[:3])
     assert status == 0
-    found = json.loads(out.splitlines()[-1])
-    assert {k: v for k, v in found.items() if "second" not in k} == {
+    summary = json.loads(out.splitlines()[-1])
+    assert {k: v for k, v in summary.items() if "second" not in k} == {
         "comparisons": 3,
         "a": 1,
         "b": 1,
@@ -196,12 +200,12 @@ def test_judge_tool_counts_match_values_by_hand(example, capsys, tmp_path, monke
     }
     assert "'Hund' 1 and 0 times" in out
     status, out, _ = tried(capsys, tmp_path, ROWS, "--once", "--rows=1")
-    found = json.loads(out.splitlines()[-1])
-    assert (status, found["failed"], found["queries"], found["position_flip_rate"]) == (0, 4, 4, None)
+    summary = json.loads(out.splitlines()[-1])
+    assert (status, summary["failed"], summary["queries"], summary["position_flip_rate"]) == (0, 4, 4, None)
     assert "IndexError" in out
     status, out, _ = tried(capsys, tmp_path, ROWS, judge={"name": "fakes:Always", "answer": "A"})
-    found = json.loads(out.splitlines()[-1])
-    assert (found["ties"], found["position_flip_rate"]) == (4, 1.0) and "flipped" in out
+    summary = json.loads(out.splitlines()[-1])
+    assert (summary["ties"], summary["position_flip_rate"]) == (4, 1.0) and "flipped" in out
 
 
 def test_judge_tool_runs_a_model_on_the_devices(capsys, tmp_path):

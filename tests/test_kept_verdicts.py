@@ -1,4 +1,4 @@
-"""Every verdict that was paid for is kept, whatever the number of processes of each start and wherever it is killed."""
+"""Every verdict that was paid for is kept, for any number of processes in each start and a kill at any point."""
 
 import tempfile
 from pathlib import Path
@@ -91,10 +91,10 @@ class Run:
             self.paid += [(step, int(i)) for i in np.flatnonzero(local) if i not in known]
             log.append([record(step, int(i)) for i in np.flatnonzero(local)])
 
-    def kept(self):
+    def recorded(self):
         """Return step and position of every verdict on disk."""
         files = [*self.path.glob("pairs*.jsonl"), *self.path.glob(JOURNAL)]
-        return {(each["step"], each["position"]) for file in files for each in read_pairs(file)}
+        return {(pair["step"], pair["position"]) for file in files for pair in read_pairs(file)}
 
 
 @settings(deadline=None, max_examples=60)
@@ -104,11 +104,11 @@ def test_verdicts_of_any_sequence_of_process_counts_are_kept_and_paid_once(start
         run = Run(Path(folder))
         for start in [*starts, Start(processes, STEPS, 2, 0)]:
             run.start(*start)
-            assert set(run.paid) <= run.kept()
+            assert set(run.paid) <= run.recorded()
         assert sorted(run.paid) == [(step, i) for step in range(STEPS) for i in range(B)]  # each of them once
         logged = [
-            (each["step"], each["position"])
+            (pair["step"], pair["position"])
             for file in Path(folder).glob("pairs*.jsonl")
-            for each in read_pairs(file)
+            for pair in read_pairs(file)
         ]
         assert sorted(logged) == sorted(run.paid)

@@ -1,4 +1,4 @@
-"""Attention by a library's kernel against the einsum: its wrapper by way of XLA, and what is lowered for CUDA.
+"""Attention by a library's kernel against the einsum: its wrapper computed by XLA, and what is lowered for CUDA.
 
 Nothing here needs a GPU, and so nothing here runs cuDNN itself: that is tested where `jax.nn` is.
 """
@@ -30,19 +30,19 @@ def arrays(*shapes, dtype, seed=0):
 
 
 def prompts(B, C, T, N, K, H, dtype):
-    """(q, k, v), mask: as `Qwen2.prefill` attends."""
+    """Return (q, k, v) and the mask of `Qwen2.prefill`."""
     return arrays((B, C, T, N, H), (B, C, K, T, H), (B, C, K, T, H), dtype=dtype), None
 
 
 def rows(B, C, T, N, K, H, dtype):
-    """(q, k, v), mask: as `Qwen2.packed` attends: some queries see nothing but themselves."""
+    """Return (q, k, v) and the mask of `Qwen2.packed`, in which some queries see only themselves."""
     part = jnp.asarray(np.random.default_rng(1).integers(3, size=(B, T)))
     mask = (part[:, :, None] == part[:, None]) & jnp.tril(jnp.ones((T, T), bool))
     return prompts(B, C, T, N, K, H, dtype)[0], mask[:, None]
 
 
 def with_gradients(function, given, mask):
-    """What comes out, and the gradients of some weighted sum of it, in float64."""
+    """Return the output and the gradients of a weighted sum of it, in float64."""
 
     def weighted(q, k, v):
         out = function(q, Causal(k, v, mask))
@@ -57,21 +57,21 @@ def with_gradients(function, given, mask):
 @pytest.mark.parametrize("shape", [(3, 1, 7, 4, 2, 8), (2, 2, 8, 3, 3, 16), (1, 1, 1, 4, 1, 8)])
 def test_equals_the_einsum(of, shape):
     given, mask = of(*shape, jnp.float32)
-    for found, wanted in zip(
+    for ours, wanted in zip(
         with_gradients(by_xla, given, mask), with_gradients(attention, given, mask), strict=True
     ):
-        np.testing.assert_allclose(found, wanted, rtol=2e-5, atol=2e-5)
+        np.testing.assert_allclose(ours, wanted, rtol=2e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("of", [prompts, rows])
 def test_rounds_bfloat16_no_worse_than_the_einsum(of):
-    """Both against the einsum of the same numbers in float32."""
+    """Both are compared with the einsum of the same numbers in float32."""
     given, mask = of(3, 1, 7, 4, 2, 8, jnp.bfloat16)
     exact = with_gradients(attention, [x.astype(jnp.float32) for x in given], mask)
-    for found, usual, wanted in zip(
+    for ours, usual, wanted in zip(
         with_gradients(by_xla, given, mask), with_gradients(attention, given, mask), exact, strict=True
     ):
-        error, allowed = (np.sqrt(np.mean((x - wanted) ** 2)) for x in (found, usual))
+        error, allowed = (np.sqrt(np.mean((x - wanted) ** 2)) for x in (ours, usual))
         assert error <= 1.5 * allowed
 
 
@@ -79,7 +79,7 @@ def test_rounds_bfloat16_no_worse_than_the_einsum(of):
 
 
 def model(kernel, *, stacked=True):
-    """(graphdef, shapes of the parameters)."""
+    """Return (graphdef, shapes of the parameters)."""
     kernels = attention_kernels.choose(kernel, "cpu")
     return nnx.split(
         nnx.eval_shape(
@@ -93,7 +93,7 @@ def tokens(*shape):
 
 
 def loss(graphdef, params):
-    """A number that depends on every hidden state of a pass over prompts and of one over packed rows."""
+    """Return a number that depends on every hidden state of a pass over prompts and of one over packed rows."""
     model = nnx.merge(graphdef, params)
     hidden, _ = model.prefill(tokens(4, 9))
     packed = model.packed(tokens(4, 11), *PACKED)
@@ -104,9 +104,11 @@ def loss(graphdef, params):
 
 @pytest.mark.parametrize("sizes", [pytest.param(None, marks=pytest.mark.slow), (2, 2, 2)])
 def test_the_model_learns_the_same(monkeypatch, sizes):
-    """Off a mesh, and with rows over four devices and heads over two."""
+    """This holds without a mesh, and with rows over four devices and heads over two."""
     calls = []
-    monkeypatch.setattr(attention_kernels, "cudnn", lambda q, own: (calls.append(q.shape), by_xla(q, own))[1])
+    monkeypatch.setattr(
+        attention_kernels, "cudnn", lambda q, keys: (calls.append(q.shape), by_xla(q, keys))[1]
+    )
     params = random_params(0, TINY)
 
     def learned(kernel):
@@ -116,16 +118,18 @@ def test_the_model_learns_the_same(monkeypatch, sizes):
         with jax.set_mesh(make_mesh(**dict(zip(("data", "fsdp", "tensor"), sizes, strict=True)))):
             return step(params)
 
-    found, wanted = learned("cudnn"), learned(attention_kernels.EINSUM)
+    ours, wanted = learned("cudnn"), learned(attention_kernels.EINSUM)
     # what one device computes: of 4 rows and 4 heads all, or 1 and 2
     R, N = (4, 4) if sizes is None else (1, 2)
     assert set(calls) == {(R, 1, 9, N, 4), (R, 1, 11, N, 4)}
-    for mine, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
-        np.testing.assert_allclose(mine, theirs, rtol=2e-4, atol=2e-4 * float(jnp.abs(theirs).max()))
+    for leaf, wanted_leaf in zip(jax.tree.leaves(ours), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(
+            leaf, wanted_leaf, rtol=2e-4, atol=2e-4 * float(jnp.abs(wanted_leaf).max())
+        )
 
 
 def test_decoding_is_the_einsums():
-    """It could not be traced here if it were cuDNN's, which is not on this machine."""
+    """Decoding with cuDNN could not be traced here, because this machine does not have it."""
     graphdef, shapes = model("cudnn", stacked=False)
     bare, lengths = model(attention_kernels.EINSUM, stacked=False)[0], jnp.asarray([6, 3])
 
@@ -149,7 +153,7 @@ def lowered_for_cuda(function, given, mask):
 
 
 def most_elements(text):
-    """Of the largest array in a lowered program."""
+    """Return the number of elements of the largest array in a lowered program."""
     shapes = re.findall(r"tensor<((?:\d+x)+)\w+>", text)
     return max(int(np.prod([int(n) for n in shape.split("x") if n])) for shape in shapes)
 
@@ -162,7 +166,7 @@ def as_if_cudnn_were_here(monkeypatch):
 
 @pytest.mark.parametrize("of", [prompts, rows])
 def test_lowered_for_cuda_it_is_cudnn_and_holds_no_scores(as_if_cudnn_were_here, of):
-    """Forward and backward, at an odd length, from a machine without a GPU."""
+    """Both passes are lowered, at an odd length, on a machine without a GPU."""
     B, T, N, H = 2, 131, 16, 8
     given, mask = of(B, 1, T, N, 2, H, jnp.bfloat16)
     text = lowered_for_cuda(attention_kernels.cudnn, given, mask)
@@ -171,7 +175,7 @@ def test_lowered_for_cuda_it_is_cudnn_and_holds_no_scores(as_if_cudnn_were_here,
     assert called == [f"__cudnn$fmha{bias}Softmax", f"__cudnn$fmha{bias}SoftmaxBackward"]
     assert re.findall(r"mask_type\\22: \\22(\w+)", text) == ["CAUSAL", "CAUSAL"]
     assert most_elements(text) == max(B * 136 * N * H, 0 if mask is None else B * 136 * 136)
-    # the einsum of packed rows goes by four blocks of queries
+    # the einsum of packed rows has four blocks of queries
     scores = B * N * T * T if mask is None else B * N * (T - T * 3 // 4) * T
     assert most_elements(lowered_for_cuda(attention, given, mask)) == scores > 3 * most_elements(text)
 
@@ -187,7 +191,7 @@ def test_on_a_mesh_each_device_calls_cudnn_for_its_own_rows_and_heads(as_if_cudn
     )
 
 
-# ---- where it may be asked for ----------------------------------------------------------------------
+# ---- where it is allowed ----------------------------------------------------------------------------
 
 
 def test_refused_where_the_backend_is_no_nvidia_gpu(tmp_path):

@@ -1,4 +1,4 @@
-"""The LLM judge: transformers' probabilities, whatever the mesh, the bucket and the neighbours; and a whole run."""
+"""The LLM judge: transformers' probabilities on any mesh, in any bucket and beside any neighbours; a whole run."""
 
 import json
 import math
@@ -43,7 +43,7 @@ RULES = {
 
 
 def ready(mesh: tuple[int, int, int] = (2, 2, 2), **changes: Any) -> LLMJudge:
-    """As train.py does it; the judge reads its own weights."""
+    """Return the judge as train.py prepares it; it reads its own weights."""
     judge = attach_llm_judge(build_llm_judge(**changes), mesh)
     for _, compile_program in judge.declared_programs():
         compile_program()
@@ -56,12 +56,12 @@ def judge():
     return ready()
 
 
-def asked(case: dict[str, Any]) -> Comparison:
+def comparison_of(case: dict[str, Any]) -> Comparison:
     return Comparison((), {"input": case["input"]}, case["a"], case["b"])
 
 
 def comparisons() -> list[Comparison]:
-    """Eleven of many lengths, both buckets among them."""
+    """Return eleven comparisons of many lengths, in both buckets."""
     return [Comparison((), {"input": "x" * (1 + 13 * i % 90)}, "a" * (5 * i), f"b{i}") for i in range(11)]
 
 
@@ -74,7 +74,7 @@ def ps(verdicts: list[Any]) -> np.ndarray:
 
 @pytest.mark.parametrize("template", range(3))
 def test_llm_probabilities_equal_those_of_transformers(template):
-    """Templates of messages and of plain text, both label sets of each, on a mesh that splits all axes."""
+    """The templates are messages and plain text, each with both label sets; the mesh splits all axes."""
     templates = [case["template"] for case in CASES]
     kinds = [t for i, t in enumerate(templates) if t not in templates[:i]]
     for labels in (["A", "B"], ["1", "2"]):
@@ -82,7 +82,7 @@ def test_llm_probabilities_equal_those_of_transformers(template):
         if not cases:
             continue
         judge = ready(template=kinds[template], labels=tuple(labels))
-        for case, (p, reason, scores) in zip(cases, judge([asked(c) for c in cases]), strict=True):
+        for case, (p, reason, scores) in zip(cases, judge([comparison_of(c) for c in cases]), strict=True):
             mass = math.exp(case["logp_a"]) + math.exp(case["logp_b"])
             assert p == pytest.approx(case["p"], abs=1e-4)
             assert scores["a"]["logp"] == pytest.approx(case["logp_a"], abs=1e-4)
@@ -107,12 +107,12 @@ def test_llm_says_that_its_model_does_not_answer_the_question(judge):
 def test_llm_both_orders_are_averaged(judge):
     """Cases 0 and 1 of the golden file are each other's swap."""
     first, second = CASES[:2]
-    found = compare(judge, [asked(first), asked(second)], both_orders=True)
-    (there, flipped), (back, _) = found
-    assert there.p == pytest.approx((first["p"] + 1 - second["p"]) / 2, abs=1e-4)
-    assert back.p == pytest.approx(1 - there.p, abs=1e-5)
-    assert there.scores["a"]["logp"] == pytest.approx(first["logp_a"], abs=1e-4)
-    assert there.scores["exchanged"]["a"]["logp"] == pytest.approx(second["logp_b"], abs=1e-4)
+    verdicts = compare(judge, [comparison_of(first), comparison_of(second)], both_orders=True)
+    (forward, flipped), (swapped, _) = verdicts
+    assert forward.p == pytest.approx((first["p"] + 1 - second["p"]) / 2, abs=1e-4)
+    assert swapped.p == pytest.approx(1 - forward.p, abs=1e-5)
+    assert forward.scores["a"]["logp"] == pytest.approx(first["logp_a"], abs=1e-4)
+    assert forward.scores["exchanged"]["a"]["logp"] == pytest.approx(second["logp_b"], abs=1e-4)
     assert flipped == ((first["p"] > 0.5) == (second["p"] > 0.5))
 
 
@@ -127,7 +127,7 @@ def test_llm_verdict_does_not_depend_on_batch_bucket_or_mesh(judge):
 
 
 def test_llm_logits_are_computed_at_one_position(judge):
-    """No array of B x P x V, and the devices hand back two numbers per row."""
+    """There is no array of B x P x V, and the devices return two numbers per row."""
     choices = judge._scorer
     P, V = 128, model_folder.read_config(LLM_JUDGE_MODEL).vocab_size
     shapes = [jax.ShapeDtypeStruct(shape, np.int32) for shape in ((4, P), (4,))]
@@ -140,11 +140,11 @@ def test_llm_logits_are_computed_at_one_position(judge):
     assert lowered.out_info.shape == (4, 2)
 
 
-# ---- what it is asked -----------------------------------------------------------------------------
+# ---- its prompt -----------------------------------------------------------------------------------
 
 
 class Watched:
-    """A tokenizer that remembers the conversations it was given."""
+    """A tokenizer that records the conversations it gets."""
 
     def __init__(self):
         self._own = model_folder.load_tokenizer(LLM_JUDGE_MODEL, model_folder.read_config(LLM_JUDGE_MODEL))
@@ -162,7 +162,7 @@ class Watched:
 
 
 def shown(template: str, row: dict[str, Any], a: str, b: str, messages: Any = ()) -> list[str]:
-    """What a judge shows of a comparison in both orders, without any device."""
+    """Return what a judge shows of a comparison in both orders, without any device."""
     watched = Watched()
     judge = attach_llm_judge(
         build_llm_judge(path=None, template=({"role": "user", "content": template},)), tokenizer=watched
@@ -179,7 +179,7 @@ def test_llm_template_is_filled_once():
         {"role": "assistant", "content": "two"},
         {"role": "user", "content": "three {A}"},
     )
-    # once only: braces in what is filled in are no placeholders; the prompt goes before a column of that name
+    # once only: braces in filled-in text are no placeholders; the prompt takes precedence over a column of that name
     assert shown("{prompt}|{style}|{{A}}|{A}|{B}", {"style": "{B}", "prompt": "no"}, "{B}", "b", turns) == [
         "three {A}|{B}|{A}|{B}|b",
         "three {A}|{B}|{A}|b|{B}",
@@ -207,7 +207,7 @@ def test_llm_too_long_comparison_ends_the_run_or_has_no_verdict(judge):
     judge.check((), {"input": "x" * 150})
     lenient = ready(on_long="no_verdict")
     lenient.check((), {"input": "x" * 201})
-    first, second, third = lenient([asked(CASES[0]), too_long, asked(CASES[1])])
+    first, second, third = lenient([comparison_of(CASES[0]), too_long, comparison_of(CASES[1])])
     assert second == (None, "a comparison of 224 tokens; the last bucket holds 192", {})
     assert [first.p, third.p] == pytest.approx([CASES[0]["p"], CASES[1]["p"]], abs=1e-4)
 
@@ -215,7 +215,7 @@ def test_llm_too_long_comparison_ends_the_run_or_has_no_verdict(judge):
 def test_llm_probability_that_is_not_finite_is_no_verdict(judge):
     weights = judge._scorer.weights
     judge._scorer.weights = jax.tree.map(lambda w: w * np.nan, weights)
-    (verdict,) = judge([asked(CASES[0])])
+    (verdict,) = judge([comparison_of(CASES[0])])
     judge._scorer.weights = weights
     assert verdict == (None, "the judge's model gave probabilities that are not finite", {})
 
@@ -300,9 +300,9 @@ def test_check_missing_column_is_refused(judge):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A run of the command line with the policy's starting model as the judge, and with a reference of its own.
+    """Run the command line with the policy's starting model as the judge, and with another reference.
 
-    Per run its folder, its result, the judge's weights and the reference's.
+    Returns, per run, its folder, its result, the judge's weights and the reference's.
     """
     folder = tmp_path_factory.mktemp("runs")
     write_model(folder / "other", seed=9)
@@ -348,7 +348,7 @@ def test_run_compiles_only_the_declared_programs(runs):
 def test_run_shares_the_policys_starting_weights(runs):
     shared, apart = runs["shared"][2], runs["apart"][2]
     assert shared["judge"] is shared["reference"]
-    # with a reference of its own, the judge still is the policy's start
+    # with another reference, the judge still is the policy's starting model
     same = jax.tree.map(lambda a, b: bool((a == b).all()), apart["judge"], shared["judge"])
     other = jax.tree.map(lambda a, b: bool((a == b).all()), apart["reference"], shared["judge"])
     assert all(jax.tree.leaves(same)) and not any(jax.tree.leaves(other))
@@ -356,7 +356,7 @@ def test_run_shares_the_policys_starting_weights(runs):
 
 @pytest.mark.parametrize("name", ["shared", "apart"])
 def test_run_logs_the_verdicts_of_the_starting_model(runs, name):
-    """Asked again after the run, on one device's mesh, the starting model gives the same."""
+    """After the run, the starting model gives the same verdicts again on a mesh of one device."""
     folder, result, _ = runs[name]
     pairs = [pair for pair in read_pairs(folder / "pairs.jsonl") if pair["shown"] is not None]
     assert len(pairs) == result["judge_queries"]

@@ -31,7 +31,7 @@ def batch(seed=0, B=3, P=5, T=6, V=38):
 
 
 def test_matches_numpy_on_a_markov_chain():
-    """Sums up to and including the last counted token, temperature, masked vocabulary, entropy."""
+    """This covers sums up to and including the last counted token, temperature, masked vocabulary and entropy."""
     table = np.random.default_rng(3).normal(0, 2, (40, 40))
     prompt, prompt_lengths, tokens, lengths = batch()
     got = score(split(Markov(table)), prompt, prompt_lengths, tokens, lengths)
@@ -48,7 +48,7 @@ def test_matches_numpy_on_a_markov_chain():
 
 @pytest.mark.parametrize("layout", ["stacked", "unstacked"])
 def test_matches_the_full_forward_pass(layout):
-    """The shared prompt and the chunks give what each prompt + response alone gives."""
+    """With the shared prompt and in chunks, the result is that of each prompt + response alone."""
     stacked, params, unstacked, flat = tiny()
     prompt, prompt_lengths, tokens, lengths = batch()
     model = (stacked, params) if layout == "stacked" else (unstacked, flat)
@@ -65,7 +65,7 @@ def test_matches_the_full_forward_pass(layout):
 
 
 def test_the_gradient_is_that_of_a_plain_log_softmax():
-    """Of log-probabilities and entropies, with a temperature and words beyond the vocabulary, in several chunks."""
+    """It is taken of log-probabilities and entropies, with a temperature, masked tokens and several chunks."""
     stacked, params, _, _ = tiny()
     prompt, prompt_lengths, tokens, lengths = batch()
     rng = np.random.default_rng(4)
@@ -82,7 +82,7 @@ def test_the_gradient_is_that_of_a_plain_log_softmax():
         for s in range(2):
             for b in range(3):
                 n, m = prompt_lengths[b], lengths[s, b]
-                whole = np.zeros((1, 11), np.int32)  # of one width, so that it is compiled once
+                whole = np.zeros((1, 11), np.int32)  # of one length, so that it is compiled once
                 whole[0, : n + m] = np.concatenate([prompt[b, :n], tokens[s, b, :m]])
                 hidden = model.prefill(jnp.asarray(whole))[0][0, n - 1 : n + m - 1]
                 logp = jax.nn.log_softmax(model.unembed(hidden)[:, :38] / 0.7)
@@ -93,8 +93,8 @@ def test_the_gradient_is_that_of_a_plain_log_softmax():
     with jax.enable_x64(True):
         params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), params)
         got, expected = jax.jit(jax.grad(ours))(params), jax.jit(jax.grad(plain))(params)
-    for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
+    for leaf, expected_leaf in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(leaf, expected_leaf, rtol=1e-6, atol=1e-6)
     assert max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(expected)) > 0.1
 
 

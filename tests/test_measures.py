@@ -1,4 +1,4 @@
-"""Win rates, their intervals and variety: by hand, against scipy, and against worlds whose truth is known."""
+"""Win rates, their intervals and variety: by hand, against scipy, and in simulations whose truth is known."""
 
 import math
 from statistics import NormalDist
@@ -42,16 +42,17 @@ def test_a_share_is_of_what_was_judged():
 
 
 def coverage(gap, prompts, times=1000, spread=0.7):
-    """How often the interval of `win_rate` holds the truth, and one over comparisons as if they were independent.
+    """Return the truth, and how often two intervals hold it: that of `win_rate`, and one for independent comparisons.
 
-    Two samples that share their prompt's difficulty meet four others, the better one wins; by `gap` it is the first.
+    Two samples that share their prompt's difficulty meet four others, and are better than these by `gap` on average.
+    The better one wins.
     """
     rng = np.random.default_rng(0)
     truth = NormalDist().cdf(gap / math.sqrt(2 + spread**2))
     covered = naive = 0
     for _ in range(times):
-        mine = gap + rng.normal(0, spread, (prompts, 1)) + rng.normal(size=(prompts, 2))
-        wins = (mine[:, :, None] > rng.normal(size=(prompts, 1, 4))).astype(float)
+        first = gap + rng.normal(0, spread, (prompts, 1)) + rng.normal(size=(prompts, 2))
+        wins = (first[:, :, None] > rng.normal(size=(prompts, 1, 4))).astype(float)
         rate = win_rate(list(wins))
         assert rate.mean == pytest.approx(wins.mean())
         covered += rate.low <= truth <= rate.high
@@ -61,7 +62,7 @@ def coverage(gap, prompts, times=1000, spread=0.7):
 
 @pytest.mark.parametrize(("gap", "rate"), [(0.0, 0.5), (1.0, 0.737)])
 def test_the_interval_covers_the_truth_95_times_in_100(gap, rate):
-    """With 100 prompts; an interval over the 800 comparisons holds the truth only three times in four."""
+    """There are 100 prompts; an interval over the 800 comparisons holds the truth only three times in four."""
     truth, covered, naive = coverage(gap, 100)
     assert truth == pytest.approx(rate, abs=0.001)
     assert 0.93 < covered < 0.97 and naive < 0.8
@@ -70,13 +71,13 @@ def test_the_interval_covers_the_truth_95_times_in_100(gap, rate):
 @pytest.mark.parametrize(("gap", "rate"), [(2.5, 0.943), (4.0, 0.994)])
 @pytest.mark.parametrize("prompts", [10, 30, 300])
 def test_the_interval_of_a_rate_near_one_covers_the_truth(gap, rate, prompts):
-    """Where a normal interval has no width, because all or nearly all comparisons were won."""
+    """A normal interval has no width there, because all or nearly all comparisons were won."""
     truth, covered, _ = coverage(gap, prompts)
     assert truth == pytest.approx(rate, abs=0.001) and 0.92 < covered < 0.98
 
 
 def test_the_interval_of_nothing_but_wins_has_a_width():
-    """As scipy's, of as many tosses as prompts; two prompts decide nothing."""
+    """It is scipy's, of as many tosses as prompts; two prompts decide nothing."""
     for prompts in (2, 30):
         rate = win_rate([np.ones((2, 4))] * prompts)
         expected = binomtest(prompts, prompts).proportion_ci(0.95, "wilson")
@@ -89,13 +90,13 @@ def test_the_interval_of_nothing_but_wins_has_a_width():
 
 
 def planted(rng, theta, phi, longer, prompts=100, spread=0.0):
-    """Wins and differences in length, where the judge prefers length by phi and the answer itself by theta.
+    """Return wins and differences in length, where the judge prefers length by phi and the answer itself by theta.
 
     spread: of theta between prompts.
     """
     differences = 30 * rng.normal(longer, 1, (prompts, 2, 4))
-    own = theta + spread * rng.normal(size=(prompts, 1, 1))
-    chance = expit(own + phi * np.tanh(differences / 30))
+    preference = theta + spread * rng.normal(size=(prompts, 1, 1))
+    chance = expit(preference + phi * np.tanh(differences / 30))
     return list((rng.random(chance.shape) < chance).astype(float)), list(differences)
 
 
@@ -111,15 +112,15 @@ def planted(rng, theta, phi, longer, prompts=100, spread=0.0):
 def test_a_planted_effect_of_length_is_taken_out(theta, phi, longer, spread, raw):
     """The estimate is the planted rate, and its interval holds it 95 times in 100; the win rate shows `raw`."""
     rng = np.random.default_rng(1)
-    found, plain = [], []
+    rates, plain = [], []
     for _ in range(400):
         wins, differences = planted(rng, theta, phi, longer, spread=spread)
-        found.append(length_controlled(wins, differences))
+        rates.append(length_controlled(wins, differences))
         plain.append(win_rate(wins).mean)
     truth = float(np.mean(expit(theta + spread * rng.normal(size=10**6))))
     assert np.mean(plain) == pytest.approx(raw, abs=0.005)
-    assert np.mean([rate.mean for rate in found]) == pytest.approx(truth, abs=0.005)
-    assert 0.93 <= np.mean([rate.low <= truth <= rate.high for rate in found]) <= 0.97
+    assert np.mean([rate.mean for rate in rates]) == pytest.approx(truth, abs=0.005)
+    assert 0.93 <= np.mean([rate.low <= truth <= rate.high for rate in rates]) <= 0.97
 
 
 def test_the_fit_is_scipys():
@@ -155,13 +156,13 @@ def test_where_there_is_no_length_to_control():
     assert all(map(math.isnan, nothing))
 
 
-def test_where_length_tells_all_the_rate_at_equal_lengths_stays_finite():
-    """The longer answer always wins, and mostly the first is longer."""
+def test_length_controlled_stays_finite_where_length_decides_everything():
+    """The longer answer always wins, and the first is usually longer."""
     d = np.random.default_rng(4).normal(20, 20, (200, 8))
     wins = list((d > 0).astype(float))
-    found = length_controlled(wins, list(d))
+    rate = length_controlled(wins, list(d))
     assert win_rate(wins).low > 0.8
-    assert found.mean == pytest.approx(0.5, abs=0.1) and found.low < 0.5 < found.high
+    assert rate.mean == pytest.approx(0.5, abs=0.1) and rate.low < 0.5 < rate.high
 
 
 # ---- variety --------------------------------------------------------------------------------------

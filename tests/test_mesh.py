@@ -1,4 +1,4 @@
-"""What a mesh makes of the programs, read from the compiled text: what is gathered, given away and split."""
+"""What a mesh makes of the programs, read from the compiled text: what is gathered, donated and split."""
 
 import functools
 import re
@@ -62,14 +62,14 @@ def programs(sizes, config=SMALL, *, T=T, optimizer=ADAMW, dtype=jnp.float32, ch
 
 
 def compiled(programs, *names):
-    """The compiled programs of these names, of several widths the widest."""
+    """Return the compiled programs of these names; of several sequence lengths, the longest."""
     calls = {label.split()[0]: compile for label, compile in programs.declared_programs()}
     return {name: calls[name]() for name in names}
 
 
 @functools.cache
 def small():
-    """On (1, 4, 2): rows over four devices, heads and vocabulary over two."""
+    """Use the mesh (1, 4, 2): rows over four devices, heads and vocabulary over two."""
     here = programs((1, 4, 2))
     return here, compiled(here, "init", "sample", "score", "accumulate", "apply")
 
@@ -78,13 +78,13 @@ def small():
 
 
 def elements(text):
-    """Of each array that stands in a piece of compiled text, how many elements it has."""
+    """Return the number of elements of each array in a piece of compiled text."""
     shapes = re.findall(r"\b(?:pred|bf16|[sfuc]\d+)\[([\d,]*)\]", text)
     return [int(np.prod([int(n) for n in shape.split(",") if n], dtype=np.int64)) for shape in shapes]
 
 
 def gathered(text):
-    """Elements of all that a program gathers from several devices, in its loops and outside."""
+    """Return the elements of every array that a program gathers from several devices, inside its loops and outside."""
     results = re.findall(r"^\s*(?:ROOT )?%?[\w.\-]+ = (.*?) all-gather(?:-start)?\(", text, re.MULTILINE)
     return [size for result in results for size in elements(result)]
 
@@ -94,7 +94,7 @@ def gathered(text):
 
 @pytest.mark.parametrize("name", ["sample", "score", "accumulate"])
 def test_no_array_of_batch_times_tokens_times_vocabulary(name):
-    """Nor any as large as one device's share of it."""
+    """There is not even one as large as one device's shard of it."""
     assert max(elements(small()[1][name].as_text())) < B * T * V // 8
 
 
@@ -109,14 +109,14 @@ def test_nor_at_152k_words_512_tokens_and_a_batch_of_64():
 
 
 def test_such_an_array_would_be_found():
-    """As the logits of all tokens at once would be."""
+    """The logits of all tokens at once would be such an array."""
     hidden, table = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((B * T // 8, 16), (16, V)))
     text = jax.jit(lambda hidden, table: jnp.exp(hidden @ table)).lower(hidden, table).compile().as_text()
     assert max(elements(text)) == B * T * V // 8
 
 
 def smallest_matrix(programs):
-    """Elements of the smallest weight matrix that one device holds for sampling."""
+    """Return the number of elements of the smallest weight matrix that one device holds for sampling."""
     shapes = jax.tree.map(
         lambda w, s: s.shard_shape(w.shape), programs.model.weights, programs.model.weights_sharding
     )
@@ -125,14 +125,14 @@ def smallest_matrix(programs):
 
 
 def test_the_sampler_gathers_no_weights():
-    """Neither in the decode loop nor before it, where XLA would move what does not change there."""
+    """It gathers them neither in the decode loop nor before it, where XLA would move what does not change in it."""
     here, text = small()[0], small()[1]["sample"].as_text()
     assert gathered(text), "tensor > 1: the draw at least needs the other half of the vocabulary"
     assert max(gathered(text)) < smallest_matrix(here)
 
 
 def test_gathered_weights_would_be_found(monkeypatch):
-    """Sampling weights that are left split over fsdp."""
+    """Here the sampling weights are left split over fsdp."""
     rules = sharding.shardings
     monkeypatch.setattr(sharding, "shardings", lambda *args, leave_out=(): rules(*args))
     text = compiled(programs((1, 4, 2)), "sample")["sample"].as_text()
@@ -155,7 +155,7 @@ def test_caches_are_split_over_rows_and_heads_all_through_the_decode_loop():
 
 
 def test_rows_are_split_over_fsdp_in_the_update_too():
-    """XLA alone splits the features of activations as the weights' are, and every device has all rows."""
+    """XLA by itself splits the features of activations as those of the weights, and every device has all rows."""
     text = small()[1]["accumulate"].as_text()
     rows, slots, D = B // 2, sequence_lengths(P, T)[-1], SMALL.hidden_size
     assert re.search(rf"f32\[{rows // 4 * slots},{D}\]", text)
@@ -166,7 +166,7 @@ def test_rows_are_split_over_fsdp_in_the_update_too():
 
 
 def test_what_is_replaced_is_given_away():
-    """The new state takes the old one's memory, the sum of gradients that of the sum before."""
+    """The new state takes the memory of the old one, and the sum of gradients that of the previous sum."""
     here, programs = small()
     alias = {name: program.memory_analysis().alias_size_in_bytes for name, program in programs.items()}
     params = sharding.bytes_per_device(here.model.params, here.model.params_sharding)
@@ -204,28 +204,28 @@ def test_rows_and_columns_of_adafactor_are_split_as_their_axes_are():
             strict=True,
         )
     )
-    found = {
+    moments = {
         (name, path): (leaf.shape, get(here.state_sharding, name)[path].spec)
         for name in ("v_row", "v_col", "v")
         for path, leaf in get(here.state, name).items()
     }
     layer = "layers.mlp.up_proj.kernel"  # [L D F]
-    assert found["v_row", layer] == ((2, 128), PS(None, "fsdp"))
-    assert found["v_col", layer] == ((2, 192), PS(None, "tensor"))
-    assert found["v", layer] == ((1,), PS())
+    assert moments["v_row", layer] == ((2, 128), PS(None, "fsdp"))
+    assert moments["v_col", layer] == ((2, 192), PS(None, "tensor"))
+    assert moments["v", layer] == ((1,), PS())
     layer = (
         "layers.mlp.down_proj.kernel"  # [L F D]: the mean over the larger axis comes first, whichever it is
     )
-    assert found["v_row", layer] == ((2, 128), PS(None, "fsdp"))
-    assert found["v_col", layer] == ((2, 192), PS(None, "tensor"))
+    assert moments["v_row", layer] == ((2, 128), PS(None, "fsdp"))
+    assert moments["v_col", layer] == ((2, 192), PS(None, "tensor"))
     layer = "layers.self_attn.q_proj.kernel"  # [L D D]
-    assert found["v_row", layer] == ((2, 128), PS(None, "fsdp"))
-    assert found["v_col", layer] == ((2, 128), PS(None, "tensor"))
-    assert found["v_row", "embed_tokens.embedding"] == ((128,), PS("fsdp"))
-    assert found["v_col", "embed_tokens.embedding"] == ((256,), PS("tensor"))
-    assert found["v", "layers.self_attn.k_proj.bias"] == ((2, 64), PS(None, "tensor"))
-    assert found["v_row", "layers.self_attn.k_proj.bias"] == ((1,), PS())
-    assert found["v", "norm.scale"] == ((128,), PS(None))
+    assert moments["v_row", layer] == ((2, 128), PS(None, "fsdp"))
+    assert moments["v_col", layer] == ((2, 128), PS(None, "tensor"))
+    assert moments["v_row", "embed_tokens.embedding"] == ((128,), PS("fsdp"))
+    assert moments["v_col", "embed_tokens.embedding"] == ((256,), PS("tensor"))
+    assert moments["v", "layers.self_attn.k_proj.bias"] == ((2, 64), PS(None, "tensor"))
+    assert moments["v_row", "layers.self_attn.k_proj.bias"] == ((1,), PS())
+    assert moments["v", "norm.scale"] == ((128,), PS(None))
 
 
 def test_optimizer_state_that_is_like_no_parameter_is_an_error():
@@ -251,14 +251,14 @@ def test_an_adafactor_update_on_a_mesh_is_that_of_one_device():
 
     optimizer, rate = make_optimizer(**ADAFACTOR)
     alone, _ = jax.jit(make_apply(optimizer, rate))(init_state(params, optimizer), grads, np.float32(0))
-    for ours, theirs in zip(jax.tree.leaves(state), jax.tree.leaves(alone), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+    for leaf, expected_leaf in zip(jax.tree.leaves(state), jax.tree.leaves(alone), strict=True):
+        np.testing.assert_allclose(leaf, expected_leaf, rtol=1e-5, atol=1e-6)
     split = lambda array, sharding: array.sharding.is_equivalent_to(sharding, array.ndim)
     assert all(jax.tree.leaves(jax.tree.map(split, state, here.state_sharding)))
 
 
-def test_bfloat16_on_a_mesh_keeps_float32_masters_and_compiles_what_it_announced():
-    """Two whole steps: draw, score, learn, and the new weights."""
+def test_bfloat16_on_a_mesh_keeps_float32_masters_and_compiles_what_it_declared():
+    """Run two whole steps: draw, score, learn, and get the new weights."""
     here, counter = programs((2, 2, 2), dtype=jnp.bfloat16), CompilationCounter()
     declared_programs = here.declared_programs()
     for _, compile_program in declared_programs:
@@ -292,9 +292,9 @@ def test_bfloat16_on_a_mesh_keeps_float32_masters_and_compiles_what_it_announced
             *verdicts,
             prompts.valid,
         )
-        state, sums, told = here.update(state, pairs, packed, alpha=1e-3, beta=0.1)
+        state, sums, applied = here.update(state, pairs, packed, alpha=1e-3, beta=0.1)
     grads, _ = here.zeros(state.params)
-    assert told["finite"] and float(told["grad_norm"]) > 0 and logps.dtype == jnp.float32
+    assert applied["finite"] and float(applied["grad_norm"]) > 0 and logps.dtype == jnp.float32
     assert counter.count == len(declared_programs)
 
     dtypes = lambda tree: {x.dtype for x in jax.tree.leaves(tree)}
@@ -321,7 +321,7 @@ def test_bfloat16_on_a_mesh_keeps_float32_masters_and_compiles_what_it_announced
 
 
 @pytest.mark.parametrize(
-    ("config", "sizes", "told"),
+    ("config", "sizes", "message"),
     [
         (
             QWEN_7B,
@@ -347,13 +347,13 @@ def test_bfloat16_on_a_mesh_keeps_float32_masters_and_compiles_what_it_announced
         ),
     ],
 )
-def test_a_mesh_that_does_not_divide_the_model_is_told_which_would(config, sizes, told):
+def test_a_mesh_that_does_not_divide_the_model_is_refused_with_sizes_that_do(config, sizes, message):
     with pytest.raises(ValueError) as raised:
         programs(sizes, config)
-    assert told in str(raised.value) and "\n" not in str(raised.value)
+    assert message in str(raised.value) and "\n" not in str(raised.value)
 
 
-def test_batches_that_do_not_divide_are_told_what_would():
+def test_batches_that_do_not_divide_are_refused_with_sizes_that_do():
     mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
     sharding.check_rows(mesh, batch_size=64, micro=4)
     with pytest.raises(ValueError) as raised:
@@ -369,7 +369,7 @@ def test_batches_that_do_not_divide_are_told_what_would():
 
 @pytest.mark.slow
 def test_7b_compiles_from_shapes_alone():
-    """Sampler and update of Qwen2.5-7B; one device's arguments take the bytes that the shardings say."""
+    """Sampler and update of Qwen2.5-7B; one device's arguments take the bytes that follow from the shardings."""
     B, P, S = 8, 64, 2
     here = programs(
         (1, 4, 2),
@@ -379,7 +379,7 @@ def test_7b_compiles_from_shapes_alone():
         prompt_buckets=(P,),
     )
     assert here.model.parameters == 7_615_616_512
-    found = {
+    argument_bytes = {
         name: program.memory_analysis().argument_size_in_bytes
         for name, program in compiled(here, "sample", "score", "accumulate", "apply").items()
     }
@@ -389,21 +389,21 @@ def test_7b_compiles_from_shapes_alone():
         of(here.model.weights, here.model.weights_sharding),
     )
     rows, word = B // 4, 4  # of the batch on one device; bytes of an int32 or float32
-    # all rows have a position and a step and say whether they are real; scalars: stream, candidate
-    assert found["sample"] == weights + rows * (P + 1) * word + rows * (2 * word + 1) + 2 * word
+    # every row has a position, a step and whether it is valid; scalars: stream, candidate
+    assert argument_bytes["sample"] == weights + rows * (P + 1) * word + rows * (2 * word + 1) + 2 * word
     width = here.packer.widths[-1]
     slots, pairs = 7 * here.packer.rows // 4 * width * word, here.packer.pairs_per_shard(width)
-    assert found["score"] == weights + S * B * word + slots + pairs * word
-    told = pairs * (2 * S * word + 2 * word + 1)
-    assert found["accumulate"] == 2 * params + len(SUMS) * word + slots + told + 4 * word
-    assert found["apply"] == of(here.state, here.state_sharding) + params + word
+    assert argument_bytes["score"] == weights + S * B * word + slots + pairs * word
+    targets = pairs * (2 * S * word + 2 * word + 1)
+    assert argument_bytes["accumulate"] == 2 * params + len(SUMS) * word + slots + targets + 4 * word
+    assert argument_bytes["apply"] == of(here.state, here.state_sharding) + params + word
     assert params == here.model.parameters * word // 8 + of_scales(here)
-    for name, bytes in found.items():
+    for name, bytes in argument_bytes.items():
         print(f"{name}: {bytes / 2**30:.2f} GiB of arguments per device")
 
 
 def of_scales(here):
-    """Norms are on every device: what they take there beyond an eighth."""
+    """Return what the norms, which are replicated, take on each device beyond an eighth."""
     named = dict(
         zip(
             jax.tree.leaves(sharding.paths(here.model.params)),

@@ -100,7 +100,7 @@ class WandbTable:
 
 @pytest.fixture
 def wandb(monkeypatch):
-    """Stands in for the package; `runs` holds the arguments of each `init` and the run that it returned."""
+    """Stand-in for the package; `runs` holds the arguments of each `init` and the run that it returned."""
     package = types.ModuleType("wandb")
     package.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
     package.runs = []
@@ -205,17 +205,17 @@ def test_settings_wandb_not_installed_is_refused(wandb, monkeypatch):
 
 
 def scalars(folder):
-    """The scalars in the event file: records of length, checksum, event, checksum."""
+    """Return the scalars in the event file, whose records are length, checksum, event, checksum."""
     from tensorboardX.proto.event_pb2 import Event
 
     (file,) = folder.iterdir()
-    data, found = file.read_bytes(), []
+    data, values = file.read_bytes(), []
     while data:
         size = int.from_bytes(data[:8], "little")
         event = Event.FromString(data[12 : 12 + size])
-        found += [(value.tag, event.step, value.simple_value) for value in event.summary.value]
+        values += [(value.tag, event.step, value.simple_value) for value in event.summary.value]
         data = data[16 + size :]
-    return found
+    return values
 
 
 def test_timer_nested_and_raising_blocks_are_counted():

@@ -12,7 +12,7 @@ from xpo_jax.algorithm.programs import Programs
 from xpo_jax.data.pairs_log import read_pairs
 
 pytestmark = pytest.mark.usefixtures("one_device")
-STEPS = 4  # of eight pairs: 8 + 8 + 5 in an epoch of the 21 prompts, then eight of the next
+STEPS = 4  # of eight pairs: 8 + 8 + 5 in an epoch of the 21 prompts, then 8 of the next
 
 
 @pytest.fixture(scope="module")
@@ -44,15 +44,17 @@ def test_offline_first_step_equals_the_online_step_that_recorded_it(run, folder,
     status, out, err = run("offline", pairs=str(online / "pairs.jsonl"), **changes)
     assert status == 0, err
     assert "29 prompts of" in out and "each with two responses and their verdict" in " ".join(out.split())
-    there, here = metrics(online)[1], metrics(folder / "offline")[1]
+    online_row, offline_row = metrics(online)[1], metrics(folder / "offline")[1]
     left_out = {"objective/kl", "objective/kl_per_token", "objective/entropy"}
-    names = [n for n in there if n.split("/")[0] in ("loss", "rewards", "logps")] + [
+    names = [n for n in online_row if n.split("/")[0] in ("loss", "rewards", "logps")] + [
         "grad_norm",
         "learning_rate",
     ]
     assert len(names) > 12
-    assert {n: here[n] for n in names} == pytest.approx({n: there[n] for n in names}, rel=1e-6, abs=1e-6)
-    assert there["loss/xpo"] != 0 and not left_out & set(here)
+    assert {n: offline_row[n] for n in names} == pytest.approx(
+        {n: online_row[n] for n in names}, rel=1e-6, abs=1e-6
+    )
+    assert online_row["loss/xpo"] != 0 and not left_out & set(offline_row)
     assert metrics(online)[0]["eval/win_rate"] == metrics(folder / "offline")[0]["eval/win_rate"]
     result = json.loads((folder / "offline" / "result.json").read_text())
     assert result["judge_queries"] == 0 and result["evaluation_queries"] > 0 and result["steps"] == STEPS
@@ -103,9 +105,9 @@ def test_offline_epoch_has_every_judged_pair_once(run, folder, monkeypatch):
 
 def byte_letters():
     """Return the token of each byte: the position of its character in the sorted alphabet of byte-level BPE."""
-    kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in kept]
-    letter = {byte: byte for byte in kept} | {byte: 256 + n for n, byte in enumerate(others)}
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    letter = {byte: byte for byte in printable} | {byte: 256 + n for n, byte in enumerate(others)}
     order = sorted(letter.values())
     return {byte: order.index(code) for byte, code in letter.items()}
 
@@ -143,27 +145,28 @@ def edit(source, target, change):
 def test_offline_pairs_that_do_not_fit_are_refused_in_one_line(run, folder, online):
     log = online / "pairs.jsonl"
 
-    def told(pairs, **changes):
+    def error_of(pairs, **changes):
         status, _, err = run("refused", pairs=pairs, **changes)
         assert status == 2 and len(err.splitlines()) == 1, err
         assert not (folder / "refused").exists()
         return err
 
-    assert "offline.pairs: no file matches" in told(str(folder / "none*.jsonl"))
-    assert "none.jsonl: cannot be read" in told(str(folder / "none.jsonl"))
-    assert "offline.pairs: name at least one" in told(())
+    assert "offline.pairs: no file matches" in error_of(str(folder / "none*.jsonl"))
+    assert "none.jsonl: cannot be read" in error_of(str(folder / "none.jsonl"))
+    assert "offline.pairs: name at least one" in error_of(())
     (folder / "empty.jsonl").touch()
-    assert "empty.jsonl: no pair is left of 0 (they are empty)" in told(str(folder / "empty.jsonl"))
+    assert "empty.jsonl: no pair is left of 0 (they are empty)" in error_of(str(folder / "empty.jsonl"))
     beyond = edit(log, folder / "beyond.jsonl", lambda r: r["tokens"].insert(0, 259))
-    assert "beyond.jsonl, row 1: a response has no tokens, or token ids beyond the tokenizer's 259" in told(
-        beyond
+    assert (
+        "beyond.jsonl, row 1: a response has no tokens, or token ids beyond the tokenizer's 259"
+        in error_of(beyond)
     )
     ends = edit(log, folder / "ends.jsonl", lambda r: r.update(finished=not r["finished"]))
-    assert "ends.jsonl, row 1: a response does not end where" in told(ends)
+    assert "ends.jsonl, row 1: a response does not end where" in error_of(ends)
     other = edit(log, folder / "other.jsonl", lambda r: r["tokens"].insert(0, 70))
-    assert "other.jsonl, row 1: a response has token ids that do not decode" in told(other)
+    assert "other.jsonl, row 1: a response has token ids that do not decode" in error_of(other)
     short = {"sampling__max_new_tokens": 7}
-    assert "tokens, more than sampling.max_new_tokens = 7" in told(str(log), **short)
-    told_prompt = told(str(log), data__max_prompt_tokens=30, data__held_out=str(folder / "train.jsonl"))
-    assert "max_prompt_tokens = 30" in told_prompt
+    assert "tokens, more than sampling.max_new_tokens = 7" in error_of(str(log), **short)
+    error = error_of(str(log), data__max_prompt_tokens=30, data__held_out=str(folder / "train.jsonl"))
+    assert "max_prompt_tokens = 30" in error
     shutil.rmtree(folder / "refused", ignore_errors=True)

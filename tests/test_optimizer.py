@@ -11,7 +11,7 @@ from xpo_jax.algorithm.optimizer import make_optimizer
 
 ADAMW = {**tiny_run.ADAMW, "steps": 10}
 ADAFACTOR = {**tiny_run.ADAFACTOR, "steps": 10}
-# A matrix that Adafactor factors, one that is too small for that, and what weight decay leaves alone.
+# A matrix that Adafactor factors, one that is too small for that, and parameters without weight decay.
 SHAPES = {"up": {"kernel": (128, 256)}, "down": {"kernel": (6, 4), "bias": (4,)}, "norm": {"scale": (5,)}}
 
 
@@ -22,7 +22,7 @@ def tree(seed, scale=1.0):
 
 
 def trained(optimizer, gradients):
-    """Parameters and optimizer state after one update with each of the gradients."""
+    """Return parameters and optimizer state after one update with each of the gradients."""
     params = tree(0)
     state, update = optimizer.init(params), jax.jit(optimizer.update)
     for grads in gradients:
@@ -41,7 +41,7 @@ def trained(optimizer, gradients):
     ],
 )
 def test_learning_rates(schedule, middle, last, warmup):
-    """Two steps of ten rise, said as a number or as a share; the decay would reach 0 after the last."""
+    """Two steps of ten are warm-up, given as a number or as a fraction; the decay would reach 0 after the last."""
     _, rate = make_optimizer(**{**ADAMW, "schedule": schedule, "warmup_steps": warmup})
     assert [float(rate(s)) for s in (0, 1, 2, 6, 9)] == pytest.approx(
         [5e-3, 1e-2, 1e-2, middle, last], rel=1e-5
@@ -49,7 +49,7 @@ def test_learning_rates(schedule, middle, last, warmup):
 
 
 def test_adamw_against_float64():
-    """Three updates: one below the clipping norm, two above it; warm-up, cosine and weight decay."""
+    """Three updates, one below the clipping norm and two above it, with warm-up, cosine and weight decay."""
     settings = {"schedule": "cosine", "warmup_steps": 2, "weight_decay": 0.1, "clip_norm": 3.0, "eps": 1e-3}
     gradients = [tree(1, 1e-3), tree(2), tree(3, 10.0)]
     params, _ = trained(make_optimizer(**{**ADAMW, **settings})[0], gradients)
@@ -73,14 +73,14 @@ def test_adamw_against_float64():
 def test_adafactor_is_optax_adafactor():
     gradients = [tree(1, 1e-3), tree(2), tree(3, 10.0)]
     optimizer, rate = make_optimizer(**{**ADAFACTOR, "schedule": "linear", "warmup_steps": 2})
-    theirs = optax.chain(
+    reference = optax.chain(
         optax.clip_by_global_norm(1.0), optax.adafactor(rate, multiply_by_parameter_scale=False)
     )
     ours, state = trained(optimizer, gradients)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7),
         ours,
-        trained(theirs, gradients)[0],
+        trained(reference, gradients)[0],
     )
     factored = optax.tree.get(state, "v_row")["up"]["kernel"], optax.tree.get(state, "v_col")["up"]["kernel"]
     assert [x.shape for x in factored] == [(128,), (256,)]
@@ -93,9 +93,9 @@ def test_weight_decay_is_times_the_learning_rate_and_spares_biases_and_norms(set
     optimizer, _ = make_optimizer(**{**settings, "weight_decay": 0.5})
     params, _ = trained(optimizer, [jax.tree.map(np.zeros_like, tree(0))])
     for path, before in jax.tree.leaves_with_path(tree(0)):
-        kept = 1 - 0.01 * 0.5 if path[-1].key == "kernel" else 1.0
+        factor = 1 - 0.01 * 0.5 if path[-1].key == "kernel" else 1.0
         after = params[path[0].key][path[1].key]
-        np.testing.assert_allclose(after, kept * before, rtol=1e-6)
+        np.testing.assert_allclose(after, factor * before, rtol=1e-6)
 
 
 def test_first_moments_in_bfloat16():
@@ -110,7 +110,7 @@ def test_first_moments_in_bfloat16():
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"warmup_steps": 10}, "warmup_steps 10 >= steps 10: the run would end before the peak; lower it"),
         (
@@ -133,7 +133,7 @@ def test_first_moments_in_bfloat16():
         ),
     ],
 )
-def test_bad_optimizers_are_refused(change, told):
+def test_bad_optimizers_are_refused(change, message):
     with pytest.raises(ValueError) as raised:
         make_optimizer(**{**ADAMW, **change})
-    assert str(raised.value) == told
+    assert str(raised.value) == message

@@ -1,4 +1,4 @@
-"""A run that learns nothing says so, and why: the causes, the warning, the end, the report."""
+"""A run that learns nothing reports that, and why: the causes, the warning, the end, the report."""
 
 import json
 
@@ -86,7 +86,7 @@ def test_problem_of_a_judge_that_always_names_one_letter(rows, letter):
         == ""
     )
     few = outcomes.add([count_outcomes(verdicts(*rows), range(len(rows)))] * 9)
-    assert problem(few) == ""  # too few to tell
+    assert problem(few) == ""  # too few to conclude anything
 
 
 def test_problem_of_no_pairs_is_none():
@@ -142,7 +142,7 @@ def findings(path):
 
 
 def test_run_of_which_no_pair_reaches_the_judge_ends_and_says_why(one_device, tmp_path):
-    """One token is too little for any answer, as with an end token that the policy never draws."""
+    """One token is too few for any answer, as with an end token that the policy never samples."""
     config = changed_config(
         tmp_path,
         steps=9,
@@ -164,7 +164,7 @@ def test_run_of_which_no_pair_reaches_the_judge_ends_and_says_why(one_device, tm
     assert (tmp_path / "run" / "checkpoints" / "4").is_dir()
     assert any("nothing was learned" in text for text in findings(tmp_path / "run"))
     assert any("no comparison was won or lost" in text for text in findings(tmp_path / "run"))
-    config.judging.max_indecisive_steps = None  # now it is meant
+    config.judging.max_indecisive_steps = None  # now it is intended
     status, _, err = run_name(tmp_path, "run", config)
     assert status == 0 and "warning: before the first step no verdict preferred one response" in err
 
@@ -181,7 +181,7 @@ def test_run_whose_judge_always_says_a_warns(one_device, tmp_path, name, letter)
 
 
 def test_report_calls_a_judge_bad_that_gave_one_letter_in_all_steps():
-    """Also where the evaluation compared too few pairs to show it."""
+    """It does so even where the evaluation compared too few pairs to show it."""
     last = {"eval/letter_a_rate": 1.0, "eval/queries": 8}
     steps = [
         {"judge/letter_a_rate": 1.0, "judge/decisive_rate": 1.0, "judge/queries": 8 * n} for n in (1, 2, 3)

@@ -1,4 +1,4 @@
-"""What an installer is promised: bounded ranges, constraints inside them, and a wheel that needs no clone."""
+"""What an installation relies on: bounded ranges, constraints within them, and a wheel that needs no clone."""
 
 import importlib.util
 import json
@@ -122,7 +122,7 @@ def run(command: list[str | Path], cwd: Path) -> str:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    """The wheel, built without a network."""
+    """Return the wheel, built without a network."""
     folder = tmp_path_factory.mktemp("wheel")
     run([sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", folder], ROOT)
     (path,) = folder.iterdir()
@@ -131,7 +131,7 @@ def wheel(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def bin_folder(wheel, tmp_path_factory) -> Path:
-    """The commands of an environment with the wheel, which shares the dependencies of this one but not the clone."""
+    """Return the commands of an environment with the wheel, which has this one's dependencies but not the clone."""
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, symlinks=True)
     paths = {"base": str(folder), "platbase": str(folder)}
@@ -175,20 +175,20 @@ def test_editable_installation_copies_nothing_and_runs_the_files_of_the_clone():
 
 
 def test_wheel_scripts_and_configs_need_no_clone(bin_folder, tmp_path):
-    found = json.loads(run([bin_folder / "python", "-c", PROBE], tmp_path).splitlines()[-1])
-    assert all(Path(file).is_relative_to(bin_folder.parent) for file in found["files"].values()), found[
+    probed = json.loads(run([bin_folder / "python", "-c", PROBE], tmp_path).splitlines()[-1])
+    assert all(Path(file).is_relative_to(bin_folder.parent) for file in probed["files"].values()), probed[
         "files"
     ]
-    assert not [name for name in found["files"] if name.startswith("tools")]
-    assert found["helps"].keys() == SCRIPTS.keys()
-    for script, text in found["helps"].items():
+    assert not [name for name in probed["files"] if name.startswith("tools")]
+    assert probed["helps"].keys() == SCRIPTS.keys()
+    for script, text in probed["helps"].items():
         assert re.search(rf"^ *(usage: )?{script} ", text, re.MULTILINE), f"{script}: {text}"
         # only what exists without a clone
         assert not re.search(r"configs/\w+\.py|\btools[./]\w|python -m", text), f"{script}: {text}"
-    # a config of a user's own can import one
-    assert found["files"]["xpo_jax.configs.paraphrase"].endswith("xpo_jax/configs/paraphrase.py")
+    # a user's own config can import one
+    assert probed["files"]["xpo_jax.configs.paraphrase"].endswith("xpo_jax/configs/paraphrase.py")
     by_file = {path.stem: configs.load(str(path)) for path in (ROOT / "configs").glob("*.py")}
-    assert found["configs"] == {name: json.loads(configs.serialize(by_file[name])) for name in by_file}
+    assert probed["configs"] == {name: json.loads(configs.serialize(by_file[name])) for name in by_file}
 
 
 def test_wheel_plan_of_a_packaged_config_from_an_empty_folder(bin_folder, tmp_path):

@@ -21,40 +21,40 @@ def batch(B, P, T, seed=0):
 
 
 def read_back(packer, packed, pairs):
-    """{pair: (prompt, [what each response is told to be, what is fed of it])}, by the rules of `Packed` alone."""
-    found, width = {}, packed.tokens.shape[1]
-    by_share = packer.rows // packer.shards
-    for share, indices in enumerate(pairs):
+    """Return {pair: (prompt, [(targets of a response, its tokens that are fed)])}, by the rules of `Packed` alone."""
+    recovered, width = {}, packed.tokens.shape[1]
+    rows_per_shard = packer.rows // packer.shards
+    for shard, indices in enumerate(pairs):
         for place, index in enumerate(indices):
             if index < 0:
                 continue
             responses, prompts = [], []
             for candidate in (0, 1):
-                told = packed.response[share] == 2 * place + candidate
-                row, at = np.divmod(packed.source[share][told], width)
+                is_target = packed.response[shard] == 2 * place + candidate
+                row, at = np.divmod(packed.source[shard][is_target], width)
                 assert len(set(row)) == 1
-                slots = lambda name, at=share * by_share + row[0]: getattr(packed, name)[at]
-                parts, of_prompt = slots("part"), slots("prompt")[at[0]]
-                assert parts[at[0]] == of_prompt  # the first token is told by the prompt's last
-                own = np.flatnonzero(np.isin(np.arange(width), at[1:]))
-                assert len(set(parts[own])) <= 1 and (parts[own] > of_prompt).all()
-                assert (slots("prompt")[own] == of_prompt).all()
-                prompt = np.flatnonzero(parts == of_prompt)
+                slots = lambda name, at=shard * rows_per_shard + row[0]: getattr(packed, name)[at]
+                parts, prompt_part = slots("part"), slots("prompt")[at[0]]
+                assert parts[at[0]] == prompt_part  # the first token is predicted from the prompt's last
+                response_slots = np.flatnonzero(np.isin(np.arange(width), at[1:]))
+                assert len(set(parts[response_slots])) <= 1 and (parts[response_slots] > prompt_part).all()
+                assert (slots("prompt")[response_slots] == prompt_part).all()
+                prompt = np.flatnonzero(parts == prompt_part)
                 assert (slots("positions")[prompt] == np.arange(len(prompt))).all() and at[0] == prompt[-1]
-                assert (slots("positions")[at[1:]] == len(prompt) + np.arange(len(own))).all()
-                assert (np.sort(at[1:]) == at[1:]).all() and (own > prompt[-1]).all()
+                assert (slots("positions")[at[1:]] == len(prompt) + np.arange(len(response_slots))).all()
+                assert (np.sort(at[1:]) == at[1:]).all() and (response_slots > prompt[-1]).all()
                 prompts.append(slots("tokens")[prompt].tolist())
-                responses.append((packed.target[share][told].tolist(), slots("tokens")[at[1:]].tolist()))
-            assert prompts[0] == prompts[1] and int(index) not in found
-            found[int(index)] = prompts[0], responses
-    return found
+                responses.append((packed.target[shard][is_target].tolist(), slots("tokens")[at[1:]].tolist()))
+            assert prompts[0] == prompts[1] and int(index) not in recovered
+            recovered[int(index)] = prompts[0], responses
+    return recovered
 
 
-@pytest.mark.parametrize(("rows", "shares"), [(1, 1), (4, 1), (4, 2), (8, 8)])
-def test_every_pair_is_there_once_and_whole(rows, shares):
+@pytest.mark.parametrize(("rows", "shards"), [(1, 1), (4, 1), (4, 2), (8, 8)])
+def test_every_pair_is_there_once_and_whole(rows, shards):
     (prompts, prompt_lengths, tokens, lengths) = given = batch(23, 9, 7)
     keep = np.arange(23) != 5
-    packer, found = Packer(rows, sequence_lengths(9, 7), shares), {}
+    packer, recovered = Packer(rows, sequence_lengths(9, 7), shards), {}
     micro_batches = packer(*given, keep)
     for packed, pairs in micro_batches:
         assert all(
@@ -62,23 +62,23 @@ def test_every_pair_is_there_once_and_whole(rows, shares):
         )
         assert packed.tokens.shape[1] in packer.widths
         part = read_back(packer, packed, pairs)
-        assert not set(part) & set(found)
-        found |= part
-        told = sum(int(lengths[:, pair].sum()) for pair in part)
-        assert (packed.response >= 0).sum() == told
-        # all that is not empty belongs to these pairs
+        assert not set(part) & set(recovered)
+        recovered |= part
+        targets = sum(int(lengths[:, pair].sum()) for pair in part)
+        assert (packed.response >= 0).sum() == targets
+        # every slot that is not empty belongs to these pairs
         assert (packed.part >= 0).sum() == sum(
             int(prompt_lengths[pair] + (lengths[:, pair] - 1).sum()) for pair in part
         )
-    assert set(found) == set(np.flatnonzero(keep))
-    for pair, (prompt, responses) in found.items():
+    assert set(recovered) == set(np.flatnonzero(keep))
+    for pair, (prompt, responses) in recovered.items():
         assert prompt == prompts[pair, : prompt_lengths[pair]].tolist()
-        for candidate, (told, fed) in enumerate(responses):
+        for candidate, (targets, fed) in enumerate(responses):
             whole = tokens[candidate, pair, : lengths[candidate, pair]].tolist()
-            assert (told, fed) == (whole, whole[:-1])
+            assert (targets, fed) == (whole, whole[:-1])
 
 
-def test_packer_invalid_rows_are_left_out_whatever_they_hold():
+def test_packer_invalid_rows_are_left_out_regardless_of_their_content():
     packer, valid = Packer(4, sequence_lengths(9, 7), 1), np.arange(23) > 5
     arrays = batch(23, 9, 7)
     packed = packer(*arrays, valid)
@@ -102,7 +102,7 @@ def test_a_row_takes_the_largest_that_still_fit_and_the_width_that_they_fill_bes
     assert fill(np.array([], int), 2, (16,)) == []
     many = fill(
         np.full(64, 2), 1, (16,)
-    )  # short ones: no row has more places than it is long / MIN_MEAN_SLOTS
+    )  # short sequences: a row holds at most its length / MIN_MEAN_SLOTS of them
     assert {len(row) for _, held in many for row in held} == {16 // MIN_MEAN_SLOTS}
 
 

@@ -1,7 +1,7 @@
 """Qwen2.5-0.5B's exact shape with random weights: the same numbers as transformers', and memory while loading.
 
-tools/build/golden_model.py made the golden values; the weights are drawn anew by tools/build/random_model.py. All of it
-is slow, wants some 5 GB of memory and 1 GB of disk, and needs no torch.
+tools/build/golden_model.py made the golden values; tools/build/random_model.py draws the weights again. All of it is
+slow, needs about 5 GB of memory and 1 GB of disk, and no torch.
 """
 
 import os
@@ -59,7 +59,7 @@ def test_logits_are_transformers_in_float32(folder, config):
 
 
 def test_64_greedy_tokens_are_transformers(folder, config):
-    """The closest of them led by far more than rounding moves a logit, so all must agree."""
+    """The closest of them leads by far more than rounding moves a logit, so all must agree."""
     assert GOLDEN["margin"] > 5e-3
     settings = Sampling(max_new_tokens=64, temperature=0, top_k=0, top_p=1, min_p=0, repetition_penalty=1)
     none = config.vocab_size  # no token ends a response
@@ -74,8 +74,8 @@ def test_64_greedy_tokens_are_transformers(folder, config):
 
 
 def test_bfloat16_is_as_far_off_as_transformers_is(folder, config):
-    """Every activation is rounded to 8 bits: what that costs, transformers' own bfloat16 pass tells, and half as
-    much again is allowed for, because the order of roundings differs. It is 4 % of the logits' spread."""
+    """Every activation is rounded to 8 bits. The limit is 1.5 times the error of transformers' own bfloat16 pass,
+    because the order of roundings differs. That error is 4 % of the logits' spread."""
     logits = logits_of(model_folder.load_weights(folder, config, dtype=jnp.bfloat16), config, stacked=False)
     off = np.sqrt(np.mean((logits[:, GOLDEN["columns"]] - GOLDEN["logits"]) ** 2))
     print(f"bfloat16: off by {off:.4f} (rms), transformers by {GOLDEN['bfloat16_rms']:.4f}")
@@ -110,7 +110,7 @@ print(sum(leaf.nbytes for leaf in jax.tree.leaves(loaded)), peak)
     [("masters", 494_032_768 * 4), ("masters on a mesh", 494_032_768 * 4), ("weights", 494_032_768 * 2)],
 )
 def test_loading_needs_the_arrays_and_little_more(folder, how, size):
-    """The whole process, interpreter and libraries included: at most 1 GB more than what was loaded."""
+    """The process, with interpreter and libraries, takes at most 1 GB more than what was loaded."""
     if not Path("/proc/self/status").exists():
         pytest.skip("peak memory is read from Linux's /proc")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -22,69 +22,72 @@ WHO = {"host": "a", "pid": 1}
 
 
 @pytest.fixture
-def there(request):
-    """gs://bucket/<test>, and the objects below it by name."""
+def remote(request):
+    """Return gs://bucket/<test> and the objects below it by name."""
     server, name = bucket(), request.node.name.split("[")[0]
 
-    pytest.importorskip("gcsfs")  # which looks once, when it is imported, where the bucket is
+    pytest.importorskip("gcsfs")  # which reads the bucket's address once, at import
 
-    class There:
+    class RemoteFolder:
         path = f"gs://bucket/{name}"
 
         @property
         def objects(self):
-            found = {n: content for n, (content, _) in server.objects.items() if n.startswith(f"{name}/")}
-            return {n.removeprefix(f"{name}/"): content for n, content in found.items()}
+            objects = {n: content for n, (content, _) in server.objects.items() if n.startswith(f"{name}/")}
+            return {n.removeprefix(f"{name}/"): content for n, content in objects.items()}
 
         def put(self, file, content):
             server.put(f"{name}/{file}", content, None)
 
-    yield There()
+    yield RemoteFolder()
     server.full = False
 
 
 # ---- checkpoints --------------------------------------------------------------------------------
 
 
-def test_checkpoints_in_a_bucket(there, caplog):
-    path = f"{there.path}/checkpoints"
+def test_checkpoints_in_a_bucket(remote, caplog):
+    path = f"{remote.path}/checkpoints"
     with Checkpoints(path, keep_last=1) as checkpoints:
         for step in (1, 2, 3):
             checkpoints.save(step, make_state(step), {"step": step}, score=0.5 if step == 1 else 0.25)
     assert latest(path) == 3
-    assert {name.split("/")[1] for name in there.objects} == {"1", "3"}
+    assert {name.split("/")[1] for name in remote.objects} == {"1", "3"}
     for step in (1, 3):
         state, extra = restore(path, step, abstract(make_state()))
         assert_bits_equal(state, make_state(step))
         assert extra == {"step": step}
-    lines = there.objects["checkpoints/3/manifest.sha256"].decode().splitlines()
+    lines = remote.objects["checkpoints/3/manifest.sha256"].decode().splitlines()
     assert {f"checkpoints/3/{line[66:]}" for line in lines} | {"checkpoints/3/manifest.sha256"} == {
-        name for name in there.objects if name.startswith("checkpoints/3/")
+        name for name in remote.objects if name.startswith("checkpoints/3/")
     }
     assert (
         failure(save, path, 3, make_state(), {})
         == f"{path}/3: already exists; delete it to save that step again"
     )
 
-    largest = max(there.objects, key=lambda n: len(there.objects[n]) * n.startswith("checkpoints/3/state"))
-    content = bytearray(there.objects[largest])
+    largest = max(
+        remote.objects,
+        key=lambda n: len(remote.objects[n]) * n.startswith("checkpoints/3/state"),
+    )
+    content = bytearray(remote.objects[largest])
     content[len(content) // 2] ^= 16
-    there.put(largest, bytes(content))
-    assert failure(verify, path, 3).startswith(f"{there.path}/{largest}: is damaged")
-    there.put("checkpoints/1/state/notes.txt", b"")
+    remote.put(largest, bytes(content))
+    assert failure(verify, path, 3).startswith(f"{remote.path}/{largest}: is damaged")
+    remote.put("checkpoints/1/state/notes.txt", b"")
     assert failure(verify, path, 1).startswith(f"{path}/1/state/notes.txt: is not a file of this checkpoint")
     assert latest(path) is None and len(caplog.messages) == 2
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # as in test_checkpoint.py
-def test_a_bucket_that_cannot_be_written(there):
+def test_a_bucket_that_cannot_be_written(remote):
     bucket().full = True
-    message = failure(save, f"{there.path}/checkpoints", 1, make_state(), {})
-    assert message.startswith(f"{there.path}/checkpoints/1: cannot be saved (") and "\n" not in message
-    assert there.objects == {}
+    message = failure(save, f"{remote.path}/checkpoints", 1, make_state(), {})
+    assert message.startswith(f"{remote.path}/checkpoints/1: cannot be saved (") and "\n" not in message
+    assert remote.objects == {}
 
 
-def test_gcsfs_is_asked_for(monkeypatch):
+def test_absolute_without_gcsfs_names_the_extra_to_install(monkeypatch):
     monkeypatch.setattr(paths.importlib.util, "find_spec", lambda name: None)
     paths._prepare_buckets.cache_clear()
     with pytest.raises(ValueError, match=r"^gs:// paths need gcsfs; install xpo-jax\[gcs\]$"):
@@ -110,9 +113,9 @@ def contents(folder):
     }
 
 
-def test_what_changed_is_pushed_and_pulled_elsewhere(there, tmp_path):
+def test_what_changed_is_pushed_and_pulled_elsewhere(remote, tmp_path):
     here, later = tmp_path / "here", tmp_path / "later"
-    mirror = Mirror(there.path, here)
+    mirror = Mirror(remote.path, here)
     mirror.pull()  # of a run that is not there yet
     write(
         here,
@@ -132,29 +135,29 @@ def test_what_changed_is_pushed_and_pulled_elsewhere(there, tmp_path):
     assert mirror.push() == []
     expected = {**contents(here), "samples/held_out.md": "|ü|".encode()}
     del expected["checkpoints/1/x"], expected[".config.json.tmp"]
-    assert there.objects == expected
+    assert remote.objects == expected
 
-    there.put("checkpoints/1/state/d", b"large")
-    there.put(LEASE, b"{}")
-    second = Mirror(there.path, later)
+    remote.put("checkpoints/1/state/d", b"large")
+    remote.put(LEASE, b"{}")
+    second = Mirror(remote.path, later)
     second.pull()
     assert contents(later) == expected
     assert second.push() == []
     (later / "metrics.jsonl").write_text("1\n")  # cut back
     assert second.push() == ["metrics.jsonl"]
-    assert there.objects["metrics.jsonl"] == b"1\n"
+    assert remote.objects["metrics.jsonl"] == b"1\n"
 
 
-def test_a_push_that_fails_is_done_again(there, tmp_path):
+def test_a_push_that_fails_is_done_again(remote, tmp_path):
     write(tmp_path, metrics_dot_jsonl="1\n")
-    mirror = Mirror(there.path, tmp_path)
+    mirror = Mirror(remote.path, tmp_path)
     bucket().full = True
     with pytest.raises(RemoteError) as caught:
         mirror.push()
-    assert str(caught.value).startswith(f"{there.path}/metrics.jsonl: cannot be written (")
+    assert str(caught.value).startswith(f"{remote.path}/metrics.jsonl: cannot be written (")
     assert "\n" not in str(caught.value)
     bucket().full = False
-    assert mirror.push() == ["metrics.jsonl"] and there.objects == {"metrics.jsonl": b"1\n"}
+    assert mirror.push() == ["metrics.jsonl"] and remote.objects == {"metrics.jsonl": b"1\n"}
 
 
 def test_no_name_leads_out_of_the_folder(tmp_path, monkeypatch):
@@ -177,7 +180,7 @@ def refusal(path, **options):
 
 @pytest.mark.parametrize("where", ["in a bucket", "in a folder"])
 def test_one_run_at_a_time(request, tmp_path, where):
-    path = str(tmp_path) if where == "in a folder" else request.getfixturevalue("there").path
+    path = str(tmp_path) if where == "in a folder" else request.getfixturevalue("remote").path
     with Lease(path, WHO, seconds=1000) as first:
         message = refusal(path, seconds=1000)
         assert message.startswith(f"{path}: is in use by process 1 on a, last heard of ")
@@ -196,10 +199,10 @@ def test_a_dead_one_is_taken_over_and_learns_of_it(tmp_path, monkeypatch):
     monkeypatch.undo()
     turns = iter((False, True))
     first._released.wait = lambda seconds: next(turns)
-    first._renew()  # goes on
+    first._renew()  # resumes
     with pytest.raises(RemoteError, match="was taken over by another run, so this one ends$"):
         first.check()
-    first.release()  # not what is another's
+    first.release()  # it leaves another run's lease alone
     assert json.loads((tmp_path / LEASE).read_text())["host"] == "b"
     second.check()
 
@@ -209,7 +212,7 @@ def test_of_two_that_find_it_free_one_gets_it(tmp_path, monkeypatch):
 
     def late(self, generation):
         monkeypatch.setattr(Lease, "_write", write_lease)
-        Lease(tmp_path, WHO)  # between the other's reading and writing
+        Lease(tmp_path, WHO)  # between the other's read and write
         return write_lease(self, generation)
 
     monkeypatch.setattr(Lease, "_write", late)
@@ -219,18 +222,18 @@ def test_of_two_that_find_it_free_one_gets_it(tmp_path, monkeypatch):
 
 
 def test_it_is_renewed_and_an_answer_that_was_lost_does_no_harm(tmp_path, monkeypatch):
-    write_lease, said = Lease._write, []
+    write_lease, answers = Lease._write, []
 
     def unheard(self, generation):
-        said.append(write_lease(self, generation))
-        return b"" if len(said) == 3 else said[-1]
+        answers.append(write_lease(self, generation))
+        return b"" if len(answers) == 3 else answers[-1]
 
     monkeypatch.setattr(Lease, "_write", unheard)
     with Lease(tmp_path, WHO, seconds=0.4) as lease:
         until = time.monotonic() + 20
-        while len(said) < 6 and time.monotonic() < until:
+        while len(answers) < 6 and time.monotonic() < until:
             time.sleep(0.02)
-        assert len(said) >= 6 and refusal(tmp_path, seconds=1000).endswith(" s")
+        assert len(answers) >= 6 and refusal(tmp_path, seconds=1000).endswith(" s")
         lease.check()
 
 
@@ -254,37 +257,37 @@ def test_a_bucket_that_is_out_of_reach(monkeypatch, tmp_path):
 # ---- a whole run ----------------------------------------------------------------------------------
 
 
-def test_a_run_in_a_bucket_goes_on(there, tmp_path, one_device):
-    """Stopped by a signal, given again, and then finished: as a run on a disk leaves it."""
+def test_a_run_in_a_bucket_resumes(remote, tmp_path, one_device):
+    """Stopped by a signal and started again, it leaves the same files as a run on a disk."""
     config = tiny_config(tmp_path)
-    config.run_dir, config.checkpoint.every_steps = there.path, 2
+    config.run_dir, config.checkpoint.every_steps = remote.path, 2
     config.judge.name = "test_remote:StopsOnce"
     spec = write_config(tmp_path / "config.py", config)
     StopsOnce.calls = 0
     status, out, err = run_main([f"--config={spec}"])
     assert status == 143, err
-    first = there.objects
+    first = remote.objects
     assert LEASE not in first and "result.json" not in first
     newest = max(int(name.split("/")[1]) for name in first if name.startswith("checkpoints/"))
     lines = first["metrics.jsonl"].decode().splitlines()
-    assert json.loads(lines[-1])["step"] >= newest > 0 and f" {there.path}\n" in out
+    assert json.loads(lines[-1])["step"] >= newest > 0 and f" {remote.path}\n" in out
     status, out, err = run_main([f"--config={spec}"])
     assert status == 0, err
     assert f"after step {newest}, whose checkpoint is complete" in out
     result = json.loads(out.splitlines()[-1])
-    assert (result["run_dir"], result["export"]) == (there.path, f"{there.path}/export")
-    assert json.loads(there.objects["result.json"]) == result
+    assert (result["run_dir"], result["export"]) == (remote.path, f"{remote.path}/export")
+    assert json.loads(remote.objects["result.json"]) == result
     config.run_dir, StopsOnce.calls = str(tmp_path / "on_a_disk"), 99
     disk = run_main([f"--config={write_config(tmp_path / 'disk.py', config)}"])
     assert disk[0] == 0
     again = run_main([f"--config={spec}"])
     for name in ("pairs.jsonl", "samples/held_out.md", "export/model.safetensors"):
-        assert there.objects[name] == (tmp_path / "on_a_disk" / name).read_bytes(), name
-    assert again[0] == 0 and f"{there.path} holds this run, finished" in again[1]
+        assert remote.objects[name] == (tmp_path / "on_a_disk" / name).read_bytes(), name
+    assert again[0] == 0 and f"{remote.path} holds this run, finished" in again[1]
 
 
 class StopsOnce(LongerText):
-    """Told to stop while it judges for the 10th time, which is in a step; never again."""
+    """Receives SIGTERM while it judges for the 10th time, which is in a step, and never again."""
 
     calls = 0
 
@@ -295,11 +298,11 @@ class StopsOnce(LongerText):
         return super().__call__(comparisons)
 
 
-def test_a_folder_that_is_no_run_is_not_fetched(there, tmp_path):
-    there.put("notes.txt", b"mine")
+def test_a_folder_that_is_no_run_is_not_fetched(remote, tmp_path):
+    remote.put("notes.txt", b"mine")
     with pytest.raises(RemoteError) as caught:
-        Mirror(there.path, tmp_path).pull()
+        Mirror(remote.path, tmp_path).pull()
     assert str(caught.value) == (
-        f"{there.path}: is not empty and not a run of xpo_jax (it holds notes.txt); give another --config.run_dir"
+        f"{remote.path}: is not empty and not a run of xpo_jax (it holds notes.txt); give another --config.run_dir"
     )
     assert list(tmp_path.iterdir()) == []

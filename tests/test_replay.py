@@ -43,7 +43,7 @@ def pairs_of(step, weight=(1, 1, 1, 1), valid=(True,) * 4, width=8):
 
 def rows(pairs):
     """Return the valid rows without padding, by mark; check that padding holds the pad token."""
-    found = {}
+    by_mark = {}
     for i in np.flatnonzero(pairs.valid):
         prompt = pairs.prompt_tokens[i]
         length = pairs.prompt_lengths[i]
@@ -51,9 +51,9 @@ def rows(pairs):
         assert not prompt[length:].any()
         assert not any(pairs.tokens[s, i, pairs.lengths[s, i] :].any() for s in (0, 1))
         numbers = (*pairs.ref_logps[:, i].tolist(), float(pairs.p_first[i]), float(pairs.weight[i]))
-        assert int(prompt[0]) not in found, "drawn twice for one update"
-        found[int(prompt[0])] = (prompt[:length].tolist(), answers, numbers)
-    return found
+        assert int(prompt[0]) not in by_mark, "drawn twice for one update"
+        by_mark[int(prompt[0])] = (prompt[:length].tolist(), answers, numbers)
+    return by_mark
 
 
 def width_of(pairs):
@@ -68,36 +68,36 @@ def cut(mark, i):
 
 
 def test_minibatches_are_complete_past_pairs():
-    kept = memory()
+    buffer = memory()
     fresh = pairs_of(0)
-    more = list(kept.minibatches(0, fresh))
-    assert len(more) == 2 and len(kept) == 4
-    for drawn in more:  # there are no others yet: all four, each once, in some order
+    more = list(buffer.minibatches(0, fresh))
+    assert len(more) == 2 and len(buffer) == 4
+    for drawn in more:  # there are no past pairs yet: all four, once each, in some order
         assert rows(drawn) == {i + 1: cut(i + 1, i) for i in range(4)}
     seen = {}
     for step in range(1, 6):
-        for drawn in kept.minibatches(step, pairs_of(step)):
+        for drawn in buffer.minibatches(step, pairs_of(step)):
             seen |= rows(drawn)
             assert len(rows(drawn)) == B
-    assert len(kept) == 24
+    assert len(buffer) == 24
     assert seen == {mark: cut(mark, mark % 10 - 1) for mark in seen} and len(seen) > 15
 
 
 def test_minibatches_are_as_wide_as_their_longest_pair():
-    kept = memory(updates=2)
+    buffer = memory(updates=2)
     only_short = pairs_of(0, weight=(1, 1, 1, 0))
-    (drawn,) = kept.minibatches(0, only_short)
+    (drawn,) = buffer.minibatches(0, only_short)
     assert (width_of(drawn), drawn.tokens.shape) == (4, (2, B, 3))
     assert drawn.valid.tolist() == [True, True, True, False]
-    kept = memory(updates=2)
-    (drawn,) = kept.minibatches(0, pairs_of(0))
+    buffer = memory(updates=2)
+    (drawn,) = buffer.minibatches(0, pairs_of(0))
     assert (width_of(drawn), drawn.tokens.shape) == (8, (2, B, 6))
 
 
 def test_buffer_keeps_only_the_newest_pairs_with_a_verdict():
-    kept = memory(updates=2)
-    list(kept.minibatches(0, pairs_of(0, weight=(1, 0, 1, 1), valid=(True, True, True, False))))
-    assert len(kept) == 2
+    buffer = memory(updates=2)
+    list(buffer.minibatches(0, pairs_of(0, weight=(1, 0, 1, 1), valid=(True, True, True, False))))
+    assert len(buffer) == 2
     nothing = memory()
     assert list(nothing.minibatches(0, pairs_of(0, weight=(0, 0, 0, 0)))) == []  # no update on nothing
     fresh_only = memory(updates=1)
@@ -113,12 +113,12 @@ def test_buffer_keeps_only_the_newest_pairs_with_a_verdict():
 
 
 def test_minibatches_are_uniform_and_depend_on_seed_step_and_update():
-    counts, kept = dict.fromkeys(range(1, 5), 0) | dict.fromkeys(range(11, 15), 0), memory(updates=2)
-    list(kept.minibatches(0, pairs_of(0)))
-    list(kept.minibatches(1, pairs_of(1)))
+    counts, buffer = dict.fromkeys(range(1, 5), 0) | dict.fromkeys(range(11, 15), 0), memory(updates=2)
+    list(buffer.minibatches(0, pairs_of(0)))
+    list(buffer.minibatches(1, pairs_of(1)))
     none = pairs_of(0, weight=(0,) * 4)
     for step in range(2, 2002):
-        (drawn,) = kept.minibatches(step, none)
+        (drawn,) = buffer.minibatches(step, none)
         for mark in rows(drawn):
             counts[mark] += 1
     assert sum(counts.values()) == 8000
@@ -129,13 +129,13 @@ def test_minibatches_are_uniform_and_depend_on_seed_step_and_update():
         list(other.minibatches(0, pairs_of(0)))
         list(other.minibatches(1, pairs_of(1)))
         drawn = other.minibatches(step, none)
-        orders.append([list(rows(each)) for each in drawn])
+        orders.append([list(rows(minibatch)) for minibatch in drawn])
     assert orders[0] == orders[1] and orders[0][0] != orders[0][1]
     assert orders[0] != orders[2] and orders[0] != orders[3]
 
 
 def test_refill_gives_the_same_minibatches():
-    kept, again = memory(capacity=10), memory(capacity=10)
+    buffer, refilled = memory(capacity=10), memory(capacity=10)
     records = []
     for step in range(4):
         weight = (1, 0, 1, 1) if step == 2 else (1, 1, 1, 1)
@@ -153,12 +153,14 @@ def test_refill_gives_the_same_minibatches():
                     "ref_logps": fresh.ref_logps[:, i].tolist(),
                 }
             )
-        list(kept.minibatches(step, fresh))
-    again.refill(lambda: records[::-1])
-    assert len(again) == len(kept) == 10
+        list(buffer.minibatches(step, fresh))
+    refilled.refill(lambda: records[::-1])
+    assert len(refilled) == len(buffer) == 10
     none = pairs_of(0, weight=(0,) * 4)
-    for mine, theirs in zip(kept.minibatches(9, none), again.minibatches(9, none), strict=True):
-        jax.tree.map(np.testing.assert_array_equal, mine, theirs)
+    for minibatch, refilled_minibatch in zip(
+        buffer.minibatches(9, none), refilled.minibatches(9, none), strict=True
+    ):
+        jax.tree.map(np.testing.assert_array_equal, minibatch, refilled_minibatch)
     memory(updates=1).refill(lambda: pytest.fail("read for nothing"))
     for name in ("ref_logps", "prompt_tokens"):  # a log of an older version
         del records[-1][name]
@@ -180,15 +182,15 @@ def replaying(run, folder):
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(Programs, "update", spy)
-        status, out, err, asked = run("replaying", replay__updates=3)
+        status, out, err, queries = run("replaying", replay__updates=3)
     assert status == 0, err
     assert "3 updates per step, all but one on the newest 1,000 pairs" in " ".join(out.split())
-    return run_contents(folder / "replaying"), seen, asked
+    return run_contents(folder / "replaying"), seen, queries
 
 
 def test_replaying_run_updates_once_on_new_pairs_and_twice_on_all(replaying):
-    there, seen, _ = replaying
-    assert len(seen) == 3 * STEPS and there["result"]["updates"] == 3 * STEPS
+    contents, seen, _ = replaying
+    assert len(seen) == 3 * STEPS and contents["result"]["updates"] == 3 * STEPS
     known = set()
     for number, (pairs, _) in enumerate(seen):
         now = {
@@ -203,19 +205,20 @@ def test_replaying_run_updates_once_on_new_pairs_and_twice_on_all(replaying):
         if number % 3 == 0:
             known |= now
         assert now <= known and now
-    logged = [json.loads(line) for line in there["pairs"].splitlines()]
+    logged = [json.loads(line) for line in contents["pairs"].splitlines()]
     logps = {tuple(map(float, np.float32(pair["ref_logps"]))) for pair in logged if pair["weight"]}
-    assert logps == {each[3:5] for each in known}
+    assert logps == {pair[3:5] for pair in known}
 
 
 def test_replaying_run_reports_replay_metrics(replaying):
-    there, _, _ = replaying
-    rows = there["metrics"][1:]
-    pairs = [json.loads(line) for line in there["pairs"].splitlines()]
+    contents, _, _ = replaying
+    rows = contents["metrics"][1:]
+    pairs = [json.loads(line) for line in contents["pairs"].splitlines()]
     for row in rows:
         assert row["replay/pairs"] == sum(pair["step"] < row["step"] and pair["weight"] > 0 for pair in pairs)
         assert np.isfinite(row["replay/loss_total"]) and 0 <= row["replay/rewards_accuracies"] <= 1
-    assert rows[0]["objective/kl"] == pytest.approx(0, abs=1e-5)  # of the first update of a round: on-policy
+    # the KL is that of the step's first update, which is on-policy
+    assert rows[0]["objective/kl"] == pytest.approx(0, abs=1e-5)
     assert rows[1]["objective/kl"] != pytest.approx(0, abs=1e-5)
     # the learning rate falls over all updates, after one of warm-up
     rates = [row["learning_rate"] for row in rows]
@@ -228,7 +231,7 @@ def test_replaying_run_resumed_gives_the_same_bits(run, folder, replaying, at):
     """The run is killed in the middle of a step, after one of its updates."""
     with killed_at_update(at):
         run(f"replaying_{at}", replay__updates=3)
-    first = len(Counting.asked)
+    first = len(Counting.comparisons)
     status, out, err, second = run(f"replaying_{at}", replay__updates=3)
     assert status == 0, err
     assert f"after step {at // 6 * 2}, whose checkpoint is complete" in out
@@ -241,21 +244,21 @@ def test_renewed_reference_is_the_policy_of_that_step(run, folder):
     status, out, err, _ = run("renewed", model__reference_every_steps=3, evaluation__every_steps=0)
     assert status == 0, err
     assert "a frozen copy of it, renewed every 3 steps" in " ".join(out.split())
-    there = run_contents(folder / "renewed")
-    kl = [row["objective/kl"] for row in there["metrics"][1:]]
-    assert [abs(each) < 1e-4 for each in kl] == [True, False, False, True, False, False]
-    # steps 1 to 3 have the first reference, as in a run that keeps it
-    assert run("kept", evaluation__every_steps=0)[0] == 0
-    kept = run_contents(folder / "kept")
-    assert there["metrics"][1:4] == kept["metrics"][1:4] and there["metrics"][4] != kept["metrics"][4]
-    # beside the two newest the one whose policy is the reference
+    renewed = run_contents(folder / "renewed")
+    kl = [row["objective/kl"] for row in renewed["metrics"][1:]]
+    assert [abs(value) < 1e-4 for value in kl] == [True, False, False, True, False, False]
+    # steps 1 to 3 have the initial reference, as in a run that never renews it
+    assert run("frozen", evaluation__every_steps=0)[0] == 0
+    frozen = run_contents(folder / "frozen")
+    assert renewed["metrics"][1:4] == frozen["metrics"][1:4] and renewed["metrics"][4] != frozen["metrics"][4]
+    # the two newest, and the one whose policy is the reference
     assert sorted(int(f.name) for f in (folder / "renewed" / "checkpoints").iterdir()) == [3, 4, 6]
 
     with killed_at_update(5):
         run("renewed_5", model__reference_every_steps=3, evaluation__every_steps=0)
     status, out, err, _ = run("renewed_5", model__reference_every_steps=3, evaluation__every_steps=0)
     assert status == 0, err
-    assert "after step 4" in out and run_contents(folder / "renewed_5") == there
+    assert "after step 4" in out and run_contents(folder / "renewed_5") == renewed
 
 
 # ---- configs --------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The report: what it says of a run, that texts stay texts, and how it behaves in a browser."""
+"""The report: what it states about a run, that texts stay texts, and how it behaves in a browser."""
 
 import base64
 import hashlib
@@ -78,9 +78,9 @@ def test_findings_of_evaluations(tmp_path, before, after, expected):
     last = evaluation(after.pop("rate"), 0.05, **after)
     run = read(write_run(tmp_path / "run", [{"step": 0, **evaluation(*before)}, step(2, **last)]))
     words = {"control": "before the first step", "even": "at equal lengths", "valid": "valid answers"}
-    found = findings(run)
-    assert len(found) == len(expected)
-    for (kind, text), what in zip(found, expected, strict=True):
+    statements = findings(run)
+    assert len(statements) == len(expected)
+    for (kind, text), what in zip(statements, expected, strict=True):
         assert kind == what.split()[0] and words.get(what.split()[1], what.split()[1]) in text
 
 
@@ -106,7 +106,7 @@ def test_findings_of_the_steps(tmp_path):
 
 
 def drawn(figure):
-    """The chart's SVG, as the templates draw it."""
+    """Return the chart's SVG, as the templates draw it."""
     parts = pages._environment().get_template("parts.html.j2").module
     return ElementTree.fromstring(re.search("<svg.*</svg>", parts.charts([figure]), re.DOTALL)[0])
 
@@ -121,15 +121,15 @@ def test_chart_points_lie_where_their_values_are():
         Line("nothing", [(0, None)]),
     ]
     svg = drawn(chart("<t>", lines, x="steps", percent=True))
-    (path,) = [each.attrib["d"] for each in svg.iter("path")]
+    (path,) = [element.attrib["d"] for element in svg.iter("path")]
     places = re.findall(r"([ML])([\d.]+) ([\d.]+)", path)
     assert [kind for kind, _, _ in places] == ["M", "L", "M"]  # a gap where there is no value
     xs, ys = ([float(place[i]) for place in places] for i in (1, 2))
     assert xs[1] - xs[0] == pytest.approx((xs[2] - xs[0]) / 3, abs=0.1)
     assert ys[0] - ys[1] == pytest.approx((ys[0] - ys[2]) / 2, abs=0.1) and ys[0] > ys[2]
-    texts = [each.text for each in svg.iter("text")]
+    texts = [element.text for element in svg.iter("text")]
     assert texts[:6] == ["0 %", "20 %", "40 %", "60 %", "80 %", "100 %"] and "30" in texts
-    assert [each.text for each in svg.iter("title")][-1] == "up, steps 30: 100 %"
+    assert [element.text for element in svg.iter("title")][-1] == "up, steps 30: 100 %"
     assert len(list(svg.iter("polygon"))) == 1
     assert chart("empty", [Line("nothing", [(0, None), (1, float("nan"))])], x="steps") is None
 
@@ -166,7 +166,7 @@ def test_report_hostile_texts_stay_texts(tmp_path):
 
 
 class Tags(html.parser.HTMLParser):
-    """What a browser would take for tags."""
+    """Collects what a browser would take for tags."""
 
     def __init__(self):
         super().__init__()
@@ -197,12 +197,12 @@ def test_write_same_run_gives_the_same_file(tmp_path):
 
 @pytest.fixture
 def proxy():
-    """Everything the browser asks of the network goes here; gives the hosts and addresses asked for."""
-    asked = []
+    """Yield the address of a proxy for the browser, and the hosts and URLs that were requested from it."""
+    requests = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            asked.append(self.path)
+            requests.append(self.path)
             self.send_error(404)
 
         do_CONNECT = do_GET
@@ -212,13 +212,13 @@ def proxy():
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    yield f"127.0.0.1:{server.server_address[1]}", asked
+    yield f"127.0.0.1:{server.server_address[1]}", requests
     server.shutdown()
     server.server_close()
 
 
 def opened(path, folder, proxy):
-    """The page's DOM after its scripts ran."""
+    """Return the page's DOM after its scripts ran."""
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
     command += ["--disable-component-update", "--disable-sync", "--no-first-run", f"--user-data-dir={folder}"]
     command += [f"--proxy-server={proxy}", "--proxy-bypass-list=<-loopback>", "--dump-dom", path.as_uri()]
@@ -228,35 +228,35 @@ def opened(path, folder, proxy):
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (Debian's package chromium)")
 def test_report_in_chromium_filters_sorts_and_fetches_nothing(tmp_path, proxy):
     """Filtering, choosing and sorting work; no text runs; nothing is fetched, though the proxy would see it."""
-    address, asked = proxy
+    address, requests = proxy
     path = report.write(write_run(tmp_path / "run", ROWS, hostile=HOSTILE))
     text = path.read_text()
     dom = opened(path, tmp_path / "profile", address)
     assert "<title>run: xpo_jax</title>" in dom and "4 of 4" in dom
-    assert [one for one in asked if "bait" in one] == []
+    assert [url for url in requests if "bait" in url] == []
 
-    # a reader's hand, played by a script that this copy's policy lets run
+    # a reader's actions, done by a script that this copy's policy lets run
     hand = """<script>
       const [box] = document.querySelectorAll('.browse'), menu = box.querySelector('select');
       const shown = () => [...box.querySelectorAll('tbody tr')].filter(r => !r.hidden).map(r => r.dataset.kind);
-      const said = [];
-      menu.value = 'lost'; menu.dispatchEvent(new Event('change')); said.push(shown());
+      const kindsShown = [];
+      menu.value = 'lost'; menu.dispatchEvent(new Event('change')); kindsShown.push(shown());
       menu.value = ''; menu.dispatchEvent(new Event('change'));
-      for (const i of [4, 4]) { box.querySelectorAll('th button')[i].click(); said.push(shown()); }
+      for (const i of [4, 4]) { box.querySelectorAll('th button')[i].click(); kindsShown.push(shown()); }
       const field = box.querySelector('input');
-      field.value = 'SHOWN AS A'; field.dispatchEvent(new Event('input')); said.push(shown());
-      const note = document.createElement('p'); note.id = 'said'; note.textContent = JSON.stringify(said);
+      field.value = 'SHOWN AS A'; field.dispatchEvent(new Event('input')); kindsShown.push(shown());
+      const note = document.createElement('p'); note.id = 'kinds'; note.textContent = JSON.stringify(kindsShown);
       document.body.append(note, box.querySelector('output').cloneNode(true));
     </script><img src="http://bait.invalid/control">"""
     copy = tmp_path / "played.html"
     free = re.sub(r"<meta http-equiv.*?>\n", "", text, count=1)
     copy.write_text(free.replace("</body>", hand + "</body>"))
     dom = opened(copy, tmp_path / "profile", address)
-    said = json.loads(html.unescape(re.search(r'<p id="said">(.*?)</p>', dom)[1]))
+    kinds_shown = json.loads(html.unescape(re.search(r'<p id="kinds">(.*?)</p>', dom)[1]))
     by_verdict = ["failed", "lost", "tied", "won"]
-    assert said == [["lost"], by_verdict, by_verdict[::-1], ["won", "failed"]]
+    assert kinds_shown == [["lost"], by_verdict, by_verdict[::-1], ["won", "failed"]]
     assert dom.count("2 of 4") == 2
-    assert any("bait.invalid/control" in one for one in asked)  # so a request would have been seen
+    assert any("bait.invalid/control" in url for url in requests)  # so a request would have been seen
 
 
 def test_report_policy_names_the_script(tmp_path):

@@ -37,9 +37,9 @@ def test_main_several_runs_are_compared(two, tmp_path, capsys, monkeypatch):
         ["1", "8", "60.0 [50.0, 70.0]", "60.0 [50.0, 70.0]", "0.5", "0.9", "-", "10", "-"],
     ]
     assert lines[-2].split() == ["loss.beta", "0.1", "0.3"] and "steps" not in lines[-3]
-    found = json.loads(last)
-    assert [run["eval/win_rate"] for run in found["runs"]] == [0.7, 0.6]
-    assert found["runs"][1]["run"] == two[1]
+    summary = json.loads(last)
+    assert [run["eval/win_rate"] for run in summary["runs"]] == [0.7, 0.6]
+    assert summary["runs"][1]["run"] == two[1]
     page = (tmp_path / "both.html").read_text()
     assert page.count(f"</i>{two[1]}</span>") == 3  # a line of its own in each chart
     assert "loss.beta" in page

@@ -34,26 +34,26 @@ def reset_judge():
 @pytest.fixture(scope="module")
 def whole(run, folder):
     """Return the files of an uninterrupted run, and the number of its comparisons."""
-    status, _, err, asked = run("whole")
+    status, _, err, queries = run("whole")
     assert status == 0, err
-    return run_contents(folder / "whole"), asked
+    return run_contents(folder / "whole"), queries
 
 
 @pytest.mark.parametrize("at", [2, 5])
 def test_resume_after_a_kill_gives_the_same_bits(run, whole, folder, at):
     """The kill comes at an update, after the verdicts; the last checkpoint is one step older, or not older."""
-    there, asked = whole
+    expected, queries = whole
     with killed_at_update(at):
         run(f"killed_{at}")
-    first = len(Counting.asked)
+    first = len(Counting.comparisons)
     path = folder / f"killed_{at}"
     with open(path / "metrics.jsonl", "a") as file:
         file.write('{"step": 9, "torn')  # as a kill in the middle of a write leaves it
     status, out, err, second = run(f"killed_{at}")
     assert status == 0, err
     assert f"after step {at - at % 2}, whose checkpoint is complete" in out
-    assert run_contents(path) == there
-    assert first + second == asked  # no verdict was paid for twice
+    assert run_contents(path) == expected
+    assert first + second == queries  # no verdict was paid for twice
     assert not (path / JOURNAL).exists()
     environment = json.loads((path / "environment.json").read_text())
     assert len(environment["earlier"]) == 1
@@ -61,9 +61,9 @@ def test_resume_after_a_kill_gives_the_same_bits(run, whole, folder, at):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_resume_after_a_signal_gives_the_same_bits(run, whole, folder, number):
-    there, asked = whole
+    expected, queries = whole
     name = f"stopped_{number}"
-    Counting.signal_at = (18, number)  # evaluations ask 2 x 8 batches at the start, so in the third step
+    Counting.signal_at = (18, number)  # the first evaluation has 2 x 8 batches, so this is in the third step
     status, _, err, first = run(name)
     assert status == 128 + number
     word = signal.Signals(number).name
@@ -74,7 +74,7 @@ def test_resume_after_a_signal_gives_the_same_bits(run, whole, folder, number):
     status, out, err, second = run(name)
     assert status == 0, err
     assert f"after step {steps[-1]}, whose checkpoint is complete" in out
-    assert run_contents(folder / name) == there and first + second == asked
+    assert run_contents(folder / name) == expected and first + second == queries
 
 
 def test_resume_after_a_signal_before_the_first_checkpoint_gives_the_same_bits(run, whole, folder):
@@ -88,14 +88,14 @@ def test_resume_after_a_signal_before_the_first_checkpoint_gives_the_same_bits(r
 
 def test_resume_after_a_failing_judge_gives_the_same_bits(run, whole, folder):
     """The failure ends the run with its state saved; once the judge works again, nothing shows the failure."""
-    there, _ = whole
+    expected, _ = whole
     Counting.fail_at = 20
     status, _, err, _ = run("out", judging__max_failed_batches=1)
     assert status == 2 and "the judge is out" in err and "the last weights are in" in err
     Counting.fail_at = None
     status, _, err, _ = run("out", judging__max_failed_batches=1)
     assert status == 0, err
-    assert run_contents(folder / "out") == there
+    assert run_contents(folder / "out") == expected
 
 
 def test_resume_of_a_finished_run_with_more_steps_continues(run, whole, folder):
@@ -104,9 +104,9 @@ def test_resume_of_a_finished_run_with_more_steps_continues(run, whole, folder):
     status, out, err, _ = run("longer")
     assert status == 0, err
     assert "steps: 4 there, 6 here" in out and "after step 4" in out
-    there = run_contents(folder / "longer")
-    assert [row["step"] for row in there["metrics"]] == list(range(STEPS + 1))
-    assert there["result"]["steps"] == STEPS and len(there["pairs"].splitlines()) == len(
+    contents = run_contents(folder / "longer")
+    assert [row["step"] for row in contents["metrics"]] == list(range(STEPS + 1))
+    assert contents["result"]["steps"] == STEPS and len(contents["pairs"].splitlines()) == len(
         whole[0]["pairs"].splitlines()
     )
     status, _, err, _ = run("longer", steps=3)
@@ -116,11 +116,16 @@ def test_resume_of_a_finished_run_with_more_steps_continues(run, whole, folder):
 def test_export_best_is_the_state_of_the_best_evaluation(run, whole, folder):
     """The best evaluation is at the third or the sixth step."""
     assert run("best", checkpoint__export="best")[0] == 0
-    there = run_contents(folder / "best")
-    rates = {name: json.loads(text)["evaluation"]["win_rate"] for name, text in there["evaluations"].items()}
+    contents = run_contents(folder / "best")
+    rates = {
+        name: json.loads(text)["evaluation"]["win_rate"] for name, text in contents["evaluations"].items()
+    }
     best = max((3, 6), key=lambda step: (rates[f"{step}.json"], step))
-    assert there["result"]["exported_step"] == best and there["result"]["win_rate"] == rates[f"{best}.json"]
-    assert (there["weights"] == whole[0]["weights"]) == (best == STEPS)
+    assert (
+        contents["result"]["exported_step"] == best
+        and contents["result"]["win_rate"] == rates[f"{best}.json"]
+    )
+    assert (contents["weights"] == whole[0]["weights"]) == (best == STEPS)
     assert run("third", steps=3, optimizer__schedule="constant")[0] == 0
     assert run("best_3", optimizer__schedule="constant", checkpoint__export="best")[0] == 0
     chosen = run_contents(folder / "best_3")["result"]["exported_step"]
@@ -146,16 +151,16 @@ def test_resume_with_a_changed_loss_needs_accept_changes(run, folder):
 def test_resume_with_another_config_asks_for_its_verdicts_again(run, folder):
     """The config may have another judge; here the pairs of the repeated step are the same."""
     with killed_at_update(4):
-        run("judged_anew")
-    lines = (folder / "judged_anew" / "pairs.jsonl").read_text().splitlines()
+        run("judged_again")
+    lines = (folder / "judged_again" / "pairs.jsonl").read_text().splitlines()
     paid = [json.loads(line) for line in lines]
     texts = {
         tuple(r["text"] for r in pair["responses"]) for pair in paid if pair["step"] == 4 and pair["shown"]
     }
-    status, _, err, _ = run("judged_anew", "--accept-changes", loss__bonus_clip=400.0)
+    status, _, err, _ = run("judged_again", "--accept-changes", loss__bonus_clip=400.0)
     assert status == 0, err
-    asked = {(c.a, c.b) for c in Counting.asked} | {(c.b, c.a) for c in Counting.asked}
-    assert texts and texts <= asked
+    judged = {(c.a, c.b) for c in Counting.comparisons} | {(c.b, c.a) for c in Counting.comparisons}
+    assert texts and texts <= judged
 
 
 def test_resume_on_another_mesh_continues(run, whole, folder):
@@ -167,9 +172,9 @@ def test_resume_on_another_mesh_continues(run, whole, folder):
     status, out, err, _ = run("mesh", mesh={"data": 8, "fsdp": 1, "tensor": 1})
     assert status == 0, err
     assert "mesh.data: 2 there, 8 here" in out and "mesh data 8, fsdp 1, tensor 1" in out  # from one device
-    there = run_contents(folder / "mesh")
-    assert there["pairs"].startswith(before) and whole[0]["pairs"].startswith(before)
-    assert [row["step"] for row in there["metrics"]] == list(range(STEPS + 1))
+    contents = run_contents(folder / "mesh")
+    assert contents["pairs"].startswith(before) and whole[0]["pairs"].startswith(before)
+    assert [row["step"] for row in contents["metrics"]] == list(range(STEPS + 1))
 
 
 def test_resume_with_another_reference_is_refused(run, folder):
@@ -178,9 +183,9 @@ def test_resume_with_another_reference_is_refused(run, folder):
     Counting.signal_at = None
     newest = max((folder / "reference" / "checkpoints").iterdir(), key=lambda f: int(f.name))
     path = newest / "checkpoint.json"
-    there = json.loads(path.read_text())["extra"]["reference"]
+    stored = json.loads(path.read_text())["extra"]["reference"]
     old = path.read_bytes()
-    path.write_bytes(old.replace(f'"reference": {there}'.encode(), b'"reference": 17'))
+    path.write_bytes(old.replace(f'"reference": {stored}'.encode(), b'"reference": 17'))
     manifest = newest / "manifest.sha256"
     digests = [hashlib.sha256(text).hexdigest() for text in (old, path.read_bytes())]
     manifest.write_text(manifest.read_text().replace(*digests))
@@ -203,15 +208,15 @@ def test_fingerprint_depends_on_bits_and_positions_but_not_on_sharding():
                 total += bits * (at * 2654435761 % 2**32 | 1)
         return total % 2**32
 
-    found = int(jax.jit(fingerprint)(tree))
-    assert found == by_hand(tree)
+    value = int(jax.jit(fingerprint)(tree))
+    assert value == by_hand(tree)
     flipped = {**tree, "b": tree["b"].copy()}
     flipped["b"].view(np.uint32)[5] ^= 1
     swapped = {**tree, "a": tree["a"][::-1].copy()}
-    assert len({found, int(jax.jit(fingerprint)(flipped)), int(jax.jit(fingerprint)(swapped))}) == 3
+    assert len({value, int(jax.jit(fingerprint)(flipped)), int(jax.jit(fingerprint)(swapped))}) == 3
     mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
     split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
-    assert int(jax.jit(fingerprint)({**tree, "b": jax.device_put(tree["b"], split)})) == found
+    assert int(jax.jit(fingerprint)({**tree, "b": jax.device_put(tree["b"], split)})) == value
 
 
 def test_cut_metrics_keeps_the_steps_of_the_checkpoint(tmp_path):
@@ -237,8 +242,8 @@ def test_cut_pairs_moves_later_steps_into_the_journal(run, whole, folder, tmp_pa
         assert (tmp_path / JOURNAL).read_text() == "".join(lines[first:])
     assert len(Journal(tmp_path)) == sum(json.loads(line)["shown"] is not None for line in lines[first:])
     cut_pairs(tmp_path, 4, {"pairs.jsonl": offset})
-    kept = [json.loads(line)["step"] for line in (tmp_path / JOURNAL).read_text().splitlines()]
-    assert min(kept) == 4
+    journal_steps = [json.loads(line)["step"] for line in (tmp_path / JOURNAL).read_text().splitlines()]
+    assert min(journal_steps) == 4
     cut_pairs(tmp_path, STEPS, {"pairs.jsonl": offset})
     assert not (tmp_path / JOURNAL).exists()
 
@@ -253,7 +258,7 @@ def test_signals_outside_a_loop_stop_and_in_it_are_deferred():
         signal.raise_signal(signal.SIGINT)
         assert signals.received == signal.SIGINT
     assert signal.getsignal(signal.SIGINT) is before
-    thread = threading.Thread(target=lambda: Signals().__enter__())  # nowhere else may handlers be set
+    thread = threading.Thread(target=lambda: Signals().__enter__())  # only the main thread may set handlers
     thread.start()
     thread.join()
 
@@ -267,7 +272,7 @@ def python(code, *, expect):
 
 
 def test_a_second_signal_leaves_at_once():
-    told = python(
+    err = python(
         """
 import signal
 from xpo_jax.runtime.interruption import Signals
@@ -278,14 +283,14 @@ with Signals() as signals, signals.deferred():
 """,
         expect=143,
     )
-    assert told.splitlines() == [
+    assert err.splitlines() == [
         "xpo_jax: SIGTERM: finishing the current step, then saving; send it again to exit at once",
         "xpo_jax: SIGTERM again: exiting at once",
     ]
 
 
 def test_watchdog_ends_a_stuck_step_and_prints_stacks():
-    told = python(
+    err = python(
         """
 import time
 from xpo_jax.runtime.interruption import Watchdog
@@ -299,8 +304,8 @@ with Watchdog(0.5) as watchdog:
 """,
         expect=STUCK,
     )
-    assert "in the_judge_that_never_answers" in told
-    assert told.splitlines()[-1].startswith("xpo_jax: step 8 has taken more than 0.5 s (max_step_seconds); ")
+    assert "in the_judge_that_never_answers" in err
+    assert err.splitlines()[-1].startswith("xpo_jax: step 8 has taken more than 0.5 s (max_step_seconds); ")
 
 
 def test_watchdog_with_heartbeats_or_off_does_nothing():
@@ -312,7 +317,7 @@ def test_watchdog_with_heartbeats_or_off_does_nothing():
 
 
 def test_uninterrupted_run_records_and_saves_what_is_due(whole, folder):
-    """Every step once; an evaluation every third step; the newest two of the checkpoints of every second step stay."""
+    """Every step is there once, with an evaluation every third step and the newest two of the checkpoints."""
     path = folder / "whole"
     assert [row["step"] for row in whole[0]["metrics"]] == list(range(STEPS + 1))
     evaluated = {row["step"] for row in whole[0]["metrics"] if "eval/win_rate" in row}

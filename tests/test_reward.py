@@ -41,7 +41,7 @@ ARGUMENTS = {
 
 
 def ready(mesh: tuple[int, int, int] = (2, 2, 2), **changes: Any) -> RewardModel:
-    """As a run does it."""
+    """Return the judge as a run prepares it."""
     judge = reward_model(**{**ARGUMENTS, **changes})
     judge.attach(
         mesh=make_mesh(data=mesh[0], fsdp=mesh[1], tensor=mesh[2]),
@@ -62,7 +62,7 @@ def judge():
 
 
 def pairs() -> list[tuple[dict, dict]]:
-    """All pairs of answers to the same conversation."""
+    """Return all pairs of answers to the same conversation."""
     return [(a, b) for a in CASES for b in CASES if a["messages"] == b["messages"]]
 
 
@@ -75,10 +75,10 @@ def sigmoid(x: float) -> float:
 
 @pytest.mark.parametrize("mesh", [(2, 2, 2), (8, 1, 1)])
 def test_reward_model_scores_equal_those_of_transformers(mesh):
-    """Whatever the mesh, the bucket and the neighbours; control tokens in an answer are text."""
+    """This holds on any mesh, in any bucket and beside any neighbours; control tokens in an answer are text."""
     judge = ready(mesh, temperature=0.5)
-    asked = [Comparison(a["messages"], {}, a["answer"], b["answer"]) for a, b in pairs()]
-    for (a, b), (p, _, scores) in zip(pairs(), judge(asked), strict=True):
+    comparisons = [Comparison(a["messages"], {}, a["answer"], b["answer"]) for a, b in pairs()]
+    for (a, b), (p, _, scores) in zip(pairs(), judge(comparisons), strict=True):
         assert scores["a"] == pytest.approx(a["score"], abs=1e-4)
         assert scores["b"] == pytest.approx(b["score"], abs=1e-4)
         assert p == pytest.approx(sigmoid((a["score"] - b["score"]) / 0.5), abs=2e-4)
@@ -157,7 +157,7 @@ def test_check_params_reward_head_beside_a_policy_is_refused():
 
 
 def letters(prompt: str, answer: str) -> int:
-    """A score for the tests: a whole number is one, too."""
+    """Return a score for the tests, as an integer, which is allowed too."""
     if answer == "raise":
         raise RuntimeError("no\nscore")
     return {"none": None, "nan": math.nan, "inf": math.inf, "text": "5"}.get(
@@ -171,8 +171,8 @@ def one_argument(answer):
 
 def compared(a: str, b: str, temperature: float = 2.0) -> Verdict:
     judge = reward_function(function="test_reward:letters", temperature=temperature)
-    (found,) = judge([Comparison([{"role": "user", "content": "ab"}], {}, a, b)])
-    return found
+    (verdict,) = judge([Comparison([{"role": "user", "content": "ab"}], {}, a, b)])
+    return verdict
 
 
 def test_reward_function_compares_scores():
@@ -225,22 +225,22 @@ def always(answer: Any) -> Any:
 
 def combined(kind: str, *parts: tuple[float, Any]) -> Verdict:
     judge = Combination({f"j{i}": (w, always(a)) for i, (w, a) in enumerate(parts)}, kind)
-    (found,) = judge([Comparison((), {}, "x", "y")])
-    return found
+    (verdict,) = judge([Comparison((), {}, "x", "y")])
+    return verdict
 
 
 def test_combine_mean_matches_values_by_hand():
     assert combined("mean", (3.0, "A"), (1.0, 0.2)).p == pytest.approx(0.8)
     assert combined("mean", (2.0, "tie"), (2.0, "B")).p == 0.25
-    # a part without verdict leaves the others theirs
+    # a part without verdict is left out
     for nothing in (None, math.nan, "prose", 1.5):
         assert combined("mean", (3.0, nothing), (1.0, 0.2), (1.0, 0.4)).p == pytest.approx(0.3)
         assert combined("mean", (3.0, nothing), (1.0, None)).p is None
-    assert combined("mean", (0.1, 1.0), (0.2, 1.0), (0.3, 1.0)).p == 1.0  # no rounding beyond
+    assert combined("mean", (0.1, 1.0), (0.2, 1.0), (0.3, 1.0)).p == 1.0  # not rounded beyond 1
 
 
 def test_combine_sum_adds_log_odds():
-    """Of rewards: the verdict of the weighted sum of rewards."""
+    """For reward models, this is the verdict of the weighted sum of rewards."""
     soft = [verdict(2.0, 1.5, 1.0), verdict(-1.0, 0.5, 0.5)]
     expected = sigmoid(0.7 * 0.5 + 0.3 * -1.5 / 0.5)
     assert combined("sum", (0.7, soft[0]), (0.3, soft[1])).p == pytest.approx(expected, rel=1e-9)
@@ -251,13 +251,13 @@ def test_combine_sum_adds_log_odds():
 
 
 def test_combine_logs_each_part():
-    found = combined("mean", (1.0, Verdict(0.75, "why", {"a": 3, "b": 2, "mass": 0.9})), (1.0, None))
-    assert found.scores == {
+    verdict = combined("mean", (1.0, Verdict(0.75, "why", {"a": 3, "b": 2, "mass": 0.9})), (1.0, None))
+    assert verdict.scores == {
         "a": {"j0": {"p": 0.75, "score": 3}, "j1": {"p": None}},
         "b": {"j0": {"p": 0.25, "score": 2}, "j1": {"p": None}},
         "else": {"j0": {"mass": 0.9}},
     }
-    assert found.reason == "j0: 0.750 for A, why; j1: no verdict, no verdict"
+    assert verdict.reason == "j0: 0.750 for A, why; j1: no verdict, no verdict"
 
 
 def test_combine_failed_part_is_left_out_and_integer_ends_the_run():
@@ -265,10 +265,10 @@ def test_combine_failed_part_is_left_out_and_integer_ends_the_run():
         raise RuntimeError("gone")
 
     judge = Combination({"a": (1.0, broken), "b": (1.0, always("A"))}, "mean")
-    (found,) = judge([Comparison((), {}, "x", "y")])
+    (verdict,) = judge([Comparison((), {}, "x", "y")])
     assert (
-        found.p == 1.0
-        and "a: no verdict, the judge failed: RuntimeError: gone (test_reward.py" in found.reason
+        verdict.p == 1.0
+        and "a: no verdict, the judge failed: RuntimeError: gone (test_reward.py" in verdict.reason
     )
     with pytest.raises(JudgeError, match="^b: the judge answered the int 1, which is refused"):
         Combination({"b": (1.0, always(1))}, "mean")([Comparison((), {}, "x", "y")])
@@ -350,7 +350,7 @@ def test_combine_stats_models_and_probe_are_by_part():
 
 
 def test_combine_shares_out_what_needs_no_devices(monkeypatch):
-    """Two processes, as threads: each asks the part about its own share, and both get all verdicts."""
+    """Two processes, as threads: each asks the part about its own shard, and both get all verdicts."""
 
     class OnDevices:
         collective = True
@@ -360,11 +360,11 @@ def test_combine_shares_out_what_needs_no_devices(monkeypatch):
 
     class ByText:
         def __init__(self):
-            self.asked = []
+            self.texts = []
 
         def __call__(self, comparisons):
-            self.asked += [c.a for c in comparisons]
-            if "broken" in self.asked:
+            self.texts += [c.a for c in comparisons]
+            if "broken" in self.texts:
                 raise JudgeError("no use")
             return [Verdict(float(len(c.a)) / 10, c.a, {"a": len(c.a)}) for c in comparisons]
 
@@ -383,9 +383,9 @@ def test_combine_shares_out_what_needs_no_devices(monkeypatch):
         process.number, host = number, ByText()
         both = Combination({"devices": (1.0, OnDevices()), "host": (1.0, host)}, "mean", call_by_shares)
         try:
-            return host.asked, both([Comparison((), {}, text, "b") for text in texts])
+            return host.texts, both([Comparison((), {}, text, "b") for text in texts])
         except JudgeError as error:
-            return host.asked, str(error)
+            return host.texts, str(error)
 
     with ThreadPoolExecutor(2) as pool:
         (first, verdicts), (second, others) = pool.map(run, (0, 1), [["a", "aa", "aaa", "aaaa", "aaaaa"]] * 2)
@@ -416,7 +416,7 @@ def test_combine_names_the_part_in_doubt():
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["reward_model", "combine"])
 def test_run_of_the_embedded_default_with_other_judges(kind, tmp_path):
-    """The example's own config but for judge and size; asked in both orders, within a budget that ends it."""
+    """This is the example's config but for judge and size; both orders are judged, and a budget ends the run."""
     config = configs.load(str(ROOT / "configs" / "paraphrase.py"))
     paraphrase = config.judge.to_dict()
     model = {

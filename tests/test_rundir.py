@@ -1,4 +1,4 @@
-"""The run directory: what is created, recognised, refused, and taken back."""
+"""The run directory: what is created, recognised, refused, and removed again."""
 
 import json
 import os
@@ -73,7 +73,7 @@ def test_an_unfinished_run_is_opened_again(tmp_path):
     assert (tmp_path / "config.json").read_text() == other + "\n"
 
 
-def test_a_run_goes_on_with_fields_that_may_change(tmp_path):
+def test_a_run_continues_with_changed_fields_that_may_change(tmp_path):
     first = json.loads(CONFIG) | {"steps": 4, "logging": {"tensorboard": False}, "mesh": {"data": 1}}
     with RunDir.open(tmp_path, json.dumps(first)) as run:
         fixed = run.fixed
@@ -84,7 +84,7 @@ def test_a_run_goes_on_with_fields_that_may_change(tmp_path):
     assert "is a run of another config (logging.tensorboard: false there, true here)" in refusal(
         tmp_path, other
     )
-    with RunDir.open(tmp_path, json.dumps(more)) as run:  # a finished run goes on with more steps only
+    with RunDir.open(tmp_path, json.dumps(more)) as run:  # a finished run continues with more steps only
         assert run.result is None and run.changes == ("steps: 4 there, 8 here",)
     assert not (tmp_path / "result.json").exists()
     changed = json.dumps(more | {"logging": {"tensorboard": True}, "mesh": {"data": 2}})
@@ -182,7 +182,7 @@ def test_unwritable(tmp_path, monkeypatch):
 
 def test_nothing_is_left_of_a_full_disk(tmp_path):
     (tmp_path / "empty").mkdir()
-    for size in (10, 200):  # too small for the marker, and for the config
+    for size in (10, 200):  # too small for the marker, then for the config
         with files_of_at_most(size):
             for path in (tmp_path / "a" / "b", tmp_path / "empty"):
                 with pytest.raises(ValueError, match="File too large"):
@@ -222,19 +222,19 @@ def test_environment(tmp_path, monkeypatch):
         run.write_environment({"data": {"sha256": "abc"}})
     text = (tmp_path / "environment.json").read_text()
     assert "sentinel" not in text
-    there = strict(text)
-    assert there["command"] == [
+    recorded = strict(text)
+    assert recorded["command"] == [
         "main.py",
         "--config.judge.url=https://***@host/v1?***",
         "--config.judge.api_key=***",
         "--config.a.max_tokens=5",
     ]
-    assert there["data"] == {"sha256": "abc"}
-    assert there["variables"]["XLA_FLAGS"] == "--xla_force_host_platform_device_count=8"
-    assert set(there["variables"]) <= set(environment.RECORDED_VARIABLES)
-    assert there["python"] == ".".join(map(str, sys.version_info[:3]))
-    assert {"jax", "flax", "optax", "numpy"} <= set(there["packages"])
-    assert sum(there["devices"].values()) >= 1
+    assert recorded["data"] == {"sha256": "abc"}
+    assert recorded["variables"]["XLA_FLAGS"] == "--xla_force_host_platform_device_count=8"
+    assert set(recorded["variables"]) <= set(environment.RECORDED_VARIABLES)
+    assert recorded["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert {"jax", "flax", "optax", "numpy"} <= set(recorded["packages"])
+    assert sum(recorded["devices"].values()) >= 1
     assert redact("--config.loss.alpha=1e-4") == "--config.loss.alpha=1e-4"
 
 

@@ -36,7 +36,7 @@ ADAM, STILL = bandit.adam(0.1), bandit.adam(1e-6)
 
 
 def after(run, rounds, pairs=4, optimizer=ADAM, policy=None):
-    """The learner after some rounds of one update each; it starts as the reference or with these logits."""
+    """Return the learner after some rounds of one update each; it starts as the reference or with these logits."""
     learner = bandit.start(optimizer, run)
     if policy is not None:
         learner = learner._replace(params={"logits": jnp.float32(policy)})
@@ -65,7 +65,7 @@ def test_optimum_has_the_largest_value():
     np.testing.assert_allclose(
         bandit.value(RARE, jnp.log(RARE.reference)), np.sum(reference * rewards), rtol=1e-6
     )
-    # rarer, where not nearly all of the optimum is the best arm, and float32 sees what a change costs
+    # rarer, so that the optimum is not almost all on the best arm, and float32 resolves the cost of a change
     rarer, rng = bandit.make_bandit(1e-6, beta=0.2), np.random.default_rng(0)
     best = bandit.value(rarer, bandit.optimum(rarer))
     for scale in (0.1, 1, 5):
@@ -74,7 +74,7 @@ def test_optimum_has_the_largest_value():
 
 
 def test_loss_is_that_of_the_pairs_one_by_one():
-    """Pairs counted by their arms, against Algorithm 1 written out over a list of pairs, in float64."""
+    """Pairs are counted by their arms, and Algorithm 1 is written out over a list of pairs, in float64."""
     rng = np.random.default_rng(0)
     first, second = rng.integers(0, 13, (2, 60))
     won = np.where(first == second, 0.5, rng.integers(0, 2, 60))
@@ -109,7 +109,7 @@ def test_play_only_the_bonus_moves_an_arm_that_was_never_drawn():
         learner = after(a_run(alpha=alpha, known=bandit.make_bandit(1e-6, beta=0.2)), rounds=5)
         assert learner.counts[:, 5:].sum() == learner.counts[5:].sum() == 0
         unseen[alpha] = learner.params["logits"][5:] - np.log(1e-6)
-    # Adam makes up to 0.1 an update of any gradient; of the rounding in the softmax it may make a little
+    # Adam turns any gradient into up to 0.1 per update, and the rounding in the softmax may be a gradient
     assert np.abs(unseen[0.0]).max() < 0.01
     assert unseen[0.02].min() > 0.2 and unseen[-0.02].max() < -0.2
 
@@ -199,7 +199,7 @@ def test_median_of_censored_runs_is_a_bound():
 
 
 def test_ratio_resamples_seeds_jointly():
-    """Where both arms are lucky with the same seeds, their ratio is certain."""
+    """If both arms are lucky with the same seeds, their ratio is certain."""
     base = known(*np.random.default_rng(0).exponential(size=24))
     assert ratio(base, known(*base.at_least / 3)) == pytest.approx((3, 3, 3, 3))
 
@@ -242,7 +242,7 @@ def test_the_bonus_pays_where_the_best_arm_is_rare(quick, arm):
     row = quick["rare mass 0.001", arm]
     for kind in ("ratio_first", "ratio_sustained"):
         assert row[kind].at_least >= 3, kind
-        assert row[kind].low > 1, kind  # the whole interval, not just the middle of it
+        assert row[kind].low > 1, kind  # the complete interval, not just its middle
     assert row["solved_at_end"] == 1
 
 
@@ -280,11 +280,11 @@ def test_every_setting_begins_with_what_it_is_compared_to():
 
 def test_the_files_and_the_figure(quick_curves, monkeypatch, tmp_path, capsys):
     pytest.importorskip("matplotlib")
-    asked = []
-    monkeypatch.setattr(sample_efficiency, "simulate", lambda _, **given: asked.append(given) or quick_curves)
+    calls = []
+    monkeypatch.setattr(sample_efficiency, "simulate", lambda _, **given: calls.append(given) or quick_curves)
     for name in ("new", "again"):
         assert sample_efficiency.main(["--quick", f"--out={tmp_path / name}"]) == 0
-    assert asked == [{"seeds": 12, "rounds": 1024}] * 2
+    assert calls == [{"seeds": 12, "rounds": 1024}] * 2
     out = capsys.readouterr().out
     assert "wrong sign, -0.1" in out and "Times fewer verdicts" in out
     written = json.loads((tmp_path / "new" / "results.json").read_text())
@@ -317,7 +317,7 @@ def test_main_invalid_input_is_one_line(argv, message, capsys):
 
 
 def test_the_document_shows_every_arm():
-    """Its table is the command's, with a line for each setting and arm, and its figure lies beside it."""
+    """Its table is the command's, with a line for each setting and arm, and its figure is beside it."""
     text = (ROOT / "docs" / "sample_efficiency.md").read_text(encoding="utf-8")
     lines = {tuple(re.split(r"  +", line)[:2]) for line in text.splitlines()}
     assert [c for c in sample_efficiency.cases(quick=False) if (c.setting, c.arm) not in lines] == []

@@ -73,12 +73,12 @@ def test_frequencies_pass_a_chi_square_test(changes):
     logits = row[: V - masked] / changes.get("temperature", 1.0)
     p = np.exp(logits) / np.exp(logits).sum()
     order = np.argsort(-p)
-    kept = np.zeros(V - masked, bool)
-    kept[order[: changes.get("top_k") or V]] = True
-    p = np.where(kept, p, 0) / p[kept].sum()
+    allowed = np.zeros(V - masked, bool)
+    allowed[order[: changes.get("top_k") or V]] = True
+    p = np.where(allowed, p, 0) / p[allowed].sum()
     mass = np.cumsum(p[order])
-    kept[order[1:][mass[:-1] >= changes.get("top_p", 1.0)]] = False
-    p = np.where(kept, p, 0) / p[kept].sum()
+    allowed[order[1:][mass[:-1] >= changes.get("top_p", 1.0)]] = False
+    p = np.where(allowed, p, 0) / p[allowed].sum()
     p[p < changes.get("min_p", 0.0) * p.max()] = 0
     p /= p.sum()
     counts = np.bincount(got.tokens[:, 0], minlength=V)
@@ -100,7 +100,7 @@ def test_the_chi_square_test_can_fail():
 
 
 def test_draw_over_a_vocabulary_of_152k():
-    """Mass in 20 bins of a distribution with a long tail, in float64 NumPy."""
+    """The mass in 20 bins of a distribution with a long tail is computed in float64 NumPy."""
     V, rows = 151_936, 4_000
     logits = np.random.default_rng(1).normal(0, 3, V).astype(np.float32)
     p = np.exp(logits.astype(np.float64))
@@ -124,7 +124,7 @@ def test_draw_never_takes_a_masked_token(uniform):
 
 
 def test_draw_at_the_edges_of_blocks_takes_a_token_that_has_probability():
-    """Of 20 tokens that top-k leaves, at the uniforms next to each edge between two blocks of 256."""
+    """Top-k leaves 20 tokens; the uniforms are those next to each edge between two blocks of 256."""
     V, rows, at = 2560, 64, jax.jit(draw)
     generator = np.random.default_rng(0)
     for _ in range(200):
@@ -154,7 +154,7 @@ def test_top_1_equals_greedy_and_follows_the_table():
 
 
 def test_lengths_count_the_first_end_token_and_padding_follows():
-    """A chain 3 -> 4 -> ... -> 9 -> 3 with one certain successor; 6 and 8 end a response."""
+    """The chain 3 -> 4 -> ... -> 9 -> 3 has one certain successor; 6 and 8 end a response."""
     table = np.full((10, 10), -50.0)
     for a in range(3, 10):
         table[a, a + 1 if a < 9 else 3] = 50.0
@@ -207,7 +207,7 @@ def test_rows_do_not_depend_on_padding_bucket_or_neighbours():
 
 
 def in_batches_that_shrink(B, model, vocab_size, end_tokens, changes, mesh=None):
-    """Samples of a batch of B rows, and of each row by itself: one row is never moved."""
+    """Return the samples of a batch of B rows, and of each row by itself, where a row is never moved."""
     rng = np.random.default_rng(B)
     tokens, lengths = (
         rng.integers(3, vocab_size, (B, 5)).astype(np.int32),
@@ -244,12 +244,12 @@ def in_batches_that_shrink(B, model, vocab_size, end_tokens, changes, mesh=None)
     ],
     ids=str,
 )
-def test_rows_that_are_moved_together_draw_what_they_would_have_drawn(B, changes):
+def test_moved_rows_draw_what_they_would_have_drawn(B, changes):
     _, _, *model = tiny()
     got, expected, _ = in_batches_that_shrink(B, model, 38, (3, 4, 5, 6), changes)
-    for ours, theirs in zip(got, expected, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
-    assert len({*expected[1]}) > 3  # rows end at different tokens, so that some are moved
+    for array, expected_array in zip(got, expected, strict=True):
+        np.testing.assert_array_equal(array, expected_array)
+    assert len({*expected[1]}) > 3  # rows end at different tokens, so some are moved
 
 
 def test_on_a_mesh_rows_are_moved_within_their_shard():
@@ -257,14 +257,14 @@ def test_on_a_mesh_rows_are_moved_within_their_shard():
     _, _, *model = tiny()
     B, shards = 64, 4
     got, expected, text = in_batches_that_shrink(B, model, 38, (3, 4, 5, 6), {}, mesh)
-    for ours, theirs in zip(got, expected, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    for array, expected_array in zip(got, expected, strict=True):
+        np.testing.assert_array_equal(array, expected_array)
     batches = {
         int(n) for n in re.findall(r"f32\[(\d+),1,24,4\]", text)
     }  # of one device's own keys and values
     assert batches == {B // shards, B // shards // 2, B // shards // 4}
     gathered = re.findall(r"= \w+\[([\d,]*)\][^=]* all-gather(?:-start)?\(", text)
-    # one of a device's rows has 24 slots x 4 features of keys; logits of the rows are all that is larger
+    # a row has 24 slots x 4 features of keys on a device; only the logits of the rows are larger
     assert not [shape for shape in gathered if shape.endswith(("24,4", "5,4"))]
     assert not re.search(r"all-to-all|collective-permute", text)
 
@@ -284,7 +284,7 @@ def test_keys_differ_by_every_number_they_are_made_of():
 
 
 def test_keys_of_rows_of_several_steps_are_those_of_each_step():
-    """By hand: everything that a key is made of is folded in, in turn."""
+    """By hand, everything that a key is made of is folded in, one after the other."""
     steps, positions = np.array([5, 5, 6], np.int32), np.array([0, 3, 0], np.int32)
 
     def by_hand(step, position):
@@ -342,7 +342,7 @@ def sampler_of(graphdef, prefill_rows):
 
 
 def test_prefill_in_sub_batches_leaves_every_draw_as_it_is():
-    """Of 8 rows three at a time, so that the last sub-batch overlaps the one before."""
+    """There are 8 rows, three at a time, so that the last sub-batch overlaps the one before."""
     _, _, graphdef, params = tiny()
     given = prompts_of(8, 9)
     all_at_once, in_parts = (
@@ -353,7 +353,7 @@ def test_prefill_in_sub_batches_leaves_every_draw_as_it_is():
 
 
 def test_prefill_in_sub_batches_on_a_mesh_encodes_each_shards_own_rows():
-    """Of 16 rows on eight shards, one at a time each; no device gets another one's rows or keys."""
+    """Each of eight shards encodes its two rows one at a time; no device gets another one's rows or keys."""
     _, _, graphdef, params = tiny()
     given = prompts_of(16, 9)
     expected = jax.device_get(jax.jit(sampler_of(graphdef, None))(params, *given))
@@ -371,7 +371,7 @@ def test_prefill_in_sub_batches_on_a_mesh_encodes_each_shards_own_rows():
 
 
 def test_prefill_in_sub_batches_holds_the_activations_of_one():
-    """XLA's temporaries: 8 rows in parts of one take less than half of what they take at once."""
+    """XLA's temporaries for 8 rows, one at a time, take less than half of what they take at once."""
     _, _, graphdef, params = tiny()
     given = prompts_of(8, 256)
     at_once, in_parts = (

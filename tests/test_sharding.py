@@ -68,7 +68,7 @@ def test_sizes_of_a_mesh(sizes, expected):
 
 
 @pytest.mark.parametrize(
-    ("sizes", "told"),
+    ("sizes", "message"),
     [
         ((4, 1, 1), "mesh: data 4 x fsdp 1 x tensor 1 is not the 8 device(s) here"),
         ((16, 1, 1), "mesh: data 16 x fsdp 1 x tensor 1 is not the 8 device(s) here"),
@@ -78,10 +78,10 @@ def test_sizes_of_a_mesh(sizes, expected):
         ((-2, 2, 2), "mesh: sizes are positive and at most one is -1"),
     ],
 )
-def test_meshes_that_do_not_fit(sizes, told):
+def test_meshes_that_do_not_fit(sizes, message):
     with pytest.raises(ValueError) as raised:
         mesh_of(sizes)
-    assert str(raised.value).startswith(told)
+    assert str(raised.value).startswith(message)
     assert "\n" not in str(raised.value)
 
 
@@ -120,7 +120,7 @@ def test_a_leaf_with_fewer_axes_takes_the_last_ones_and_axes_can_be_left_out():
     assert split((3, 4), leave_out=("fsdp",)) == PS(None, "tensor")  # three rows need not be divisible
 
 
-def test_everything_that_no_rule_covers_or_that_does_not_divide_is_listed_together():
+def test_shardings_list_every_leaf_without_a_rule_and_every_axis_that_does_not_divide():
     mesh = mesh_of((2, 2, 2))
     rules = [(r"kernel", ("fsdp", "tensor")), (r"embedding", ("tensor", "fsdp"))]
     tree = {"q": {"kernel": leaf(3, 5)}, "norm": {"scale": leaf(4)}, "bias": leaf(2), "embedding": leaf(4, 7)}
@@ -173,13 +173,13 @@ def optimizer():
 
 @functools.cache
 def master():
-    """The parameters, on the host."""
+    """Return the parameters, on the host."""
     return random_params(0, CONFIG)
 
 
 @functools.cache
 def batch():
-    """Pairs with verdicts, two of them failures, two rows unreal."""
+    """Return pairs with verdicts, two of which failed, and two padding rows."""
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, 36, (B, P)).astype(np.int32)
     prompt_lengths = rng.integers(2, P + 1, B).astype(np.int32)
@@ -199,7 +199,7 @@ def numbers():
 
 @functools.cache
 def on(sizes):
-    """All programs of a run, announced and compiled for one shape."""
+    """Return all programs of a run, declared and compiled for one shape."""
     spec = make_model_spec(
         mesh_of(sizes), CONFIG, dtype=jnp.float32, remat=False, batch_size=B, prompt_tokens=P
     )
@@ -219,13 +219,13 @@ def on(sizes):
 
 
 def step_5():
-    """Purpose, step of each row, candidate."""
+    """Return stream, step of each row, and candidate."""
     return np.int32(1), np.full(B, 5, np.int32), np.int32(0)
 
 
 @functools.cache
 def results(sizes):
-    """Everything that one step computes."""
+    """Return everything that one step computes."""
     programs, pairs = on(sizes), batch()
     params = jax.device_put(master(), programs.model.params_sharding)
     weights = programs.for_sampling(params)
@@ -233,19 +233,19 @@ def results(sizes):
     sample = programs.sample_rows(weights, *prompts, pairs.valid, np.arange(B, dtype=np.int32), *step_5())
     packed = programs.pack_pairs(pairs)
     logps = programs.score(weights, packed)
-    state = programs.init(jax.device_put(master(), programs.model.params_sharding))  # it is given away
+    state = programs.init(jax.device_put(master(), programs.model.params_sharding))  # it is donated
     grads, sums = programs.zeros(state.params)
     for slots, index in packed:
         targets = gather_pair_targets(pairs, index)
         grads, sums = programs.accumulate(state.params, grads, sums, slots, targets, *numbers())
-    kept = jax.device_get(grads)
+    grads_on_host = jax.device_get(grads)
     new, applied = programs.apply(state, grads, sums["loss"])
     return {
         "params": params,
         "weights": weights,
         "sample": sample,
         "logps": logps,
-        "grads": kept,
+        "grads": grads_on_host,
         "grads_sharding": jax.tree.map(lambda x: x.sharding, grads),
         "sums": jax.device_get(sums),
         "state": new,
@@ -255,7 +255,7 @@ def results(sizes):
 
 @functools.cache
 def on_one_device():
-    """The same functions under a bare jax.jit, without mesh or shardings."""
+    """Return the results of the same functions under plain jax.jit, without mesh or shardings."""
     stacked, unstacked = graphdef(CONFIG, stacked=True), graphdef(CONFIG, stacked=False)
     params, pairs, (transformation, _) = master(), batch(), optimizer()
     prompts = (pairs.prompt_tokens, pairs.prompt_lengths)
@@ -283,20 +283,20 @@ def on_one_device():
     return jax.device_get((sample, logps, grads, sums, new))
 
 
-def close(ours, theirs, rtol=1e-5):
-    """Every leaf within rtol of its own largest value."""
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+def close(ours, expected, rtol=1e-5):
+    """Assert that every leaf is within rtol of its own largest value."""
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol * np.abs(b).max())
 
 
 @pytest.mark.parametrize("sizes", MESHES)
 def test_a_step_gives_the_same_numbers_on_every_mesh(sizes):
     got, (sample, logps, grads, sums, params) = results(sizes), on_one_device()
-    for ours, theirs in zip(jax.device_get(got["sample"]), sample, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    for array, expected_array in zip(jax.device_get(got["sample"]), sample, strict=True):
+        np.testing.assert_array_equal(array, expected_array)
     assert len(np.unique(sample.lengths)) > 2 and 0 < sample.finished.sum() < B
     close(got["logps"], np.where(batch().valid, logps, 0))  # padding rows are not scored
-    close(got["sums"], sums)  # half as many rows as there, two pairs in some
+    close(got["sums"], sums)  # half as many rows as on one device, with two pairs in some
     close(got["grads"], grads, rtol=3e-5)
     close(got["state"].params, params, rtol=1e-4)
     assert got["applied"]["finite"]
@@ -305,7 +305,7 @@ def test_a_step_gives_the_same_numbers_on_every_mesh(sizes):
     assert float(moved) > 0.1
 
 
-# What a (2, 2, 2) mesh makes of the master weights; for sampling, fsdp falls away and so does the layer axis.
+# How a (2, 2, 2) mesh splits the master weights; the sampling weights have no fsdp and no layer axis.
 MASTER = {
     "embed_tokens.embedding": PS("tensor", "fsdp"),
     "layers.input_layernorm.scale": PS(None, None),
@@ -348,7 +348,7 @@ def test_master_weights_gradients_and_optimizer_are_split_alike_in_and_out(sizes
 
 
 @pytest.mark.parametrize("sizes", MESHES)
-def test_sampling_weights_are_whole_but_for_tensor_and_the_batch_is_split_over_data_and_fsdp(sizes):
+def test_sampling_weights_are_split_over_tensor_alone_and_the_batch_over_data_and_fsdp(sizes):
     got, mesh = results(sizes), mesh_of(sizes)
     data, fsdp, tensor = sizes
     for name, array in named(got["weights"]).items():
@@ -361,10 +361,10 @@ def test_sampling_weights_are_whole_but_for_tensor_and_the_batch_is_split_over_d
         assert {shard.data.size for shard in array.addressable_shards} == {array.size // pieces}
     for array in got["sample"]:
         assert {shard.data.shape[0] for shard in array.addressable_shards} == {B // (data * fsdp)}
-    assert got["logps"].sharding.is_fully_replicated  # for the host, which shares it out anew
+    assert got["logps"].sharding.is_fully_replicated  # for the host, which shards it again
 
 
-def test_a_shape_that_was_not_announced_is_refused():
+def test_a_shape_that_was_not_declared_is_refused():
     programs, pairs = on((8, 1, 1)), batch()
     weights = results((8, 1, 1))["weights"]
     with pytest.raises(RuntimeError, match="program 'sample' was not compiled for shapes"):
@@ -373,7 +373,7 @@ def test_a_shape_that_was_not_announced_is_refused():
         )
 
 
-def test_each_announced_program_is_one_compilation():
+def test_each_declared_program_is_one_compilation():
     labels = [label for label, _ in on((8, 1, 1)).declared_programs()]
     assert labels == [
         "init",

@@ -79,7 +79,7 @@ def test_protected_slow_reader_gets_everything_later(monkeypatch):
     os.close(reader)
 
 
-def test_protected_slow_reader_is_told_what_was_dropped(monkeypatch):
+def test_protected_slow_reader_gets_the_number_of_missing_bytes(monkeypatch):
     monkeypatch.setattr(streams, "_PAUSE_SECONDS", 0.01)
     monkeypatch.setattr(streams, "HELD_BYTES", 10)
     reader, writer = os.pipe()

@@ -38,7 +38,7 @@ def test_programs_are_traced_without_implicit_promotion(dtype, loss, sampling, o
 
 
 def test_loop_transfers_nothing_implicitly(one_device, tmp_path, monkeypatch):
-    """With replayed updates, evaluations and checkpoints: whatever moves is moved by `distributed.put` or fetched."""
+    """With replayed updates, evaluations and checkpoints: only `distributed.put` and fetches move arrays."""
     open_session = startup.open_session
 
     @contextlib.contextmanager

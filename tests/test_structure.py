@@ -1,4 +1,4 @@
-"""The shape of the house, read from its source: who may import whom, and what may stand in no file."""
+"""The structure of the package, read from its source: what may import what, and what no file may contain."""
 
 import ast
 import re
@@ -41,7 +41,7 @@ ROOMS = [
     ("tools",),
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(ROOMS) for room in rooms}
-# In the judges' room, but no judges themselves.
+# In the judges' room, but not judges.
 SHARED_BY_JUDGES = {
     f"xpo_jax.judges.{part}"
     for part in (
@@ -61,7 +61,7 @@ SHARED_BY_JUDGES = {
     )
 }
 JUDGES = sorted(n for n in PACKAGE if n.startswith("xpo_jax.judges.") and n not in SHARED_BY_JUDGES)
-# Runs a model on the devices, through `device_model`; of the rest of the run it knows no more than any judge.
+# These run a model on the devices, through `device_model`, and otherwise import no more than any judge.
 DEVICE_JUDGES = {
     "xpo_jax.judges.llm": {
         "config.schema",
@@ -86,7 +86,7 @@ DEVICE_JUDGES = {
         "values",
     },
 }
-# Each may be read without knowing more of ours than this.
+# Each can be read with no more of the package than this.
 LEAVES = {
     "values": set(),
     "io.text": set(),
@@ -101,7 +101,7 @@ def is_package(name: str) -> bool:
 
 
 def imported(name: str, nodes: Iterator[ast.AST]) -> set[str]:
-    """Dotted names, resolved to the module where it is ours (`from xpo_jax import losses`, `from . import cli`)."""
+    """Return dotted names, resolved to modules of the package (`from xpo_jax import losses`, `from . import cli`)."""
     names = set()
     package = name if is_package(name) else name.rpartition(".")[0]
     for node in nodes:
@@ -120,13 +120,13 @@ OURS = {name: {i for i in imports if i in SOURCES} for name, imports in IMPORTS.
 
 
 def reach(start: str, edges: dict[str, set[str]], *, without: frozenset[str] = frozenset()) -> set[str]:
-    """The modules that `start` imports, directly or through ours; `without` are not looked into."""
-    found, todo = set(), [start]
+    """Return the modules that `start` imports, directly or through the package, without looking into `without`."""
+    reached, todo = set(), [start]
     while todo:
-        new = edges.get(todo.pop(), set()) - found - without
-        found |= new
+        new = edges.get(todo.pop(), set()) - reached - without
+        reached |= new
         todo += new
-    return found
+    return reached
 
 
 def top_names(modules: set[str]) -> set[str]:
@@ -162,7 +162,7 @@ def test_imports_point_one_way():
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_import_is_written_out_except_between_tools_of_the_wheel(name):
-    """There the tools are xpo_jax.tools, so a full name would be of a module that is not installed."""
+    """There the tools are xpo_jax.tools, so a full name would be that of a module that is not installed."""
     nodes = [node for node in ast.walk(TREES[name]) if isinstance(node, ast.ImportFrom)]
     if name not in SHARED_TOOLS:
         assert all(node.level == 0 for node in nodes)
@@ -280,7 +280,7 @@ def fields(node: ast.ClassDef) -> int:
 
 
 def gives_a_reason(node: ast.AST, lines: list[str]) -> bool:
-    """Whether `# long: why` stands right below the docstring of a module, class or function, or below its header."""
+    """Return whether `# long: why` is right below the docstring of a module, class or function, or below its header."""
     body = node.body
     documented = ast.get_docstring(node, clean=False) is not None
     start = body[0].end_lineno if documented else getattr(node, "lineno", 0)
@@ -290,7 +290,7 @@ def gives_a_reason(node: ast.AST, lines: list[str]) -> bool:
 
 
 def oversized(name: str) -> dict[str, str]:
-    """The module, functions and classes of a file that are too large and give no reason, with their sizes."""
+    """Return what is too large in a file and gives no reason (module, functions, classes), with its size."""
     lines, large = SOURCES[name].read_text().splitlines(), {}
     for node in ast.walk(TREES[name]):
         if isinstance(node, ast.Module) and len(lines) > MODULE_LINES:
@@ -351,7 +351,7 @@ def test_public_names_are_documented(name):
 
 
 def texts() -> dict[str, str]:
-    """Every text file of the repository except this one, which has to name what it forbids."""
+    """Return every text file of the repository except this one, which has to name what it forbids."""
     folders = (".ci", "configs", "docs", "tests", "tools", "xpo_jax")
     files = [path for path in ROOT.iterdir() if path.suffix in {".md", ".toml", ".txt"}] + [ROOT / "Makefile"]
     files += [path for folder in folders for path in (ROOT / folder).rglob("*")]
@@ -375,8 +375,8 @@ TEXTS = texts()
     ],
 )
 def test_stands_in_no_file(what, pattern):
-    found = {name: match.group() for name, text in TEXTS.items() if (match := re.search(pattern, text))}
-    assert found == {}, f"no file may hold {what}"
+    matches = {name: match.group() for name, text in TEXTS.items() if (match := re.search(pattern, text))}
+    assert matches == {}, f"no file may hold {what}"
 
 
 DOCUMENTS = sorted(name for name in TEXTS if name.endswith(".md"))
@@ -386,7 +386,7 @@ EXAMPLES = re.compile(r"(my_\w+|path|file)\.py")
 
 
 def anchors(document: Path) -> set[str]:
-    """The anchors that GitHub gives to a document's headings."""
+    """Return the anchors that GitHub gives to a document's headings."""
     headings = re.findall(r"^#+ (.*)$", document.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 

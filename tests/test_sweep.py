@@ -69,7 +69,7 @@ def finish(run, win_rate):
 
 
 class Fake:
-    """Starts runs that end at the second poll; `rate(run)` is their win rate, None for a failure."""
+    """Starts runs that end at the second poll; `rate(run)` is their win rate, or None for a failure."""
 
     def __init__(self, rate):
         self.rate, self.started, self.at_once, self.open = rate, [], 0, set()
@@ -112,7 +112,7 @@ def no_pauses(monkeypatch):
 
 
 def rates(run):
-    """Win rates: the larger learning rate is better, the second arm wins 0.1 more, and seeds differ."""
+    """Return a win rate: the larger learning rate is better, the second arm wins 0.1 more, and seeds differ."""
     return 0.5 + 100 * (run.value or 0) + 0.1 * run.arm.name.startswith("XPO") + 0.01 * run.seed % 0.07
 
 
@@ -143,7 +143,7 @@ def test_t_interval_covers_the_mean_at_its_level():
 
 
 def all_of(sweep, rate=rates):
-    """The results of all runs of a sweep."""
+    """Return the results of all runs of a sweep."""
     ended = {}
     while new := [run for run in plan(sweep, ended) if run.run_dir not in ended]:
         for run in new:
@@ -168,7 +168,7 @@ def test_chosen_value_is_the_best_of_each_arm(tmp_path):
     ended = all_of(sweep, rate)
     assert [chosen(sweep, arm, ended) for arm in sweep.arms] == [3e-4, 1e-3]
     assert len(ended) == total(sweep) == 2 * (2 * 2 + 3)
-    assert all(line["win_rate"].mean == 0.5 for line in summary(sweep, ended))  # of the other seeds alone
+    assert all(line["win_rate"].mean == 0.5 for line in summary(sweep, ended))  # of the other seeds only
     table[second.name, 1e-3] = (0.5, 0.7)  # equal means: the smaller value
     assert chosen(sweep, second, all_of(sweep, rate)) == 3e-4
     table[second.name, 3e-4] = (0.9, None)  # a value with a failed run is not chosen
@@ -407,7 +407,7 @@ def test_start_pins_the_run_and_appends_its_output(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow  # processes of their own that load jax
-def test_a_real_sweep_is_stopped_and_goes_on(tmp_path):
+def test_a_real_sweep_is_stopped_and_resumes(tmp_path):
     config = tiny_run.write_config(tmp_path)
     content = {
         "config": str(config),

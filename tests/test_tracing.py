@@ -33,5 +33,5 @@ def test_profile_names_the_parts_of_two_steps(tmp_path):
 
 
 def test_profile_flag_sets_its_field():
-    there = configs.split_argv(["--profile", "--config=x.py"])
-    assert there.overrides == ("logging.profile=True",) and there.spec == "x.py"
+    arguments = configs.split_argv(["--profile", "--config=x.py"])
+    assert arguments.overrides == ("logging.profile=True",) and arguments.spec == "x.py"

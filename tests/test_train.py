@@ -170,7 +170,7 @@ def test_run_last_line_is_the_result(main_run):
         assert result[name] == last[f"eval/{name}"], name
     assert result["win_rate_before"] == first["eval/win_rate"] != last["eval/win_rate"]
     assert result["judge_queries"] == last["judge/queries"]
-    assert result["copy_rate"] is None  # the judge does not tell
+    assert result["copy_rate"] is None  # this judge does not report it
     assert json.loads((main_run.path / "result.json").read_text()) == result
     numbers = [
         name
@@ -198,8 +198,8 @@ def test_compilation_counter_counts_each_shape_once():
 
 def test_run_directory_of_a_finished_run_is_complete(main_run):
     path = main_run.path
-    there = {file.name for file in path.iterdir()}
-    assert there == {
+    files = {file.name for file in path.iterdir()}
+    assert files == {
         "xpo_jax_run.json",
         "config.json",
         "inputs.json",
@@ -233,14 +233,14 @@ def test_run_directory_of_a_finished_run_is_complete(main_run):
 
 def test_run_prints_its_setup_first_and_tables_last(main_run, folder):
     out = main_run.out
-    for told in (
+    for part in (
         "8 x cpu; mesh data 2, fsdp 2, tensor 2",
         "21 prompts",
         "11 prompts",
         "fakes:Patchy",
         "(32, 40)",
     ):
-        assert told in out
+        assert part in out
     # the last of these tables shows ten of the eleven held-out prompts
     rows = [json.loads(line)["text"] for line in (folder / "held_out.jsonl").read_text().splitlines()]
     assert sum(f"\n{text} " in out for text in rows) == 10
@@ -268,7 +268,7 @@ def test_first_step_policy_equals_reference(main_run):
     first, second = main_run.metrics[1], main_run.metrics[2]
     for name in ("objective/kl", "rewards/chosen", "rewards/rejected", "rewards/margins"):
         assert abs(first[name]) < 1e-4
-    assert abs(second["objective/kl"]) > 1e-3  # the first update moved it
+    assert abs(second["objective/kl"]) > 1e-3  # the first update changed it
     judged = 1 - first["judge/failed_rate"]
     assert first["loss/dpo"] == pytest.approx(math.log(2) * judged, rel=1e-5)
     assert main_run.metrics[0]["eval/kl"] == pytest.approx(0, abs=1e-4)
@@ -277,16 +277,18 @@ def test_first_step_policy_equals_reference(main_run):
 def test_metrics_agree_with_the_pairs_log(main_run):
     pairs, queries = main_run.pairs, 0
     for step, row in enumerate(main_run.metrics[1:]):
-        mine = [pair for pair in pairs if pair["step"] == step]
-        judged = [pair for pair in mine if pair["weight"] > 0]
-        assert len(mine) == (5 if step == 2 else 8)  # 21 rows: the epoch's last batch is a part batch
-        assert [pair["position"] for pair in mine] == list(range(len(mine)))
+        step_pairs = [pair for pair in pairs if pair["step"] == step]
+        judged = [pair for pair in step_pairs if pair["weight"] > 0]
+        assert len(step_pairs) == (5 if step == 2 else 8)  # 21 rows: the epoch's last batch is partial
+        assert [pair["position"] for pair in step_pairs] == list(range(len(step_pairs)))
         assert row["judge/win_rate"] == pytest.approx(np.mean([pair["p_first"] for pair in judged]))
-        assert row["judge/tie_rate"] == sum(pair["p_first"] == 0.5 for pair in judged) / len(mine)
-        assert row["judge/failed_rate"] == sum(pair["failure"] is not None for pair in mine) / len(mine)
-        queries += sum(pair["shown"] is not None for pair in mine)
+        assert row["judge/tie_rate"] == sum(pair["p_first"] == 0.5 for pair in judged) / len(step_pairs)
+        assert row["judge/failed_rate"] == sum(pair["failure"] is not None for pair in step_pairs) / len(
+            step_pairs
+        )
+        queries += sum(pair["shown"] is not None for pair in step_pairs)
         assert row["judge/queries"] == queries
-        drawn = sum(len(response["tokens"]) for pair in mine for response in pair["responses"])
+        drawn = sum(len(response["tokens"]) for pair in step_pairs for response in pair["responses"])
         seconds = sum(value for name, value in row.items() if name.startswith("time/"))
         assert row["tokens_per_second"] * seconds == pytest.approx(drawn)
     assert sum(row["judge/failed_rate"] > 0 for row in main_run.metrics[1:]) >= 2
@@ -301,8 +303,8 @@ def test_judge_queries_count_the_comparisons_of_the_judge(main_run):
     assert main_run.result["judge_queries"] == sum(map(len, training))
     assert main_run.result["evaluation_queries"] == sum(map(len, main_run.calls)) - sum(map(len, training))
     for step, call in enumerate(training):
-        asked = [pair for pair in main_run.pairs if pair["step"] == step and pair["shown"]]
-        for pair, comparison in zip(asked, call, strict=True):
+        judged = [pair for pair in main_run.pairs if pair["step"] == step and pair["shown"]]
+        for pair, comparison in zip(judged, call, strict=True):
             texts = [pair["responses"][candidate]["text"] for candidate in pair["shown"]]
             assert (comparison.a, comparison.b) == tuple(texts)
             assert (comparison.row, list(comparison.messages)) == (pair["row"], pair["messages"])
@@ -311,7 +313,7 @@ def test_judge_queries_count_the_comparisons_of_the_judge(main_run):
 def test_pairs_log_holds_the_verdicts_of_the_judge(main_run):
     orders = set()
     for pair in main_run.pairs:
-        mine, theirs = (len(response["text"]) for response in pair["responses"])
+        policy_length, reference_length = (len(response["text"]) for response in pair["responses"])
         if tokens([pair], 0) == tokens([pair], 1):
             assert (pair["p_first"], pair["shown"]) == (0.5, None)
         elif Patchy.fails(*(response["text"] for response in pair["responses"])):
@@ -319,8 +321,8 @@ def test_pairs_log_holds_the_verdicts_of_the_judge(main_run):
             failure = "no verdict" if a > b else "the judge answered nan"
             assert (pair["p_first"], pair["weight"], pair["failure"]) == (None, 0, failure)
         else:
-            assert pair["p_first"] == 0.5 + 0.5 * np.sign(mine - theirs)
-            assert pair["scores"] == {"policy": mine, "reference": theirs}
+            assert pair["p_first"] == 0.5 + 0.5 * np.sign(policy_length - reference_length)
+            assert pair["scores"] == {"policy": policy_length, "reference": reference_length}
         orders.add(tuple(pair["shown"] or ()))
     assert orders >= {(0, 1), (1, 0)}
 
@@ -375,11 +377,14 @@ def replay(pairs, folder):
     beta, alpha = config.loss.beta, config.loss.alpha
 
     def loss(params, batch, p, weight):
-        (mine, entropy), (theirs, _) = plain_logps(params, *batch), plain_logps(reference, *batch)
-        ratio, n = mine - theirs, len(p)
+        (policy_logps, entropy), (reference_logps, _) = (
+            plain_logps(params, *batch),
+            plain_logps(reference, *batch),
+        )
+        ratio, n = policy_logps - reference_logps, len(p)
         z = ratio[0] - ratio[1]
         preference = -p * jax.nn.log_sigmoid(beta * z) - (1 - p) * jax.nn.log_sigmoid(-beta * z)
-        dpo, xpo = (jnp.sum(weight * term) / n for term in (preference, alpha * mine[1]))
+        dpo, xpo = (jnp.sum(weight * term) / n for term in (preference, alpha * policy_logps[1]))
         _, starts, ends = batch
         return dpo + xpo, {
             "loss/dpo": dpo,
@@ -387,7 +392,7 @@ def replay(pairs, folder):
             "objective/kl": ratio[0].mean(),
             "objective/entropy": entropy[0].sum() / (ends - starts)[:n].sum(),
             "ratio": ratio,
-            "mine": mine,
+            "policy_logps": policy_logps,
         }
 
     @jax.jit
@@ -420,20 +425,22 @@ def replay(pairs, folder):
         ]
         p = np.array([0.5 if pair["p_first"] is None else pair["p_first"] for pair in now], np.float32)
         weight = np.array([pair["weight"] for pair in now], np.float32)
-        grads, found = gradient(params, batch, p, weight)
+        grads, row = gradient(params, batch, p, weight)
         updates, state = update(grads, state, params)
         params = optax.apply_updates(params, updates)
-        ratio, mine = np.asarray(found.pop("ratio")), np.asarray(found.pop("mine"))
+        ratio, policy_logps = np.asarray(row.pop("ratio")), np.asarray(row.pop("policy_logps"))
         decisive, won = (weight > 0) & (p != 0.5), np.where(p > 0.5, 0, 1)
         for side, index in (("chosen", won), ("rejected", 1 - won)):
-            of_policy, over_reference = (x[index, np.arange(len(p))][decisive].mean() for x in (mine, ratio))
-            found[f"rewards/{side}"], found[f"logps/policy_{side}"] = beta * over_reference, of_policy
-            found[f"logps/reference_{side}"] = of_policy - over_reference
-        found["rewards/margins"] = found["rewards/chosen"] - found["rewards/rejected"]
+            of_policy, over_reference = (
+                x[index, np.arange(len(p))][decisive].mean() for x in (policy_logps, ratio)
+            )
+            row[f"rewards/{side}"], row[f"logps/policy_{side}"] = beta * over_reference, of_policy
+            row[f"logps/reference_{side}"] = of_policy - over_reference
+        row["rewards/margins"] = row["rewards/chosen"] - row["rewards/rejected"]
         z = ratio[0] - ratio[1]
-        found["rewards/accuracies"] = np.mean(np.where(p > 0.5, z > 0, z < 0)[decisive])
-        found["grad_norm"] = optax.tree.norm(grads)
-        metrics.append({name: float(value) for name, value in found.items()})
+        row["rewards/accuracies"] = np.mean(np.where(p > 0.5, z > 0, z < 0)[decisive])
+        row["grad_norm"] = optax.tree.norm(grads)
+        metrics.append({name: float(value) for name, value in row.items()})
     return metrics, jax.device_get(params), drawn
 
 
@@ -463,9 +470,10 @@ def test_samples_are_those_of_the_current_policy_and_the_reference_with_the_keys
     pairs, drawn = main_run.pairs, replayed[2]
     assert [pair[1] for pair in drawn] == tokens(pairs, 1)
     flipped = sum(
-        mine != theirs for mine, theirs in zip((pair[0] for pair in drawn), tokens(pairs, 0), strict=True)
+        replayed_tokens != logged_tokens
+        for replayed_tokens, logged_tokens in zip((pair[0] for pair in drawn), tokens(pairs, 0), strict=True)
     )
-    assert flipped <= 1  # by rounding in the weights
+    assert flipped <= 1  # because of rounding in the weights
 
 
 def test_export_equals_the_checkpoint_bit_for_bit(main_run, folder):
@@ -493,7 +501,7 @@ def test_export_equals_the_checkpoint_bit_for_bit(main_run, folder):
     trained = json.loads((main_run.path / "export" / "generation_config.json").read_text())
     assert sorted(trained["eos_token_id"]) == sorted(ENDS) and trained["eos_token_id"][0] == 258
     assert (trained["temperature"], trained["top_k"], trained["do_sample"]) == (TEMPERATURE, 0, True)
-    assert trained["max_new_tokens"] == 8  # of the training; the source has none
+    assert trained["max_new_tokens"] == 8  # as in training; the source has none
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (main_run.path / "export" / name).read_bytes() == (folder / "model" / name).read_bytes()
 
@@ -505,13 +513,13 @@ def test_run_repeated_gives_the_same_files(main_run, run):
     again = run("again", all_sequence_lengths=True, logging__tensorboard=True)
     assert timeless(again.metrics) == timeless(main_run.metrics)
     assert (again.path / "pairs.jsonl").read_bytes() == (main_run.path / "pairs.jsonl").read_bytes()
-    ours, theirs = (
+    ours, expected = (
         {k: v[1] for k, v in r.files().items() if k.startswith("export")} for r in (again, main_run)
     )
-    assert ours == theirs and len(ours) >= 5
+    assert ours == expected and len(ours) >= 5
     places = ("run_dir", "export", "seconds")
-    ours, theirs = ({k: v for k, v in r.result.items() if k not in places} for r in (again, main_run))
-    assert ours == theirs
+    ours, expected = ({k: v for k, v in r.result.items() if k not in places} for r in (again, main_run))
+    assert ours == expected
 
 
 def test_run_already_finished_changes_nothing(main_run, run):
@@ -535,12 +543,12 @@ def test_layout_of_mesh_buckets_sequence_lengths_and_update_leaves_results_uncha
     )
     assert other.status == 0, other.err
     assert [tokens(other.pairs, c) for c in (0, 1)] == [tokens(main_run.pairs, c) for c in (0, 1)]
-    for ours, theirs in zip(timeless(other.metrics), timeless(main_run.metrics), strict=True):
-        assert set(ours) == set(theirs)
-        for name, value in theirs.items():
-            if name != "update/padding" and (name != "rewards/accuracies" or theirs["step"] > 1):
+    for row, main_row in zip(timeless(other.metrics), timeless(main_run.metrics), strict=True):
+        assert set(row) == set(main_row)
+        for name, value in main_row.items():
+            if name != "update/padding" and (name != "rewards/accuracies" or main_row["step"] > 1):
                 expected = None if value is None else pytest.approx(value, rel=1e-3, abs=2e-4)
-                assert ours[name] == expected, (theirs["step"], name)
+                assert row[name] == expected, (main_row["step"], name)
     assert other.result["compilations_during_run"] == 0
     assert other.result["compilations_declared"] == 5 + 1 + 2 * 1
 
@@ -578,20 +586,20 @@ def test_reference_is_frozen_and_its_samples_are_independent_of_the_loss(main_ru
     unfinished = [pair for pair in ipo.pairs if pair["reason"] == "unfinished response"]
     assert unfinished
     for pair in unfinished:
-        mine, theirs = (response["finished"] for response in pair["responses"])
-        assert not (mine and theirs) and pair["shown"] is None
-        assert (pair["p_first"], pair["weight"]) == (0.5 + 0.5 * (mine - theirs), 1)
+        policy_finished, reference_finished = (response["finished"] for response in pair["responses"])
+        assert not (policy_finished and reference_finished) and pair["shown"] is None
+        assert (pair["p_first"], pair["weight"]) == (0.5 + 0.5 * (policy_finished - reference_finished), 1)
     assert ipo.result["evaluation_queries"] + ipo.result["judge_queries"] == sum(map(len, ipo.calls))
 
 
 def test_online_dpo_samples_both_candidates_from_the_policy(main_run, run):
     dpo = run("dpo", loss__second_candidate="policy", loss__alpha=0.0)
     assert dpo.status == 0, dpo.err
-    ours, theirs = dpo.pairs, main_run.pairs
-    # one model before the first update, and the same keys
-    assert [tokens(ours[:8], c) for c in (0, 1)] == [tokens(theirs[:8], c) for c in (0, 1)]
+    dpo_pairs, xpo_pairs = dpo.pairs, main_run.pairs
+    # before the first update the model is the same, and so are the keys
+    assert [tokens(dpo_pairs[:8], c) for c in (0, 1)] == [tokens(xpo_pairs[:8], c) for c in (0, 1)]
     # afterwards the second candidate is no longer the reference's
-    assert tokens(ours[8:], 1) != tokens(theirs[8:], 1)
+    assert tokens(dpo_pairs[8:], 1) != tokens(xpo_pairs[8:], 1)
     assert all(row["loss/xpo"] == 0 and row["alpha"] == 0 for row in dpo.metrics[1:])
     assert dpo.metrics[2]["objective/kl"] != 0
     assert dpo.result["compilations_during_run"] == 0
@@ -642,8 +650,10 @@ def test_run_without_verdicts_and_with_another_reference_learns_nothing(main_run
     assert {pair["failure"] for pair in empty.pairs} == {"no verdict"}
     assert tokens(empty.pairs[:8], 0) == tokens(main_run.pairs[:8], 0)
     assert tokens(empty.pairs[:8], 1) != tokens(main_run.pairs[:8], 1)
-    ours, theirs = (model_folder.load_params(f, SPEAKING) for f in (empty.path / "export", folder / "model"))
-    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    exported, initial = (
+        model_folder.load_params(f, SPEAKING) for f in (empty.path / "export", folder / "model")
+    )
+    jax.tree.map(np.testing.assert_array_equal, exported, initial)
 
 
 def test_run_with_numbers_that_are_not_finite_stops(run):
@@ -656,7 +666,7 @@ def test_run_with_numbers_that_are_not_finite_stops(run):
     )
     assert "Traceback" not in wild.err and not wild.out.rstrip("\n").split("\n")[-1].startswith("{")
     assert [row["skipped"] for row in wild.metrics[1:]] == [0, 1, 1]
-    # the schedule falls from its second update on, and a skipped one is none
+    # the schedule falls from its second update on, and a skipped one does not count
     assert [row["learning_rate"] for row in wild.metrics[1:]] == pytest.approx([1e30] * 3)
     assert checkpoint.latest(wild.path / "checkpoints") == 3
     assert not (wild.path / "result.json").exists() and not (wild.path / "export").exists()
@@ -679,7 +689,7 @@ def test_run_with_separate_skipped_updates_and_identical_responses_finishes(run,
     assert greedy.status == 0, greedy.err
     rows = greedy.metrics[1:]
     assert [row["skipped"] for row in rows] == [1, 0, 1, 0] and greedy.result["skipped"] == 2
-    # half the peak after no update, all of it after one
+    # half the peak before the first update, all of it after that
     assert [row["learning_rate"] for row in rows] == pytest.approx([0.005, 0.005, 0.01, 0.01])
     assert [abs(row["objective/kl"]) > 1e-3 for row in rows] == [False, False, True, True]
     for pair in greedy.pairs[:16]:

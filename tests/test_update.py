@@ -1,4 +1,4 @@
-"""The update: any split of the batch gives one gradient; metrics mean what their names say; bad numbers."""
+"""The update: any split of the batch gives the same gradient; the metrics are what they are called; bad numbers."""
 
 import functools
 
@@ -96,9 +96,9 @@ def distance(a, b):
 
 @functools.cache
 def unpacked():
-    """Gradient and sums of a batch whose pairs each have a row of their own, none of it packed."""
+    """Return gradient and sums of a batch with one row per pair, without packing."""
     batch = pairs(reference_seed=1)
-    told = PairTargets(*batch[3:])
+    targets = PairTargets(*batch[3:])
     scored_by = {"temperature": 0.8, "vocab_size": 40, "chunk_tokens": 64}
 
     def loss_of(params):
@@ -107,7 +107,7 @@ def unpacked():
         weight, valid = np.where(batch.valid, batch.weight, 0), batch.valid
         entropy = jnp.sum(jnp.where(valid, scored.entropy[0], 0))
         loss = losses.total(terms, weight, valid.sum()) - 0.1 * entropy / batch.lengths[0][valid].sum()
-        return loss, _sums(terms, scored.logps, told, weight, loss, entropy)
+        return loss, _sums(terms, scored.logps, targets, weight, loss, entropy)
 
     return jax.device_get(jax.jit(jax.grad(loss_of, has_aux=True))(PARAMS))
 
@@ -138,7 +138,7 @@ def test_z_kl_and_margins_are_zero_before_the_first_update():
     assert metrics["loss/dpo"] == pytest.approx(np.log(2) * 5.5 / 7, rel=1e-5)  # weights sum to 5.5 of 7 rows
 
 
-def test_unreal_rows_and_failed_verdicts_do_not_matter():
+def test_padding_rows_and_failed_verdicts_do_not_matter():
     batch = pairs(reference_seed=1)
     noise = pairs(seed=5, reference_seed=1)
     without_say = ~batch.valid | (batch.weight == 0)
@@ -163,7 +163,7 @@ def test_no_verdict_at_all_gives_no_gradient():
 
 
 def test_gradient_matches_finite_differences_in_float64():
-    """Through model, log-probs, loss and entropy, along random directions."""
+    """The gradient goes through model, log-probs, loss and entropy, along random directions."""
     with jax.enable_x64(True):
         to64 = lambda tree: jax.tree.map(
             lambda x: jnp.asarray(x, jnp.float64) if np.asarray(x).dtype == np.float32 else x, tree
@@ -203,7 +203,7 @@ def test_descent_raises_the_chosen_and_lowers_the_rejected():
 
 
 def test_the_bonus_lowers_the_references_samples():
-    """With ties only, alpha > 0 moves log pi(B) down, and alpha = 0 moves it by nothing at z = 0."""
+    """With ties only, alpha > 0 moves log pi(B) down, and alpha = 0 does not move it at z = 0."""
     optimizer, rate = make_optimizer(**{**OPTIMIZER, "learning_rate": 1e-4})
     batch = pairs()._replace(p_first=np.full(B, 0.5, np.float32), weight=np.ones(B, np.float32))
     grads, sums = gradient(batch, alpha=0.05)
