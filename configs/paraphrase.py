@@ -71,8 +71,8 @@ def embedded() -> ConfigDict:
             "reference_every_steps": None,  # or N: copy the policy into it every N steps, docs/choosing.md
             "dtype": "auto",
             # "einsum" up to 1,280 tokens, and "blocks" beyond, which never holds the attention scores of a sequence,
-            # rows x heads x tokens x tokens x 4 bytes per layer. Or "cudnn" on NVIDIA GPUs, which has not been run
-            # on one yet: docs/performance.md.
+            # rows x heads x tokens x tokens x 4 bytes per layer; in bfloat16 on NVIDIA GPUs "cudnn", which has not been
+            # run on one yet: docs/performance.md.
             "attention": "auto",
         }
     )

@@ -193,7 +193,7 @@ def test_parts_follow_one_that_fails_and_share_the_time(monkeypatch, capsys, tmp
     monkeypatch.setattr(device_check, "run", run)
     monkeypatch.setenv("COLUMNS", "200")
     assert device_check.main(["--minutes=15", f"--json={tmp_path / 'device.json'}"]) == 1
-    expected = dict(zip(device_check.PORTIONS, (60, 900 / 7, 900 * 5 / 12, 900 * 2 / 7, 900), strict=True))
+    expected = dict(zip(device_check.PORTIONS, (900 / 21, 90, 900 * 8 / 18, 720, 900), strict=True))
     assert limits == pytest.approx(expected, rel=0.01)
     shown = capsys.readouterr().out
     results = json.loads(shown[shown.index("\n{") :])

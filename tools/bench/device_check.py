@@ -44,7 +44,7 @@ from tools.cli import Parser, exit_status, path_argument
 from xpo_jax.io.text import error_line
 
 # Portions of the time that is left, which a part may take; what it leaves over is for those after it.
-PORTIONS = {"machine": 1, "attention": 2, "0.5B": 5, "long prompts": 2, "1.5B": 5}
+PORTIONS = {"machine": 1, "attention": 2, "0.5B": 8, "1.5B": 8, "long prompts": 2}
 _LINES = 15  # of a failed part's output that are shown
 GIB = 2**30
 
@@ -93,7 +93,7 @@ def measure(name: str, tiny: bool, path: Path) -> int:
         device_parts.PARTS[name](device_scale.TINY if tiny else device_scale.FULL, record)
     except device_scale.DoesNotFit as error:
         record.add(skipped=str(error))
-    except Exception as error:  # whatever a driver, compiler or kernel raises is a result
+    except Exception as error:  # of a driver, compiler or kernel, in any class, it is a result
         traceback.print_exc()
         print(error_line(error, with_class=True), file=sys.stderr)
         return 1

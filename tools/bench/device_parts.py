@@ -131,6 +131,6 @@ PARTS: dict[str, Callable[[Scale, Record], None]] = {
     "machine": measure_machine,
     "attention": compare_attention,
     "0.5B": functools.partial(train, "0.5B"),
-    "long prompts": train_long,
     "1.5B": functools.partial(train, "1.5B"),
+    "long prompts": train_long,
 }

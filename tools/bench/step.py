@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ from xpo_jax.runtime.rng import Stream
 from xpo_jax.values import Pairs, Prompts, Samples
 
 ALPHA, BETA = 1e-5, 0.1
+COMPILERS = 4  # at a time, see Step
 REFERENCE_SAMPLES = "ahead"  # the program that samples from the reference for several steps at once
 
 
@@ -68,7 +71,13 @@ def make_setup(config: ModelConfig, workload: Workload, mesh: Mesh, attention: s
         workload.chunk_tokens,
         workload.remat,
         make_optimizer_of_a_run().transformation,
-        kernels=choose(attention, platform),
+        kernels=choose(
+            attention,
+            platform,
+            device=mesh.devices.flat[0],
+            dtype=compute_dtype("auto", platform),
+            head_dim=config.head_dim,
+        ),
     )
 
 
@@ -79,7 +88,8 @@ class Step:
       folder: a Hugging Face folder with config.json and weights; it needs no tokenizer.
       workload: the size of the step.
       attention: see `settings.Model.attention`.
-      longest: compile scoring and update for the longest rows only, which are all that responses of equal lengths take.
+      longest: compile scoring and update for the longest rows only, which are all that responses of equal lengths take,
+        and several programs at a time; their seconds then overlap.
 
     Attributes:
       compiled: {name: (compiled program, compilations, seconds)}.
@@ -164,12 +174,19 @@ class Step:
             for name, batches in {"sample": 1, REFERENCE_SAMPLES: self.workload.reference_steps}.items():
                 if name in calls:
                     calls[name] = [functools.partial(self._compile_ending, batches)]
-        for name, compilations in calls.items():
-            before, begun = self.counter.count, time.perf_counter()
-            if self._longest:
-                compilations = compilations[-1:]  # their lengths increase
-            widest = [compile_() for compile_ in compilations][-1]
-            self.compiled[name] = widest, self.counter.count - before, time.perf_counter() - begun
+        if self._longest:
+            with ThreadPoolExecutor(COMPILERS) as threads:  # compilers do not hold Python's lock
+                longest = [compilations[-1:] for compilations in calls.values()]  # lengths increase
+                results = zip(calls, threads.map(self._compile_one, longest), strict=True)
+                self.compiled = {name: (program, 1, seconds) for name, (program, _, seconds) in results}
+        else:
+            self.compiled = {name: self._compile_one(compilations) for name, compilations in calls.items()}
+
+    def _compile_one(self, compilations: list[Callable[[], object]]) -> tuple[Any, int, float]:
+        """Return the last of these programs, the compilations during the call, and its seconds."""
+        before, begun = self.counter.count, time.perf_counter()
+        last = [compile_program() for compile_program in compilations][-1]
+        return last, self.counter.count - before, time.perf_counter() - begun
 
     def _compile_ending(self, batches: int) -> Any:
         """Compile a sampler whose responses have the prescribed lengths."""

@@ -67,6 +67,8 @@ DEVICES = {
     "tpu-v6e": Device(32e9, 918e12, 1640e9),
 }
 
+GPUS = ("a100-80gb", "h100-80gb", "h200")
+
 # What JAX calls a device (its device_kind, in lower case), in order: the first part that occurs in it counts. Other
 # forms of an H100 or A100 have less memory or bandwidth, so they are not among these.
 _KINDS = (
