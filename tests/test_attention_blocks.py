@@ -182,7 +182,7 @@ def test_model_with_blocks_has_the_einsums_loss_and_gradient(monkeypatch, sizes)
 # ---- which one is taken -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("platform", "long"), [("cpu", "blocks"), ("gpu", "blocks"), ("tpu", "splash")])
+@pytest.mark.parametrize(("platform", "long"), [("cpu", "blocks"), ("gpu", "cudnn"), ("tpu", "splash")])
 def test_choose_auto_takes_the_einsum_for_short_sequences_only(platform, long):
     kernels = choose("auto", platform)
     assert [kernels.at(tokens) for tokens in (1, EINSUM_TOKENS, EINSUM_TOKENS + 1, 32768)] == (

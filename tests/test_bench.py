@@ -10,6 +10,7 @@ import pytest
 from tools.bench import __main__ as bench
 from tools.bench import figures, trl_client
 from tools.bench.parts import Bench, Part
+from tools.bench.step import Step
 from tools.bench.workload import Workload, part_flops, response_lengths
 from tools.build import random_model
 from tools.planner import estimate, work
@@ -90,7 +91,7 @@ def small_workload(reference_steps=1):
 
 def test_bench_programs_are_compiled_once_and_responses_have_their_lengths(folder):
     lengths = LENGTHS
-    parts = Bench(folder, small_workload())
+    parts = Bench(Step(folder, small_workload()))
     counter = parts.step.counter
     assert list(parts.parts) == [
         "prefill",
@@ -138,7 +139,7 @@ def test_figures_of_parts_against_their_floors_by_hand():
 def test_bench_with_reference_steps_samples_for_three_steps_in_one_call(folder):
     """Rows end where they should in the larger call as well; a step has a third of that call."""
     lengths = LENGTHS
-    parts = Bench(folder, small_workload(reference_steps=3))
+    parts = Bench(Step(folder, small_workload(reference_steps=3)))
     prefetch, step = parts.parts["prefetch"], parts.step
     before = step.counter.count
     assert (prefetch.steps, prefetch.compilations, prefetch.tokens) == (3, 1, lengths[1].sum())

@@ -143,6 +143,51 @@ def test_decoding_is_the_einsums():
         jax.eval_shape(lambda params: nnx.merge(graphdef, params).prefill(tokens(2, 6)), shapes)
 
 
+def test_forward_is_the_same_call_with_and_without_a_gradient(monkeypatch):
+    """cuDNN has one kernel for inference and one for training, which may round differently."""
+    calls = []
+
+    @jax.custom_vjp
+    def library(q, k, v):
+        calls.append("inference")
+        return q
+
+    def forward(q, k, v):
+        calls.append("training")
+        return q, (q, k, v)
+
+    library.defvjp(forward, lambda saved, gradient: (gradient, *(jnp.zeros_like(x) for x in saved[1:])))
+    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda q, k, v, **_: library(q, k, v))
+    given, mask = rows(2, 1, 8, 4, 2, 8, jnp.bfloat16)
+
+    def total(q, k, v):
+        return jnp.sum(attention_kernels.cudnn(q, Causal(k, v, mask)).astype(jnp.float32))
+
+    jax.eval_shape(total, *given)
+    assert calls == ["training"]
+    jax.eval_shape(jax.grad(total, argnums=(0, 1, 2)), *given)
+    jax.eval_shape(jax.grad(jax.checkpoint(total), argnums=(0, 1, 2)), *given)
+    assert set(calls) == {"training"}
+
+
+def test_auto_takes_cudnn_on_an_nvidia_gpu_in_bfloat16_and_blocks_elsewhere():
+    client = SimpleNamespace(platform_version="PJRT C API\ncuda 12090")
+    device = SimpleNamespace(
+        platform="gpu", client=client, compute_capability="9.0", device_kind="NVIDIA H100"
+    )
+    long = functools.partial(choose_long, device=device, dtype=jnp.bfloat16, head_dim=64)
+    assert long() == "cudnn"
+    assert long(dtype=jnp.float32) == long(head_dim=256) == "blocks"
+    device.compute_capability = "7.5"
+    assert long() == "blocks"
+    client.platform_version, device.device_kind = "rocm 60000", "AMD Instinct MI300X"
+    assert long() == "blocks"
+
+
+def choose_long(**properties):
+    return attention_kernels.choose("auto", "gpu", **properties).at(attention_kernels.EINSUM_TOKENS + 1)
+
+
 # ---- for a GPU --------------------------------------------------------------------------------------
 
 
@@ -209,7 +254,9 @@ def test_refused_where_the_backend_is_no_nvidia_gpu(tmp_path):
 
 def test_what_the_kernel_cannot_do_is_known_beforehand():
     client = SimpleNamespace(platform_version="PJRT C API\ncuda 12090")
-    device = SimpleNamespace(platform="gpu", client=client, compute_capability="8.6")
+    device = SimpleNamespace(
+        platform="gpu", client=client, compute_capability="8.6", device_kind="NVIDIA A10"
+    )
     check = functools.partial(attention_kernels.check, device=device, dtype=jnp.bfloat16, head_dim=64)
     check("cudnn")
     for head_dim in (20, 256):
@@ -223,6 +270,10 @@ def test_what_the_kernel_cannot_do_is_known_beforehand():
     device.compute_capability = "7.5"
     with pytest.raises(ValueError, match="capability 8.0 or more, and this one has 7.5; set it to 'auto'"):
         check("cudnn")
-    client.platform_version = "rocm 60000"
+    unattached = SimpleNamespace(platform_version="NVIDIA H100 80GB HBM3")  # of the compiler without a device
+    check(
+        "cudnn", device=SimpleNamespace(**{**vars(device), "client": unattached, "compute_capability": "9.0"})
+    )
+    client.platform_version, device.device_kind = "rocm 60000", "AMD Instinct MI300X"
     with pytest.raises(ValueError, match="needs an NVIDIA GPU, and this backend is gpu; set it to 'auto'"):
         check("cudnn")

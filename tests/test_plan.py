@@ -292,6 +292,39 @@ def test_memory_of_blocks_and_sub_batches_is_what_xla_allocates(program, remat, 
     assert 0.8 < working(s, program) / compiled(s, program).temp_size_in_bytes < 1.25
 
 
+def test_memory_of_cudnn_is_that_of_blocks_with_a_copy_of_the_prompts_and_masks_of_packed_rows():
+    """It has no scores at all; what it needs on a GPU beside that has not been measured."""
+    blocks, cudnn = (
+        planned(model=LARGER, B=4, P=512, T=32, remat=True, kernels=choose(name, "gpu"))
+        for name in ("blocks", "cudnn")
+    )
+    fewer, more = estimate.memory(blocks), estimate.memory(cudnn)
+    prompts = 4 * 512 * estimate.kv_bytes_per_token(LARGER, 4)
+    assert more["sample"]["KV cache"] - fewer["sample"]["KV cache"] == prompts
+    assert more["gradient"] == fewer["gradient"] and more["apply"] == fewer["apply"]
+    of_rows, of_prompts = (
+        [estimate._score_bytes(s, LARGER, 4, 512, queries, 2) for s in (cudnn, blocks)]
+        for queries in (128, 512)
+    )
+    assert of_rows[0] - of_rows[1] == 4 * 512 * 512 * 3 and of_prompts[0] == of_prompts[1]
+
+
+@pytest.mark.parametrize(
+    ("devices", "kernel"),
+    [
+        (["--device=h100-80gb"], "cudnn"),
+        (["--topology=h200x1"], "cudnn"),
+        (["--device=tpu-v5e"], "blocks"),
+        (["--topology=v5e-1"], "blocks"),
+        ([], "blocks"),
+        (["--device=h200", "--config.model.dtype=float32"], "blocks"),
+    ],
+)
+def test_plan_of_auto_attention_is_that_of_the_devices(devices, kernel):
+    source, *_ = plan.parse([CONFIG, *devices])
+    assert setup(source)[0].kernels.at(8192) == kernel
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("program", ["sample", "score", "accumulate"])
 def test_memory_of_long_prompts_is_linear_in_their_length(program, capsys):

@@ -20,7 +20,8 @@ ROOT = Path(__file__).parents[1]
 
 def mesh_of(platform):
     """A mesh of two devices that are not attached."""
-    devices = [SimpleNamespace(platform=platform, client=SimpleNamespace(platform_version=platform))] * 2
+    client = SimpleNamespace(platform_version=platform)
+    devices = [SimpleNamespace(platform=platform, client=client, device_kind=platform)] * 2
     return SimpleNamespace(devices=np.array(devices).reshape(1, 2, 1))
 
 

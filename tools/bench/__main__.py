@@ -148,6 +148,7 @@ def bench(options: argparse.Namespace) -> int:
     begun, load = time.perf_counter(), os.getloadavg()
     from tools.bench import figures, machine
     from tools.bench.parts import Bench
+    from tools.bench.step import Step
     from tools.bench.trl_client import Peer
 
     imported = time.perf_counter()
@@ -155,7 +156,7 @@ def bench(options: argparse.Namespace) -> int:
         folder = model(options.model, Path(scratch))
         workload = make_workload(options)
         print("compiling ...", file=sys.stderr, flush=True)
-        parts = Bench(folder, workload, judge=options.judge)
+        parts = Bench(Step(folder, workload), judge=options.judge)
         ready = time.perf_counter()
         peak = machine.peak_flops(parts.step.dtype)
         bandwidths = {

@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 from tools.bench.step import ALPHA, BETA, REFERENCE_SAMPLES, Step
-from tools.bench.workload import Workload, part_flops
+from tools.bench.workload import part_flops
 from tools.planner import work
 from xpo_jax.algorithm import packing
 from xpo_jax.algorithm.update import gather_pair_targets
@@ -59,8 +58,7 @@ class Bench:
     """All parts of a step of one model, compiled.
 
     Args:
-      folder: a Hugging Face folder with config.json and weights; it needs no tokenizer.
-      workload: the size of the step; `reference_steps` above 1 adds the part "prefetch".
+      step: to take apart; `reference_steps` above 1 adds the part "prefetch".
       judge: seconds that a judge on another machine takes, for the part "judged"; None for no such part.
 
     Attributes:
@@ -68,10 +66,9 @@ class Bench:
       padding: fraction of the slots of score and accumulate that are empty.
     """
 
-    def __init__(self, folder: Path, workload: Workload, *, judge: float | None = None):
-        self.workload, self.judge = workload, judge
-        self.step = Step(folder, workload)
-        step, programs, p = self.step, self.step.programs, self.step.prompts
+    def __init__(self, step: Step, *, judge: float | None = None):
+        self.step, self.workload, self.judge = step, step.workload, judge
+        workload, programs, p = step.workload, step.programs, step.prompts
         samples = jax.device_get((step.draw(step.policy, 0), step.draw(step.reference, 1)))
         self.drawn = np.stack([candidate.lengths for candidate in samples])
         tokens = np.stack([candidate.tokens for candidate in samples])

@@ -8,22 +8,27 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from tools.bench.workload import END, SEED, Ending, Workload
 from tools.planner import estimate
 from xpo_jax.algorithm.losses import Sigmoid
 from xpo_jax.algorithm.model_spec import compute_dtype, make_model_spec
-from xpo_jax.algorithm.optimizer import make_optimizer
+from xpo_jax.algorithm.optimizer import Optimizer, make_optimizer
 from xpo_jax.algorithm.prefetch import concat_batches
 from xpo_jax.algorithm.programs import BatchShapes, Programs
 from xpo_jax.algorithm.sampler import Vocabulary, make_sampler, row_keys
 from xpo_jax.algorithm.sampling import Sampling
+from xpo_jax.models.attention_kernels import AUTO, choose
+from xpo_jax.models.family import ModelConfig
 from xpo_jax.models.hf import model_folder
 from xpo_jax.runtime import sharding
 from xpo_jax.runtime.compilation import CompilationCounter, Program
@@ -31,7 +36,49 @@ from xpo_jax.runtime.rng import Stream
 from xpo_jax.values import Pairs, Prompts, Samples
 
 ALPHA, BETA = 1e-5, 0.1
+COMPILERS = 4  # at a time, see Step
 REFERENCE_SAMPLES = "ahead"  # the program that samples from the reference for several steps at once
+
+
+def make_optimizer_of_a_run() -> Optimizer:
+    """Return AdamW as a run has it; its numbers do not affect speed."""
+    return make_optimizer(
+        name="adamw",
+        learning_rate=1e-6,
+        schedule="constant",
+        warmup_steps=0,
+        b1=0.9,
+        b2=0.999,
+        eps=1e-8,
+        mu_dtype="float32",
+        weight_decay=0.0,
+        clip_norm=1.0,
+        steps=1000,
+    )
+
+
+def make_setup(config: ModelConfig, workload: Workload, mesh: Mesh, attention: str = AUTO) -> estimate.Setup:
+    """Return what the planner needs to know of a step on a mesh."""
+    platform = sharding.platform(mesh)
+    return estimate.Setup(
+        config,
+        mesh,
+        compute_dtype("auto", platform),
+        workload.prompt_tokens,
+        workload.new_tokens,
+        workload.prompts,
+        workload.micro_batch_rows,
+        workload.chunk_tokens,
+        workload.remat,
+        make_optimizer_of_a_run().transformation,
+        kernels=choose(
+            attention,
+            platform,
+            device=mesh.devices.flat[0],
+            dtype=compute_dtype("auto", platform),
+            head_dim=config.head_dim,
+        ),
+    )
 
 
 class Step:
@@ -40,42 +87,23 @@ class Step:
     Args:
       folder: a Hugging Face folder with config.json and weights; it needs no tokenizer.
       workload: the size of the step.
+      attention: see `settings.Model.attention`.
+      longest: compile scoring and update for the longest rows only, which are all that responses of equal lengths take,
+        and several programs at a time; their seconds then overlap.
 
     Attributes:
       compiled: {name: (compiled program, compilations, seconds)}.
     """
 
-    def __init__(self, folder: Path, workload: Workload):
+    def __init__(self, folder: Path, workload: Workload, *, attention: str = AUTO, longest: bool = False):
         self.workload, self.config = workload, model_folder.read_config(folder)
         self.mesh = sharding.make_mesh(data=-1, fsdp=1, tensor=1)
-        self.dtype = compute_dtype("auto", sharding.platform(self.mesh))
         self.counter = CompilationCounter()
         w, B = workload, workload.prompts
-        self._optimizer = make_optimizer(
-            name="adamw",
-            learning_rate=1e-6,
-            schedule="constant",
-            warmup_steps=0,
-            b1=0.9,
-            b2=0.999,
-            eps=1e-8,
-            mu_dtype="float32",
-            weight_decay=0.0,
-            clip_norm=1.0,
-            steps=1000,
-        )
-        self.setup = estimate.Setup(
-            self.config,
-            self.mesh,
-            self.dtype,
-            w.prompt_tokens,
-            w.new_tokens,
-            B,
-            w.micro_batch_rows,
-            w.chunk_tokens,
-            w.remat,
-            self._optimizer.transformation,
-        )
+        self._attention, self._longest = attention, longest
+        self._optimizer = make_optimizer_of_a_run()
+        self.setup = make_setup(self.config, workload, self.mesh, attention)
+        self.dtype = self.setup.dtype
         self.programs = self._make_programs(w.new_tokens, w.reference_steps)
         self._one_token = self._make_programs(1, 1)  # its sampler is a prefill
         rng = np.random.default_rng(SEED)
@@ -104,6 +132,7 @@ class Step:
             remat=w.remat,
             batch_size=w.prompts,
             prompt_tokens=w.prompt_tokens,
+            attention=self._attention,
         )
         shapes = BatchShapes(
             batch_size=w.prompts,
@@ -145,10 +174,19 @@ class Step:
             for name, batches in {"sample": 1, REFERENCE_SAMPLES: self.workload.reference_steps}.items():
                 if name in calls:
                     calls[name] = [functools.partial(self._compile_ending, batches)]
-        for name, compilations in calls.items():
-            before, begun = self.counter.count, time.perf_counter()
-            widest = [compile_() for compile_ in compilations][-1]
-            self.compiled[name] = widest, self.counter.count - before, time.perf_counter() - begun
+        if self._longest:
+            with ThreadPoolExecutor(COMPILERS) as threads:  # compilers do not hold Python's lock
+                longest = [compilations[-1:] for compilations in calls.values()]  # lengths increase
+                results = zip(calls, threads.map(self._compile_one, longest), strict=True)
+                self.compiled = {name: (program, 1, seconds) for name, (program, _, seconds) in results}
+        else:
+            self.compiled = {name: self._compile_one(compilations) for name, compilations in calls.items()}
+
+    def _compile_one(self, compilations: list[Callable[[], object]]) -> tuple[Any, int, float]:
+        """Return the last of these programs, the compilations during the call, and its seconds."""
+        before, begun = self.counter.count, time.perf_counter()
+        last = [compile_program() for compile_program in compilations][-1]
+        return last, self.counter.count - before, time.perf_counter() - begun
 
     def _compile_ending(self, batches: int) -> Any:
         """Compile a sampler whose responses have the prescribed lengths."""

@@ -50,7 +50,15 @@ class Chat:
                 f" {config.max_position_embeddings} tokens; lower it"
             )
         self.pad = model_folder.pad_token_id(folder, self.tokenizer)
-        kernels = attention_kernels.choose(attention_kernels.AUTO, jax.devices()[0].platform)
+        device = jax.devices()[0]
+        computes_in = compute_dtype(dtype, device.platform)  # where jax.jit runs without a mesh
+        kernels = attention_kernels.choose(
+            attention_kernels.AUTO,
+            device.platform,
+            device=device,
+            dtype=computes_in,
+            head_dim=config.head_dim,
+        )
         graphdef, _ = abstract_model(config, stacked=False, kernels=kernels)
         draw = make_sampler(
             graphdef,
@@ -64,7 +72,6 @@ class Chat:
             return draw(weights, tokens, lengths, valid, row_keys(seed, Stream.CHAT, turn, position, 0))
 
         self._sample, self._compiled = jax.jit(sample), cast(dict[Any, Any], {})
-        computes_in = compute_dtype(dtype, jax.devices()[0].platform)  # where jax.jit runs without a mesh
         self._weights = model_folder.load_weights(folder, config, dtype=computes_in)
         self.tokens, self.seconds = 0, 0.0
 

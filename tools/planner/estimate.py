@@ -24,7 +24,7 @@ from xpo_jax.algorithm.logps import packed_logps
 from xpo_jax.algorithm.packing import Packer
 from xpo_jax.models import registry
 from xpo_jax.models.attention_blocks import QUERIES
-from xpo_jax.models.attention_kernels import BLOCKS, ONLY_EINSUM, Kernels
+from xpo_jax.models.attention_kernels import BLOCKS, CUDNN, EINSUM, ONLY_EINSUM, Kernels
 from xpo_jax.models.family import ModelConfig
 from xpo_jax.runtime import sharding
 
@@ -61,7 +61,7 @@ class Setup:
       judge: None for a judge on the host.
       reference_steps: steps whose reference samples are drawn in one call.
       prefill_rows: see `settings.Layout`.
-      kernels: of attention, see `attention_kernels.choose`. cuDNN's is counted as the einsum.
+      kernels: of attention, see `attention_kernels.choose`.
     """
 
     # long: a record of the config's fields
@@ -144,7 +144,9 @@ def saved_bytes(
     """Return the bytes per row of slots that the forward pass saves for the backward pass of the update.
 
     These are the residuals of jax.vjp; the difference between two rows and one leaves out the weights among them.
+    cuDNN's kernel is counted as blocks, because it cannot be traced without cuDNN.
     """
+    kernels = Kernels(*(BLOCKS if kernel == CUDNN else kernel for kernel in (kernels.short, kernels.long)))
     graphdef, _ = registry.abstract_model(model, stacked=True, remat=remat, kernels=kernels)
 
     def residuals(rows: int) -> int:
@@ -183,17 +185,15 @@ def _recomputed_layer(model: ModelConfig, width: int, dtype: Any, kernels: Kerne
 def _score_bytes(s: Setup, model: ModelConfig, rows: int, tokens: int, queries: int, copies: int) -> int:
     """Return the bytes that the attention of rows of tokens takes beside queries, keys and values.
 
-    The einsum holds float32 scores of `queries` queries of each row. Blocks hold those of a block, and queries and
-    results by block, and the results joined.
-
-    Args:
-      copies: of the scores at a time.
+    The einsum holds float32 scores of `queries` queries of each row. Blocks hold `copies` of those of a block, and
+    queries and results by block, and the results joined; cuDNN counts like them, with 3 bytes of mask in packed rows.
     """
     numbers = rows * model.num_attention_heads * tokens
-    if s.kernels.at(tokens) != BLOCKS:
+    if s.kernels.at(tokens) == EINSUM:
         return copies * numbers * queries * 4
     block = -(-tokens // -(-tokens // QUERIES))
-    return numbers * (copies * block * 4 + 3 * model.head_dim * s.itemsize)
+    mask = 3 * rows * tokens**2 if s.kernels.at(tokens) == CUDNN and queries < tokens else 0
+    return numbers * (copies * block * 4 + 3 * model.head_dim * s.itemsize) + mask
 
 
 def _layer_working(model: ModelConfig, tokens: int, scores: int, itemsize: int) -> int:
@@ -237,11 +237,12 @@ def memory(s: Setup) -> dict[str, dict[str, int]]:
         always["judge"] = sampling_copy(s.judge.model, s.mesh, s.dtype)
     kv, V = kv_bytes_per_token(shard, item), shard.vocab_size
 
+    copied = rows * P * kv if s.kernels.at(P) == CUDNN else 0  # from its layout into the decoder's
     encoded = min(rows, s.prefill_rows or rows)
     prefill = _layer_working(shard, encoded * P, _score_bytes(s, shard, encoded, P, P, copies=2), item)
     phases = {
         "sample": {
-            "KV cache": rows * (P + T) * kv,
+            "KV cache": rows * (P + T) * kv + copied,
             "one layer": max(prefill, 3 * rows * V * 4),  # or logits, probabilities and their sum
         }
     }

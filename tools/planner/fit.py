@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import ml_dtypes
@@ -34,18 +34,22 @@ from xpo_jax.runtime import sharding
 from . import estimate
 from .hardware import known_models, size_of
 
-PLATFORM = "tpu"  # "auto" attention is the same on all accelerators
 MOST_DEVICES = 4096  # limit of the search for enough devices
 Change = tuple[str, ...]  # overrides that are made together: ("mesh.fsdp=4", "mesh.data=-1")
 
 
 class Source(NamedTuple):
-    """What a plan is made from: a config, its overrides, the number of devices, and a model (None: model.path)."""
+    """What a plan is made from.
+
+    spec, overrides: of the config. devices: their number. model: None for model.path.
+    platform: of the devices, "tpu" or "gpu": where "auto" attention is not the same.
+    """
 
     spec: str
     overrides: tuple[str, ...]
     devices: int
     model: str | None
+    platform: str = "tpu"
 
     def changed(self, change: Change) -> Source:
         """Return this source with more overrides."""
@@ -76,12 +80,12 @@ def setup(source: Source) -> tuple[estimate.Setup, ConfigDict]:
     heads = (top.batch_size, shapes.num_key_value_heads, config.data.buckets[-1], shapes.head_dim)
     tree = {**estimate.param_shapes(shapes), "key_values": jax.ShapeDtypeStruct(heads, np.float32)}
     sharding.shardings(mesh, tree, (("key_values", KEY_VALUES), *family(shapes).sharding))  # type: ignore[arg-type]
+    # "auto" is bfloat16 on accelerators
+    dtype: Any = np.float32 if model.dtype == "float32" else ml_dtypes.bfloat16
     planned = estimate.Setup(
         model=shapes,
         mesh=mesh,
-        dtype=np.float32
-        if model.dtype == "float32"
-        else ml_dtypes.bfloat16,  # which "auto" is on accelerators
+        dtype=dtype,
         prompt_tokens=config.data.buckets[-1],
         response_tokens=sampling.max_new_tokens,
         batch_size=top.batch_size,
@@ -94,7 +98,7 @@ def setup(source: Source) -> tuple[estimate.Setup, ConfigDict]:
         if loss.second_candidate == "reference" and top.offline is None
         else 1,
         prefill_rows=layout.prefill_rows,
-        kernels=choose(model.attention, PLATFORM),
+        kernels=choose(model.attention, source.platform, dtype=dtype, head_dim=shapes.head_dim),
     )
     return planned, config
 

@@ -120,3 +120,25 @@ DEVICES = {
     "tpu-v5p": Device(95e9, 459e12, 2765e9),
     "tpu-v6e": Device(32e9, 918e12, 1640e9),
 }
+
+GPUS = ("a100-80gb", "h100-80gb", "h200")
+
+# What JAX calls a device (its device_kind, in lower case), in order: the first part that occurs in it counts. Other
+# forms of an H100 or A100 have less memory or bandwidth, so they are not among these.
+_KINDS = (
+    ("h200", "h200"),
+    ("h100 80gb hbm3", "h100-80gb"),
+    ("a100-sxm4-80gb", "a100-80gb"),
+    ("v5 lite", "tpu-v5e"),
+    ("v5e", "tpu-v5e"),
+    ("v6 lite", "tpu-v6e"),
+    ("v6e", "tpu-v6e"),
+    ("tpu v5", "tpu-v5p"),
+    ("tpu v4", "tpu-v4"),
+)
+
+
+def by_kind(device_kind: str) -> Device | None:
+    """Return the data sheet of a device by what JAX calls it; None if it is not known."""
+    name = device_kind.lower()
+    return next((DEVICES[key] for part, key in _KINDS if part in name), None)

@@ -76,7 +76,7 @@ class Model:
         reference. Evaluations are against the first either way. Its effect on the KL: docs/choosing.md.
       dtype: of all computation except the float32 master weights; auto is bfloat16 on accelerators, else float32.
       attention: the implementation, see models/attention_kernels.py; auto is einsum for short sequences, and for long
-        ones splash on TPUs and blocks elsewhere. cudnn needs an NVIDIA GPU, splash a TPU.
+        ones splash on TPUs, cudnn in bfloat16 on NVIDIA GPUs, and blocks elsewhere.
     """
 
     path: str

@@ -11,6 +11,7 @@ Left out on purpose: decoding, whose single query has few scores; a custom kerne
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, Literal
 
 import jax
@@ -28,8 +29,8 @@ AUTO, EINSUM, BLOCKS, CUDNN, SPLASH = "auto", "einsum", "blocks", "cudnn", "spla
 # Tokens up to which "auto" takes the einsum: a prompt of 1,024 tokens and two responses of 128. Its scores are small
 # until there, and these runs compute the bits that they computed before there were blocks.
 EINSUM_TOKENS = 1280
-# What "auto" takes for longer sequences, by the platform of the mesh's devices.
-LONG = {"cpu": BLOCKS, "gpu": BLOCKS, "tpu": SPLASH}
+# What "auto" takes for longer sequences, by the platform of the mesh's devices: the first that they can run.
+LONG = {"cpu": (BLOCKS,), "gpu": (CUDNN, BLOCKS), "tpu": (SPLASH, BLOCKS)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,12 +48,18 @@ class Kernels:
 ONLY_EINSUM = Kernels()
 
 
-def choose(name: str, platform: str) -> Kernels:
+def choose(
+    name: str, platform: str, *, device: Any = None, dtype: Any = jnp.bfloat16, head_dim: int = 8
+) -> Kernels:
     """Return the implementations that a config's `model.attention` names.
 
-    "auto" takes the einsum for sequences of at most EINSUM_TOKENS tokens, and what LONG names for the platform of the
-    mesh's devices beyond that. The length is that of a program, a bucket of prompts or a sequence length of the update,
-    so scoring and the update of the same rows compute the same bits.
+    "auto" takes the einsum for sequences of at most EINSUM_TOKENS tokens, and beyond that the first of those that LONG
+    names for the platform of the mesh's devices, and that these can run. The length is that of a program, a bucket of
+    prompts or a sequence length of the update, so scoring and the update of the same rows compute the same bits.
+
+    Args:
+      device: one of the mesh; None, as in a plan, for the newest of its platform.
+      dtype, head_dim: of the model, see `check`.
 
     Raises:
       ValueError: "auto" on a platform that LONG lacks.
@@ -64,28 +71,35 @@ def choose(name: str, platform: str) -> Kernels:
             f"model.attention 'auto' has no rule for devices of platform {platform!r}; set it to {BLOCKS!r} or"
             f" {EINSUM!r}"
         )
-    return Kernels(EINSUM, LONG[platform])
+    return Kernels(
+        EINSUM, next(kernel for kernel in LONG[platform] if not missing(kernel, device, dtype, head_dim))
+    )
 
 
 def check(kernel: str, device: Any, *, dtype: Any, head_dim: int) -> None:
     """Raise ValueError if a device of the mesh, or a model that computes in `dtype`, cannot use the kernel."""
-    if kernel == SPLASH and device.platform != "tpu":
-        raise ValueError(
-            f"model.attention 'splash' needs a TPU, and this backend is {device.platform}; set it to 'auto' or 'blocks'"
-        )
+    if wanted := missing(kernel, device, dtype, head_dim):
+        raise ValueError(f"model.attention {kernel!r} needs {wanted}; set it to 'auto' or 'blocks'")
+
+
+def missing(kernel: str, device: Any, dtype: Any, head_dim: int) -> str:
+    """Return what a kernel needs and does not have here, or ""; a device of None has everything."""
+    if kernel == SPLASH and device is not None and device.platform != "tpu":
+        return f"a TPU, and this backend is {device.platform}"
     if kernel != CUDNN:
-        return
-    wanted = ""
-    if "cuda" not in device.client.platform_version.lower():
-        wanted = f"an NVIDIA GPU, and this backend is {device.platform}"
-    elif tuple(int(part) for part in device.compute_capability.split(".")) < (8, 0):
-        wanted = f"a GPU of compute capability 8.0 or more, and this one has {device.compute_capability}"
-    elif np.dtype(dtype) != jnp.bfloat16:
-        wanted = f"model.dtype bfloat16, and it is {np.dtype(dtype).name}"
-    elif head_dim % 8 or head_dim > 128:
-        wanted = f"heads of a multiple of 8 and at most 128 numbers, and this model's have {head_dim}"
-    if wanted:
-        raise ValueError(f"model.attention 'cudnn' needs {wanted}; set it to 'auto' or 'blocks'")
+        return ""
+    if device is not None:
+        # the compiler of a topology that is not attached has the device's name for its version
+        described = f"{device.client.platform_version} {device.device_kind}".lower()
+        if "cuda" not in described and "nvidia" not in described:
+            return f"an NVIDIA GPU, and this backend is {device.platform}"
+        if tuple(int(part) for part in device.compute_capability.split(".")) < (8, 0):
+            return f"a GPU of compute capability 8.0 or more, and this one has {device.compute_capability}"
+    if np.dtype(dtype) != jnp.bfloat16:
+        return f"model.dtype bfloat16, and it is {np.dtype(dtype).name}"
+    if head_dim % 8 or head_dim > 128:
+        return f"heads of a multiple of 8 and at most 128 numbers, and this model's have {head_dim}"
+    return ""
 
 
 def packed_order(kernel: str, parts: Parts) -> Array | None:
@@ -127,6 +141,9 @@ def attend(kernel: str, q: Array, segments: tuple[Segment, ...] | Causal) -> Arr
 def cudnn(q: Array, keys: Causal, implementation: Literal["cudnn", "xla"] = "cudnn") -> Array:
     """Compute `layers.attention` by cuDNN's kernel.
 
+    Every pass calls the same kernel, the one that stores the sums of its softmax for a gradient, whether or not a
+    gradient follows. cuDNN has another one for inference; by it, scoring might round differently from the update.
+
     Args:
       q, keys: as in `layers.attention`; one device's rows and heads.
       implementation: "xla" computes the same on any backend and dtype; it saves no memory.
@@ -139,12 +156,29 @@ def cudnn(q: Array, keys: Causal, implementation: Literal["cudnn", "xla"] = "cud
         # training requires even lengths, and rows of a mask should start at multiples of 16 bytes
         return jnp.pad(x, [(0, -T % 8 * (i in axes)) for i in range(4)])
 
-    out = jax.nn.dot_product_attention(
-        pad(q.reshape(B * C, T, N, H), 1),
-        pad(k, 1),
-        pad(v, 1),
-        mask=None if keys.mask is None else pad(jnp.repeat(keys.mask, C, axis=0), 2, 3),
-        is_causal=True,
-        implementation=implementation,
-    )
+    mask = None if keys.mask is None else pad(jnp.repeat(keys.mask, C, axis=0), 2, 3)
+    out = _dot_product(implementation, pad(q.reshape(B * C, T, N, H), 1), pad(k, 1), pad(v, 1), mask)
     return out[:, :T].reshape(B, C, T, N, H)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _dot_product(implementation: Any, q: Array, k: Array, v: Array, mask: Array | None) -> Array:
+    """Return causal attention [B T N H] of q [B T N H], k and v [B T K H], with a mask bool[B 1 T T]."""
+    return _with_pullback(implementation, q, k, v, mask)[0]
+
+
+def _with_pullback(
+    implementation: Any, q: Array, k: Array, v: Array, mask: Array | None
+) -> tuple[Array, Any]:
+    function = functools.partial(
+        jax.nn.dot_product_attention, mask=mask, is_causal=True, implementation=implementation
+    )
+    out, pullback = jax.vjp(function, q, k, v)
+    return out, pullback
+
+
+def _pull_back(implementation: Any, pullback: Any, gradient: Array) -> tuple[Any, ...]:
+    return (*pullback(gradient), None)
+
+
+_dot_product.defvjp(_with_pullback, _pull_back)
