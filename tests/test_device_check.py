@@ -179,9 +179,9 @@ def test_parts_follow_one_that_fails_and_share_the_time(monkeypatch, capsys, tmp
         name = command[3].removeprefix("--only=")
         limits[name] = limit
         status = "failed" if name == "attention" else "passed"
-        figures = (
-            {"planned_bytes": 2**31, "peak_bytes": 2**30, "step_seconds": 0.25} if name == "0.5B" else {}
-        )
+        figures = {}
+        if name == "0.5B":
+            figures = {"planned_bytes": 2**31, "peak_bytes": 2**30, "losses": [0.7, float("nan")]}
         return {
             "status": status,
             "error": "why" if status == "failed" else None,
@@ -198,6 +198,7 @@ def test_parts_follow_one_that_fails_and_share_the_time(monkeypatch, capsys, tmp
     shown = capsys.readouterr().out
     results = json.loads(shown[shown.index("\n{") :])
     assert results == json.loads((tmp_path / "device.json").read_text()) and not results["passed"]
+    assert results["parts"]["0.5B"]["figures"]["losses"] == [0.7, None]  # nan is no JSON
     assert "failed" in shown and "why" in shown and "planned GiB" in shown
 
 

@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -194,12 +195,21 @@ def tables(results: Mapping[str, Any]) -> str:
     return f"{shown}\n\n{text_table(head, models)}" if models else shown
 
 
+def strict(value: Any) -> Any:
+    """Return a value for JSON, in which a number that is not finite is null, as other readers require."""
+    if isinstance(value, Mapping):
+        return {key: strict(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [strict(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def check(options: argparse.Namespace) -> int:
     """Run the parts and print; return the exit status."""
     if options.record:
         return measure(options.only[0], options.tiny, options.record)
     results = run_parts(options)
-    text = json.dumps(results, indent=1)
+    text = json.dumps(strict(results), indent=1)
     print(tables(results), "", text, sep="\n")
     if options.json:
         options.json.write_text(text + "\n")

@@ -146,8 +146,8 @@ def saved_bytes(
     These are the residuals of jax.vjp; the difference between two rows and one leaves out the weights among them.
     cuDNN's kernel is counted as blocks, because it cannot be traced without cuDNN.
     """
-    kernels = Kernels(*(BLOCKS if kernel == CUDNN else kernel for kernel in (kernels.short, kernels.long)))
-    graphdef, _ = registry.abstract_model(model, stacked=True, remat=remat, kernels=kernels)
+    short, long = (BLOCKS if kernel == CUDNN else kernel for kernel in (kernels.short, kernels.long))
+    graphdef, _ = registry.abstract_model(model, stacked=True, remat=remat, kernels=Kernels(short, long))
 
     def residuals(rows: int) -> int:
         pack = Packer(rows, (width,), shards=1)

@@ -43,7 +43,7 @@ _GPUS = {"h100": "h100-80gb", "h200": "h200"}
 _ALL_GPUS = 8  # of one host, and of one NVLink domain
 
 # A GpuTargetConfigProto in text: what XLA reads of the device itself where there is one. Without the versions of cuDNN
-# and CUDA it does not rewrite matmuls. Nothing has been compiled with these yet: docs/accelerators.md.
+# and CUDA it does not rewrite matmuls. What was compiled with these: docs/accelerators.md.
 _TARGET = """
 gpu_device_info {{
   threads_per_block_limit: 1024 threads_per_warp: 32

@@ -35,10 +35,15 @@ LONG = {"cpu": (BLOCKS,), "gpu": (CUDNN, BLOCKS), "tpu": (SPLASH, BLOCKS)}
 
 @dataclasses.dataclass(frozen=True)
 class Kernels:
-    """The implementation by sequence length: `short` up to EINSUM_TOKENS tokens, `long` beyond."""
+    """The implementation by sequence length: `short` up to EINSUM_TOKENS tokens, `long` beyond.
+
+    `pin_caches` makes a prefill compute the keys and values that it returns with their layer. Otherwise XLA's GPU
+    compiler takes them from the layers' projections at the end, and holds all of these until then.
+    """
 
     short: str = EINSUM
     long: str = EINSUM
+    pin_caches: bool = False
 
     def at(self, tokens: int) -> str:
         """Return the implementation for sequences of this many tokens."""
@@ -65,15 +70,14 @@ def choose(
       ValueError: "auto" on a platform that LONG lacks.
     """
     if name != AUTO:
-        return Kernels(name, name)
+        return Kernels(name, name, pin_caches=platform == "gpu")
     if platform not in LONG:
         raise ValueError(
             f"model.attention 'auto' has no rule for devices of platform {platform!r}; set it to {BLOCKS!r} or"
             f" {EINSUM!r}"
         )
-    return Kernels(
-        EINSUM, next(kernel for kernel in LONG[platform] if not missing(kernel, device, dtype, head_dim))
-    )
+    long = next(kernel for kernel in LONG[platform] if not missing(kernel, device, dtype, head_dim))
+    return Kernels(EINSUM, long, pin_caches=platform == "gpu")
 
 
 def check(kernel: str, device: Any, *, dtype: Any, head_dim: int) -> None:

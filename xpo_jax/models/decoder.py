@@ -146,6 +146,8 @@ class Decoder(nnx.Module):
 
         def segments(new: KV, both: Any) -> tuple[Causal, KV]:
             cached = cache(new.k[:, 0], new.v[:, 0])
+            if self.kernels.pin_caches:
+                cached = KV(*jax.lax.optimization_barrier(cached))
             return Causal(cached.k[:, None], cached.v[:, None], None), cached
 
         positions = jnp.broadcast_to(jnp.arange(P), (B, 1, P))
