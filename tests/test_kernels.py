@@ -188,7 +188,7 @@ def test_auto_takes_cudnn_on_an_nvidia_gpu_in_bfloat16_and_blocks_elsewhere():
 def test_prefill_computes_keys_and_values_with_their_layer_on_a_gpu(platform, barriers):
     kernels = attention_kernels.choose("auto", platform)
     graphdef, shapes = nnx.split(
-        nnx.eval_shape(lambda: Qwen2(TINY, rngs=nnx.Rngs(0), stacked=False, kernels=kernels))
+        nnx.eval_shape(lambda: Decoder(TINY, rngs=nnx.Rngs(0), stacked=False, kernels=kernels))
     )
     traced = jax.make_jaxpr(lambda params: nnx.merge(graphdef, params).prefill(tokens(2, 6)))(shapes)
     assert str(traced).count("optimization_barrier") == barriers
