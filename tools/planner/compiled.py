@@ -143,7 +143,8 @@ def planned_total(s: estimate.Setup, label: str) -> int | None:
         "zeros": ("gradient", {"gradients"}),
     }
     phase, names = parts[name]
-    return sum(size for part, size in phases[phase].items() if part in names)
+    beside = estimate.gathered(s) if name == "for_sampling" else 0
+    return beside + sum(size for part, size in phases[phase].items() if part in names)
 
 
 def phases(s: estimate.Setup, compiled: Sequence[Compiled]) -> dict[str, int]:
@@ -166,8 +167,11 @@ def phases(s: estimate.Setup, compiled: Sequence[Compiled]) -> dict[str, int]:
     )
     judge = estimate.sampling_copy(s.judge.model, s.mesh, s.dtype) if s.judge and s.judge.model else 0
     # a program's total includes the weights that are its arguments: one of the two copies, or the state
+    sampled = most("sample", "ahead")
+    if sampled is not None:  # or the copy for it is made, beside the masters
+        sampled = max(sampled, *(program.total - program.arguments for program in by_name["for_sampling"]))
     both = {
-        "sample": (most("sample", "ahead"), state + copy + judge),
+        "sample": (sampled, state + copy + judge),
         "score": (most("score"), state + copy + judge),
         "judge": (most("judge"), state + copy + (copy if judge else 0)),
         "gradient": (most("accumulate"), state - masters + copy + judge),

@@ -20,15 +20,17 @@ import optax
 from jax.sharding import AbstractMesh, Mesh
 
 from xpo_jax.algorithm import packing
-from xpo_jax.algorithm.logps import packed_logps
+from xpo_jax.algorithm.logps import packed_logps, splits_vocabulary
 from xpo_jax.algorithm.packing import Packer
+from xpo_jax.algorithm.sampler import SMALLEST
 from xpo_jax.models import registry
 from xpo_jax.models.attention_blocks import QUERIES
-from xpo_jax.models.attention_kernels import BLOCKS, ONLY_EINSUM, Kernels
+from xpo_jax.models.attention_kernels import BLOCKS, ONLY_EINSUM, SPLASH, Kernels
 from xpo_jax.models.family import ModelConfig
 from xpo_jax.runtime import sharding
 
 CANDIDATES = 2  # per prompt
+LANES = 128  # of a TPU's tile
 
 
 class Judge(NamedTuple):
@@ -62,6 +64,7 @@ class Setup:
       reference_steps: steps whose reference samples are drawn in one call.
       prefill_rows: see `settings.Layout`.
       kernels: of attention, see `attention_kernels.choose`. cuDNN's is counted as the einsum.
+      platform: of the devices, as `sharding.platform` returns it.
     """
 
     # long: a record of the config's fields
@@ -80,6 +83,7 @@ class Setup:
     reference_steps: int = 1
     prefill_rows: int | None = None
     kernels: Kernels = ONLY_EINSUM
+    platform: str = "cpu"
 
     @property
     def shards(self) -> int:
@@ -123,6 +127,12 @@ def sampling_copy(model: ModelConfig, mesh: Any, dtype: Any) -> int:
     """Return the bytes of the weights as the sampler uses them, sharded over `tensor` only."""
     tree = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, dtype), param_shapes(model))
     return sharding.bytes_per_device(tree, _split(model, mesh, leave_out=("fsdp",)))
+
+
+def gathered(s: Setup) -> int:
+    """Return what `ModelSpec.for_sampling` holds beside its result: the embedding while fsdp gathers it."""
+    table = local(s.model, s.mesh).vocab_size * s.model.hidden_size * s.itemsize
+    return table if s.mesh.shape["fsdp"] > 1 else 0
 
 
 def _optimizer(s: Setup) -> int:
@@ -184,13 +194,17 @@ def _score_bytes(s: Setup, model: ModelConfig, rows: int, tokens: int, queries: 
     """Return the bytes that the attention of rows of tokens takes beside queries, keys and values.
 
     The einsum holds float32 scores of `queries` queries of each row. Blocks hold those of a block, and queries and
-    results by block, and the results joined.
+    results by block, and the results joined. Splash holds scaled queries and results, whose heads fill tiles of LANES
+    numbers, and one logarithm of a sum for each query of a row, in a tile.
 
     Args:
       copies: of the scores at a time.
     """
-    numbers = rows * model.num_attention_heads * tokens
-    if s.kernels.at(tokens) != BLOCKS:
+    numbers, kernel = rows * model.num_attention_heads * tokens, s.kernels.at(tokens)
+    if kernel == SPLASH:
+        padded = -(-model.head_dim // LANES) * LANES
+        return numbers * 3 * padded * s.itemsize + numbers // rows * LANES * 4
+    if kernel != BLOCKS:
         return copies * numbers * queries * 4
     block = -(-tokens // -(-tokens // QUERIES))
     return numbers * (copies * block * 4 + 3 * model.head_dim * s.itemsize)
@@ -235,16 +249,7 @@ def memory(s: Setup) -> dict[str, dict[str, int]]:
     always = {"master weights": masters, "optimizer state": _optimizer(s), "reference": copy}
     if s.judge and s.judge.model:
         always["judge"] = sampling_copy(s.judge.model, s.mesh, s.dtype)
-    kv, V = kv_bytes_per_token(shard, item), shard.vocab_size
-
-    encoded = min(rows, s.prefill_rows or rows)
-    prefill = _layer_working(shard, encoded * P, _score_bytes(s, shard, encoded, P, P, copies=2), item)
-    phases = {
-        "sample": {
-            "KV cache": rows * (P + T) * kv,
-            "one layer": max(prefill, 3 * rows * V * 4),  # or logits, probabilities and their sum
-        }
-    }
+    phases = {"sample": _sampling(s, shard, rows)}
     W = packing.sequence_lengths(P, T)[-1]
     slots = micro * W
     # the einsum takes a quarter of the queries at a time, see layers.BLOCKS
@@ -262,9 +267,25 @@ def memory(s: Setup) -> dict[str, dict[str, int]]:
     for parts in phases.values():
         parts["policy, for sampling"] = copy  # freed before the update, and made again after it
     phases["gradient"] = {"gradients": masters, **_backward(s, shard, micro, masters)}
-    # XLA keeps the old moments beside the new ones, because a step that is not finite is undone
-    phases["apply"] = {"gradients": masters, "optimizer, replaced": always["optimizer state"]}
+    # XLA keeps the old moments beside the new ones, because a step that is not finite is undone; on a TPU in place
+    replaced = 0 if s.platform == "tpu" else always["optimizer state"]
+    phases["apply"] = {"gradients": masters, "optimizer, replaced": replaced}
     return {name: {**always, **parts} for name, parts in phases.items()}
+
+
+def _sampling(s: Setup, shard: ModelConfig, rows: int) -> dict[str, int]:
+    P, T, kv = s.prompt_tokens, s.response_tokens, kv_bytes_per_token(shard, s.itemsize)
+    encoded = min(rows, s.prefill_rows or rows)
+    scores = _score_bytes(s, shard, encoded, P, P, copies=2)
+    # of one layer of the prefill; or logits, probabilities and their sum
+    working = max(_layer_working(shard, encoded * P, scores, s.itemsize), 3 * rows * shard.vocab_size * 4)
+    cache = rows * (P + T) * kv
+    if s.platform == "tpu":
+        # the caches of half of the rows exist beside all when the next stage begins; and the prompts' twice, if
+        # sub-batches write them in a loop
+        working = max(working, cache // 2 if rows // 2 >= SMALLEST else 0)
+        cache += rows * P * kv if encoded < rows else 0
+    return {"KV cache": cache, "one layer": working}
 
 
 def _backward(s: Setup, shard: ModelConfig, micro: int, masters: int) -> dict[str, int]:
@@ -278,8 +299,11 @@ def _backward(s: Setup, shard: ModelConfig, micro: int, masters: int) -> dict[st
     chunk = _chunk(shard, micro * W, s.chunk_tokens, s.shards)
     # Logits, their softmax and its gradient, and this chunk's part of the embedding's gradient; later, in the
     # layers' backward pass, a recomputed layer, or the gradients in its MLP. With fsdp, weights are gathered where
-    # they are used.
-    at_logits = 3 * chunk + table * (2 if split else 1)
+    # they are used; not the embedding, if its words are split.
+    by_words = splits_vocabulary(s.mesh, s.model.vocab_size, s.platform)
+    at_logits = 3 * chunk + (
+        table // s.mesh.shape["fsdp"] * (1 + 4 // item) if by_words else table * (2 if split else 1)
+    )
     recomputed = _recomputed_layer(shard, W, s.dtype, s.kernels) if s.remat else mlp_gradients(shard, W, item)
     working = micro * recomputed
     at_layers = working + (2 * layer if split else 0)

@@ -34,18 +34,18 @@ from xpo_jax.runtime import sharding
 from . import estimate
 from .hardware import SIZES, size_of
 
-PLATFORM = "tpu"  # "auto" attention is the same on all accelerators
 MOST_DEVICES = 4096  # limit of the search for enough devices
 Change = tuple[str, ...]  # overrides that are made together: ("mesh.fsdp=4", "mesh.data=-1")
 
 
 class Source(NamedTuple):
-    """What a plan is made from: a config, its overrides, the number of devices, and a model (None: model.path)."""
+    """What a plan is made from: a config, its overrides, devices, a model (None: model.path), and their platform."""
 
     spec: str
     overrides: tuple[str, ...]
     devices: int
     model: str | None
+    platform: str = "gpu"
 
     def changed(self, change: Change) -> Source:
         """Return this source with more overrides."""
@@ -94,7 +94,8 @@ def setup(source: Source) -> tuple[estimate.Setup, ConfigDict]:
         if loss.second_candidate == "reference" and top.offline is None
         else 1,
         prefill_rows=layout.prefill_rows,
-        kernels=choose(model.attention, PLATFORM),
+        kernels=choose(model.attention, source.platform),
+        platform=source.platform,
     )
     return planned, config
 

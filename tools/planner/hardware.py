@@ -54,6 +54,11 @@ class Device(NamedTuple):
     bandwidth: float
 
 
+def platform(device: str | None) -> str:
+    """Return the platform of a key of `DEVICES`, "tpu" or "gpu"; of an unknown device "gpu"."""
+    return "tpu" if device is not None and device.startswith("tpu") else "gpu"
+
+
 # From the makers' data sheets, per chip and without sparsity: NVIDIA's for the SXM form, Google Cloud's TPU pages
 # ("per chip"). A program gets less: CUDA and the runtime hold a few hundred MB, and JAX takes three quarters of a GPU
 # unless XLA_PYTHON_CLIENT_MEM_FRACTION is set.
