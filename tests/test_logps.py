@@ -155,8 +155,8 @@ def test_split_vocabulary_changes_neither_values_nor_gradients():
         with jax.set_mesh(make_mesh(data=2, fsdp=2, tensor=2)):
             return jax.jit(jax.value_and_grad(total, has_aux=True))(params)
 
-    for split, expected in zip(jax.tree.leaves(scored(True)), jax.tree.leaves(scored(False)), strict=True):
-        np.testing.assert_allclose(split, expected, rtol=1e-5, atol=1e-5 * float(jnp.abs(expected).max()))
+    for by_words, expected in zip(jax.tree.leaves(scored(True)), jax.tree.leaves(scored(False)), strict=True):
+        np.testing.assert_allclose(by_words, expected, rtol=1e-5, atol=1e-5 * float(jnp.abs(expected).max()))
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from jax.sharding import AbstractMesh, AxisType
 from tiny_run import tiny_config, write_config
 
 from tools import plan
-from tools.planner import estimate, work
+from tools.planner import estimate, saved, work
 from tools.planner.fit import Source, remedies, setup
 from tools.planner.hardware import DEVICES, SIZES, size_of
 from xpo_jax.algorithm.losses import Sigmoid
@@ -297,8 +297,8 @@ def test_saved_bytes_of_more_pairs_are_what_xla_allocates_for_them():
     few, many = (planned(model=LARGER, B=B, P=64, T=64) for B in (8, 16))
     more = compiled(many, "accumulate").temp_size_in_bytes - compiled(few, "accumulate").temp_size_in_bytes
     width = sequence_lengths(64, 64)[-1]
-    saved = 8 * estimate.saved_bytes(LARGER, width, jnp.float32, False)
-    assert saved + 8 * estimate.mlp_gradients(LARGER, width, 4) == pytest.approx(more, rel=0.01)
+    residuals = 8 * saved.saved_bytes(LARGER, width, jnp.float32, False)
+    assert residuals + 8 * saved.mlp_gradients(LARGER, width, 4) == pytest.approx(more, rel=0.01)
 
 
 # ---- work ---------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """The memory of a step, from shapes alone: bytes per device by part and phase.
 
 Weights, optimizer state and gradients are exact: they are the sizes of the shards that the sharding rules give. What
-the backward pass saves is read off the traced function (`saved_bytes`). The temporaries of a program are an estimate
+the backward pass saves is read off the traced function (saved.py). The temporaries of a program are an estimate
 by named terms, which tests/test_plan.py compares with what XLA allocates.
 
 Left out on purpose: compiled code, buffers of collectives, allocator overhead, and the host's memory.
@@ -10,7 +10,6 @@ Left out on purpose: compiled code, buffers of collectives, allocator overhead, 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -20,8 +19,7 @@ import optax
 from jax.sharding import AbstractMesh, Mesh
 
 from xpo_jax.algorithm import packing
-from xpo_jax.algorithm.logps import packed_logps, splits_vocabulary
-from xpo_jax.algorithm.packing import Packer
+from xpo_jax.algorithm.logps import splits_vocabulary
 from xpo_jax.algorithm.sampler import SMALLEST
 from xpo_jax.models import registry
 from xpo_jax.models.attention_blocks import QUERIES
@@ -29,7 +27,9 @@ from xpo_jax.models.attention_kernels import BLOCKS, ONLY_EINSUM, SPLASH, Kernel
 from xpo_jax.models.family import ModelConfig
 from xpo_jax.runtime import sharding
 
-CANDIDATES = 2  # per prompt
+from . import saved
+
+CANDIDATES = packing.CANDIDATES  # per prompt
 LANES = 128  # of a TPU's tile
 
 
@@ -99,7 +99,7 @@ class Setup:
 # ---- parts ----------------------------------------------------------------------------------------
 
 
-param_shapes = functools.cache(registry.param_shapes)
+param_shapes = saved.param_shapes
 
 
 def parameters(model: ModelConfig) -> int:
@@ -147,49 +147,6 @@ def kv_bytes_per_token(model: ModelConfig, itemsize: int) -> int:
     return 2 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim * itemsize
 
 
-@functools.cache
-def saved_bytes(
-    model: ModelConfig, width: int, dtype: Any, remat: bool, kernels: Kernels = ONLY_EINSUM
-) -> int:
-    """Return the bytes per row of slots that the forward pass saves for the backward pass of the update.
-
-    These are the residuals of jax.vjp; the difference between two rows and one leaves out the weights among them.
-    """
-    graphdef, _ = registry.abstract_model(model, stacked=True, remat=remat, kernels=kernels)
-
-    def residuals(rows: int) -> int:
-        pack = Packer(rows, (width,), shards=1)
-
-        def backward(params: Any, packed: Any) -> Any:
-            def logps(params: Any) -> Any:
-                weights = jax.tree.map(lambda p: p.astype(dtype), params)
-                options: dict[str, Any] = {
-                    "temperature": 1.0,
-                    "vocab_size": model.vocab_size,
-                    "chunk_tokens": 1,
-                    "entropy_gradient": False,
-                }
-                return packed_logps(
-                    graphdef, weights, packed, CANDIDATES * pack.pairs_per_shard(width), **options
-                ).logps
-
-            return jax.vjp(logps, params)[1]
-
-        saved = jax.eval_shape(backward, param_shapes(model), pack.shapes(width))
-        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(saved))
-
-    return residuals(2) - residuals(1)
-
-
-def _recomputed_layer(model: ModelConfig, width: int, dtype: Any, kernels: Kernels) -> int:
-    """Return the bytes per row that remat recomputes at a time: those of one layer."""
-    one, two = (
-        saved_bytes(dataclasses.replace(model, num_hidden_layers=n), width, dtype, False, kernels)
-        for n in (1, 2)
-    )
-    return two - one
-
-
 def _score_bytes(s: Setup, model: ModelConfig, rows: int, tokens: int, queries: int, copies: int) -> int:
     """Return the bytes that the attention of rows of tokens takes beside queries, keys and values.
 
@@ -220,11 +177,6 @@ def _layer_working(model: ModelConfig, tokens: int, scores: int, itemsize: int) 
     mlp = tokens * (2 * D + 2 * model.intermediate_size) * itemsize  # residual, normed; gate and up
     heads = model.num_attention_heads + 2 * model.num_key_value_heads
     return max(mlp, tokens * (2 * D + heads * H) * itemsize + scores)
-
-
-def mlp_gradients(model: ModelConfig, width: int, itemsize: int) -> int:
-    """Return the bytes per row of one MLP's backward pass: four arrays of features, one of hidden states."""
-    return width * (4 * model.intermediate_size + model.hidden_size) * itemsize
 
 
 def _chunk(model: ModelConfig, slots: int, chunk_tokens: int, shards: int) -> int:
@@ -304,13 +256,17 @@ def _backward(s: Setup, shard: ModelConfig, micro: int, masters: int) -> dict[st
     at_logits = 3 * chunk + (
         table // s.mesh.shape["fsdp"] * (1 + 4 // item) if by_words else table * (2 if split else 1)
     )
-    recomputed = _recomputed_layer(shard, W, s.dtype, s.kernels) if s.remat else mlp_gradients(shard, W, item)
+    recomputed = (
+        saved.recomputed_layer(shard, W, s.dtype, s.kernels)
+        if s.remat
+        else saved.mlp_gradients(shard, W, item)
+    )
     working = micro * recomputed
     at_layers = working + (2 * layer if split else 0)
     return {
         "weights, cast": 0 if item == 4 else weights,
         "gradients of a micro-batch": weights,
-        "activations": micro * saved_bytes(shard, W, s.dtype, s.remat, s.kernels)
+        "activations": micro * saved.saved_bytes(shard, W, s.dtype, s.remat, s.kernels)
         + (at_layers if at_layers > at_logits else 0),
         "logits chunk": at_logits if at_layers <= at_logits else 0,
     }

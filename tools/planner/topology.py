@@ -140,7 +140,8 @@ def devices(topology: Topology) -> Sequence[Any]:
     except Exception as error:  # of the plugin, in any class
         line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
-            f"--topology={topology.name}: its compiler does not start ({line}). If it is not complete, {_install(topology)}"
+            f"--topology={topology.name}: its compiler does not start ({line}). If it is"
+            f" not complete, {_install(topology)}"
         ) from error
     unattached: Sequence[Any] = described.devices
     return unattached

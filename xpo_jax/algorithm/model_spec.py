@@ -20,7 +20,6 @@ from xpo_jax.models.layers import KEY_VALUES, narrow
 from xpo_jax.runtime import sharding
 from xpo_jax.values import Params
 
-
 GATHERED = 4  # arrays that `for_sampling` gathers at a time
 
 
