@@ -111,7 +111,7 @@ class _Head(NamedTuple):
     vocab_size: int
     width: int
     entropy_gradient: bool
-    split: bool
+    split: bool = False
 
     def constrain(self, x: Array, *axes: Any) -> Array:
         return constrain(x, *axes) if self.split else x
