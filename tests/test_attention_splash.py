@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fake_attention import arrays, packed_parts, queries_keys_values
 from fake_models import PACKED, TINY, random_params
 from flax import nnx
 from jax.experimental.pallas import tpu as pltpu
-from test_attention_blocks import arrays, packed_parts, queries_keys_values
 
 from xpo_jax.models import attention_kernels, attention_splash
 from xpo_jax.models.attention_kernels import attend, check, choose, packed_mask, packed_order

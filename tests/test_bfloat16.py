@@ -116,6 +116,15 @@ def test_kl_and_margins_before_the_first_update_are_exactly_zero(sizes, remat, a
     assert metrics["rewards/margins"] == 0.0 and metrics["rewards/chosen"] == 0.0
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("full_optimization")
+@pytest.mark.parametrize("sizes", [(1, 4, 1), (2, 2, 1), (1, 2, 2)])
+def test_kl_and_margins_are_exactly_zero_with_words_split_over_fsdp(monkeypatch, sizes):
+    """As on accelerators, see `logps.splits_vocabulary`."""
+    monkeypatch.setattr("xpo_jax.algorithm.programs.splits_vocabulary", lambda *_: True)
+    test_kl_and_margins_before_the_first_update_are_exactly_zero(sizes, True, "einsum")
+
+
 def test_narrow_rounds_as_bfloat16_and_is_not_removed():
     x = np.float32([1.0, 1.00390625, 3.14159265, -1e-3])
     assert np.array_equal(layers.narrow(jnp.asarray(x), jnp.bfloat16), jnp.asarray(x).astype(jnp.bfloat16))

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from fake_models import Markov, split, tiny
 from flax import nnx
+from jax.sharding import AbstractMesh, AxisType
 
-from xpo_jax.algorithm.logps import response_logps
+from xpo_jax.algorithm.logps import response_logps, splits_vocabulary
+from xpo_jax.runtime.sharding import AXES, make_mesh
 
 OPTIONS = {"temperature": 0.7, "vocab_size": 38, "chunk_tokens": 12}
 
@@ -136,3 +138,36 @@ def test_no_array_of_all_logits_exists():
     shapes = [[int(n) for n in shape.split(",")] for shape in re.findall(r"f32\[([\d,]+)\]", text)]
     assert max(np.prod(shape) for shape in shapes if V in shape) < 2 * B * T * V  # no other size is V
     assert f"f32[{B},2,{V}]" in text  # one chunk of logits
+
+
+def test_split_vocabulary_changes_neither_values_nor_gradients():
+    """On a mesh whose fsdp and tensor axes split 40 words four ways, and whose data axis splits the rows."""
+    stacked, params, _, _ = tiny()
+    prompt, prompt_lengths, tokens, lengths = batch(B=4)
+    rows = (prompt, np.append(prompt_lengths, 3), tokens, np.append(lengths, [[4], [1]], axis=1))
+
+    def scored(split_vocabulary):
+        def total(params):
+            options = {**OPTIONS, "split_vocabulary": split_vocabulary}
+            scored = response_logps(stacked, params, *map(jnp.asarray, rows), **options)
+            return jnp.sum(scored.logps) + 2 * jnp.sum(scored.entropy), scored
+
+        with jax.set_mesh(make_mesh(data=2, fsdp=2, tensor=2)):
+            return jax.jit(jax.value_and_grad(total, has_aux=True))(params)
+
+    for by_words, expected in zip(jax.tree.leaves(scored(True)), jax.tree.leaves(scored(False)), strict=True):
+        np.testing.assert_allclose(by_words, expected, rtol=1e-5, atol=1e-5 * float(jnp.abs(expected).max()))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "words", "platform", "expected"),
+    [
+        ((1, 8, 1), 1024, "tpu", True),
+        ((1, 8, 1), 1024, "cpu", False),
+        ((8, 1, 1), 1024, "tpu", False),
+        ((1, 4, 2), 1028, "gpu", False),
+    ],
+)
+def test_splits_vocabulary_over_fsdp_if_it_divides_the_words(sizes, words, platform, expected):
+    mesh = AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3)
+    assert splits_vocabulary(mesh, words, platform) is expected

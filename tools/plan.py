@@ -41,7 +41,7 @@ from .cli import Parser, exit_status, path_argument
 from .planner import compile_report, estimate, topology, work
 from .planner.compile_report import Options
 from .planner.fit import Change, Source, enough_devices, remedies, setup
-from .planner.hardware import DEVICES, GPUS, Device
+from .planner.hardware import DEVICES, Device, platform
 
 GIB = 2**30
 
@@ -201,9 +201,8 @@ def parse(argv: Sequence[str]) -> tuple[Source, Device, Options | None]:
         options.bandwidth or known.bandwidth,
     )
     count = named.count if named else options.devices or 1
-    kind = named.device if named else options.device or ""
-    platform = "gpu" if kind in GPUS else "tpu"
-    source = Source(arguments.spec, arguments.overrides, count, options.model_config, platform)
+    kind = platform(named.device if named else options.device)
+    source = Source(arguments.spec, arguments.overrides, count, options.model_config, kind)
     to_compile = Options(named, options.longest, options.cache) if options.compile and named else None
     return source, device, to_compile
 

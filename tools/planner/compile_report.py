@@ -28,7 +28,7 @@ CAVEAT = (
 )
 CYCLES_CAVEAT = (
     "cycles are the compiler's estimate at the clock of a square matmul at the peak: good for comparing two versions of"
-    " one part, not for its time, nor for a decoded token, nor for Pallas kernels, which have none"
+    " one part, not for its time, nor for a decoded token, nor for programs with Pallas kernels, which have none"
 )
 
 
@@ -101,7 +101,7 @@ def report(
     if clock:
         rows = [part.row(clock, device.peak_flops) for part in cycles.parts(planned, built)]
         head = ["part, on one device", "ms by cycles", "ms at the peak", "% of the peak"]
-        blocks.append(f"{text_table(head, rows)}\n\n{clock / 1e9:.2f} GHz; {CYCLES_CAVEAT}")
+        blocks += [f"{text_table(head, rows)}\n\n{clock / 1e9:.2f} GHz; {CYCLES_CAVEAT}"] if rows else []
     blocks.append(phase_table(planned, live, code))
     wrong = compiled.findings(planned, built, loops, dtype)
     blocks += [f"finding: {line}" for line in wrong]

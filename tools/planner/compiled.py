@@ -1,7 +1,6 @@
 """What a topology's compiler makes of a run's programs: bytes, what is live together, and what should not be there.
 
-Bytes are those of XLA's memory_analysis, per device. Left out on purpose: the compiler's scratch on the chip, memory of
-the runtime, fragmentation, and programs that run at the same time (a device runs one after another).
+Bytes are those of XLA's memory_analysis, per device. Left out on purpose: scratch on the chip, memory of the runtime.
 """
 
 from __future__ import annotations
@@ -25,10 +24,9 @@ class Compiled(NamedTuple):
     """One compiled program.
 
     Attributes:
-      label: as the run declares it: its name, and a sequence length.
+      label: its name, and a sequence length.
       arguments, outputs, aliased, temporaries, code: bytes per device, of memory_analysis.
       donated: arguments that the run gives away.
-      dtypes: of the arguments' numbers.
       seconds: of the compilation.
       module: its text, read.
     """
@@ -86,9 +84,8 @@ def compile_all(
             refused.append(Refused(label, str(error)))
             log(f"{label}: refused after {time.monotonic() - started:.0f} s")
             continue
-        seconds = time.monotonic() - started
-        compiled.append(analyse(label, executable, seconds))
-        log(f"{label}: compiled in {seconds:.0f} s")
+        compiled.append(analyse(label, executable, time.monotonic() - started))
+        log(f"{label}: compiled in {compiled[-1].seconds:.0f} s")
     return compiled, refused
 
 
@@ -143,7 +140,8 @@ def planned_total(s: estimate.Setup, label: str) -> int | None:
         "zeros": ("gradient", {"gradients"}),
     }
     phase, names = parts[name]
-    return sum(size for part, size in phases[phase].items() if part in names)
+    planned = sum(size for part, size in phases[phase].items() if part in names)
+    return planned + (estimate.gathered(s) if name == "for_sampling" else 0)
 
 
 def phases(s: estimate.Setup, compiled: Sequence[Compiled]) -> dict[str, int]:
@@ -165,9 +163,11 @@ def phases(s: estimate.Setup, compiled: Sequence[Compiled]) -> dict[str, int]:
         max(program.outputs for program in by_name[name]) for name in ("init", "for_sampling", "zeros")
     )
     judge = estimate.sampling_copy(s.judge.model, s.mesh, s.dtype) if s.judge and s.judge.model else 0
+    sampled = most("sample", "ahead")  # or its copy of the weights is made, from the masters
+    made = max(program.outputs + program.temporaries for program in by_name["for_sampling"])
     # a program's total includes the weights that are its arguments: one of the two copies, or the state
     both = {
-        "sample": (most("sample", "ahead"), state + copy + judge),
+        "sample": (sampled and max(sampled, made), state + copy + judge),
         "score": (most("score"), state + copy + judge),
         "judge": (most("judge"), state + copy + (copy if judge else 0)),
         "gradient": (most("accumulate"), state - masters + copy + judge),

@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as PS
 
 from xpo_jax.algorithm import packing
+from xpo_jax.models.attention_kernels import SPLASH
 from xpo_jax.models.layers import BLOCKS
 
 from . import estimate, hlo, work
@@ -71,9 +72,14 @@ class Part(NamedTuple):
 
 
 def parts(s: estimate.Setup, compiled: Sequence[Compiled]) -> list[Part]:
-    """Return prefill of each sampling program, and a layer of each gradient's forward and backward pass."""
+    """Return prefill of each sampling program, and a layer of each gradient's forward and backward pass.
+
+    Programs whose attention is a Pallas kernel are left out, because a part of their work would have no cycles.
+    """
     measured = []
     for program in compiled:
+        if s.kernels.at(program.tokens or 1) == SPLASH:
+            continue
         if program.name in ("sample", "ahead"):
             measured.append(_prefill(s, program))
         if program.name == "accumulate":

@@ -1,7 +1,7 @@
 """The memory of a step, from shapes alone: bytes per device by part and phase.
 
 Weights, optimizer state and gradients are exact: they are the sizes of the shards that the sharding rules give. What
-the backward pass saves is read off the traced function (`saved_bytes`). The temporaries of a program are an estimate
+the backward pass saves is read off the traced function (saved.py). The temporaries of a program are an estimate
 by named terms, which tests/test_plan.py compares with what XLA allocates.
 
 Left out on purpose: compiled code, buffers of collectives, allocator overhead, and the host's memory.
@@ -10,7 +10,6 @@ Left out on purpose: compiled code, buffers of collectives, allocator overhead, 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -20,15 +19,18 @@ import optax
 from jax.sharding import AbstractMesh, Mesh
 
 from xpo_jax.algorithm import packing
-from xpo_jax.algorithm.logps import packed_logps
-from xpo_jax.algorithm.packing import Packer
+from xpo_jax.algorithm.logps import splits_vocabulary
+from xpo_jax.algorithm.sampler import SMALLEST
 from xpo_jax.models import registry
 from xpo_jax.models.attention_blocks import QUERIES
-from xpo_jax.models.attention_kernels import BLOCKS, CUDNN, EINSUM, ONLY_EINSUM, Kernels
+from xpo_jax.models.attention_kernels import CUDNN, EINSUM, ONLY_EINSUM, SPLASH, Kernels
 from xpo_jax.models.family import ModelConfig
 from xpo_jax.runtime import sharding
 
-CANDIDATES = 2  # per prompt
+from . import saved
+
+CANDIDATES = packing.CANDIDATES  # per prompt
+LANES = 128  # of a TPU's tile
 
 
 class Judge(NamedTuple):
@@ -62,6 +64,7 @@ class Setup:
       reference_steps: steps whose reference samples are drawn in one call.
       prefill_rows: see `settings.Layout`.
       kernels: of attention, see `attention_kernels.choose`.
+      platform: of the devices, as `sharding.platform` returns it.
     """
 
     # long: a record of the config's fields
@@ -80,6 +83,7 @@ class Setup:
     reference_steps: int = 1
     prefill_rows: int | None = None
     kernels: Kernels = ONLY_EINSUM
+    platform: str = "cpu"
 
     @property
     def shards(self) -> int:
@@ -95,7 +99,7 @@ class Setup:
 # ---- parts ----------------------------------------------------------------------------------------
 
 
-param_shapes = functools.cache(registry.param_shapes)
+param_shapes = saved.param_shapes
 
 
 def parameters(model: ModelConfig) -> int:
@@ -125,6 +129,12 @@ def sampling_copy(model: ModelConfig, mesh: Any, dtype: Any) -> int:
     return sharding.bytes_per_device(tree, _split(model, mesh, leave_out=("fsdp",)))
 
 
+def gathered(s: Setup) -> int:
+    """Return what `ModelSpec.for_sampling` holds beside its result: the embedding while fsdp gathers it."""
+    table = local(s.model, s.mesh).vocab_size * s.model.hidden_size * s.itemsize
+    return table if s.mesh.shape["fsdp"] > 1 else 0
+
+
 def _optimizer(s: Setup) -> int:
     params = param_shapes(s.model)
     state = jax.eval_shape(s.optimizer.init, params)
@@ -137,62 +147,22 @@ def kv_bytes_per_token(model: ModelConfig, itemsize: int) -> int:
     return 2 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim * itemsize
 
 
-@functools.cache
-def saved_bytes(
-    model: ModelConfig, width: int, dtype: Any, remat: bool, kernels: Kernels = ONLY_EINSUM
-) -> int:
-    """Return the bytes per row of slots that the forward pass saves for the backward pass of the update.
-
-    These are the residuals of jax.vjp; the difference between two rows and one leaves out the weights among them.
-    cuDNN's kernel is counted as blocks, because it cannot be traced without cuDNN.
-    """
-    short, long = (BLOCKS if kernel == CUDNN else kernel for kernel in (kernels.short, kernels.long))
-    graphdef, _ = registry.abstract_model(model, stacked=True, remat=remat, kernels=Kernels(short, long))
-
-    def residuals(rows: int) -> int:
-        pack = Packer(rows, (width,), shards=1)
-
-        def backward(params: Any, packed: Any) -> Any:
-            def logps(params: Any) -> Any:
-                weights = jax.tree.map(lambda p: p.astype(dtype), params)
-                options: dict[str, Any] = {
-                    "temperature": 1.0,
-                    "vocab_size": model.vocab_size,
-                    "chunk_tokens": 1,
-                    "entropy_gradient": False,
-                }
-                return packed_logps(
-                    graphdef, weights, packed, CANDIDATES * pack.pairs_per_shard(width), **options
-                ).logps
-
-            return jax.vjp(logps, params)[1]
-
-        saved = jax.eval_shape(backward, param_shapes(model), pack.shapes(width))
-        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(saved))
-
-    return residuals(2) - residuals(1)
-
-
-def _recomputed_layer(model: ModelConfig, width: int, dtype: Any, kernels: Kernels) -> int:
-    """Return the bytes per row that remat recomputes at a time: those of one layer."""
-    one, two = (
-        saved_bytes(dataclasses.replace(model, num_hidden_layers=n), width, dtype, False, kernels)
-        for n in (1, 2)
-    )
-    return two - one
-
-
 def _score_bytes(s: Setup, model: ModelConfig, rows: int, tokens: int, queries: int, copies: int) -> int:
     """Return the bytes that the attention of rows of tokens takes beside queries, keys and values.
 
     The einsum holds float32 scores of `queries` queries of each row. Blocks hold `copies` of those of a block, and
     queries and results by block, and the results joined; cuDNN counts like them, with 3 bytes of mask in packed rows.
+    Splash holds scaled queries and results, whose heads fill tiles of LANES numbers, and one logarithm of a sum for
+    each query of a row, in a tile.
     """
-    numbers = rows * model.num_attention_heads * tokens
-    if s.kernels.at(tokens) == EINSUM:
+    numbers, kernel = rows * model.num_attention_heads * tokens, s.kernels.at(tokens)
+    if kernel == SPLASH:
+        padded = -(-model.head_dim // LANES) * LANES
+        return numbers * 3 * padded * s.itemsize + numbers // rows * LANES * 4
+    if kernel == EINSUM:
         return copies * numbers * queries * 4
     block = -(-tokens // -(-tokens // QUERIES))
-    mask = 3 * rows * tokens**2 if s.kernels.at(tokens) == CUDNN and queries < tokens else 0
+    mask = 3 * rows * tokens**2 if kernel == CUDNN and queries < tokens else 0
     return numbers * (copies * block * 4 + 3 * model.head_dim * s.itemsize) + mask
 
 
@@ -206,11 +176,6 @@ def _layer_working(model: ModelConfig, tokens: int, scores: int, itemsize: int) 
     mlp = tokens * (2 * D + 2 * model.intermediate_size) * itemsize  # residual, normed; gate and up
     heads = model.num_attention_heads + 2 * model.num_key_value_heads
     return max(mlp, tokens * (2 * D + heads * H) * itemsize + scores)
-
-
-def mlp_gradients(model: ModelConfig, width: int, itemsize: int) -> int:
-    """Return the bytes per row of one MLP's backward pass: four arrays of features, one of hidden states."""
-    return width * (4 * model.intermediate_size + model.hidden_size) * itemsize
 
 
 def _chunk(model: ModelConfig, slots: int, chunk_tokens: int, shards: int) -> int:
@@ -235,17 +200,7 @@ def memory(s: Setup) -> dict[str, dict[str, int]]:
     always = {"master weights": masters, "optimizer state": _optimizer(s), "reference": copy}
     if s.judge and s.judge.model:
         always["judge"] = sampling_copy(s.judge.model, s.mesh, s.dtype)
-    kv, V = kv_bytes_per_token(shard, item), shard.vocab_size
-
-    copied = rows * P * kv if s.kernels.at(P) == CUDNN else 0  # from its layout into the decoder's
-    encoded = min(rows, s.prefill_rows or rows)
-    prefill = _layer_working(shard, encoded * P, _score_bytes(s, shard, encoded, P, P, copies=2), item)
-    phases = {
-        "sample": {
-            "KV cache": rows * (P + T) * kv + copied,
-            "one layer": max(prefill, 3 * rows * V * 4),  # or logits, probabilities and their sum
-        }
-    }
+    phases = {"sample": _sampling(s, shard, rows)}
     W = packing.sequence_lengths(P, T)[-1]
     slots = micro * W
     # the einsum takes a quarter of the queries at a time, see layers.BLOCKS
@@ -263,9 +218,26 @@ def memory(s: Setup) -> dict[str, dict[str, int]]:
     for parts in phases.values():
         parts["policy, for sampling"] = copy  # freed before the update, and made again after it
     phases["gradient"] = {"gradients": masters, **_backward(s, shard, micro, masters)}
-    # XLA keeps the old moments beside the new ones, because a step that is not finite is undone
-    phases["apply"] = {"gradients": masters, "optimizer, replaced": always["optimizer state"]}
+    # XLA keeps the old moments beside the new ones, because a step that is not finite is undone; on a TPU in place
+    replaced = 0 if s.platform == "tpu" else always["optimizer state"]
+    phases["apply"] = {"gradients": masters, "optimizer, replaced": replaced}
     return {name: {**always, **parts} for name, parts in phases.items()}
+
+
+def _sampling(s: Setup, shard: ModelConfig, rows: int) -> dict[str, int]:
+    P, T, kv = s.prompt_tokens, s.response_tokens, kv_bytes_per_token(shard, s.itemsize)
+    encoded = min(rows, s.prefill_rows or rows)
+    scores = _score_bytes(s, shard, encoded, P, P, copies=2)
+    # of one layer of the prefill; or logits, probabilities and their sum
+    working = max(_layer_working(shard, encoded * P, scores, s.itemsize), 3 * rows * shard.vocab_size * 4)
+    copied = rows * P * kv if s.kernels.at(P) == CUDNN else 0  # from its layout into the decoder's
+    cache = rows * (P + T) * kv + copied
+    if s.platform == "tpu":
+        # the caches of half of the rows exist beside all when the next stage begins; and the prompts' twice, if
+        # sub-batches write them in a loop
+        working = max(working, cache // 2 if rows // 2 >= SMALLEST else 0)
+        cache += rows * P * kv if encoded < rows else 0
+    return {"KV cache": cache, "one layer": working}
 
 
 def _backward(s: Setup, shard: ModelConfig, micro: int, masters: int) -> dict[str, int]:
@@ -279,15 +251,22 @@ def _backward(s: Setup, shard: ModelConfig, micro: int, masters: int) -> dict[st
     chunk = _chunk(shard, micro * W, s.chunk_tokens, s.shards)
     # Logits, their softmax and its gradient, and this chunk's part of the embedding's gradient; later, in the
     # layers' backward pass, a recomputed layer, or the gradients in its MLP. With fsdp, weights are gathered where
-    # they are used.
-    at_logits = 3 * chunk + table * (2 if split else 1)
-    recomputed = _recomputed_layer(shard, W, s.dtype, s.kernels) if s.remat else mlp_gradients(shard, W, item)
+    # they are used; not the embedding, if its words are split.
+    by_words = splits_vocabulary(s.mesh, s.model.vocab_size, s.platform)
+    at_logits = 3 * chunk + (
+        table // s.mesh.shape["fsdp"] * (1 + 4 // item) if by_words else table * (2 if split else 1)
+    )
+    recomputed = (
+        saved.recomputed_layer(shard, W, s.dtype, s.kernels)
+        if s.remat
+        else saved.mlp_gradients(shard, W, item)
+    )
     working = micro * recomputed
     at_layers = working + (2 * layer if split else 0)
     return {
         "weights, cast": 0 if item == 4 else weights,
         "gradients of a micro-batch": weights,
-        "activations": micro * saved_bytes(shard, W, s.dtype, s.remat, s.kernels)
+        "activations": micro * saved.saved_bytes(shard, W, s.dtype, s.remat, s.kernels)
         + (at_layers if at_layers > at_logits else 0),
         "logits chunk": at_logits if at_layers <= at_logits else 0,
     }

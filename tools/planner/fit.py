@@ -42,14 +42,14 @@ class Source(NamedTuple):
     """What a plan is made from.
 
     spec, overrides: of the config. devices: their number. model: None for model.path.
-    platform: of the devices, "tpu" or "gpu": where "auto" attention is not the same.
+    platform: of the devices, "tpu" or "gpu": they differ in "auto" attention and in what their compilers hold.
     """
 
     spec: str
     overrides: tuple[str, ...]
     devices: int
     model: str | None
-    platform: str = "tpu"
+    platform: str = "gpu"
 
     def changed(self, change: Change) -> Source:
         """Return this source with more overrides."""
@@ -99,6 +99,7 @@ def setup(source: Source) -> tuple[estimate.Setup, ConfigDict]:
         else 1,
         prefill_rows=layout.prefill_rows,
         kernels=choose(model.attention, source.platform, dtype=dtype, head_dim=shapes.head_dim),
+        platform=source.platform,
     )
     return planned, config
 

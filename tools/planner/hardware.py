@@ -108,6 +108,11 @@ class Device(NamedTuple):
     bandwidth: float
 
 
+def platform(device: str | None) -> str:
+    """Return the platform of a key of `DEVICES`, "tpu" or "gpu"; of an unknown device "gpu"."""
+    return "tpu" if device is not None and device.startswith("tpu") else "gpu"
+
+
 # From the makers' data sheets, per chip and without sparsity: NVIDIA's for the SXM form, Google Cloud's TPU pages
 # ("per chip"). A program gets less: CUDA and the runtime hold a few hundred MB, and JAX takes three quarters of a GPU
 # unless XLA_PYTHON_CLIENT_MEM_FRACTION is set.
@@ -120,8 +125,6 @@ DEVICES = {
     "tpu-v5p": Device(95e9, 459e12, 2765e9),
     "tpu-v6e": Device(32e9, 918e12, 1640e9),
 }
-
-GPUS = ("a100-80gb", "h100-80gb", "h200")
 
 # What JAX calls a device (its device_kind, in lower case), in order: the first part that occurs in it counts. Other
 # forms of an H100 or A100 have less memory or bandwidth, so they are not among these.

@@ -116,6 +116,9 @@ def prepare_environment(environ: Any) -> None:
     Call it before JAX's backends start.
     """
     environ["TPU_SKIP_MDS_QUERY"] = "1"  # otherwise minutes of waiting where there is no TPU
+    environ.setdefault(
+        "ALLOW_MULTIPLE_LIBTPU_LOAD", "1"
+    )  # no device is used, so several processes may compile
     environ.setdefault("TPU_ACCELERATOR_TYPE", "none")
     environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     environ["JAX_PLATFORMS"] = "cpu"
@@ -137,7 +140,8 @@ def devices(topology: Topology) -> Sequence[Any]:
     except Exception as error:  # of the plugin, in any class
         line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
-            f"--topology={topology.name}: its compiler does not start ({line}); {_install(topology)}"
+            f"--topology={topology.name}: its compiler does not start ({line}). If it is"
+            f" not complete, {_install(topology)}"
         ) from error
     unattached: Sequence[Any] = described.devices
     return unattached

@@ -16,10 +16,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Int
 
 from xpo_jax.algorithm.packing import Packed
 from xpo_jax.models.layers import narrow, wide
+from xpo_jax.runtime.sharding import ROWS, constrain
 from xpo_jax.values import Array, Params
 
 
@@ -44,6 +46,7 @@ def packed_logps(
     vocab_size: int,
     chunk_tokens: int,
     entropy_gradient: bool = True,
+    split_vocabulary: bool = False,
 ) -> LogPs:
     """Score the responses of one micro-batch.
 
@@ -55,6 +58,7 @@ def packed_logps(
       vocab_size: number of real tokens.
       chunk_tokens: at most this many tokens' logits exist at a time; chunks without a token are not computed.
       entropy_gradient: False if the loss does not contain the entropy, whose backward pass is then left out.
+      split_vocabulary: split a chunk's logits over fsdp by words instead of by rows, see `splits_vocabulary`.
 
     Returns:
       Sums f32[G Q], 0 for results that no response has.
@@ -74,15 +78,30 @@ def packed_logps(
     response = padded(packed.response, -1)
     last = jnp.max(jnp.where(response >= 0, jnp.arange(1, response.shape[1] + 1)[None], 0))
 
-    head = _Head(temperature or 1.0, vocab_size, width, entropy_gradient)
+    head = _Head(temperature or 1.0, vocab_size, width, entropy_gradient, split_vocabulary)
     targets, chunks = padded(packed.target, 0), -(-last // width)
-    logps, entropy = _token_logps(head, hidden, model.unembedding(), targets, chunks)
+    table = head.constrain(model.unembedding(), WORDS, None)
+    logps, entropy = _token_logps(head, hidden, table, targets, chunks)
     at = jnp.where(response < 0, results, response)  # what an empty slot holds is dropped
 
     def add(at: Array, x: Array) -> Array:
         return jnp.zeros(results, x.dtype).at[at].add(x, mode="drop")
 
     return LogPs(jax.vmap(add)(at, logps), jax.vmap(add)(at, entropy))
+
+
+WORDS = ("tensor", "fsdp")  # the mesh axes that split a vocabulary, where fsdp does not split the rows
+
+
+def splits_vocabulary(mesh: Mesh | AbstractMesh, words: int, platform: str) -> bool:
+    """Return whether `packed_logps` should split the words of a vocabulary over fsdp.
+
+    Split by rows, every shard needs the complete table, and adds a gradient of the complete table, in float32, to that
+    of the others for each chunk. Split by words, it needs only its part of the table, of which the gradient is its own;
+    the hidden states of a chunk, which are few, move instead. A CPU keeps the sums of before.
+    """
+    shards = mesh.shape["tensor"] * mesh.shape["fsdp"]
+    return platform != "cpu" and mesh.shape["fsdp"] > 1 and words % shards == 0
 
 
 class _Head(NamedTuple):
@@ -92,15 +111,24 @@ class _Head(NamedTuple):
     vocab_size: int
     width: int
     entropy_gradient: bool
+    split: bool = False
+
+    def constrain(self, x: Array, *axes: Any) -> Array:
+        return constrain(x, *axes) if self.split else x
 
     def chunk(self, x: Array, number: Array) -> Array:
-        return jax.lax.dynamic_slice_in_dim(x, number * self.width, self.width, axis=1)
+        chunk = jax.lax.dynamic_slice_in_dim(x, number * self.width, self.width, axis=1)
+        rest = [None] * (x.ndim - 1)
+        # twice: with the second alone, all chunks are gathered before one is taken
+        return self.constrain(self.constrain(chunk, ROWS, *rest), "data", *rest)
 
     def write(self, x: Array, new: Array, number: Array) -> Array:
-        return jax.lax.dynamic_update_slice_in_dim(x, new.astype(x.dtype), number * self.width, axis=1)
+        new = self.constrain(new.astype(x.dtype), ROWS, *[None] * (x.ndim - 1))
+        return jax.lax.dynamic_update_slice_in_dim(x, new, number * self.width, axis=1)
 
     def logits(self, hidden: Array, table: Array) -> Array:
         logits = jnp.einsum("gud,vd->guv", hidden, table, preferred_element_type=wide(hidden.dtype))
+        logits = self.constrain(logits, "data", None, WORDS)
         # finite, so that 0 * log 0 of a masked token is 0 in the entropy and in its gradient
         real = jnp.arange(len(table))[None, None] < self.vocab_size
         return jnp.where(real, logits / self.temperature, -1e30)
@@ -154,7 +182,7 @@ def _backward(head: _Head, residuals: Any, cotangents: tuple[Array, Array]) -> A
             d_table = jnp.einsum("gud,guv->dv", chunk, d_logits, preferred_element_type=sums)
         return head.write(carry[0], d_hidden, number), carry[1] + d_table
 
-    zeros = jnp.zeros_like(hidden), jnp.zeros(table.shape[::-1], sums)
+    zeros = jnp.zeros_like(hidden), head.constrain(jnp.zeros(table.shape[::-1], sums), None, WORDS)
     d_hidden, d_table = jax.lax.fori_loop(0, chunks, body, zeros)
     return d_hidden, narrow(d_table.T, table.dtype), None, None
 

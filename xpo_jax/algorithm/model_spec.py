@@ -20,6 +20,8 @@ from xpo_jax.models.layers import KEY_VALUES, narrow
 from xpo_jax.runtime import sharding
 from xpo_jax.values import Params
 
+GATHERED = 4  # arrays that `for_sampling` gathers at a time
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelSpec:
@@ -58,9 +60,23 @@ class ModelSpec:
         return sum(int(np.prod(p.shape)) for p in jax.tree.leaves(self.params))
 
     def for_sampling(self, params: Params) -> Params:
-        """Cast stacked master weights to the compute dtype and unstack them."""
+        """Cast stacked master weights to the compute dtype, unstack them, and gather what fsdp splits."""
         unstacked = registry.family(self.config).unstack(params)
-        return jax.tree.map(lambda p: narrow(p, self.dtype), unstacked)
+        if self.mesh.shape["fsdp"] == 1:
+            return jax.tree.map(lambda p: narrow(p, self.dtype), unstacked)
+        leaves, tree = jax.tree.flatten(unstacked)
+        splits = jax.tree.leaves(self.weights_sharding)
+        weights: list[Any] = [None] * len(leaves)
+        order = sorted(range(len(leaves)), key=lambda i: leaves[i].size)
+        for number, i in enumerate(order):
+            leaf = leaves[i]
+            if number >= GATHERED:  # otherwise a TPU's scheduler gathers all arrays before it writes a result
+                previous = order[number - GATHERED]
+                leaf, weights[previous] = jax.lax.optimization_barrier((leaf, weights[previous]))
+            gathered = jax.lax.with_sharding_constraint(narrow(leaf, self.dtype), splits[i])
+            # a second time, which changes nothing: XLA copies what it gathers to a result, and this is that copy
+            weights[i] = narrow(gathered, self.dtype)
+        return jax.tree.unflatten(tree, weights)
 
 
 def make_model_spec(

@@ -17,6 +17,7 @@ from jax.sharding import NamedSharding
 from jaxtyping import Float, Int
 
 from xpo_jax.algorithm import packing
+from xpo_jax.algorithm.logps import splits_vocabulary
 from xpo_jax.algorithm.losses import LossFn
 from xpo_jax.algorithm.model_spec import ModelSpec
 from xpo_jax.algorithm.optimizer import Optimizer
@@ -114,6 +115,9 @@ class Programs:
             "temperature": sampling.temperature,
             "vocab_size": vocabulary.size,
             "chunk_tokens": shapes.chunk_tokens,
+            "split_vocabulary": splits_vocabulary(
+                model.mesh, model.config.vocab_size, sharding.platform(model.mesh)
+            ),
         }
         self.init, self.zeros, self.accumulate, self.apply = update_programs(
             model,

@@ -62,6 +62,7 @@ def make_accumulate(
     temperature: float,
     vocab_size: int,
     chunk_tokens: int,
+    split_vocabulary: bool = False,
 ) -> Callable[..., tuple[Params, dict[str, Array]]]:
     """Make the function that adds one micro-batch to the gradient.
 
@@ -70,7 +71,7 @@ def make_accumulate(
       loss_fn: the loss of pairs.
       entropy_weight: weight of the policy's mean entropy per token, which is subtracted from the loss.
       dtype: of the forward and backward pass; gradients are summed in float32.
-      temperature, vocab_size, chunk_tokens: see `logps.packed_logps`.
+      temperature, vocab_size, chunk_tokens, split_vocabulary: see `logps.packed_logps`.
 
     Returns:
       accumulate(params, grads, sums, packed, targets, rows, policy_tokens, alpha, beta) -> (grads, sums), where packed
@@ -97,6 +98,7 @@ def make_accumulate(
             vocab_size=vocab_size,
             chunk_tokens=chunk_tokens,
             entropy_gradient=entropy_weight > 0,
+            split_vocabulary=split_vocabulary,
         )
 
         def per_candidate(x: Array) -> Array:

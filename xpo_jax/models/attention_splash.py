@@ -83,11 +83,11 @@ def attend_by_splash(q: Array, keys: Causal, interpret: Any = False) -> Array:
     scaled = narrow(q.astype(wide(q.dtype)) * H**-0.5, q.dtype).swapaxes(2, 3)
     rows = [x.reshape(B * C, -1, T, H) for x in (scaled, keys.k, keys.v)]
     rows = [jnp.pad(x, [(0, 0), (0, 0), (0, padding), (0, 0)]) for x in rows]
-    out: Array = jax.lax.map(lambda row: _attend(*row, interpret), (*rows, runs))
+    out: Array = jax.lax.map(lambda row: _attend(*row, interpret=interpret), (*rows, runs))
     return out[:, :, :T].reshape(B, C, N, T, H).swapaxes(2, 3)
 
 
-def _attend(q: Array, k: Array, v: Array, runs: Runs, interpret: Any) -> Array:
+def _attend(q: Array, k: Array, v: Array, runs: Runs, *, interpret: Any) -> Array:
     """Attend, for one row: q [N T H], k and v [K T H], runs of i32[T]."""
     # imported here: only TPUs need Pallas
     from jax.experimental.pallas.ops.tpu.splash_attention import BlockSizes
@@ -118,14 +118,18 @@ def _attend(q: Array, k: Array, v: Array, runs: Runs, interpret: Any) -> Array:
     begin = jnp.argmax(visible, axis=0)
     end = len(blocks) - 1 - jnp.argmax(visible[::-1], axis=0)
     by_keys = info(jnp.clip(blocks[:, None], begin[None], end[None]).astype(jnp.int32))
-    sizes = dict.fromkeys(
-        ("block_q", "block_kv", "block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq"), BLOCK
-    )
     kernel = SplashAttentionKernel(
         by_queries,
         by_queries,
         by_keys,
-        block_sizes=BlockSizes(**sizes),
+        block_sizes=BlockSizes(
+            block_q=BLOCK,
+            block_kv=BLOCK,
+            block_q_dkv=BLOCK,
+            block_kv_dkv=BLOCK,
+            block_q_dq=BLOCK,
+            block_kv_dq=BLOCK,
+        ),
         is_mqa=False,
         save_residuals=False,
         mask_value=DEFAULT_MASK_VALUE,
@@ -134,7 +138,7 @@ def _attend(q: Array, k: Array, v: Array, runs: Runs, interpret: Any) -> Array:
         mask_function=_in_run,
         interpret=interpret,
     )
-    out: Array = kernel(q, k, v)
+    out: Any = kernel(q, k, v)
     return out
 
 

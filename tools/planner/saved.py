@@ -1,0 +1,67 @@
+"""What the backward pass of an update keeps per row: read off the traced function, and of an MLP by its shapes."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+
+from xpo_jax.algorithm.logps import packed_logps
+from xpo_jax.algorithm.packing import CANDIDATES, Packer
+from xpo_jax.models import registry
+from xpo_jax.models.attention_kernels import BLOCKS, CUDNN, ONLY_EINSUM, Kernels
+from xpo_jax.models.family import ModelConfig
+
+param_shapes = functools.cache(registry.param_shapes)
+
+
+@functools.cache
+def saved_bytes(
+    model: ModelConfig, width: int, dtype: Any, remat: bool, kernels: Kernels = ONLY_EINSUM
+) -> int:
+    """Return the bytes per row of slots that the forward pass saves for the backward pass of the update.
+
+    These are the residuals of jax.vjp; the difference between two rows and one leaves out the weights among them.
+    cuDNN's kernel is counted as blocks, because it cannot be traced without cuDNN.
+    """
+    short, long = (BLOCKS if kernel == CUDNN else kernel for kernel in (kernels.short, kernels.long))
+    graphdef, _ = registry.abstract_model(model, stacked=True, remat=remat, kernels=Kernels(short, long))
+
+    def residuals(rows: int) -> int:
+        pack = Packer(rows, (width,), shards=1)
+
+        def backward(params: Any, packed: Any) -> Any:
+            def logps(params: Any) -> Any:
+                weights = jax.tree.map(lambda p: p.astype(dtype), params)
+                options: dict[str, Any] = {
+                    "temperature": 1.0,
+                    "vocab_size": model.vocab_size,
+                    "chunk_tokens": 1,
+                    "entropy_gradient": False,
+                }
+                return packed_logps(
+                    graphdef, weights, packed, CANDIDATES * pack.pairs_per_shard(width), **options
+                ).logps
+
+            return jax.vjp(logps, params)[1]
+
+        saved = jax.eval_shape(backward, param_shapes(model), pack.shapes(width))
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(saved))
+
+    return residuals(2) - residuals(1)
+
+
+def recomputed_layer(model: ModelConfig, width: int, dtype: Any, kernels: Kernels) -> int:
+    """Return the bytes per row that remat recomputes at a time: those of one layer."""
+    one, two = (
+        saved_bytes(dataclasses.replace(model, num_hidden_layers=n), width, dtype, False, kernels)
+        for n in (1, 2)
+    )
+    return two - one
+
+
+def mlp_gradients(model: ModelConfig, width: int, itemsize: int) -> int:
+    """Return the bytes per row of one MLP's backward pass: four arrays of features, one of hidden states."""
+    return width * (4 * model.intermediate_size + model.hidden_size) * itemsize
