@@ -24,6 +24,7 @@ the session that a loop calls when a step begins and when the last one has ended
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
 import importlib
 import json
@@ -39,6 +40,21 @@ from typing import Any
 from tools.faults.plans import END, START, Plan, Step
 
 SIGNAL_SECONDS = 0.3  # from one signal to the next
+
+
+def _consoles() -> list[int]:
+    """Return the descriptors of the console, and their duplicates, to which streams.py writes."""
+    consoles, descriptors = {_file(1), _file(2)}, []
+    for name in os.listdir("/dev/fd"):
+        with contextlib.suppress(OSError):  # that of the listing is closed
+            if _file(int(name)) in consoles:
+                descriptors.append(int(name))
+    return descriptors
+
+
+def _file(descriptor: int) -> tuple[int, int]:
+    status = os.fstat(descriptor)
+    return status.st_dev, status.st_ino
 
 
 class Injector:
@@ -84,7 +100,7 @@ class Injector:
         elif self.verb == "gone":
             reader, writer = os.pipe()
             os.close(reader)
-            for descriptor in (1, 2):
+            for descriptor in _consoles():
                 os.dup2(writer, descriptor)
             os.close(writer)
 
