@@ -234,8 +234,11 @@ def test_chat_template_arguments_reach_the_template(tmp_path, data_folder):
 
 
 def test_chat_template_arguments_that_the_template_does_not_read_are_refused(tokenizer):
-    with pytest.raises(ValueError, match="the tokenizer's chat template reads no enable_thinking"):
-        ChatTemplate(tokenizer, arguments={"enable_thinking": False})
+    for name in ("enable_thinking", "role", "for"):  # words of the template that are no variables
+        with pytest.raises(ValueError, match=f"the tokenizer's chat template reads no {name}; correct"):
+            ChatTemplate(tokenizer, arguments={name: False})
+    with pytest.raises(ValueError, match="gets messages from the run"):
+        ChatTemplate(tokenizer, arguments={"messages": []})
 
 
 def test_chat_template_is_checked_once_for_each_role(tmp_path, monkeypatch):

@@ -337,10 +337,36 @@ def test_untied_is_the_default():
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6}}, "rope type 'yarn' lacks factor"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "mscale": 1.0}}, "'yarn' has mscale"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": "4"}}, "no positive numbers: factor is '4'"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 0.5}}, "a factor of at least 1"),
+        (
+            {"rope_scaling": {"rope_type": "yarn", "factor": 0.5}},
+            "a factor and an original length of at least 1",
+        ),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "lacks low_freq_factor, high_freq_factor"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5, not 1"),
-        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types has sliding_attention"),
+        (
+            {"layer_types": ["full_attention", "sliding_attention"]},
+            "'sliding_attention'], not 'full_attention'",
+        ),
+        ({"layer_types": 5}, "layer_types is 5, not"),
+        ({"rope_scaling": 5}, "rope_scaling is 5, not a mapping"),
+        ({"rope_scaling": "yarn"}, "rope_scaling is 'yarn', not a mapping"),
+        ({"rope_scaling": {"rope_type": ["yarn"]}}, "has rope_type ['yarn'], not a name"),
+        ({"rope_scaling": {"rope_type": "yarn", "type": "linear"}}, "has type 'linear' and rope_type 'yarn'"),
+        ({"rope_scaling": {"factor": 4.0}}, "rope type is 'default', which has no factor"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": float("inf")}}, "factor is inf"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": float("nan")}}, "factor is nan"),
+        (
+            {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 7.0}},
+            "rope_theta is stated as",
+        ),
+        (
+            {
+                "rope_parameters": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4},
+                "rope_scaling": {"rope_type": "yarn", "factor": 4.0},
+            },
+            "contradict each other; remove one of them",
+        ),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 0.5}}, "rope_theta is 0.5, not above 1"),
         (
             {
                 "rope_scaling": {"type": "linear", "factor": 2.0},

@@ -1,5 +1,7 @@
 """tools.bench.device_check on CPUs with tiny shapes: its parts, its limits of time, and what it reports."""
 
+import dataclasses
+import functools
 import json
 import os
 import subprocess
@@ -14,7 +16,7 @@ from tools.bench import device_check, device_parts, device_training
 from tools.bench.device_scale import FULL, TINY, DoesNotFit, Record, kernels
 from tools.planner import estimate
 from tools.planner.hardware import DEVICES, SIZES, by_kind
-from xpo_jax.models import attention_kernels
+from xpo_jax.models import attention_kernels, attention_splash
 from xpo_jax.models.layers import attention
 from xpo_jax.models.registry import read_model_config
 
@@ -53,6 +55,17 @@ def test_attention_compares_the_implementations_of_this_backend(record):
     assert names == set(kernels(8)[0]) and {"einsum", "blocks"} <= names
     assert "NVIDIA GPU" in record.figures["0.5B refused"]["cudnn"]
     assert len(record.checks) == 2 * 2 * len(names) * 4 and not failed(record)
+
+
+def test_attention_takes_packed_rows_in_the_order_of_the_splash_kernel(record, monkeypatch):
+    kernel = functools.partial(attention_splash.attend_by_splash, interpret=True)
+    monkeypatch.setattr(attention_splash, "BLOCK", 128)
+    monkeypatch.setattr(attention_kernels, "attend_by_splash", kernel)
+    monkeypatch.setattr(device_parts, "kernels", lambda head_dim: (["einsum", "splash"], {}))
+    monkeypatch.setattr(device_parts.machine, "best_of", lambda function, repeat: 0.0)
+    model = {"0.5B": TINY.models["0.5B"]}
+    device_parts.compare_attention(dataclasses.replace(TINY, models=model, attention_rows=1), record)
+    assert sum("splash" in check["check"] for check in record.checks) == 8 and not failed(record)
 
 
 def test_attention_of_a_wrong_implementation_fails(record, monkeypatch):

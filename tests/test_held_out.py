@@ -85,7 +85,8 @@ def test_part_that_cannot_be_is_refused(rows, tokenizer, held_out, text):
 def test_own_prompts_with_the_held_out_prompts_of_the_package_are_refused(rows, tokenizer, train):
     error = load_error(tokenizer, ConfigError, train=train, held_out="embedded:held_out")
     assert follows(
-        error, "data.held_out ... embedded:held_out ... 0.1 ... split off ... '[\"embedded:held_out\"]'"
+        error,
+        "data.held_out ... embedded:held_out ... 0.1 ... split off ... ['embedded:held_out'] in a config",
     )
 
 

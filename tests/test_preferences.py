@@ -114,16 +114,20 @@ def test_empty_and_equal_responses_are_dropped_with_a_count(convert, tokenizer, 
         offline(tokenizer, source)
 
 
-def test_dialogues_of_one_text_are_conversations_where_there_is_no_prompt():
-    """As in hh-rlhf; with a prompt, the same text is an answer."""
+def test_dialogues_of_one_text_are_conversations():
+    """As in hh-rlhf."""
     start = "\n\nHuman: a?\n\nAssistant: b\n\nHuman: c\n\nAssistant:"
     chosen, rejected = f"{start} x\n\nin two paragraphs: Human: y", f"{start} z"
     expected = (user("a?"), assistant("b"), user("c")), "x\n\nin two paragraphs: Human: y", "z", 1.0
     for cut in ("\n\n", ""):  # some copies have no space in front
         values = {"chosen": cut + chosen.strip(), "rejected": cut + rejected.strip()}
         assert preferences.read(Row("t.jsonl", 1, values)) == expected
-    values = {"prompt": "p", "chosen": chosen, "rejected": rejected}
-    assert preferences.read(Row("t.jsonl", 1, values)) == ("p", chosen, rejected, 1.0)
+    windows = {name: text.replace("\n", "\r\n") for name, text in values.items()}
+    assert preferences.read(Row("t.jsonl", 1, windows)).prompt == expected[0]
+    prompt = {"prompt": start, "chosen": "x", "rejected": "z"}  # the prompt alone is a dialogue
+    assert preferences.read(Row("t.jsonl", 1, prompt)) == (expected[0], "x", "z", 1.0)
+    with pytest.raises(DataError, match="column 'prompt' differs from the prompt in chosen and rejected"):
+        preferences.read(Row("t.jsonl", 1, {"prompt": "p", "chosen": chosen, "rejected": rejected}))
 
 
 def test_pairs_that_are_all_ties_are_refused(tokenizer, tmp_path):

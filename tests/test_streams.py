@@ -141,6 +141,18 @@ def test_protected_descriptor_that_user_code_closes_goes_to_no_other_file(monkey
     assert path.read_text() == "a line\n" and other.read_text() == "a pair\n"
 
 
+def test_reopen_closed_gives_the_number_back_to_the_console(monkeypatch, tmp_path):
+    """So that what a subprocess prints after a judge has closed the stream reaches the console, and no log."""
+    path = tmp_path / "log"
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT)
+    with console(monkeypatch, descriptor):
+        os.close(descriptor)
+        streams.reopen_closed()
+        subprocess.run(["echo", "a child"], stdout=descriptor, check=True)
+        print("a line", flush=True)
+    assert path.read_text() == "a child\na line\n"
+
+
 def test_protected_reader_that_is_gone_leaves_a_file_with_its_number_alone(monkeypatch, capsys, tmp_path):
     reader, writer = os.pipe()
     os.close(reader)

@@ -104,11 +104,20 @@ def packed_parts(B: int, T: int) -> Parts:
 
 def _gradients(name: str, parts: Parts | None, weights: Any) -> Callable[..., Any]:
     """Return the compiled function of q, k and v whose results are attention and three gradients of a weighted sum."""
-    mask = None if parts is None else attention_kernels.packed_mask(name, parts)
+    order = None if parts is None else attention_kernels.packed_order(name, parts)
+
+    def ordered(x: Any, axis: int, slots: Any = order) -> Any:
+        """Take the slots on an axis in an implementation's order."""
+        return x if slots is None else jnp.take_along_axis(x, _along(slots, x.ndim, axis), axis)
+
+    mask = None
+    if parts is not None:
+        mask = attention_kernels.packed_mask(name, jax.tree.map(lambda x: ordered(x, 1), parts))
     valid = 1.0 if parts is None else (parts.part >= 0)[:, None, :, None, None]
 
     def weighted(q: Any, k: Any, v: Any) -> Any:
-        out = attention_kernels.attend(name, q, Causal(k, v, mask))
+        out = attention_kernels.attend(name, ordered(q, 2), Causal(ordered(k, 3), ordered(v, 3), mask))
+        out = out if order is None else ordered(out, 2, jnp.argsort(order, axis=1))
         out = jnp.where(valid, out.astype(jnp.float32), 0.0)  # nothing reads what stands in empty slots
         return jnp.sum(out * weights.astype(jnp.float32)), out
 
@@ -119,6 +128,13 @@ def _gradients(name: str, parts: Parts | None, weights: Any) -> Callable[..., An
         return [out, dq, dk, dv]
 
     return run
+
+
+def _along(slots: Any, dimensions: int, axis: int) -> Any:
+    """Return i32[B T] with axes of 1, for `take_along_axis` on an axis of an array whose first axis is B."""
+    return slots.reshape(
+        [slots.shape[{0: 0, axis: 1}[i]] if i in (0, axis) else 1 for i in range(dimensions)]
+    )
 
 
 def _error(measured: Any, exact: Any) -> float:

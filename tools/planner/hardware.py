@@ -144,4 +144,4 @@ _KINDS = (
 def by_kind(device_kind: str) -> Device | None:
     """Return the data sheet of a device by what JAX calls it; None if it is not known."""
     name = device_kind.lower()
-    return next((DEVICES[key] for part, key in _KINDS if part in name), None)
+    return next((DEVICES[key] for part, key in _KINDS if re.search(rf"\b{part}\b", name)), None)

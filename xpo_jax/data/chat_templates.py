@@ -11,12 +11,36 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jinja2
+import jinja2.meta
+
 from xpo_jax.io.text import error_line
 from xpo_jax.values import Message
 
 # The roles that are tried for an error that names what a template renders.
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _MARK, _WORD = "zq7mark", "zq7word"
+
+
+# What the run gives to a template.
+_GIVEN = {"messages", "add_generation_prompt", "tools", "documents"}
+
+
+def _problem(template: Any, arguments: Mapping[str, Any]) -> str:
+    """Return why a template cannot take these arguments, or ""."""
+    if not arguments:
+        return ""
+    if not isinstance(template, str):
+        return "is missing, so it takes no arguments; remove them"
+    if given := sorted(_GIVEN & set(arguments)):
+        return f"gets {', '.join(given)} from the run; remove it from the arguments"
+    environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])
+    try:
+        read = jinja2.meta.find_undeclared_variables(environment.parse(template))
+    except jinja2.TemplateSyntaxError:  # an extension of its own, such as {% generation %}
+        read = set(re.findall(r"\w+", template))
+    unread = sorted(set(arguments) - read)
+    return f"reads no {', '.join(unread)}; correct or remove it" if unread else ""
 
 
 class ChatTemplate:
@@ -35,9 +59,8 @@ class ChatTemplate:
         self, tokenizer: Any, owner: str = "the tokenizer", arguments: Mapping[str, Any] | None = None
     ):
         self._tokenizer, self._owner, self._arguments = tokenizer, owner, dict(arguments or {})
-        words = set(re.findall(r"\w+", str(tokenizer.chat_template or "")))
-        if unread := sorted(set(self._arguments) - words):
-            raise ValueError(f"{owner}'s chat template reads no {', '.join(unread)}; correct or remove it")
+        if problem := _problem(tokenizer.chat_template, self._arguments):
+            raise ValueError(f"{owner}'s chat template {problem}")
         self._rendered: set[str] = set()  # kinds of turns, see _check_turn
         self._has_generation_prompt = False
 

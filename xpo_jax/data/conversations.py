@@ -30,7 +30,7 @@ _WRAPPERS = ("messages", "conversations", "conversation")
 _ROLE_KEYS = ({"role", "content"}, {"from", "value"})
 # The beginning of a list of messages, in JSON or as Python or NumPy print it.
 _LIST_OF_TURNS = re.compile(r"""\s*(?:array\()?\[\s*\{\s*['"](?:role|from|content|value)['"]\s*:""")
-_SPEAKER = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
+_SPEAKER = re.compile(r"(?:\A\s*|\r?\n\r?\n)(Human|Assistant):")
 _NEVER_LAST = ("system", "developer", "assistant")  # roles of turns that a model does not answer
 
 

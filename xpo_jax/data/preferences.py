@@ -102,8 +102,7 @@ def read(row: Row, rules: Rules = STRICT) -> Preference:
         conversations.unwrapped(validate.column(row, name), row.at, f"column {name!r}")
         for name in ("chosen", "rejected")
     )
-    if row.values.get("prompt") is None:  # without it, texts can only be dialogues
-        chosen, rejected = conversations.dialogue(chosen), conversations.dialogue(rejected)
+    chosen, rejected = conversations.dialogue(chosen), conversations.dialogue(rejected)
     if not _is_longer(chosen) and not _is_longer(rejected):
         answers = [
             conversations.answer(value, row.at, f"column {name!r}")
@@ -179,7 +178,10 @@ def _is_longer(value: Any) -> bool:
 
 
 def _prompt(row: Row, rules: Rules) -> str | tuple[Message, ...]:
-    return conversations.parse(validate.column(row, "prompt"), row.at, "column 'prompt'", rules)
+    prompt = conversations.dialogue(validate.column(row, "prompt"))
+    if isinstance(prompt, list) and prompt[-1] == {"role": "assistant", "content": ""}:
+        prompt = prompt[:-1]  # "Assistant:", which the answer follows
+    return conversations.parse(prompt, row.at, "column 'prompt'", rules)
 
 
 def _shared(row: Row, chosen: Any, rejected: Any, rules: Rules) -> tuple[tuple[Message, ...], list[str]]:

@@ -72,7 +72,7 @@ def check_held_out(train: Any, held_out: Any) -> Any:
     if isinstance(held_out, str) and held_out.startswith("embedded:") and not _is_embedded(train):
         raise ValueError(
             f"held_out: is {held_out}, German sentences of the package, but the prompts are yours; name a source, or"
-            f" 0.1 to split off a tenth of train, or '[\"{held_out}\"]' if you mean it"
+            f" 0.1 to split off a tenth of train, or write ['{held_out}'] in a config if you mean it"
         )
     return held_out
 

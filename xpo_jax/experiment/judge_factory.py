@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from xpo_jax.config import loader as configs
 from xpo_jax.judges import JUDGES, ask
-from xpo_jax.runtime.user_code import current_directory_restored
+from xpo_jax.runtime.user_code import surroundings_restored
 
 
 def make_judge(group: Mapping[str, Any] | ConfigDict, where: str) -> Any:
@@ -44,7 +44,7 @@ def make_judge(group: Mapping[str, Any] | ConfigDict, where: str) -> Any:
             "make_judge": make_judge,
             "call_by_shares": ask.call_by_shares,
         }
-        with current_directory_restored():
+        with surroundings_restored():
             judge = configs.build(factory, group, where, **injected)
     try:
         inspect.signature(judge).bind([])

@@ -105,6 +105,11 @@ class Output(io.TextIOBase):
                 os.close(self._duplicate)
                 self._duplicate = self._descriptor  # for a logger that has kept this stream
 
+    def reopen(self) -> None:
+        """Open the descriptor again if code of a user closed it."""
+        if not _is_open(self._descriptor):
+            os.dup2(self._duplicate, self._descriptor)
+
     def _drain(self, seconds: float | None) -> None:
         while self._held or self._dropped:
             if not self._held:
@@ -168,6 +173,14 @@ def protected(end_seconds: float | None = _END_SECONDS) -> Iterator[None]:
             if isinstance(output, Output):
                 output.finish(end_seconds)
         sys.stdout, sys.stderr = before
+
+
+def reopen_closed() -> None:
+    """Open standard streams again that code of a user closed: to the console where they are protected."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, Output):
+            stream.reopen()
+    _occupy_closed_descriptors()
 
 
 def print_json(value: Any) -> None:
@@ -238,7 +251,13 @@ def _occupy_closed_descriptors() -> None:
     What C++ libraries print goes to descriptor 2.
     """
     for descriptor in range(3):
-        try:
-            os.fstat(descriptor)
-        except OSError:
+        if not _is_open(descriptor):
             os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+
+
+def _is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True

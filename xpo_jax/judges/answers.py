@@ -23,7 +23,7 @@ from xpo_jax.io.copies import copied
 from xpo_jax.io.files import to_json
 from xpo_jax.io.text import one_line, shorten
 from xpo_jax.judges.contract import Judge, JudgeError
-from xpo_jax.runtime.user_code import current_directory_restored, exit_line, is_own_error
+from xpo_jax.runtime.user_code import exit_line, is_own_error, surroundings_restored
 from xpo_jax.values import Answer, Comparison, Verdict
 
 MAX_REASON_CHARACTERS = 300  # of a failure's reason
@@ -111,7 +111,7 @@ def call_judge(judge: Judge, comparisons: Sequence[Comparison]) -> list[Verdict]
     if not comparisons:
         return []
     try:
-        with current_directory_restored():
+        with surroundings_restored():
             answers = judge([Comparison(copied(c.messages), copied(c.row), c.a, c.b) for c in comparisons])
     except JudgeError as error:
         raise JudgeError(_shorten(str(error))) from error

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
+from xpo_jax.io.text import shorten
 from xpo_jax.models.family import ModelConfig
 from xpo_jax.models.rope import Llama3, Yarn, read_stretch, rope_parameters
 
@@ -35,7 +37,10 @@ class DecoderConfig(ModelConfig):
         Raises:
           ValueError: a missing field, or an architecture that decoder.py does not compute.
         """
-        rope = rope_parameters(hf)
+        try:
+            rope = rope_parameters(hf)
+        except ValueError as error:
+            raise ValueError(f"config.json: {error}") from error
         hidden, heads = hf.get("hidden_size"), hf.get("num_attention_heads")
         fields: dict[str, Any] = {f.name: hf.get(f.name) for f in dataclasses.fields(ModelConfig)}
         fields["rope_theta"] = rope.get("rope_theta", hf.get("rope_theta"))
@@ -61,7 +66,9 @@ class DecoderConfig(ModelConfig):
         except ValueError as error:
             reasons.append(str(error))
         if reasons:
-            raise ValueError(f"config.json requires what xpo_jax does not compute: {'; '.join(reasons)}")
+            raise ValueError(
+                f"config.json requires what xpo_jax does not compute: {'; '.join(reasons)}; choose another model"
+            )
         if stretch is not None and stretch.tokens is not None:
             fields["max_position_embeddings"] = max(fields["max_position_embeddings"], stretch.tokens)
         return cls(**fields, stretch=stretch)
@@ -77,8 +84,11 @@ def _unsupported(cls: type[DecoderConfig], hf: Mapping[str, Any], fields: Mappin
     rotated = hf.get("partial_rotary_factor", rope_parameters(hf).get("partial_rotary_factor"))
     if rotated not in (None, 1):
         reasons.append(f"partial_rotary_factor is {rotated!r}, not 1")
-    if others := sorted({str(kind) for kind in hf.get("layer_types") or ()} - {"full_attention"}):
-        reasons.append(f"layer_types has {', '.join(others)}")
+    kinds = hf.get("layer_types") or []
+    if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
+        reasons.append(f"layer_types is {shorten(repr(kinds), 60)}, not 'full_attention' throughout")
+    if fields["rope_theta"] <= 1:
+        reasons.append(f"rope_theta is {fields['rope_theta']}, not above 1")
     if fields["num_attention_heads"] % fields["num_key_value_heads"] != 0:
         reasons.append("num_key_value_heads does not divide num_attention_heads")
     return reasons
@@ -88,4 +98,4 @@ def _fits(field: dataclasses.Field[Any], values: Mapping[str, Any]) -> bool:
     """Whether a field has its type; numbers must be positive."""
     value = values[field.name]
     kinds = {"int": (int,), "float": (int, float), "bool": (bool,)}[str(field.type)]
-    return type(value) in kinds and (kinds == (bool,) or value > 0)
+    return type(value) in kinds and (kinds == (bool,) or 0 < value < math.inf)

@@ -74,8 +74,14 @@ class Yarn:
     attention_factor: float | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.beta_slow < self.beta_fast or self.factor < 1:
-            raise ValueError("rope: needs 0 < beta_slow < beta_fast, and a factor of at least 1")
+        if (
+            not 0 < self.beta_slow < self.beta_fast
+            or self.factor < 1
+            or self.original_max_position_embeddings < 1
+        ):
+            raise ValueError(
+                "rope: needs 0 < beta_slow < beta_fast, a factor and an original length of at least 1"
+            )
 
     @property
     def magnitude(self) -> float:
@@ -106,21 +112,40 @@ class Yarn:
 
 
 KINDS: dict[str, type[Llama3] | type[Yarn]] = {"llama3": Llama3, "yarn": Yarn}
-_IGNORED = {"rope_type", "rope_theta"}
+_IGNORED = {"rope_type", "rope_theta", "partial_rotary_factor"}  # the last one is checked elsewhere
 
 
 def rope_parameters(hf: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a config.json states in its rope_parameters (transformers 5) or its rope_scaling (transformers 4).
 
-    Where both are there, rope_scaling counts, as in both versions. "rope_type", whose older name is "type", is always
-    in the result.
+    Where both are there, transformers takes rope_scaling whole, in both versions. "rope_type", whose older name is
+    "type", is always in the result.
+
+    Raises:
+      ValueError: one of them is no mapping, or they contradict each other.
     """
-    merged: dict[str, Any] = {"rope_type": "default"}
-    for name in ("rope_parameters", "rope_scaling"):
-        fields = dict(hf.get(name) or {})
-        kind = fields.pop("type", None)
-        merged |= ({} if kind is None else {"rope_type": kind}) | fields
-    return merged
+    new, old = (_stated(hf, name) for name in ("rope_parameters", "rope_scaling"))
+    thetas = [fields["rope_theta"] for fields in (new, old, hf) if fields.get("rope_theta") is not None]
+    if any(theta != thetas[0] for theta in thetas):
+        raise ValueError(f"rope_theta is stated as {' and as '.join(map(repr, thetas))}")
+    both = [{name: value for name, value in fields.items() if name != "rope_theta"} for fields in (new, old)]
+    if old and new.get("rope_type", "default") != "default" and both[0] != both[1]:
+        raise ValueError("rope_parameters and rope_scaling contradict each other; remove one of them")
+    return {"rope_type": "default", **(old or new), **({"rope_theta": thetas[0]} if thetas else {})}
+
+
+def _stated(hf: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return the fields of one spelling, without those that are null, and with one name for the kind."""
+    fields = hf.get(name)
+    if not isinstance(fields, Mapping | None):
+        raise ValueError(f"{name} is {fields!r}, not a mapping")
+    stated = {key: value for key, value in (fields or {}).items() if value is not None}
+    kind = stated.pop("type", None)
+    if kind is not None and stated.setdefault("rope_type", kind) != kind:
+        raise ValueError(f"{name} has type {kind!r} and rope_type {stated['rope_type']!r}")
+    if stated and not isinstance(stated.setdefault("rope_type", "default"), str):
+        raise ValueError(f"{name} has rope_type {stated['rope_type']!r}, not a name")
+    return stated
 
 
 def read_stretch(rope: Mapping[str, Any], max_position_embeddings: Any) -> Llama3 | Yarn | None:
@@ -134,12 +159,14 @@ def read_stretch(rope: Mapping[str, Any], max_position_embeddings: Any) -> Llama
       ValueError: a kind that is not computed, or a field that is missing, unknown or of the wrong type.
     """
     kind = rope["rope_type"]
+    given = {name: value for name, value in rope.items() if name not in _IGNORED}
     if kind == "default":
+        if given:
+            raise ValueError(f"rope type is 'default', which has no {', '.join(sorted(map(str, given)))}")
         return None
     if kind not in KINDS:
         raise ValueError(f"rope type is {kind!r}, not one of {', '.join(['default', *KINDS])}")
     fields = {f.name: f for f in dataclasses.fields(KINDS[kind])}
-    given = {name: value for name, value in rope.items() if name not in _IGNORED and value is not None}
     given.setdefault("original_max_position_embeddings", max_position_embeddings)
     required = [name for name, f in fields.items() if f.default is dataclasses.MISSING]
     if missing := [name for name in required if given.get(name) is None]:
@@ -149,7 +176,7 @@ def read_stretch(rope: Mapping[str, Any], max_position_embeddings: Any) -> Llama
     wrong = [
         f"{name} is {value!r}"
         for name, value in given.items()
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf
     ]
     if wrong:
         raise ValueError(f"rope type {kind!r} has values that are no positive numbers: {', '.join(wrong)}")

@@ -1,4 +1,6 @@
-"""What code of the user can do to a run besides raising an Exception: exit, or change the current directory."""
+"""What code of the user can do to a run besides raising an Exception: exit, change the current directory, close a
+standard stream.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 
+from xpo_jax.io import streams
 from xpo_jax.runtime.interruption import Stopped
 
 
@@ -20,12 +23,17 @@ def exit_line(error: SystemExit) -> str:
 
 
 @contextlib.contextmanager
-def current_directory_restored() -> Iterator[None]:
-    """Return to the present current directory at the end, because relative paths of the run depend on it."""
+def surroundings_restored() -> Iterator[None]:
+    """Return to the present current directory at the end, and reopen standard streams that were closed.
+
+    Relative paths of the run depend on the one; and the file that is opened next would get the number of the other, to
+    which subprocesses and C++ libraries print.
+    """
     before = _current_directory()
     try:
         yield
     finally:
+        streams.reopen_closed()
         if before is not None and _current_directory() != before:
             with contextlib.suppress(OSError):
                 os.chdir(before)
