@@ -395,8 +395,8 @@ def test_no_model(folder, tmp_path):
 
 def test_models_of_another_kind(copy):
     model, model_error = copy
-    edit(model / "config.json", model_type="llama")
-    assert "model_type is 'llama'; xpo_jax computes qwen2" in model_error()
+    edit(model / "config.json", model_type="mistral")
+    assert "model_type is 'mistral'; xpo_jax computes qwen2" in model_error()
     (model / "config.json").write_text("{")
     assert f"{model}/config.json is not valid JSON" in model_error()
 
