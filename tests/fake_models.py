@@ -147,8 +147,8 @@ def write_model(folder: Path, seed: int = 0, config: DecoderConfig = SPEAKING) -
     kind = config.model_type
     about = {"model_type": kind, "architectures": [f"{kind.title()}ForCausalLM"], "torch_dtype": "float32"}
     fields = dataclasses.asdict(config)
-    if (stretch := fields.pop("stretch")) is not None:
-        fields["rope_scaling"] = {"rope_type": type(config.stretch).__name__.lower(), **stretch}
+    if (scaling := fields.pop("rope_scaling")) is not None:
+        fields["rope_scaling"] = {"rope_type": type(config.rope_scaling).__name__.lower(), **scaling}
     (folder / "config.json").write_text(json.dumps({**about, **fields}))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": list(ENDS)}))
     params = random_params(seed, config)

@@ -408,12 +408,12 @@ def test_defaults_of_a_family_are_those_of_transformers():
     assert read_model_config(without).rope_theta == 1e4
 
 
-def test_a_yarn_stretch_lengthens_the_context_that_config_json_states():
-    """Qwen's instructions for 128k tokens add the stretch and leave max_position_embeddings as it was."""
+def test_a_yarn_scaling_lengthens_the_context_that_config_json_states():
+    """Qwen's instructions for 128k tokens add the scaling and leave max_position_embeddings as it was."""
     yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
     config = read_model_config(golden_config(rope_scaling=yarn, max_position_embeddings=64))
     assert config.max_position_embeddings == 256
-    assert config.stretch == Yarn(factor=4.0, original_max_position_embeddings=64)
+    assert config.rope_scaling == Yarn(factor=4.0, original_max_position_embeddings=64)
 
 
 @pytest.mark.parametrize("model_type", ["mistral", None, 3])

@@ -17,7 +17,7 @@ from xpo_jax.models.rope import Llama3
 SHAPE = dataclasses.asdict(SPEAKING)
 CONFIGS = {
     "qwen3": Qwen3Config(**{**SHAPE, "head_dim": 8, "tie_word_embeddings": False}),
-    "llama": LlamaConfig(**{**SHAPE, "stretch": Llama3(8.0, 1.0, 4.0, 16)}),
+    "llama": LlamaConfig(**{**SHAPE, "rope_scaling": Llama3(8.0, 1.0, 4.0, 16)}),
 }
 LIBRARY_TOKENIZER = {"qwen3": "Qwen2Tokenizer", "llama": "PreTrainedTokenizerFast"}
 

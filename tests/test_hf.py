@@ -268,12 +268,12 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
         },  # added by hand
     ],
 )
-def test_stretched_positions_are_carried_over_in_both_spellings(source, copy, tmp_path):
+def test_scaled_positions_are_carried_over_in_both_spellings(source, copy, tmp_path):
     folder = copy("qwen2_tied")
     rest = {k: v for k, v in config_of(folder).items() if k not in OLD | NEW}
     (folder / "config.json").write_text(json.dumps(rest | source))
     config = model_folder.read_config(folder)
-    assert config.stretch.factor == 4.0 and config.max_position_embeddings == 128
+    assert config.rope_scaling.factor == 4.0 and config.max_position_embeddings == 128
     model_folder.save(tmp_path / "export", random_params(config), config, folder)
     written = config_of(tmp_path / "export")
     for spelling in ("rope_scaling", "rope_parameters"):

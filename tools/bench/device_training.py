@@ -19,6 +19,7 @@ from tools.bench.workload import Workload, response_lengths
 from tools.build.random_model import write
 from tools.planner import estimate
 from tools.planner.hardware import Device, by_kind
+from xpo_jax.algorithm.model_spec import compute_dtype
 from xpo_jax.algorithm.update import summarise
 from xpo_jax.models import attention_kernels
 from xpo_jax.models.registry import read_model_config
@@ -131,9 +132,9 @@ def train_long(scale: Scale, record: Record) -> None:
     workload = Workload(prompts, scale.long_tokens, lengths, max(2, new), 1, 1024, remat=True)
     names, refused = kernels(config["head_dim"])
     record.add(refused=refused)
-    chosen = attention_kernels.choose(
-        attention_kernels.AUTO, sharding.platform(jax.sharding.Mesh(jax.devices(), "x"))
-    )
+    device, head_dim = jax.devices()[0], config["head_dim"]
+    dtype = compute_dtype("auto", sharding.device_platform(device))
+    chosen = attention_kernels.choose_for(attention_kernels.AUTO, device, dtype=dtype, head_dim=head_dim)
     record.add(auto=chosen.at(scale.long_tokens))
     with tempfile.TemporaryDirectory() as scratch:
         folder = write(Path(scratch), config)

@@ -27,7 +27,7 @@ from xpo_jax.algorithm.prefetch import concat_batches
 from xpo_jax.algorithm.programs import BatchShapes, Programs
 from xpo_jax.algorithm.sampler import Vocabulary, make_sampler, row_keys
 from xpo_jax.algorithm.sampling import Sampling
-from xpo_jax.models.attention_kernels import AUTO, choose
+from xpo_jax.models.attention_kernels import AUTO, choose_for
 from xpo_jax.models.family import ModelConfig
 from xpo_jax.models.hf import model_folder
 from xpo_jax.runtime import sharding
@@ -60,10 +60,11 @@ def make_optimizer_of_a_run() -> Optimizer:
 def make_setup(config: ModelConfig, workload: Workload, mesh: Mesh, attention: str = AUTO) -> estimate.Setup:
     """Return what the planner needs to know of a step on a mesh."""
     platform = sharding.platform(mesh)
+    dtype = compute_dtype("auto", platform)
     return estimate.Setup(
         config,
         mesh,
-        compute_dtype("auto", platform),
+        dtype,
         workload.prompt_tokens,
         workload.new_tokens,
         workload.prompts,
@@ -71,13 +72,8 @@ def make_setup(config: ModelConfig, workload: Workload, mesh: Mesh, attention: s
         workload.chunk_tokens,
         workload.remat,
         make_optimizer_of_a_run().transformation,
-        kernels=choose(
-            attention,
-            platform,
-            device=mesh.devices.flat[0],
-            dtype=compute_dtype("auto", platform),
-            head_dim=config.head_dim,
-        ),
+        kernels=choose_for(attention, mesh.devices.flat[0], dtype=dtype, head_dim=config.head_dim),
+        platform=platform,
     )
 
 

@@ -7,7 +7,7 @@
 Each folder <family>_<name> is a Hugging Face folder with random weights, and a logits.npz: for several lengths
 T, ids_<T> i64[2 T] and logits_<T> f32[2 T V], which transformers computes in float32 from the written folder.
 The models differ in what a reader can get wrong: tied or not, head counts, a head size that is not
-hidden / heads, the rotary base and its key in config.json, stretched rotary positions, the dtype on disk, one file or
+hidden / heads, the rotary base and its key in config.json, RoPE scaling, the dtype on disk, one file or
 several. Biases and norm scales are far from 0 and 1, and weights are large enough for sharp attention, so that an
 omitted or exchanged tensor changes the logits.
 
@@ -120,7 +120,7 @@ MODELS = {
         "old_spelling": True,
         "dtype": "bfloat16",
     },
-    "llama_untied": {  # of its eight frequencies one stays, two are interpolated, five are stretched
+    "llama_untied": {  # of its eight frequencies one stays, two are interpolated, five are divided
         "config": {**SMALL, "head_dim": 16, "tie_word_embeddings": False},
         "rope_theta": 1e2,
         "rope": {

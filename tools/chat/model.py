@@ -52,12 +52,8 @@ class Chat:
         self.pad = model_folder.pad_token_id(folder, self.tokenizer)
         device = jax.devices()[0]
         computes_in = compute_dtype(dtype, device.platform)  # where jax.jit runs without a mesh
-        kernels = attention_kernels.choose(
-            attention_kernels.AUTO,
-            device.platform,
-            device=device,
-            dtype=computes_in,
-            head_dim=config.head_dim,
+        kernels = attention_kernels.choose_for(
+            attention_kernels.AUTO, device, dtype=computes_in, head_dim=config.head_dim
         )
         graphdef, _ = abstract_model(config, stacked=False, kernels=kernels)
         draw = make_sampler(

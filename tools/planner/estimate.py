@@ -251,7 +251,7 @@ def _backward(s: Setup, shard: ModelConfig, micro: int, masters: int) -> dict[st
     chunk = _chunk(shard, micro * W, s.chunk_tokens, s.shards)
     # Logits, their softmax and its gradient, and this chunk's part of the embedding's gradient; later, in the
     # layers' backward pass, a recomputed layer, or the gradients in its MLP. With fsdp, weights are gathered where
-    # they are used; not the embedding, if its words are split.
+    # they are used; not the embedding, if the vocabulary is split.
     by_words = splits_vocabulary(s.mesh, s.model.vocab_size, s.platform)
     at_logits = 3 * chunk + (
         table // s.mesh.shape["fsdp"] * (1 + 4 // item) if by_words else table * (2 if split else 1)

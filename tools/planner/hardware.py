@@ -29,7 +29,7 @@ _LLAMA = {
     "rope_theta": 5e5,
     "max_position_embeddings": 131072,
 }
-_STRETCH = {
+_SCALING = {
     "rope_type": "llama3",
     "low_freq_factor": 1,
     "high_freq_factor": 4,
@@ -68,10 +68,10 @@ MODELS = {
     ),
     r"(?:Meta-)?Llama-3\.[123]-(\d+B)(?:-Instruct)?": _sizes(
         (*_SHAPE, "tie_word_embeddings", "rope_scaling"),
-        ("1B", 2048, 8192, 16, 32, 8, True, {**_STRETCH, "factor": 32}),
-        ("3B", 3072, 8192, 28, 24, 8, True, {**_STRETCH, "factor": 32}),
-        ("8B", 4096, 14336, 32, 32, 8, False, {**_STRETCH, "factor": 8}),
-        ("70B", 8192, 28672, 80, 64, 8, False, {**_STRETCH, "factor": 8}),
+        ("1B", 2048, 8192, 16, 32, 8, True, {**_SCALING, "factor": 32}),
+        ("3B", 3072, 8192, 28, 24, 8, True, {**_SCALING, "factor": 32}),
+        ("8B", 4096, 14336, 32, 32, 8, False, {**_SCALING, "factor": 8}),
+        ("70B", 8192, 28672, 80, 64, 8, False, {**_SCALING, "factor": 8}),
         **_LLAMA,
     ),
     r"SmolLM2-(\d+(?:\.\d+)?[MB])(?:-Instruct)?": _sizes(
@@ -96,7 +96,7 @@ def size_of(name: str) -> ModelConfig | None:
 
 def known_models() -> str:
     """Return the names that `size_of` knows, for errors."""
-    names = ("Qwen2.5", "Qwen3", "Llama-3.1", "SmolLM2")
+    names = ("Qwen2.5", "Qwen3", "Llama-3.x", "SmolLM2")
     return "; ".join(f"{name}-{', '.join(sizes)}" for name, sizes in zip(names, MODELS.values(), strict=True))
 
 

@@ -58,7 +58,7 @@ def packed_logps(
       vocab_size: number of real tokens.
       chunk_tokens: at most this many tokens' logits exist at a time; chunks without a token are not computed.
       entropy_gradient: False if the loss does not contain the entropy, whose backward pass is then left out.
-      split_vocabulary: split a chunk's logits over fsdp by words instead of by rows, see `splits_vocabulary`.
+      split_vocabulary: split a chunk's logits over fsdp by vocabulary instead of by rows, see `splits_vocabulary`.
 
     Returns:
       Sums f32[G Q], 0 for results that no response has.
@@ -80,7 +80,7 @@ def packed_logps(
 
     head = _Head(temperature or 1.0, vocab_size, width, entropy_gradient, split_vocabulary)
     targets, chunks = padded(packed.target, 0), -(-last // width)
-    table = head.constrain(model.unembedding(), WORDS, None)
+    table = head.constrain(model.unembedding(), VOCABULARY, None)
     logps, entropy = _token_logps(head, hidden, table, targets, chunks)
     at = jnp.where(response < 0, results, response)  # what an empty slot holds is dropped
 
@@ -90,18 +90,18 @@ def packed_logps(
     return LogPs(jax.vmap(add)(at, logps), jax.vmap(add)(at, entropy))
 
 
-WORDS = ("tensor", "fsdp")  # the mesh axes that split a vocabulary, where fsdp does not split the rows
+VOCABULARY = ("tensor", "fsdp")  # the mesh axes that split a vocabulary, where fsdp does not split the rows
 
 
-def splits_vocabulary(mesh: Mesh | AbstractMesh, words: int, platform: str) -> bool:
-    """Return whether `packed_logps` should split the words of a vocabulary over fsdp.
+def splits_vocabulary(mesh: Mesh | AbstractMesh, vocab_size: int, platform: str) -> bool:
+    """Return whether `packed_logps` should split the vocabulary over fsdp.
 
     Split by rows, every shard needs the complete table, and adds a gradient of the complete table, in float32, to that
-    of the others for each chunk. Split by words, it needs only its part of the table, of which the gradient is its own;
-    the hidden states of a chunk, which are few, move instead. A CPU keeps the sums of before.
+    of the others for each chunk. Split by vocabulary, it needs only its part of the table, of which the gradient is its
+    own; the hidden states of a chunk, which are few, move instead. A CPU keeps the sums of before.
     """
     shards = mesh.shape["tensor"] * mesh.shape["fsdp"]
-    return platform != "cpu" and mesh.shape["fsdp"] > 1 and words % shards == 0
+    return platform != "cpu" and mesh.shape["fsdp"] > 1 and vocab_size % shards == 0
 
 
 class _Head(NamedTuple):
@@ -128,7 +128,7 @@ class _Head(NamedTuple):
 
     def logits(self, hidden: Array, table: Array) -> Array:
         logits = jnp.einsum("gud,vd->guv", hidden, table, preferred_element_type=wide(hidden.dtype))
-        logits = self.constrain(logits, "data", None, WORDS)
+        logits = self.constrain(logits, "data", None, VOCABULARY)
         # finite, so that 0 * log 0 of a masked token is 0 in the entropy and in its gradient
         real = jnp.arange(len(table))[None, None] < self.vocab_size
         return jnp.where(real, logits / self.temperature, -1e30)
@@ -182,7 +182,7 @@ def _backward(head: _Head, residuals: Any, cotangents: tuple[Array, Array]) -> A
             d_table = jnp.einsum("gud,guv->dv", chunk, d_logits, preferred_element_type=sums)
         return head.write(carry[0], d_hidden, number), carry[1] + d_table
 
-    zeros = jnp.zeros_like(hidden), head.constrain(jnp.zeros(table.shape[::-1], sums), None, WORDS)
+    zeros = jnp.zeros_like(hidden), head.constrain(jnp.zeros(table.shape[::-1], sums), None, VOCABULARY)
     d_hidden, d_table = jax.lax.fori_loop(0, chunks, body, zeros)
     return d_hidden, narrow(d_table.T, table.dtype), None, None
 

@@ -100,13 +100,8 @@ def make_model_spec(
     Raises:
       ValueError: a mesh that does not divide the model, with the sizes that would; or no rule for "auto" attention.
     """
-    kernels = attention_kernels.choose(
-        attention,
-        sharding.platform(mesh),
-        device=mesh.devices.flat[0],
-        dtype=dtype,
-        head_dim=config.head_dim,
-    )
+    device = mesh.devices.flat[0]
+    kernels = attention_kernels.choose_for(attention, device, dtype=dtype, head_dim=config.head_dim)
     stacked, params = registry.abstract_model(config, stacked=True, remat=remat, kernels=kernels)
     unstacked, weights = registry.abstract_model(config, stacked=False, kernels=kernels)
     weights = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, dtype), weights)

@@ -20,10 +20,7 @@ from xpo_jax.values import Message
 # The roles that are tried for an error that names what a template renders.
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _MARK, _WORD = "zq7mark", "zq7word"
-
-
-# What the run gives to a template.
-_GIVEN = {"messages", "add_generation_prompt", "tools", "documents"}
+_GIVEN = {"messages", "add_generation_prompt", "tools", "documents"}  # by the run, or never
 
 
 def _problem(template: Any, arguments: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@
     [{"from": "human", "value": "..."}]             ShareGPT's
     "[{\\"role\\": \\"user\\", ...}]"                    either, stored as JSON or as Python prints it
     {"messages": [...]}, {"conversations": [...]}   either, one level down
-    "\\n\\nHuman: ...\\n\\nAssistant: ..."             only in preferences without a prompt column
+    "\\n\\nHuman: ...\\n\\nAssistant: ..."             in preference data, see preferences.py
 
 turns.py has what a turn may hold, and chat_templates.py which roles there are.
 

@@ -38,8 +38,8 @@ class Output(io.TextIOBase):
     """A text stream to a file descriptor, which may be of anything; no method raises OSError or waits for long.
 
     Args:
-      descriptor: is written to by a duplicate: if code of a user closes it, a file that is opened next gets its
-        number. Once nothing can be written any more, it refers to /dev/null.
+      descriptor: is written to through a duplicate, because user code may close it, and the next file that is opened
+        would get its number. Once nothing can be written any more, it refers to /dev/null.
       encoding: of the console.
       on_gone: takes the reason, once, when nothing can be written any more.
     """
@@ -106,7 +106,7 @@ class Output(io.TextIOBase):
                 self._duplicate = self._descriptor  # for a logger that has kept this stream
 
     def reopen(self) -> None:
-        """Open the descriptor again if code of a user closed it."""
+        """Open the descriptor again if user code closed it."""
         if not _is_open(self._descriptor):
             os.dup2(self._duplicate, self._descriptor)
 
@@ -176,7 +176,7 @@ def protected(end_seconds: float | None = _END_SECONDS) -> Iterator[None]:
 
 
 def reopen_closed() -> None:
-    """Open standard streams again that code of a user closed: to the console where they are protected."""
+    """Open the standard streams again that user code closed: to the console where they are protected."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, Output):
             stream.reopen()

@@ -81,12 +81,8 @@ class _DeviceModel:
         self.weights: Params = None
         self._head: Any = None  # replicated
         self._model_config, self._dtype = model_config, dtype
-        kernels = attention_kernels.choose(
-            attention_kernels.AUTO,
-            sharding.platform(mesh),
-            device=mesh.devices.flat[0],
-            dtype=dtype,
-            head_dim=model_config.head_dim,
+        kernels = attention_kernels.choose_for(
+            attention_kernels.AUTO, mesh.devices.flat[0], dtype=dtype, head_dim=model_config.head_dim
         )
         graphdef, params = registry.abstract_model(model_config, stacked=False, kernels=kernels)
         self._shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, dtype), params)

@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec as PS
 from xpo_jax.models.attention_blocks import attend_in_blocks
 from xpo_jax.models.attention_splash import attend_by_splash, splash_order, splash_runs
 from xpo_jax.models.layers import Array, Causal, Parts, Runs, Segment, attention
-from xpo_jax.runtime.sharding import ROWS
+from xpo_jax.runtime.sharding import ROWS, device_platform
 
 AUTO, EINSUM, BLOCKS, CUDNN, SPLASH = "auto", "einsum", "blocks", "cudnn", "splash"
 
@@ -78,6 +78,11 @@ def choose(
         )
     long = next(kernel for kernel in LONG[platform] if not missing(kernel, device, dtype, head_dim))
     return Kernels(EINSUM, long, pin_caches=platform == "gpu")
+
+
+def choose_for(name: str, device: Any, *, dtype: Any, head_dim: int) -> Kernels:
+    """Return the implementations that `choose` selects for a device that is there."""
+    return choose(name, device_platform(device), device=device, dtype=dtype, head_dim=head_dim)
 
 
 def check(kernel: str, device: Any, *, dtype: Any, head_dim: int) -> None:

@@ -228,7 +228,7 @@ class Decoder(nnx.Module):
         """Embed, run all layers, and norm; return hidden [M D] and the layers' caches."""
         B, C, T = tokens.shape
         c = self.config
-        angles = rope_angles(positions, c.head_dim, c.rope_theta, c.stretch)
+        angles = rope_angles(positions, c.head_dim, c.rope_theta, c.rope_scaling)
         # not embed_tokens(...): nnx.Embed casts to the dtype it was made with, float32
         x = jnp.take(self.embed_tokens.embedding[...], tokens.reshape(-1), axis=0)
         if not isinstance(self.layers, nnx.List):

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 
 from xpo_jax.io.text import shorten
 from xpo_jax.models.family import ModelConfig
-from xpo_jax.models.rope import Llama3, Yarn, read_stretch, rope_parameters
+from xpo_jax.models.rope import Llama3, Yarn, read_rope_scaling, rope_parameters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +17,7 @@ class DecoderConfig(ModelConfig):
     """Shapes and constants of one decoder; a family is a subclass that says in what it differs.
 
     Attributes:
-      stretch: of the rotary positions, see rope.py; None for none.
+      rope_scaling: of the rotary positions, see rope.py; None for none.
     """
 
     label: ClassVar[str]  # for errors: "a Qwen2 or Qwen2.5"
@@ -26,7 +26,7 @@ class DecoderConfig(ModelConfig):
     defaults: ClassVar[Mapping[str, Any]] = {}  # of transformers, for fields that a config.json lacks
     refused: ClassVar[Mapping[str, str]] = {}  # fields that must be absent or false: why
 
-    stretch: Llama3 | Yarn | None = None
+    rope_scaling: Llama3 | Yarn | None = None
 
     @classmethod
     def from_hf(cls, hf: Mapping[str, Any]) -> Self:
@@ -40,10 +40,10 @@ class DecoderConfig(ModelConfig):
         try:
             rope = rope_parameters(hf)
         except ValueError as error:
-            raise ValueError(f"config.json: {error}") from error
+            raise ValueError(f"config.json: {error}; correct it") from error
         hidden, heads = hf.get("hidden_size"), hf.get("num_attention_heads")
         fields: dict[str, Any] = {f.name: hf.get(f.name) for f in dataclasses.fields(ModelConfig)}
-        fields["rope_theta"] = rope.get("rope_theta", hf.get("rope_theta"))
+        fields["rope_theta"] = rope.get("rope_theta")
         for name, value in {"tie_word_embeddings": False, **cls.defaults}.items():
             if fields[name] is None:
                 fields[name] = value
@@ -60,28 +60,30 @@ class DecoderConfig(ModelConfig):
                 f"config.json has values of the wrong type: {', '.join(wrong)}; restore the model's file"
             )
         fields["rope_theta"] = float(fields["rope_theta"])
-        reasons = list(_unsupported(cls, hf, fields))
+        reasons = _unsupported(cls, hf, rope, fields)
         try:
-            stretch = read_stretch(rope, fields["max_position_embeddings"])
+            scaling = read_rope_scaling(rope, fields["max_position_embeddings"])
         except ValueError as error:
             reasons.append(str(error))
         if reasons:
             raise ValueError(
                 f"config.json requires what xpo_jax does not compute: {'; '.join(reasons)}; choose another model"
             )
-        if stretch is not None and stretch.tokens is not None:
-            fields["max_position_embeddings"] = max(fields["max_position_embeddings"], stretch.tokens)
-        return cls(**fields, stretch=stretch)
+        if scaling is not None and scaling.tokens is not None:
+            fields["max_position_embeddings"] = max(fields["max_position_embeddings"], scaling.tokens)
+        return cls(**fields, rope_scaling=scaling)
 
 
-def _unsupported(cls: type[DecoderConfig], hf: Mapping[str, Any], fields: Mapping[str, Any]) -> list[str]:
+def _unsupported(
+    cls: type[DecoderConfig], hf: Mapping[str, Any], rope: Mapping[str, Any], fields: Mapping[str, Any]
+) -> list[str]:
     """Return what a config.json requires beyond the modules of decoder.py."""
     reasons = [f"{name} is {hf[name]!r}{why}" for name, why in cls.refused.items() if hf.get(name)]
     if hf.get("hidden_act", "silu") != "silu":
         reasons.append(f"hidden_act is {hf.get('hidden_act')!r}, not 'silu'")
     if hf.get("use_sliding_window"):
         reasons.append("use_sliding_window is true")
-    rotated = hf.get("partial_rotary_factor", rope_parameters(hf).get("partial_rotary_factor"))
+    rotated = hf.get("partial_rotary_factor", rope.get("partial_rotary_factor"))
     if rotated not in (None, 1):
         reasons.append(f"partial_rotary_factor is {rotated!r}, not 1")
     kinds = hf.get("layer_types") or []

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from xpo_jax.models.rope import Stretch
+from xpo_jax.models.rope import RopeScaling
 from xpo_jax.runtime.sharding import ROWS, constrain
 
 Array = jax.Array
@@ -147,23 +147,23 @@ def attention(q: Array, segments: tuple[Segment, ...] | Causal) -> Array:
 
 
 def rope_angles(
-    positions: Array, head_dim: int, theta: float, stretch: Stretch | None = None
+    positions: Array, head_dim: int, theta: float, scaling: RopeScaling | None = None
 ) -> tuple[Array, Array]:
     """Return cosine and sine of the rotary angles, f32[... 1 H/2] for positions i32[...]; the 1 is for heads.
 
     Args:
       head_dim: H. theta: the rotary base.
-      stretch: see rope.py; its magnitude is a factor of both.
+      scaling: see rope.py; its magnitude is a factor of both.
     """
-    if stretch is None:
+    if scaling is None:
         frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     else:
         exact = theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
-        frequency = jnp.asarray(stretch.apply(exact, theta), jnp.float32)
+        frequency = jnp.asarray(scaling.apply(exact, theta), jnp.float32)
     angle = positions[..., None, None].astype(jnp.float32) * frequency[(None,) * (positions.ndim + 1)]
-    if stretch is None:
+    if scaling is None:
         return jnp.cos(angle), jnp.sin(angle)
-    return jnp.cos(angle) * stretch.magnitude, jnp.sin(angle) * stretch.magnitude
+    return jnp.cos(angle) * scaling.magnitude, jnp.sin(angle) * scaling.magnitude
 
 
 def rotate(x: Array, angles: tuple[Array, Array]) -> Array:

@@ -1,4 +1,4 @@
-"""Llama 3 and what has its architecture, such as SmolLM2: no biases, and rotary positions that may be stretched.
+"""Llama 3 and what has its architecture, such as SmolLM2: no biases, and RoPE scaling.
 
 Left out on purpose: biases, which Llama's config allows and its published models do not have; a config with one is
 refused.

@@ -1,4 +1,4 @@
-"""Rotary positions that were stretched to a longer context, as config.json's rope_parameters (or rope_scaling) say.
+"""RoPE scaling, which extends a model to a longer context, as config.json's rope_parameters (or rope_scaling) say.
 
 The formulas are those of Llama 3.1 ("llama3") and of YaRN, arXiv 2309.00071, in the form in which transformers computes
 them. "default" leaves the frequencies as they are.
@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 
-class Stretch(Protocol):
+class RopeScaling(Protocol):
     """A change of the rotary frequencies."""
 
     @property
@@ -37,7 +37,7 @@ class Stretch(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Llama3:
-    """Long waves are stretched by `factor`, short ones stay, and those in between are interpolated."""
+    """Low frequencies are divided by `factor`, high ones stay, and those in between are interpolated."""
 
     factor: float
     low_freq_factor: float
@@ -52,7 +52,7 @@ class Llama3:
             raise ValueError("rope: needs 0 < low_freq_factor < high_freq_factor, and a factor of at least 1")
 
     def apply(self, frequency: np.ndarray, theta: float) -> np.ndarray:
-        """See `Stretch`."""
+        """See `RopeScaling`."""
         turns = self.original_max_position_embeddings * frequency / (2 * math.pi)  # in the original context
         unchanged = np.clip(
             (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor), 0.0, 1.0
@@ -62,7 +62,7 @@ class Llama3:
 
 @dataclasses.dataclass(frozen=True)
 class Yarn:
-    """Dimensions that turn less than `beta_slow` times in the original context are stretched by `factor`.
+    """Dimensions that turn less than `beta_slow` times in the original context are divided by `factor`.
 
     Those that turn more than `beta_fast` times stay. `attention_factor` is the magnitude; None follows the paper.
     """
@@ -85,16 +85,16 @@ class Yarn:
 
     @property
     def magnitude(self) -> float:
-        """See `Stretch`."""
+        """See `RopeScaling`."""
         return 0.1 * math.log(self.factor) + 1 if self.attention_factor is None else self.attention_factor
 
     @property
     def tokens(self) -> int:
-        """Qwen's instructions add the stretch to a config.json, and leave its max_position_embeddings as it was."""
+        """Qwen's instructions add the scaling to a config.json and leave its max_position_embeddings as it was."""
         return int(self.factor * self.original_max_position_embeddings)
 
     def apply(self, frequency: np.ndarray, theta: float) -> np.ndarray:
-        """See `Stretch`."""
+        """See `RopeScaling`."""
         size = len(frequency)
 
         def dimension(turns: float) -> float:
@@ -107,8 +107,8 @@ class Yarn:
 
         first = max(math.floor(dimension(self.beta_fast)), 0)
         last = min(math.ceil(dimension(self.beta_slow)), 2 * size - 1)
-        stretched = np.clip((np.arange(size) - first) / max(last - first, 0.001), 0.0, 1.0)
-        return (1 - stretched) * frequency + stretched * frequency / self.factor
+        divided = np.clip((np.arange(size) - first) / max(last - first, 0.001), 0.0, 1.0)
+        return (1 - divided) * frequency + divided * frequency / self.factor
 
 
 KINDS: dict[str, type[Llama3] | type[Yarn]] = {"llama3": Llama3, "yarn": Yarn}
@@ -148,8 +148,8 @@ def _stated(hf: Mapping[str, Any], name: str) -> dict[str, Any]:
     return stated
 
 
-def read_stretch(rope: Mapping[str, Any], max_position_embeddings: Any) -> Llama3 | Yarn | None:
-    """Return the stretch that a config.json states, None for the default.
+def read_rope_scaling(rope: Mapping[str, Any], max_position_embeddings: Any) -> Llama3 | Yarn | None:
+    """Return the RoPE scaling that a config.json states, None for the default.
 
     Args:
       rope: its `rope_parameters`.

@@ -68,7 +68,12 @@ def platform(mesh: Mesh) -> str:
 
     `jax.default_backend()` is another one where the mesh is of a topology that is not attached to this machine.
     """
-    name: str = mesh.devices.flat[0].platform
+    return device_platform(mesh.devices.flat[0])
+
+
+def device_platform(device: Any) -> str:
+    """Return the platform of a device: "cpu", "tpu" or "gpu"."""
+    name: str = device.platform
     return "gpu" if name in ("cuda", "rocm") else name  # as a compiler without a device may call it
 
 

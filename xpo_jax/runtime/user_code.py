@@ -1,6 +1,4 @@
-"""What code of the user can do to a run besides raising an Exception: exit, change the current directory, close a
-standard stream.
-"""
+"""What user code can do to a run besides raising an Exception: exit, change the current directory, close a stream."""
 
 from __future__ import annotations
 
