@@ -180,6 +180,15 @@ def test_save_on_error_saves_once_and_names_the_path(capsys):
 # ---- SIGHUP -------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def hangup_is_not_ignored():
+    """As in a terminal, also where these tests run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hangup_is_not_ignored")
 def test_signals_hangup_counts_as_the_first_signal_only(monkeypatch):
     """A terminal that closes and its shell both send it, and systemd sends it after SIGTERM."""
     exits = []
