@@ -359,6 +359,7 @@ def test_ask_unfinished_response_loses_without_the_judge_if_configured():
         Recording(), policy, reference, unfinished_loses=True, identical=np.ones(4, bool), **finished
     )
     np.testing.assert_array_equal(both.p_first, 0.5)  # the same tokens: neither is worse
+    assert both.reasons == ("identical responses",) * 3 + ("identical unfinished responses",)
 
 
 def test_ask_nothing_to_judge_does_not_call_the_judge():

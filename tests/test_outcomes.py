@@ -10,7 +10,7 @@ from xpo_jax.experiment import setup
 from xpo_jax.experiment.learning_watch import LearningWatch
 from xpo_jax.experiment.resume import Counters
 from xpo_jax.judges import outcomes
-from xpo_jax.judges.outcomes import IDENTICAL, UNFINISHED, count_outcomes, problem
+from xpo_jax.judges.outcomes import IDENTICAL, IDENTICAL_UNFINISHED, UNFINISHED, count_outcomes, problem
 from xpo_jax.reporting import run_reader
 from xpo_jax.values import Samples, Verdicts
 
@@ -31,6 +31,7 @@ TIE = (0.5, 1, "", (0, 1), NAN)
 FLIPPED = (0.5, 1, "", (0, 1), 1)
 SAME = (0.5, 1, IDENTICAL, None, NAN)
 CUT_OFF = (0.5, 1, UNFINISHED, None, NAN)
+SAME_CUT_OFF = (0.5, 1, IDENTICAL_UNFINISHED, None, NAN)
 ONE_CUT_OFF = (1.0, 1, UNFINISHED, None, NAN)
 FAILED = (0.5, 0, "timed out", (0, 1), NAN)
 PADDING = (0.5, 0, "", None, NAN)
@@ -65,6 +66,7 @@ def test_count_outcomes_counts_each_pair_once():
         (FLIPPED, "order shown"),
         (SAME, "sampling.temperature"),
         (CUT_OFF, "sampling.end_tokens"),
+        (SAME_CUT_OFF, "sampling.max_new_tokens"),
         (FAILED, "pairs.jsonl"),
     ],
 )

@@ -129,6 +129,10 @@ def test_pairs_tool_bad_input_is_one_line(log, tmp_path, capsys):
     (tmp_path / "ties.jsonl").write_text((log / "pairs.jsonl").read_text().splitlines(keepends=True)[1])
     assert "ties.jsonl: no pair prefers one response" in error(tmp_path / "ties.jsonl")
     option = f"--model={model}"
+    all_ties = write_rows(tmp_path / "all_ties.jsonl", [{**row, "p_chosen": 0.5} for row in DPO])
+    assert "all_ties.jsonl: no pair prefers one response (ties 2)" in error(all_ties, option)
+    answered = [*PAIR_MESSAGES, {"role": "assistant", "content": "ja"}]
+    assert "on_assistant_last" in error(data(prompt=answered), option)
     assert "bad.jsonl, row 2: column 'chosen' must be text, or a list of" in error(
         data(chosen=PAIR_MESSAGES), option
     )
@@ -136,3 +140,11 @@ def test_pairs_tool_bad_input_is_one_line(log, tmp_path, capsys):
     assert "column 'p_chosen' must be a number from 0 to 1, got 2" in error(data(p_chosen=2), option)
     write_rows(tmp_path / "bad.jsonl", [{"chosen": "a", "rejected": "b"}])
     assert "bad.jsonl, row 1: no column 'prompt'" in error(tmp_path / "bad.jsonl", option)
+
+
+def test_pairs_tool_on_assistant_last_drop_removes_that_answer(tmp_path):
+    answered = [*PAIR_MESSAGES, {"role": "assistant", "content": "ja"}]
+    source = write_rows(tmp_path / "dpo.jsonl", [{**DPO[1], "prompt": answered}])
+    options = (f"--model={write_model(tmp_path / 'model')}", f"--out={tmp_path / 'log.jsonl'}")
+    assert convert(source, *options, "--on_assistant_last=drop") == 0
+    assert rows_of(tmp_path / "log.jsonl")[0]["messages"] == list(PAIR_MESSAGES)

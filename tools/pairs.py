@@ -10,7 +10,7 @@ equal ones are left out.
 
 DATA is such a file, or any source that config.data.train accepts; prompt, chosen and rejected may be plain text, and
 chosen and rejected may be conversations that share the prompt (UltraFeedback and implicit prompts). An end token at the
-end of a response is stripped.
+end of a response is stripped. --on_extra_keys and --on_assistant_last are those of config.data.
 MODEL is a folder, owner/name on the hub, or "embedded"; its tokenizer tokenises the responses and appends an end token
 to each. config.offline.pairs accepts the result, and DATA as well. Without a column p_chosen, the probability is 1.
 
@@ -38,6 +38,7 @@ from xpo_jax.data import preferences
 from xpo_jax.data.offline_pairs import log_files
 from xpo_jax.data.pairs_log import read_pairs
 from xpo_jax.data.sources import read_rows
+from xpo_jax.data.turns import Rules
 from xpo_jax.io.files import atomic_write, to_json
 from xpo_jax.io.streams import print_json
 from xpo_jax.models.hf import hub, model_folder
@@ -66,6 +67,10 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("sources", nargs="+", help="pairs logs; with --model, preference data")
     parser.add_argument("--out", type=path_argument, required=True, help="the file to write")
     parser.add_argument("--model", help="make a pairs log, with this model's tokenizer")
+    for option in Rules._fields:
+        parser.add_argument(
+            f"--{option}", choices=("error", "drop"), default="error", help=f"as config.data.{option}"
+        )
     options = parser.parse_args(argv)
     counts: Counter[str] = Counter()
     written: list[Mapping[str, Any]] = []
@@ -81,12 +86,14 @@ def run(argv: Sequence[str]) -> int:
         folder = hub.find(options.model).folder
         tokenizer = model_folder.load_tokenizer(folder, model_folder.read_config(folder))
         tokenize = preferences.ResponseTokenizer(tokenizer, model_folder.end_token_ids(folder, tokenizer))
+        rules = Rules(options.on_extra_keys, options.on_assistant_last)
         records = (
-            preferences.record(row, position, tokenize, counts)
+            preferences.record(row, position, tokenize, counts, rules)
             for position, row in enumerate(read_rows(options.sources))
         )
         written = [record for record in records if record is not None]
-    if not written:
+        counts["ties"] += sum(record["p_first"] == 0.5 for record in written)
+    if len(written) == (counts["ties"] if options.model else 0):
         reasons = ", ".join(f"{name} {count}" for name, count in counts.items())
         raise ValueError(
             f"{', '.join(options.sources)}: no pair prefers one response{reasons and f' ({reasons})'}; give a log with"

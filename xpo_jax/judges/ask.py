@@ -18,7 +18,7 @@ from xpo_jax.io.text import error_line
 from xpo_jax.judges.answers import Judged, call_judge, compare, rename_sides, swap_sides
 from xpo_jax.judges.contract import HasStats, Judge, JudgeError
 from xpo_jax.judges.limits import CallSummary
-from xpo_jax.judges.outcomes import IDENTICAL, UNFINISHED, add, count_outcomes
+from xpo_jax.judges.outcomes import IDENTICAL, IDENTICAL_UNFINISHED, UNFINISHED, add, count_outcomes
 from xpo_jax.runtime import collectives, distributed
 from xpo_jax.values import Comparison, Prompts, RecordedVerdict, Verdict, Verdicts
 
@@ -119,7 +119,8 @@ def _decide(prompts: Prompts, pairs: ResponsePairs, unfinished_loses: bool) -> d
     for i in map(int, np.flatnonzero(prompts.valid)):
         finished = pairs.policy_finished[i], pairs.reference_finished[i]
         if pairs.identical[i]:
-            decided[i] = _Row(Verdict(0.5, IDENTICAL), None, None)
+            reason = IDENTICAL if any(finished) else IDENTICAL_UNFINISHED
+            decided[i] = _Row(Verdict(0.5, reason), None, None)
         elif unfinished_loses and not all(finished):
             p = 0.5 + 0.5 * (float(finished[0]) - float(finished[1]))
             decided[i] = _Row(Verdict(p, UNFINISHED), None, None)

@@ -17,16 +17,14 @@ from xpo_jax.values import Verdicts
 
 # Reasons of pairs that no judge was asked about.
 IDENTICAL, UNFINISHED = "identical responses", "unfinished response"
+IDENTICAL_UNFINISHED = "identical unfinished responses"  # cut off before they could differ
 SAME_LETTER_PAIRS = 20  # that all go to one letter: a fair judge does that once in half a million
 
 Outcomes = Mapping[str, int]
 N = TypeVar("N", int, float)
 
 _CAUSES = {
-    "identical": (
-        "the two responses were the same",
-        "raise sampling.max_new_tokens if they are cut off, else sampling.temperature",
-    ),
+    "identical": ("the two responses were the same", "raise sampling.temperature"),
     "unfinished": (
         "neither response was finished",
         "raise sampling.max_new_tokens, or name the token that ends an answer in sampling.end_tokens",
