@@ -13,11 +13,12 @@ CONSTRAINTS := $(if $(VERSION),constraints-$(VERSION).txt)
 SAME := $(if $(FOUND),$(shell test "$$(.venv/bin/python -c '$(WHICH)' 2>/dev/null)" = \
   "$$("$(FOUND)" -c '$(WHICH)')" && echo yes))
 
-.PHONY: help run test slow faults compile constraints FORCE
+.PHONY: help run play test slow faults compile constraints FORCE
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make run          install into .venv and run configs/paraphrase.py (ARGS="--config.seed=1")'
+	@echo 'make play         install with the human extra, and judge yourself on a page in your browser'
 	@echo 'make test         install with the dev extra, then run lint and tests (ARGS="-k sampler")'
 	@echo 'make slow         run only the slow tests'
 	@echo 'make faults       inject every fault that a run must survive and print a table (ARGS="--only=checkpoint")'
@@ -26,6 +27,9 @@ help:
 
 run: .venv/installed
 	.venv/bin/python -m xpo_jax.main --config=configs/paraphrase.py $(ARGS)
+
+play: .venv/installed-human
+	.venv/bin/python -m xpo_jax.main --config=configs/human.py $(ARGS)
 
 test: .venv/installed-dev
 	.venv/bin/python -m ruff check .
@@ -53,6 +57,10 @@ build/compile/installed: pyproject.toml $(CONSTRAINTS)
 # The stamps are written last, so that an interrupted installation is repeated.
 .venv/installed: .venv/made pyproject.toml $(CONSTRAINTS)
 	.venv/bin/python -m pip install --quiet --editable . --constraint $(CONSTRAINTS)
+	@touch $@
+
+.venv/installed-human: .venv/made pyproject.toml $(CONSTRAINTS)
+	.venv/bin/python -m pip install --quiet --editable '.[human]' --constraint $(CONSTRAINTS)
 	@touch $@
 
 .venv/installed-dev: .venv/made pyproject.toml $(CONSTRAINTS)

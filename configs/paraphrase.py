@@ -204,13 +204,15 @@ def embedded() -> ConfigDict:
         }
     )
 
-    # xpo_jax/config/settings.py: Evaluation
+    # xpo_jax/config/evaluation.py: Evaluation
     config.evaluation = ConfigDict(
         {
             "prompts": 1000,
             "reference_samples": 4,
             "every_steps": 0,
             "answers": None,  # or a jsonl file with an "answer" to each prompt: docs/evaluation.md
+            # Or the group of another judge: a dearer one, or one that nothing was trained to please.
+            "judge": None,
             # Early-stopping criteria; they require every_steps. KL in nats per sequence.
             "stop_kl": None,
             "stop_win_rate": None,  # compared with the lower end of the interval

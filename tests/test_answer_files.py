@@ -5,7 +5,7 @@ import pytest
 from fake_data import follows
 from tiny_run import write_rows
 
-from xpo_jax.config import settings
+from xpo_jax.config.evaluation import Evaluation
 from xpo_jax.data.answer_files import key, match_answers, read_answers
 from xpo_jax.data.rows import DataError
 from xpo_jax.values import Prompts
@@ -85,7 +85,7 @@ def test_match_answers_bad_file_names_row_and_remedy(tmp_path, rows, message):
     assert follows(text, message) and "\n" not in text
 
 
-GROUP = {"prompts": 2, "reference_samples": 1, "every_steps": 1, "answers": None}
+GROUP = {"prompts": 2, "reference_samples": 1, "every_steps": 1, "answers": None, "judge": None}
 OFF = {"stop_kl": None, "stop_win_rate": None, "stop_validity_drop": None}
 
 
@@ -103,5 +103,5 @@ OFF = {"stop_kl": None, "stop_win_rate": None, "stop_validity_drop": None}
 )
 def test_evaluation_stop_criterion_out_of_range_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
-        settings.Evaluation(**{**GROUP, **OFF, **change})
-    assert settings.Evaluation(**GROUP, **{**OFF, "stop_kl": 5.0}).stops == {**OFF, "stop_kl": 5.0}
+        Evaluation(**{**GROUP, **OFF, **change})
+    assert Evaluation(**GROUP, **{**OFF, "stop_kl": 5.0}).stops == {**OFF, "stop_kl": 5.0}

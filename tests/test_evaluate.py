@@ -14,7 +14,7 @@ from scipy.stats import binomtest
 
 from xpo_jax.algorithm import logps, sampler
 from xpo_jax.algorithm.sampling import Sampling
-from xpo_jax.config import settings
+from xpo_jax.config.evaluation import Evaluation
 from xpo_jax.evaluation.evaluator import POLICY_SAMPLES, Evaluator, Opponents, same_tokens
 from xpo_jax.evaluation.result import ended_by
 from xpo_jax.judges.limits import FailureTolerance
@@ -468,7 +468,7 @@ def test_the_first_limit_that_is_passed_ends_a_run():
 
 def test_evaluation_page_documents_every_field_and_metric():
     page = (Path(__file__).parents[1] / "docs" / "evaluation.md").read_text(encoding="utf-8")
-    for field in dataclasses.fields(settings.Evaluation):
+    for field in dataclasses.fields(Evaluation):
         assert f'"{field.name}": ' in page
     evaluation = run(evaluator(Programs(lambda *_: 2), batches(2), answers=[["x"] * B]))
     names = {name for name in evaluation.metrics() if not re.search("_(low|high)$", name)}

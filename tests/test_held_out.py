@@ -7,7 +7,7 @@ from fake_data import follows, load_data, load_error
 from ml_collections import ConfigDict
 from tiny_run import tiny_config, write_rows
 
-from xpo_jax.config import settings
+from xpo_jax.config.evaluation import Evaluation
 from xpo_jax.config.schema import ConfigError
 from xpo_jax.data import prompt_sets
 from xpo_jax.data.split import HeldOut, check_held_out
@@ -109,11 +109,14 @@ def test_offline_run_splits_its_held_out_prompts_off_and_refuses_forgotten_ones(
     config = tiny_config(tmp_path)
     write_rows(tmp_path / "dpo.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "c"}] * 8)
     config.offline = ConfigDict({"pairs": str(tmp_path / "dpo.jsonl")})
-    evaluation = settings.Evaluation(**config.evaluation)
+    evaluation = Evaluation(**config.evaluation)
+
+    def judge(comparisons):
+        raise AssertionError(comparisons)
 
     def load():
-        options = {"end_tokens": (258,), "max_new_tokens": 8}
-        return load_run_data(config, evaluation, lambda comparisons: [], tokenizer, **options)
+        options = {"end_tokens": (258,), "max_new_tokens": 8, "evaluation_judge": judge}
+        return load_run_data(config, evaluation, judge, tokenizer, **options)
 
     with config.ignore_type():
         config.data.held_out = 0.25

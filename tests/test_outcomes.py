@@ -43,6 +43,7 @@ def test_count_outcomes_counts_each_pair_once():
     assert counted == {
         "pairs": 9,
         "decisive": 4,
+        "won": 3,
         "judged": 3,
         "letter_a": 2,
         "tied": 1,

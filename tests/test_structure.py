@@ -54,6 +54,8 @@ SHARED_BY_JUDGES = {
         "http_client",
         "http_connection",
         "http_settings",
+        "human_board",
+        "human_server",
         "limits",
         "paraphrase_gates",
         "prompting",
@@ -179,7 +181,8 @@ def test_each_part_is_read_by_few():
     loops = {"xpo_jax.train", "xpo_jax.offline"}
     assert all(importers(loop) <= {"xpo_jax.main"} for loop in loops)
     around = {
-        f"xpo_jax.experiment.{name}" for name in ("startup", "session", "export", "descriptions", "inputs")
+        f"xpo_jax.experiment.{name}"
+        for name in ("startup", "session", "export", "descriptions", "inputs", "judge_progress")
     }
     assert importers("xpo_jax.experiment.startup") <= loops
     assert importers("xpo_jax.experiment.session") <= {"xpo_jax.experiment.startup", *loops}

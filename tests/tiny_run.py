@@ -155,6 +155,7 @@ def tiny_config(folder: Path) -> ConfigDict:
             },
             "evaluation": {
                 "prompts": HELD_OUT_ROWS,
+                "judge": None,
                 "reference_samples": 2,
                 "every_steps": 0,
                 "answers": None,

@@ -55,9 +55,14 @@ from .cli import Parser, as_called, exit_status
 NAMES = {1.0: "A", 0.5: "tie", 0.0: "B"}
 
 
-def load_judge(config: ConfigDict) -> Judge:
-    """Build the config's judge as a run does; compile and load one that runs on the devices."""
-    judge: Judge = make_judge(config.judge, "judge")
+def load_judge(config: ConfigDict, where: str = "judge") -> Judge:
+    """Build a judge as a run does; compile and load one that runs on the devices.
+
+    Args:
+      config: of the run.
+      where: the group that names the judge, "judge" or "evaluation.judge".
+    """
+    judge: Judge = make_judge(config.judge if where == "judge" else config.evaluation.judge, where)
     if isinstance(judge, HasProbe):
         judge.probe()
     if isinstance(judge, DeviceJudge):

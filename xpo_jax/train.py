@@ -86,6 +86,7 @@ def _train(context: Context) -> dict[str, Any]:
             step_outcomes = outcomes.add(summary["outcomes"] for summary in summaries)
             cut_rate = components.models.cut_rate(samples, prompts.valid)
             session.learning.count(step_outcomes, cut_rate=cut_rate)
+            session.progress.count(step_outcomes)
 
             # Update: once on these pairs, then on past ones as often as the config asks for.
             fresh = Pairs(

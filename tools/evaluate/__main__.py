@@ -69,7 +69,7 @@ def compare_models(config: ConfigDict, policy: str) -> tuple[Findings, Rows]:
         raise ValueError(
             f"{policy}: its tokenizer differs from that of {base.given}; compare their answers with --answers"
         )
-    judge = p.judging.judge
+    judge = p.judging.evaluation_judge
     device_judge = judge if isinstance(judge, contract.DeviceJudge) else None
     programs = [compile_program for _, compile_program in p.programs.evaluation_programs()]
     if device_judge:

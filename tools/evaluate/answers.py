@@ -78,7 +78,7 @@ def compare_answers(config: ConfigDict, first: str, second: str) -> tuple[Findin
         )
     if left_out:
         print(f"{left_out} prompts are answered in only one of the files and are left out", file=sys.stderr)
-    judge = load_judge(config)
+    judge = load_judge(config, "judge" if config.evaluation.judge is None else "evaluation.judge")
     _check(judge, [files[0][name] for name in names])
     pairs = [
         Pair(number, files[0][name], a, b)

@@ -81,7 +81,7 @@ def ended_by(
 
     Args:
       start, latest: the evaluation before the first step, and the latest.
-      Others: see settings.Evaluation.
+      Others: see config/evaluation.py.
 
     Raises:
       ValueError: stop_validity_drop is set, but the judge does not report whether an answer is valid.

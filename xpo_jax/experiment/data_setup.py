@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from xpo_jax.config import loader as configs
-from xpo_jax.config import settings
+from xpo_jax.config.evaluation import Evaluation
 from xpo_jax.data.answer_files import match_answers
 from xpo_jax.data.batches import Batches
 from xpo_jax.data.offline_pairs import load_pairs, log_files
@@ -16,6 +17,7 @@ from xpo_jax.data.preferences import is_preferences
 from xpo_jax.data.prompts import PromptData, load_prompts
 from xpo_jax.data.split import HeldOut, check_held_out
 from xpo_jax.data.turns import Rules
+from xpo_jax.io.text import one_line, shorten
 from xpo_jax.judges import contract
 from xpo_jax.judges.contract import Judge
 from xpo_jax.values import Prompts
@@ -36,10 +38,11 @@ class Data(NamedTuple):
 
 def load_data(
     config: ConfigDict,
-    evaluation: settings.Evaluation,
+    evaluation: Evaluation,
     judge: Judge,
     tokenizer: Any,
     *,
+    evaluation_judge: Judge,
     end_tokens: Collection[int],
     max_new_tokens: int,
 ) -> Data:
@@ -47,7 +50,7 @@ def load_data(
 
     Args:
       evaluation: the config's group.
-      judge: checks each prompt that it will judge.
+      judge, evaluation_judge: each checks the prompts that it will judge.
       tokenizer, end_tokens: the policy's.
       max_new_tokens: the longest response, tokens.
 
@@ -79,12 +82,25 @@ def load_data(
         prompts = prompts._replace(train=pairs)
     batches = prompts.train_batches(config.batch_size, config.seed)
     held_out = list(prompts.held_out_batches(config.batch_size, evaluation.prompts))
+    if evaluation_judge is not judge:
+        _check_held_out(held_out, evaluation_judge)
     answers = None
     if evaluation.answers is not None:
         columns = {name: config.data[name] for name in ("template", "column", "rename")}
         rules = Rules(config.data.on_extra_keys, config.data.on_assistant_last)
         answers = match_answers(held_out, evaluation.answers, **columns, rules=rules)
     return Data(prompts, batches, held_out, answers)
+
+
+def _check_held_out(held_out: Sequence[Prompts], judge: Judge) -> None:
+    """Raise ValueError where the judge of evaluations alone cannot judge a held-out prompt."""
+    for batch in held_out:
+        for i in map(int, np.flatnonzero(batch.valid)):
+            try:
+                contract.check(judge, batch.messages[i], batch.rows[i])
+            except ValueError as error:
+                prompt = shorten(one_line(str(batch.messages[i][-1]["content"])), 60)
+                raise ValueError(f"evaluation.judge: the held-out prompt {prompt!r}: {error}") from error
 
 
 def _offline_train(config: ConfigDict) -> Any:

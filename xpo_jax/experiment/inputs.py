@@ -42,6 +42,8 @@ def input_fingerprints(config: ConfigDict, components: Components) -> dict[str, 
         inputs["model.reference"] = _of_model(models.reference)
     if judge := [*_named(config.judge), *_judge_models(components)]:
         inputs["judge"] = fingerprints.combined(judge)
+    if evaluation_judge := list(_named(config.evaluation.judge)):
+        inputs["evaluation.judge"] = fingerprints.combined(evaluation_judge)
     if loss := list(_named(config.loss.name)):
         inputs["loss"] = fingerprints.combined(loss)
     if components.data.answers is not None:
@@ -162,7 +164,9 @@ def evaluation_identity(config: ConfigDict, inputs: Mapping[str, str]) -> str:
     """
     groups = {name: config[name] for name in ("seed", "model", "sampling", "judge")}
     groups["data"] = {name: value for name, value in config.data.items() if name != "train"}
-    evaluation = {name: config.evaluation[name] for name in ("prompts", "reference_samples", "answers")}
+    evaluation = {
+        name: config.evaluation[name] for name in ("prompts", "reference_samples", "answers", "judge")
+    }
     rules = (config.judging.both_orders, config.loss.unfinished_loses)
     text = configs.serialize({**groups, "evaluation": evaluation, "rules": rules, "batch": config.batch_size})
     read = (f"{name} {value}" for name, value in inputs.items() if name not in _OF_TRAINING)

@@ -1,16 +1,23 @@
-"""Make the judge that a config names."""
+"""Make the judges that a config names, and the limits on their use."""
 
 from __future__ import annotations
 
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from xpo_jax.config import loader as configs
+from xpo_jax.config import settings
+from xpo_jax.config.evaluation import Evaluation
+from xpo_jax.evaluation.evaluator import POLICY_SAMPLES
+from xpo_jax.experiment.data_setup import Data
 from xpo_jax.judges import JUDGES, ask
+from xpo_jax.judges.contract import DeviceJudge, HasOneProcess, HasProbe, Judge
+from xpo_jax.judges.limits import Budget, FailureTolerance
+from xpo_jax.runtime import distributed
 from xpo_jax.runtime.user_code import surroundings_restored
 
 
@@ -75,3 +82,73 @@ def _is_neither(function: Callable[..., Any], group: Mapping[str, Any] | ConfigD
         name for name, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty
     ]
     return bool(required) and required != ["comparisons"] and not any(name in group for name in required)
+
+
+class Judges(NamedTuple):
+    """The judges of training and of evaluations, which may be one."""
+
+    training: Judge
+    evaluation: Judge
+
+    def probe(self) -> None:
+        """Check that both are available and that this run suits them, before anything is downloaded or loaded."""
+        for where, judge in {"judge": self.training, "evaluation.judge": self.evaluation}.items():
+            if where != "judge" and judge is self.training:
+                continue
+            if isinstance(judge, HasOneProcess) and judge.one_process and distributed.is_running():
+                raise ValueError(
+                    f"{where}: this judge needs a run of one process; start one alone, with distributed.mode = 'off'"
+                )
+            if isinstance(judge, HasProbe):
+                judge.probe()
+
+
+def make_judges(group: ConfigDict, evaluation: Evaluation) -> Judges:
+    """Make the run's judge, and that of evaluations if the config names another one.
+
+    Raises:
+      ValueError: as `make_judge`; or a judge of evaluations that runs on the devices.
+    """
+    judge: Judge = make_judge(group, "judge")
+    if evaluation.judge is None:
+        return Judges(judge, judge)
+    other: Judge = make_judge(evaluation.judge, "evaluation.judge")
+    if isinstance(other, DeviceJudge):
+        raise ValueError(
+            f"evaluation.judge.name: {evaluation.judge['name']} runs on the devices, which only the run's own judge"
+            " may; name one that does not, or None"
+        )
+    return Judges(judge, other)
+
+
+class Judging(NamedTuple):
+    """The judges of training and of evaluations, the queries that the run may make, and the failures it tolerates."""
+
+    judge: Judge
+    evaluation_judge: Judge
+    budget: Budget
+    failure_tolerance: FailureTolerance
+
+    def spent(self, queries: int, evaluation_queries: int) -> int:
+        """Return the queries that count towards the budget, from those of training and of evaluations."""
+        return queries + (evaluation_queries if self.evaluation_judge is self.judge else 0)
+
+
+def make_judging(
+    judges: Judges, judging: settings.Judging, evaluation: Evaluation, data: Data, *, offline: bool
+) -> Judging:
+    """Build the limits on the judges.
+
+    Raises:
+      ValueError: the queries do not suffice for a step.
+    """
+    opponents = evaluation.reference_samples + (data.answers is not None)
+    comparisons = sum(int(batch.valid.sum()) for batch in data.held_out) * POLICY_SAMPLES * opponents
+    budget = Budget(
+        judging.max_queries,
+        orders=1 + judging.both_orders,
+        comparisons_per_evaluation=comparisons if judges.evaluation is judges.training else 0,
+        every_steps=evaluation.every_steps,
+    )
+    budget.check(0 if offline else int(data.batches[0].valid.sum()))
+    return Judging(*judges, budget, FailureTolerance(**judging.failure_tolerance))

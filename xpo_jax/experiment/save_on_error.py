@@ -11,11 +11,12 @@ import jax
 
 from xpo_jax.judges.contract import JudgeError
 from xpo_jax.runtime.collectives import Failed, all_or_none
+from xpo_jax.runtime.interruption import Stopped
 
 
 @contextlib.contextmanager
 def save_on_error(save: Callable[[], object | None]) -> Iterator[None]:
-    """Save before an error leaves the block, if every process has it; a kill and a signal save nothing here.
+    """Save before an error leaves the block, if every process has it; a kill saves nothing here.
 
     The message of a JudgeError names the checkpoint. Before any other error whose message does not, a line on standard
     error does.
@@ -29,6 +30,10 @@ def save_on_error(save: Callable[[], object | None]) -> Iterator[None]:
         path = save()
         with all_or_none("judging"):  # so that every process raises the same error
             raise JudgeError(f"{error}; the last weights are in {path}") from error
+    except Stopped:  # in a wait, see `interruption.interruptible`; elsewhere a signal is held back
+        if jax.process_count() == 1:
+            save()
+        raise
     except (Exception, SystemExit, KeyboardInterrupt) as error:
         if jax.process_count() == 1 or isinstance(error, Failed):
             # The same error may be why nothing can be saved; it is the one to report.

@@ -23,6 +23,7 @@ from xpo_jax.evaluation.result import ended_by
 from xpo_jax.experiment import resume
 from xpo_jax.experiment.evaluation_cache import CachedEvaluator, Evaluated
 from xpo_jax.experiment.export import export
+from xpo_jax.experiment.judge_progress import JudgeProgress
 from xpo_jax.experiment.learning_watch import LearningWatch
 from xpo_jax.experiment.resume import CheckpointSession, Counters, Restored, Status
 from xpo_jax.experiment.run_directory import RunDir
@@ -101,9 +102,8 @@ class _Step:
 class Session:
     """A run in its loop.
 
-    counters: what the run has counted; a loop adds its queries and skipped updates.
-    recorder: the logs.
-    learning: takes what became of each step's pairs.
+    counters: what the run has counted; a loop adds its queries and skipped updates. recorder: the logs.
+    learning, progress: take what became of each step's pairs.
     ended_by: the config's field that ends the run at the current step, or "".
     """
 
@@ -128,6 +128,7 @@ class Session:
         self.learning = LearningWatch(
             self.counters, judging.max_indecisive_steps, self._components.judging.judge
         )
+        self.progress = JudgeProgress(self._components)
         self._latest, self._evaluated = ready.start.evaluation, False
         self._step = _Step(ready.step, ready.state, {})
         if ready.step == 0:
@@ -139,8 +140,7 @@ class Session:
         """Evaluate the policy if that is due after `done` steps, and determine whether the run ends here.
 
         Args:
-          done: steps so far.
-          policy: as it is sampled from.
+          done: steps so far. policy: as it is sampled from.
         """
         limits = self._components.config.evaluation
         self.ended_by = self._exhausted(done)
@@ -152,6 +152,7 @@ class Session:
             self._latest = evaluated.evaluation
             start = self._ready.start.evaluation
             self.ended_by = self.ended_by or ended_by(start, self._latest, **limits.stops)
+        self.progress.show(policy, done)
 
     def checkpoint_if_due(self, done: int) -> None:
         """Write the metrics of step `done`, and save a checkpoint if one is due.
@@ -213,8 +214,9 @@ class Session:
         if done >= self._components.config.top.steps:
             return "steps"
         rows = int(self._components.data.batches[done].valid.sum()) if self._asks_judge else 0
-        spent = self.counters.queries + self.counters.evaluation_queries
-        return "" if self._components.judging.budget.allows(spent, done, rows) else "judging.max_queries"
+        judging = self._components.judging
+        spent = judging.spent(self.counters.queries, self.counters.evaluation_queries)
+        return "" if judging.budget.allows(spent, done, rows) else "judging.max_queries"
 
     def _record_evaluation(self, evaluated: Evaluated) -> None:
         if evaluated.is_new:

@@ -23,12 +23,12 @@ from xpo_jax.algorithm.sampler import Vocabulary
 from xpo_jax.algorithm.sampling import Sampling
 from xpo_jax.config import loader as configs
 from xpo_jax.config import settings
+from xpo_jax.config.evaluation import Evaluation
 from xpo_jax.config.loss import Loss, make_loss
-from xpo_jax.evaluation.evaluator import POLICY_SAMPLES, Evaluator, Opponents
+from xpo_jax.evaluation.evaluator import Evaluator, Opponents
 from xpo_jax.experiment.data_setup import Data, load_data
-from xpo_jax.experiment.judge_factory import make_judge
-from xpo_jax.judges.contract import DeviceJudge, HasProbe, Judge
-from xpo_jax.judges.limits import Budget, FailureTolerance
+from xpo_jax.experiment.judge_factory import Judging, make_judges, make_judging
+from xpo_jax.judges.contract import DeviceJudge
 from xpo_jax.models import attention_kernels
 from xpo_jax.models.family import ModelConfig
 from xpo_jax.models.hf import hub, model_folder
@@ -47,7 +47,7 @@ class Groups(NamedTuple):
     judging: settings.Judging
     replay: settings.Replay
     layout: settings.Layout
-    evaluation: settings.Evaluation
+    evaluation: Evaluation
     checkpoint: settings.Checkpoint
     logging: settings.Logging
 
@@ -87,14 +87,6 @@ class Models(NamedTuple):
         return float(np.mean([self.has_cut_tokens(samples)[valid] for samples in candidates]))
 
 
-class Judging(NamedTuple):
-    """The judge, how many queries the run may make, and how long it tolerates failures."""
-
-    judge: Judge
-    budget: Budget
-    failure_tolerance: FailureTolerance
-
-
 class Components(NamedTuple):
     """What `prepare` builds."""
 
@@ -121,14 +113,13 @@ def prepare(config: ConfigDict) -> Components:
     )
     updates = top.steps * groups.replay.updates
     optimizer = configs.build(make_optimizer, config.optimizer, "optimizer", steps=updates)
-    judge = make_judge(config.judge, "judge")
+    judges = make_judges(config.judge, groups.evaluation)
     mesh = configs.build(sharding.make_mesh, config.mesh, "mesh")
     sharding.check_rows(mesh, batch_size=top.batch_size)
-    if isinstance(judge, HasProbe):
-        judge.probe()  # before anything is downloaded or loaded
+    judges.probe()
     models = _models(groups.model, mesh)
-    if isinstance(judge, DeviceJudge):
-        judge.attach(
+    if isinstance(judges.training, DeviceJudge):
+        judges.training.attach(
             mesh=mesh,
             folder=models.policy.folder,
             model_config=models.config,
@@ -139,12 +130,13 @@ def prepare(config: ConfigDict) -> Components:
     data = load_data(
         config,
         groups.evaluation,
-        judge,
+        judges.training,
         models.tokenizer,
+        evaluation_judge=judges.evaluation,
         end_tokens=models.end_tokens(groups.sampling),
         max_new_tokens=groups.sampling.max_new_tokens,
     )
-    judging = _judging(groups, data, judge)
+    judging = make_judging(judges, groups.judging, groups.evaluation, data, offline=offline)
     programs = _programs(groups, models, data, mesh, optimizer, loss_fn)
     replay = ReplayBuffer(
         **dataclasses.asdict(groups.replay),
@@ -170,7 +162,7 @@ def _groups(config: ConfigDict) -> tuple[Groups, LossFn]:
         build(settings.Judging, config.judging, "judging"),
         build(settings.Replay, config.replay, "replay"),
         build(settings.Layout, config.layout, "layout"),
-        build(settings.Evaluation, config.evaluation, "evaluation"),
+        build(Evaluation, config.evaluation, "evaluation"),
         build(settings.Checkpoint, config.checkpoint, "checkpoint"),
         build(settings.Logging, config.logging, "logging"),
     )
@@ -208,22 +200,6 @@ def _check_positions(prompt_tokens: int, sampling: Sampling, model_config: Model
             f"data.max_prompt_tokens: prompts of {prompt_tokens} tokens and responses of {tokens}"
             f" (sampling.max_new_tokens) need {prompt_tokens + tokens} positions, but the model has {limit}; {fits}"
         )
-
-
-def _judging(groups: Groups, data: Data, judge: Judge) -> Judging:
-    """Build the limits on the judge, and check that the queries suffice for a step."""
-    judging, evaluation = groups.judging, groups.evaluation
-    opponents = evaluation.reference_samples + (data.answers is not None)
-    budget = Budget(
-        judging.max_queries,
-        orders=1 + judging.both_orders,
-        comparisons_per_evaluation=sum(int(b.valid.sum()) for b in data.held_out)
-        * POLICY_SAMPLES
-        * opponents,
-        every_steps=evaluation.every_steps,
-    )
-    budget.check(int(data.batches[0].valid.sum()) if groups.top.offline is None else 0)
-    return Judging(judge, budget, FailureTolerance(**judging.failure_tolerance))
 
 
 def _programs(
@@ -272,7 +248,7 @@ def make_evaluator(components: Components, reference: Params) -> Evaluator:
     groups, data = components.config, components.data
     return Evaluator(
         components.programs,
-        components.judging.judge,
+        components.judging.evaluation_judge,
         components.models.decode,
         Opponents(data.held_out, reference, groups.evaluation.reference_samples, data.answers),
         unfinished_loses=groups.loss.unfinished_loses,

@@ -149,7 +149,7 @@ def start(context: Context) -> Start:
     start_evaluation = evaluate(first_policy, 0)
     print(summary.evaluation_line("before", start_evaluation.evaluation), flush=True)
     summary.warn(outcomes.problem(start_evaluation.evaluation.outcomes), "before the first step")
-    summary.warn(contract.doubt(judge), "before the first step")
+    summary.warn(contract.doubt(components.judging.evaluation_judge), "before the first step")
     # raises if a stopping criterion uses a metric that this judge does not report
     ended_by(start_evaluation.evaluation, start_evaluation.evaluation, **components.config.evaluation.stops)
     ready = Ready(

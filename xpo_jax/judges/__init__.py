@@ -2,7 +2,8 @@
 
 Read contract.py (what a judge is), ask.py (how a run asks it), answers.py (how its answers are read) and limits.py
 (failures and cost), then one judge per file, from paraphrase.py to combine.py. Most run on the host; `llm` and
-`reward_model` run models on the devices through device_model.py, and `openai` asks a server through http_client.py.
+`reward_model` run models on the devices through device_model.py, `openai` asks a server through http_client.py, and
+`human` asks people, whose comparisons human_board.py holds and human_server.py shows.
 
 `JUDGES` maps the names that a config may use to the built-in judges; a user's own is named as package.module:Name.
 """
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from xpo_jax.judges.combine import combine
+from xpo_jax.judges.human import Human
 from xpo_jax.judges.llm import llm
 from xpo_jax.judges.openai import openai
 from xpo_jax.judges.paraphrase import paraphrase
@@ -23,4 +25,5 @@ JUDGES: dict[str, Callable[..., Any]] = {
     "reward_model": reward_model,
     "reward_function": reward_function,
     "combine": combine,
+    "human": Human,
 }

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from xpo_jax.io.copies import copied
 from xpo_jax.io.text import error_line, one_line
@@ -92,6 +92,39 @@ class HasDoubt(Protocol):
         Called after the first evaluation and every ten steps; the run prints it as a warning.
         """
         ...
+
+
+class Progress(NamedTuple):
+    """How a run is doing after some step.
+
+    step, steps: done, and of the run.
+    win_rate: of the policy over the reference in the latest training pairs, with the ends of its 95 % interval; None
+      before the first verdict.
+    pairs: how many pairs that is over.
+    examples: a few held-out prompts, each with the policy's first and its newest sample.
+    """
+
+    step: int
+    steps: int
+    win_rate: tuple[float, float, float] | None
+    pairs: int
+    examples: Sequence[tuple[str, str, str]]
+
+
+@runtime_checkable
+class HasProgress(Protocol):
+    """A judge that shows people how the run is doing."""
+
+    def progress(self, progress: Progress, /) -> None:
+        """Take the progress; called between two steps, on every process."""
+        ...
+
+
+@runtime_checkable
+class HasOneProcess(Protocol):
+    """A judge that states whether it needs a run of one process, because it must see all rows of a batch."""
+
+    one_process: bool
 
 
 @runtime_checkable

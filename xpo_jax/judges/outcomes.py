@@ -50,7 +50,7 @@ def count_outcomes(verdicts: Verdicts, rows: Iterable[int]) -> dict[str, int]:
 
     Returns:
       "pairs", and of these "decisive" (one response was preferred) or the cause why not, see _CAUSES. Of the decisive
-      ones, "judged" by the judge, and of those "letter_a", where A was preferred.
+      ones, "won" by the policy, and "judged" by the judge, of those "letter_a", where A was preferred.
     """
     counts: collections.Counter[str] = collections.Counter()
     for i in rows:
@@ -62,6 +62,7 @@ def count_outcomes(verdicts: Verdicts, rows: Iterable[int]) -> dict[str, int]:
             counts["failed"] += 1
         elif p != 0.5:
             counts["decisive"] += 1
+            counts["won"] += p > 0.5
             counts["judged"] += shown is not None
             counts["letter_a"] += shown is not None and shown[0] == (0 if p > 0.5 else 1)
         elif shown is None:

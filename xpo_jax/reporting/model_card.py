@@ -32,14 +32,14 @@ def card(
     base, commit = policy.name, f" (commit {policy.commit})" if policy.commit else ""
     against = "a frozen copy of it" if reference == policy else _code(reference.name)
     settings = {name: getattr(top, name) for name in SETTINGS}
-    judge = _code(top.judge["name"])
+    judge, measured_by = _code(top.judge["name"]), _code((top.evaluation["judge"] or top.judge)["name"])
     method, how = (
         ("XPO", f"its answers were compared with those of the reference, {against}, by the judge {judge}.")
         if top.offline is None
         else (
             "offline preference optimization",
             f"on pairs of answers that had been judged before; the reference was {against}, the judge of the"
-            f" figures below {judge}.",
+            f" figures below {measured_by}.",
         )
     )
     return f"""---
@@ -55,7 +55,8 @@ pipeline_tag: text-generation
 
 ## Measured
 
-At the end of training, on {held_out} held-out prompts. The interval is one of 95 %, over the prompts of this one run.
+At the end of training, on {held_out} held-out prompts, by the judge {measured_by}. The interval is one of 95 %, over
+the prompts of this one run.
 
 | | reference | this model |
 |---|---|---|

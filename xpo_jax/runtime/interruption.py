@@ -44,6 +44,20 @@ class Stopped(BaseException):
         self.status, self.on_all_processes = 128 + number, on_all_processes
 
 
+_interruptible = 0  # how many blocks of `interruptible` are open; signals are handled in the main thread
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """In here the first signal ends the run at once even where it is deferred, for example in a wait for a person."""
+    global _interruptible
+    _interruptible += 1
+    try:
+        yield
+    finally:
+        _interruptible -= 1
+
+
 class Signals(contextlib.AbstractContextManager["Signals"]):
     """Handles SIGTERM, SIGINT and SIGHUP while it is open; outside the main thread it does nothing.
 
@@ -85,7 +99,7 @@ class Signals(contextlib.AbstractContextManager["Signals"]):
         if self.received is not None:
             return
         self.received = number
-        if not self._deferring:
+        if not self._deferring or _interruptible:
             raise Stopped(number, f"stopped by {name}; run the same command to resume")
         again = "" if number == signal.SIGHUP else "; send it again to exit at once"
         write_past_buffers(f"xpo_jax: {name}: finishing the current step, then saving{again}\n")
