@@ -278,7 +278,8 @@ def test_pairs_logged_from_a_conversation_stored_as_text_are_rendered_as_one(tok
     }  # fmt: skip
     path = write_rows(tmp_path / "pairs.jsonl", [record])
     fields = {"max_prompt_tokens": 64, "on_long": "error", "take": None, "max_new_tokens": 8}
-    fields["chat_template_arguments"] = None
+    fields |= {"chat_template_arguments": None, "on_bad_row": "error"}
+    fields |= {"on_extra_keys": "error", "on_assistant_last": "error"}
     options = {**fields, "tokenizer": tokenizer, "end_tokens": (258,)}
     loaded = load_pairs(pairs=path, template=None, column="chat", **options)
     assert tokenizer.decode(loaded.prompts[0].tokens).startswith("<|im_start|>user\nName a fish.")

@@ -49,7 +49,7 @@ def test_read_config_of_an_adapter_says_what_it_is(tmp_path):
 def test_open_rows_list_as_text_is_refused_as_such(source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        SourceError, match="no such file; write lists and mappings in a config, on the command"
+        SourceError, match="is a list or mapping as text; write it in a config, because on the command"
     ):
         sources.open_rows(source)
 

@@ -1,6 +1,7 @@
 """A run that learns nothing reports that, and why: the causes, the warning, the end, the report."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -165,6 +166,7 @@ def test_run_of_which_no_pair_reaches_the_judge_ends_and_says_why(one_device, tm
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["judge/decisive_rate"] for row in rows[1:]] == [0.0] * 4
     assert (tmp_path / "run" / "checkpoints" / "4").is_dir()
+    assert "nothing was learned" in (tmp_path / "run" / "report.html").read_text()
     assert any("nothing was learned" in text for text in findings(tmp_path / "run"))
     assert any("no comparison was won or lost" in text for text in findings(tmp_path / "run"))
     config.judging.max_indecisive_steps = None  # now it is intended
@@ -185,13 +187,31 @@ def test_run_whose_judge_always_says_a_warns(one_device, tmp_path, name, letter)
 
 def test_report_calls_a_judge_bad_that_gave_one_letter_in_all_steps():
     """It does so even where the evaluation compared too few pairs to show it."""
+
+    def kinds(evaluated, metrics):
+        run = run_reader.Run(
+            Path(), {"evaluation": {"judge": {"name": "other"}}}, metrics, [evaluated], [], [], None
+        )
+        return [kind for kind, _ in run_reader._verdict_findings(run)]
+
     last = {"eval/letter_a_rate": 1.0, "eval/queries": 8}
     steps = [
         {"judge/letter_a_rate": 1.0, "judge/decisive_rate": 1.0, "judge/queries": 8 * n} for n in (1, 2, 3)
     ]
-    assert [kind for kind, _ in run_reader._verdict_findings(last, steps)] == ["bad"]
-    assert run_reader._verdict_findings(last, steps[:2]) == []
-    assert [kind for kind, _ in run_reader._verdict_findings(last | {"eval/queries": 128}, steps[:1])] == [
-        "bad"
-    ]
-    assert run_reader._verdict_findings(last, [steps[0] | {"judge/letter_a_rate": 0.5}, *steps[1:]]) == []
+    assert kinds(last, steps) == ["bad"] and kinds(last, steps[:2]) == []
+    assert kinds(last | {"eval/queries": 128}, steps[:1]) == ["bad"]
+    assert kinds(last, [steps[0] | {"judge/letter_a_rate": 0.5}, *steps[1:]]) == []
+
+
+def test_report_counts_the_letters_of_all_comparisons_of_one_judge(one_device, tmp_path):
+    """Neither the 16 of training nor the at most 16 of each evaluation say much alone."""
+    config = changed_config(
+        tmp_path,
+        steps=2,
+        judge__name="fakes:always_a",
+        evaluation__prompts=4,
+        evaluation__reference_samples=1,
+    )
+    status, _, err = run_name(tmp_path, "run", config)
+    assert status == 0, err
+    assert "the judge always preferred the answer shown as A" in findings(tmp_path / "run")

@@ -93,6 +93,9 @@ def test_preference_data_set_to_pairs_log_is_readable_by_load_pairs(tmp_path, pl
         on_long="error",
         take=None,
         chat_template_arguments=None,
+        on_bad_row="error",
+        on_extra_keys="error",
+        on_assistant_last="error",
         tokenizer=tokenizer,
         end_tokens=(END,),
         max_new_tokens=8,
@@ -140,6 +143,16 @@ def test_pairs_tool_bad_input_is_one_line(log, tmp_path, capsys):
     assert "column 'p_chosen' must be a number from 0 to 1, got 2" in error(data(p_chosen=2), option)
     write_rows(tmp_path / "bad.jsonl", [{"chosen": "a", "rejected": "b"}])
     assert "bad.jsonl, row 1: no column 'prompt'" in error(tmp_path / "bad.jsonl", option)
+
+
+def test_pairs_tool_on_bad_row_skip_counts_unusable_rows(tmp_path, capsys):
+    rows = [DPO[0], {"prompt": "p", "chosen": ["x"], "rejected": "b"}, DPO[1]]
+    source = write_rows(tmp_path / "dpo.jsonl", rows)
+    options = (f"--model={write_model(tmp_path / 'model')}", f"--out={tmp_path / 'log.jsonl'}")
+    assert convert(source, *options) == 2 and "row 2" in capsys.readouterr().err
+    assert convert(source, *options, "--on_bad_row=skip") == 0
+    counts = json.loads(capsys.readouterr().out)
+    assert (counts["pairs"], counts["on_bad_row"]) == (2, 1)
 
 
 def test_pairs_tool_on_assistant_last_drop_removes_that_answer(tmp_path):

@@ -61,7 +61,7 @@ def convert(model, tmp_path, capsys):
 def offline(tokenizer, path, **fields):
     group = {
         "template": None, "column": "prompt", "max_prompt_tokens": 128, "on_long": "error", "take": None,
-        "chat_template_arguments": None,
+        "chat_template_arguments": None, "on_bad_row": "error", "on_extra_keys": "error", "on_assistant_last": "error",
         "tokenizer": tokenizer, "end_tokens": (END, 256), "max_new_tokens": 32,
     }  # fmt: skip
     return load_pairs(pairs=str(path), **{**group, **fields})

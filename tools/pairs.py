@@ -10,7 +10,8 @@ equal ones are left out.
 
 DATA is such a file, or any source that config.data.train accepts; prompt, chosen and rejected may be plain text, and
 chosen and rejected may be conversations that share the prompt (UltraFeedback and implicit prompts). An end token at the
-end of a response is stripped. --on_extra_keys and --on_assistant_last are those of config.data.
+end of a response is stripped. --on_bad_row, --on_extra_keys and --on_assistant_last are
+those of config.data.
 MODEL is a folder, owner/name on the hub, or "embedded"; its tokenizer tokenises the responses and appends an end token
 to each. config.offline.pairs accepts the result, and DATA as well. Without a column p_chosen, the probability is 1.
 
@@ -67,9 +68,9 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("sources", nargs="+", help="pairs logs; with --model, preference data")
     parser.add_argument("--out", type=path_argument, required=True, help="the file to write")
     parser.add_argument("--model", help="make a pairs log, with this model's tokenizer")
-    for option in Rules._fields:
+    for option, other in {**dict.fromkeys(Rules._fields, "drop"), "on_bad_row": "skip"}.items():
         parser.add_argument(
-            f"--{option}", choices=("error", "drop"), default="error", help=f"as config.data.{option}"
+            f"--{option}", choices=("error", other), default="error", help=f"as config.data.{option}"
         )
     options = parser.parse_args(argv)
     counts: Counter[str] = Counter()
@@ -88,11 +89,12 @@ def run(argv: Sequence[str]) -> int:
         tokenize = preferences.ResponseTokenizer(tokenizer, model_folder.end_token_ids(folder, tokenizer))
         rules = Rules(options.on_extra_keys, options.on_assistant_last)
         records = (
-            preferences.record(row, position, tokenize, counts, rules)
+            preferences.record(row, position, tokenize, counts, rules, options.on_bad_row)
             for position, row in enumerate(read_rows(options.sources))
         )
         written = [record for record in records if record is not None]
-        counts["ties"] += sum(record["p_first"] == 0.5 for record in written)
+        if ties := sum(record["p_first"] == 0.5 for record in written):
+            counts["ties"] = ties
     if len(written) == (counts["ties"] if options.model else 0):
         reasons = ", ".join(f"{name} {count}" for name, count in counts.items())
         raise ValueError(

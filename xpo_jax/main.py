@@ -39,8 +39,8 @@ Progress goes to standard error. The last line on standard output is one JSON ob
 Exit status:
   0         done
   1         an error of the program, or of code of yours (the traceback shows where); what was learned is saved
-  2         invalid input or configuration, devices that cannot be used, or device memory that does not suffice (one
-            line on standard error explains)
+  2         invalid input or configuration, devices that cannot be used, device memory that does not suffice, or a run
+            that learns nothing or diverges (one line on standard error explains)
   124       stuck (see max_step_seconds)
   129, 130, 143
             interrupted by SIGHUP, SIGINT or SIGTERM; the current step is saved"""

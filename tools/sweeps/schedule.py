@@ -15,6 +15,7 @@ from xpo_jax.algorithm.optimizer import make_optimizer
 from xpo_jax.algorithm.sampling import Sampling
 from xpo_jax.config import loader as configs
 from xpo_jax.config import settings
+from xpo_jax.config.evaluation import Evaluation
 from xpo_jax.config.loss import make_loss
 from xpo_jax.data.prompts import load_prompts
 from xpo_jax.experiment import config_changes, judge_factory
@@ -175,8 +176,9 @@ def _run(sweep: Sweep, arm: Arm, value: float | None, seed: int, after: Path | N
 def _check(run: Planned) -> None:
     config = configs.load(run.arm.config, run.overrides)
     top = configs.build(settings.Experiment, config, "config")
-    for name in ("model", "judging", "layout", "replay", "evaluation", "checkpoint", "logging"):
+    for name in ("model", "judging", "layout", "replay", "checkpoint", "logging"):
         configs.build(getattr(settings, name.capitalize()), config[name], name)
+    configs.build(Evaluation, config.evaluation, "evaluation")
     configs.build(Sampling, config.sampling, "sampling")
     loss_settings, loss = make_loss(config.loss)
     loss_settings.coefficients(loss, top.steps)

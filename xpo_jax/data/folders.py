@@ -68,6 +68,8 @@ def shards(name: str) -> list[str]:
         path for path in Path(name).rglob("*.parquet") if not any(part[0] == "." for part in path.parts[1:])
     )
     if not files:
+        if not any(Path(name).iterdir()):
+            raise SourceError(f"{name}: is an empty folder; name one with files")
         raise SourceError(f"{name}: is a directory; write {os.path.join(name, '*.jsonl')} for its files")
     counts: Counter[tuple[Path, str, int]] = Counter()
     for path in files:

@@ -10,11 +10,12 @@ passed already. Preference data from elsewhere have no tokens of this model; pre
 
 from __future__ import annotations
 
+import functools
 import glob
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -25,6 +26,7 @@ from xpo_jax.data.pairs_log import read_pairs
 from xpo_jax.data.prompt_sets import PromptSet
 from xpo_jax.data.rows import DataError, Prompt, Row
 from xpo_jax.data.transforms import Transforms, TransformSettings
+from xpo_jax.data.turns import Rules
 from xpo_jax.io.user_paths import expand
 from xpo_jax.values import Prompts
 
@@ -72,6 +74,9 @@ def load_pairs(
     max_prompt_tokens: int,
     on_long: Literal["error", "drop"],
     take: int | None,
+    on_bad_row: Literal["error", "skip"],
+    on_extra_keys: Literal["error", "drop"],
+    on_assistant_last: Literal["error", "drop"],
     chat_template_arguments: Mapping[str, Any] | None,
     tokenizer: PreTrainedTokenizerBase,
     end_tokens: Collection[int],
@@ -84,6 +89,7 @@ def load_pairs(
         (see preferences.py), or a list.
       template, column, max_prompt_tokens, on_long: see `prompts.load_prompts`; on_long applies to responses too.
       take: use only the first `take` pairs that have a verdict; None for all.
+      on_bad_row, on_extra_keys, on_assistant_last: see `prompts.load_prompts`; for preference data alone.
       tokenizer, end_tokens: of the model that is trained.
       max_new_tokens: the longest response, tokens.
       chat_template_arguments: see `prompts.load_prompts`.
@@ -96,7 +102,14 @@ def load_pairs(
     """
     files, dropped, changes = log_files(pairs), Counter[str](), Counter[str]()
     tokenize = preferences.ResponseTokenizer(tokenizer, tuple(end_tokens))
-    judged = _read_judged(files, template, column, tokenize, dropped)
+    record = functools.partial(
+        preferences.record,
+        tokenize=tokenize,
+        counts=dropped,
+        rules=Rules(on_extra_keys, on_assistant_last),
+        on_bad_row=on_bad_row,
+    )
+    judged = _read_judged(files, template, column, record, dropped)
     changes["end tokens stripped"] = dropped.pop("end tokens stripped", 0)
     read = len(judged) + sum(dropped.values())
     settings = TransformSettings(
@@ -118,28 +131,13 @@ def load_pairs(
             dropped[prompt] += 1
             continue
         responses = [_tokens(response, row, tokenizer, ends) for response in pair["responses"]]
-        longest = max(map(len, responses))
-        if longest > max_new_tokens and on_long == "error":
-            raise DataError(
-                f"{row.at}: a response has {longest} tokens, more than sampling.max_new_tokens = {max_new_tokens};"
-                " raise it, or set data.on_long = 'drop'"
-            )
-        if longest > max_new_tokens:
+        if _too_long(responses, row, max_new_tokens, on_long):
             dropped["max_new_tokens"] += 1
             continue
         values = {"responses": responses, "p_first": pair["p_first"], "weight": pair["weight"]}
         prompts.append(prompt._replace(row=row._replace(values=values)))
         digest.update(repr((pair["hash"], responses, pair["p_first"], pair["weight"])).encode())
-    if not prompts:
-        reasons = ", ".join(f"{name} {count}" for name, count in dropped.items()) or "they are empty"
-        raise DataError(
-            f"{', '.join(files)}: no pair is left of {read} ({reasons}); name other files, or loosen these fields"
-        )
-    if all(prompt.row.values["p_first"] == 0.5 for prompt in prompts):
-        raise DataError(
-            f"{', '.join(files)}: all {len(prompts)} pairs are ties, from which nothing can be learned; name pairs of"
-            " which one response is preferred"
-        )
+    _check_left(prompts, files, read, dropped)
     note = "; each with two responses and their verdict"
     note += "".join(f"; {name} {count}" for name, count in changes.items() if count)
     identities = tuple(entry for file in files for entry in _identity(file))
@@ -169,7 +167,7 @@ def _read_judged(
     files: Sequence[str],
     template: Any,
     column: str | None,
-    tokenize: preferences.ResponseTokenizer,
+    preference_record: Callable[[Row, int], dict[str, Any] | None],
     dropped: Counter[str],
 ) -> list[tuple[Row, Mapping[str, Any]]]:
     """Read the pairs that have a verdict, each with the row of its prompt; count the others in `dropped`."""
@@ -177,7 +175,7 @@ def _read_judged(
     for file in files:
         if preferences.is_preferences(file):
             for row in sources.read_rows(file):
-                preference = preferences.record(row, len(judged), tokenize, dropped)
+                preference = preference_record(row, len(judged))
                 if preference is not None:
                     judged.append(
                         (_prompt_row(row.file, row.number, preference, template, column), preference)
@@ -221,6 +219,31 @@ def _tokens(
     else:
         return tokens
     raise DataError(f"{row.at}: a response {problem}; set model.path to the model that sampled the pairs")
+
+
+def _check_left(prompts: Sequence[Prompt], files: Sequence[str], read: int, dropped: Counter[str]) -> None:
+    """Raise DataError where there is nothing to learn from."""
+    if not prompts:
+        reasons = ", ".join(f"{name} {count}" for name, count in dropped.items()) or "they are empty"
+        raise DataError(
+            f"{', '.join(files)}: no pair is left of {read} ({reasons}); name other files, or loosen these fields"
+        )
+    if all(prompt.row.values["p_first"] == 0.5 for prompt in prompts):
+        raise DataError(
+            f"{', '.join(files)}: all {len(prompts)} pairs are ties, from which nothing can be learned; name pairs of"
+            " which one response is preferred"
+        )
+
+
+def _too_long(responses: Sequence[list[int]], row: Row, limit: int, on_long: str) -> bool:
+    """Return whether a response is longer than sampling.max_new_tokens; raise DataError if that is an error."""
+    longest = max(map(len, responses))
+    if longest > limit and on_long == "error":
+        raise DataError(
+            f"{row.at}: a response has {longest} tokens, more than sampling.max_new_tokens = {limit}; raise it, or set"
+            " data.on_long = 'drop'"
+        )
+    return longest > limit
 
 
 def _identity(file: str) -> Sequence[Mapping[str, Any]]:

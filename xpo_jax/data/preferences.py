@@ -17,7 +17,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from xpo_jax.data import conversations, validate
 from xpo_jax.data.pairs_log import content_hash
@@ -26,7 +26,7 @@ from xpo_jax.data.turns import STRICT, Rules
 from xpo_jax.values import Message
 
 COLUMNS = ("prompt", "chosen", "rejected", "p_chosen")
-EMPTY, EQUAL = "empty response", "equal responses"  # why a row is dropped
+EMPTY, EQUAL, BAD = "empty response", "equal responses", "on_bad_row"  # why a row is dropped
 
 
 class Preference(NamedTuple):
@@ -122,17 +122,31 @@ def record(
     tokenize: ResponseTokenizer,
     counts: Counter[str],
     rules: Rules = STRICT,
+    on_bad_row: Literal["error", "skip"] = "error",
 ) -> dict[str, Any] | None:
     """Return a row of a preference data set as a record of a pairs log, None where it is dropped.
 
     Args:
       position: the row's index in the data set; `load_pairs` reads the records in this order.
-      counts: counts EMPTY and EQUAL rows, which are dropped, and the end tokens that were stripped.
+      counts: counts EMPTY and EQUAL rows, which are dropped, BAD rows, and the end tokens that were stripped.
+      rules: see `turns.Rules`.
+      on_bad_row: "skip" drops a row that cannot be used.
 
     Raises:
-      DataError: as `read`.
+      DataError: as `read`, or a control token, unless such rows are skipped.
     """
-    preference = read(row, rules)
+    try:
+        return _record(read(row, rules), row, position, tokenize, counts)
+    except DataError:
+        if on_bad_row == "error":
+            raise
+    counts[BAD] += 1
+    return None
+
+
+def _record(
+    preference: Preference, row: Row, position: int, tokenize: ResponseTokenizer, counts: Counter[str]
+) -> dict[str, Any] | None:
     texts = [tokenize.strip(text) for text in (preference.chosen, preference.rejected)]
     stripped = sum(map(str.__ne__, texts, (preference.chosen, preference.rejected)))
     if stripped:

@@ -70,8 +70,8 @@ def open_rows(source: Source) -> Rows:
     source = expand(source)
     if _LITERAL.match(source) and not os.path.exists(source):
         raise SourceError(
-            f"{source}: no such file; write lists and mappings in a config, on the command line a source is a path,"
-            " a glob or a name"
+            f"{source}: is a list or mapping as text; write it in a config, because on the command line a source is a"
+            " path, a glob or a name"
         )
     if source.startswith("embedded:"):
         return _embedded(source)

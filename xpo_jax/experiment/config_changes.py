@@ -52,7 +52,7 @@ def compare_inputs(
 
 
 def refused(changes: Mapping[str, str], *, finished: bool, accept: bool) -> tuple[str, str] | None:
-    """Return what prevents the run from resuming, and a further remedy; None if nothing does.
+    """Return what the run is of instead, with the differences, and a further remedy; None if it may resume.
 
     Args:
       changes: as `compare` returns them.
@@ -65,7 +65,8 @@ def refused(changes: Mapping[str, str], *, finished: bool, accept: bool) -> tupl
         return None
     more = f"; and {len(lines) - 3} more" if len(lines) > 3 else ""
     remedy = "" if closed else ", or add --accept-changes to resume with this config"
-    return "; ".join(lines[:3]) + more, remedy
+    kind = "other inputs" if all("its content is" in line for line in lines) else "another config"
+    return f"{kind} ({'; '.join(lines[:3])}{more})", remedy
 
 
 def fingerprint(config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:

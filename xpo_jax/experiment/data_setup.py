@@ -69,7 +69,10 @@ def load_data(
         check=lambda messages, row: contract.check(judge, messages, row),
     )
     if config.offline is not None:
-        names = ("template", "column", "max_prompt_tokens", "on_long", "take", "chat_template_arguments")
+        names = (
+            *("template", "column", "max_prompt_tokens", "on_long", "take", "chat_template_arguments"),
+            *("on_bad_row", "on_extra_keys", "on_assistant_last"),
+        )
         pairs = configs.build(
             load_pairs,
             config.offline,

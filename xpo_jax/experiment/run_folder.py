@@ -117,7 +117,7 @@ def _open_locked(
     result = read_run_file(result_file) if result_file.exists() else None
     refused = config_changes.refused(changes, finished=result is not None, accept=accept_changes)
     if refused:
-        raise ValueError(f"{folder}: is a run of another config ({refused[0]}); {ELSEWHERE}{refused[1]}")
+        raise ValueError(f"{folder}: is a run of {refused[0]}; {ELSEWHERE}{refused[1]}")
     if result is not None and changes:  # with more steps it is no longer finished
         result_file.unlink()
         result = None

@@ -173,7 +173,7 @@ class Session:
         if problem := self.learning.problem():
             folder = self.save_now()
             with all_or_none("learning"):
-                raise ValueError(f"step {done}: {problem}; the last weights are in {folder}")
+                raise ValueError(f"step {done}: {problem}; the last weights are in {folder}, see report.html")
 
     def should_stop(self) -> bool:
         """Return whether the run ends after the current step; `ended_by` says why."""

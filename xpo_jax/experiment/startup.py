@@ -91,7 +91,18 @@ def run(config: ConfigDict, loop: Loop, *, accept_changes: bool) -> dict[str, An
                     compilations,
                     others,
                 )
-                result = loop(context)
+                try:
+                    result = loop(context)
+                except (
+                    ValueError,
+                    FloatingPointError,
+                ):  # such as a run that learns nothing: the report shows why
+                    if distributed.is_lead_process():
+                        with contextlib.suppress(
+                            Exception
+                        ):  # before the first evaluation there is nothing to show
+                            report.write(directory.path)
+                    raise
                 result["seconds"] = round(time.monotonic() - started, 1)
                 with all_or_none("finishing"):
                     directory.finish(result)

@@ -85,25 +85,29 @@ def findings(run: Run) -> list[tuple[str, str]]:
     """Return what a reader should know first, as ("good" | "look" | "bad", sentence)."""
     first, last = run.evaluations[0], run.evaluations[-1]
     return [
-        *_verdict_findings(last, run.metrics),
+        *_verdict_findings(run),
         *_win_rate_findings(first, last, one_model=run.config["model"]["reference"] is None),
         *_answer_findings(first, last),
         *_step_findings(run.metrics),
     ]
 
 
-def _verdict_findings(last: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+def _verdict_findings(run: Run) -> list[tuple[str, str]]:
     """Return whether there was anything to learn from: a run can end well and have taught the policy nothing."""
-    lines = []
+    lines, metrics = [], run.metrics
     steps = [row["judge/decisive_rate"] for row in metrics if row.get("judge/decisive_rate") is not None]
     if steps and not any(steps):
         lines.append(("bad", f"no verdict in {len(steps)} steps preferred one response: nothing was learned"))
     elif steps and not any(steps[-LAST_STEPS:]) and len(steps) > LAST_STEPS:
         lines.append(("bad", f"no verdict in the last {LAST_STEPS} steps preferred one response"))
-    rates = {row["judge/letter_a_rate"] for row in metrics if row.get("judge/letter_a_rate") is not None}
-    evaluated, trained = last.get("eval/queries", 0), metrics[-1].get("judge/queries", 0) if metrics else 0
-    for letter_a, queries in (({last.get("eval/letter_a_rate")}, evaluated), (rates, trained)):
-        if letter_a in ({0}, {1}) and queries >= SAME_LETTER_PAIRS:
+    trained = {row.get("judge/letter_a_rate") for row in metrics} - {None}
+    evaluated = {row.get("eval/letter_a_rate") for row in run.evaluations} - {None}
+    queries = sum(row.get("eval/queries", 0) for row in run.evaluations)
+    known = [(trained, metrics[-1].get("judge/queries", 0) if metrics else 0), (evaluated, queries)]
+    if (run.config.get("evaluation") or {}).get("judge") is None:  # one judge
+        known.append((trained | evaluated, sum(number for _, number in known)))
+    for letter_a, number in known:
+        if letter_a in ({0}, {1}) and number >= SAME_LETTER_PAIRS:
             letter = "A" if letter_a == {1} else "B"
             return [*lines, ("bad", f"the judge always preferred the answer shown as {letter}")]
     return lines

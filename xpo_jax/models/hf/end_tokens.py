@@ -12,6 +12,8 @@ from typing import Any
 
 from xpo_jax.models.hf.tensors import model_folder, read_model_json
 
+SHOWN = 8  # end tokens in the opening summary
+
 _QUESTION, _ANSWER = "Question 4711?", "Answer 4711."
 
 
@@ -66,7 +68,8 @@ def turn_end_id(tokenizer: Any) -> int | None:
 def describe_end_tokens(folder: str | Path, tokenizer: Any, names: Sequence[str] | None = None) -> str:
     """Return the tokens that end a response for the opening summary, and which of them no file of the model names."""
     ids = end_token_ids(folder, tokenizer, names)
-    text = ", ".join(tokenizer.convert_ids_to_tokens(list(ids)))
+    text = ", ".join(tokenizer.convert_ids_to_tokens(list(ids[:SHOWN])))
+    text += f" and {len(ids) - SHOWN} more" if len(ids) > SHOWN else ""
     if names is not None:
         return f"{text} (sampling.end_tokens)"
     stated = _generation_config(folder)[1].get("eos_token_id")
