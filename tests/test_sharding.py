@@ -237,7 +237,7 @@ def results(sizes):
     grads, sums = programs.zeros(state.params)
     for slots, index in packed:
         targets = gather_pair_targets(pairs, index)
-        grads, sums = programs.accumulate(state.params, grads, sums, slots, targets, *numbers())
+        grads, sums = programs.accumulate(state.params, {}, grads, sums, slots, targets, *numbers())
     grads_on_host = jax.device_get(grads)
     new, applied = programs.apply(state, grads, sums["loss"])
     return {
