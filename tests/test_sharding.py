@@ -273,7 +273,7 @@ def on_one_device():
     @jax.jit
     def step(params):
         grads, sums = accumulate(
-            params, *zeros(params), packed, gather_pair_targets(pairs, index), *numbers()
+            params, {}, *zeros(params), packed, gather_pair_targets(pairs, index), *numbers()
         )
         updates, _ = transformation.update(grads, transformation.init(params), params)
         return grads, sums, optax.apply_updates(params, updates)

@@ -71,6 +71,14 @@ class LoRA:
         """The factor of (x A) B."""
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
+    @property
+    def summary(self) -> str:
+        """Return a line for people; empty where all weights are trained."""
+        begins = "" if self.start is None else f", which begins as {self.start}"
+        targets = ", ".join(self.targets)
+        text = f"LoRA of rank {self.rank} and scale {self.scale:g} on {targets}{begins}" if self.rank else ""
+        return text
+
     def trains(self, path: str) -> bool:
         """Return whether the weight at a dotted path is trained: the predicate that divides every tree of weights."""
         return not self.rank or path.rpartition(".")[2] in (A, B)
