@@ -48,6 +48,7 @@ class LoRA:
     start: str | None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "targets", tuple(self.targets))  # so that equal settings have one hash
         if self.rank < 0:
             raise ValueError(f"rank is {self.rank}, must be 0 (train all weights) or more")
         if not 0 < self.alpha < math.inf:
