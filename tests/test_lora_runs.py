@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from fakes import Counting
 from flax import traverse_util
-from tiny_run import killed_at_update, read_metrics, run_contents
+from tiny_run import changed_config, killed_at_update, read_metrics, run_contents, run_name
 
 from xpo_jax.algorithm.logps import response_logps
 from xpo_jax.config import loader
+from xpo_jax.experiment import startup
+from xpo_jax.judges.llm import LLMJudge
 from xpo_jax.models import lora, registry
 from xpo_jax.models.hf import adapter, model_folder
 from xpo_jax.models.lora import LoRA
@@ -106,6 +108,31 @@ def test_offline_run_learns_an_adapter_from_recorded_pairs(run, whole, folder):
     assert status == 0, err
     assert settings_of(folder / "offline").rank == 4 and (folder / "offline" / "adapter").is_dir()
     assert abs(read_metrics(folder / "offline")[-1]["eval/kl"]) > 1e-3
+
+
+def test_llm_judge_of_the_same_model_shares_the_arrays_of_the_base(folder, monkeypatch):
+    """With another reference, too; the judge has no adapter."""
+    taken = {}
+    load, begin = LLMJudge.load, startup.start
+
+    def loading(self, starting):
+        load(self, starting)
+        taken["judge"] = self._scorer.weights
+
+    def beginning(context):
+        taken["start"] = begin(context)
+        return taken["start"]
+
+    monkeypatch.setattr(LLMJudge, "load", loading)
+    monkeypatch.setattr(startup, "start", beginning)
+    judge = {"name": "llm", "rules": None, "path": None, "template": "{text}|{A}|{B}|", "labels": ("A", "B")}
+    changes = {"judge": {**judge, "batch_size": 8, "buckets": (96,), "on_long": "error"}, "steps": 1}
+    status, _, err = run_name(folder, "judged", changed_config(folder, **ADAPTED, **changes))
+    assert status == 0, err
+    base, policy = (traverse_util.flatten_dict(taken["start"][i]) for i in (1, 2))
+    judged = traverse_util.flatten_dict(taken["judge"])
+    assert judged.keys() == base.keys() and all(judged[path] is leaf for path, leaf in base.items())
+    assert all(policy[path] is leaf for path, leaf in base.items()) and policy.keys() > base.keys()
 
 
 # ---- exports --------------------------------------------------------------------------------------
