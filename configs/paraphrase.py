@@ -82,7 +82,7 @@ def embedded() -> ConfigDict:
     # xpo_jax/models/lora.py: LoRA. docs/choosing.md compares adapters with training all weights.
     config.lora = ConfigDict(
         {
-            "rank": 0,  # trains all weights; 16 trains an adapter, with a learning rate 10 to 100 times as large
+            "rank": 0,  # trains all weights; 16 trains an adapter, commonly with ten times the learning rate or more
             "alpha": 32.0,  # an adapter's scale is alpha / rank
             "targets": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
             "rslora": False,  # True: the scale is alpha / sqrt(rank)

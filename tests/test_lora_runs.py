@@ -33,7 +33,9 @@ def whole(run, folder):
     Counting.reset()
     status, out, err, queries = run("whole", **ADAPTED)
     assert status == 0, err
-    assert "trained LoRA of rank 4 and scale 2 on q_proj, v_proj" in " ".join(out.split())
+    shown = " ".join(out.split())
+    assert "trained LoRA of rank 4 and scale 2 on q_proj, v_proj" in shown
+    assert "8,208, computing in float32; 1,344 are trained beside them" in shown
     return folder / "whole", queries
 
 

@@ -183,7 +183,8 @@ def merged(folder: Path, model_config: ModelConfig, params: Params, adapters: Lo
     with distributed.fetched_to_lead(list(flat.values())) as fetched:
         on_lead = distributed.is_lead_process()
         arrays = dict(zip(flat, fetched, strict=True)) if on_lead else {}
-    of_base = readers(folder, model_config, param_shapes(model_config))
+    with all_or_none("reading the base"):
+        of_base = readers(folder, model_config, param_shapes(model_config))
     return traverse_util.unflatten_dict(
         {
             path: _Merged(leaf.shape, reader, arrays, path, adapters.scale)
