@@ -79,6 +79,18 @@ def embedded() -> ConfigDict:
         }
     )
 
+    # xpo_jax/models/lora.py: LoRA. docs/choosing.md compares adapters with training all weights.
+    config.lora = ConfigDict(
+        {
+            "rank": 0,  # trains all weights; 16 trains an adapter, commonly with ten times the learning rate or more
+            "alpha": 32.0,  # an adapter's scale is alpha / rank
+            "targets": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+            "rslora": False,  # True: the scale is alpha / sqrt(rank)
+            "start": None,  # or the folder of a PEFT adapter of model.path to begin with
+        },
+        type_safe=False,  # a path may replace None
+    )
+
     # xpo_jax/runtime/sharding.py: make_mesh. -1 takes all remaining devices.
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
 

@@ -18,6 +18,8 @@ from xpo_jax.models.decoder import Decoder
 from xpo_jax.models.decoder_config import DecoderConfig
 from xpo_jax.models.decoder_family import unstack
 from xpo_jax.models.hf import weights
+from xpo_jax.models.hf.adapter import adapter_shapes
+from xpo_jax.models.lora import LoRA
 from xpo_jax.models.qwen2 import Qwen2Config
 from xpo_jax.models.registry import param_shapes
 
@@ -138,6 +140,14 @@ def random_params(seed: int, config: DecoderConfig, scale: float = 0.5) -> Any:
     rng = np.random.default_rng(seed)
     return jax.tree.map(
         lambda leaf: rng.normal(scale=scale, size=leaf.shape).astype(np.float32), param_shapes(config)
+    )
+
+
+def random_adapter(seed: int, config: DecoderConfig, lora: LoRA, scale: float = 0.5) -> Any:
+    """Return an adapter as NumPy arrays with stacked layers, of which neither A nor B is zero."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda leaf: rng.normal(scale=scale, size=leaf.shape).astype(np.float32), adapter_shapes(config, lora)
     )
 
 

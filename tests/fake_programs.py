@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from fake_models import TINY
 from tiny_run import ADAMW
@@ -15,6 +17,7 @@ from xpo_jax.algorithm.optimizer import Optimizer, make_optimizer
 from xpo_jax.algorithm.programs import BatchShapes, Programs
 from xpo_jax.algorithm.sampler import Vocabulary
 from xpo_jax.algorithm.sampling import Sampling
+from xpo_jax.models.lora import OFF, LoRA
 from xpo_jax.runtime import sharding
 
 PLAIN = {
@@ -35,11 +38,14 @@ def tiny_programs(
     optimizer: Optimizer | None = None,
     loss: LossFn | None = None,
     entropy_weight: float = 0.0,
+    lora: LoRA = OFF,
+    sizes: tuple[int, int, int] = (2, 2, 2),
 ) -> Programs:
-    """Return the programs of a run with batches of eight and prompts of eight tokens, on eight devices."""
-    mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
+    """Return the programs of a run with batches of eight and prompts of eight tokens, on the first devices."""
+    devices = jax.devices()[: math.prod(sizes)]
+    mesh = sharding.mesh_over(devices, **dict(zip(sharding.AXES, sizes, strict=True)))
     return Programs(
-        make_model_spec(mesh, TINY, dtype=dtype, remat=remat, batch_size=8, prompt_tokens=8),
+        make_model_spec(mesh, TINY, dtype=dtype, remat=remat, batch_size=8, prompt_tokens=8, lora=lora),
         BatchShapes(batch_size=8, prompt_buckets=(8,), micro_batch_rows=1, chunk_tokens=32, prefetch_depth=2),
         Sampling(**sampling),
         Vocabulary(36, (1, 2), 0),

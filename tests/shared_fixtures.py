@@ -20,6 +20,7 @@ LONGEST = (
     "test_mypy",
     "test_train",
     "test_distributed",
+    "test_lora_runs",
     "test_resume",
     "test_plan",
     "test_sampler",

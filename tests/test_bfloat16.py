@@ -110,7 +110,7 @@ def test_kl_and_margins_before_the_first_update_are_exactly_zero(sizes, remat, a
         np.ones(B, np.float32),
         prompts.valid,
     )
-    _, sums, _ = programs.update(state, pairs, packed, 0.01, 0.1)
+    _, sums, _ = programs.update(state, {}, pairs, packed, 0.01, 0.1)
     metrics = summarise(jax.device_get(sums), 0.1)
     assert metrics["objective/kl"] == 0.0
     assert metrics["rewards/margins"] == 0.0 and metrics["rewards/chosen"] == 0.0
@@ -141,14 +141,14 @@ def test_gradient_of_the_table_has_an_error_that_does_not_grow_with_the_chunks(c
     U, D, V, rng = 512, 16, 64, np.random.default_rng(0)
     hidden, table = (jnp.asarray(rng.normal(size=s), jnp.bfloat16) for s in ((1, U, D), (V, D)))
     targets = jnp.asarray(rng.integers(0, 4, (1, U)), jnp.int32)  # few targets: one column adds up
-    head = logps._Head(1.0, V, U // chunks, False)
+    head = logps._Head(1.0, V, U // chunks, False, True)
 
     def loss(table, hidden, head):
         return logps._token_logps(head, hidden, table, targets, jnp.int32(U // head.width))[0].sum()
 
     gradient = jax.jit(functools.partial(jax.grad(loss), head=head))(table, hidden)
     with jax.enable_x64(True):
-        exact = jax.jit(functools.partial(jax.grad(loss), head=logps._Head(1.0, V, U, False)))(
+        exact = jax.jit(functools.partial(jax.grad(loss), head=logps._Head(1.0, V, U, False, True)))(
             jnp.asarray(table, jnp.float64), jnp.asarray(hidden, jnp.float64)
         )
     error = np.linalg.norm(np.asarray(gradient, np.float64) - np.asarray(exact)) / np.linalg.norm(exact)

@@ -153,10 +153,11 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("processes")
 
 
-def start(folder: Path, name: str, processes: int, judge: dict, overrides=((), ())) -> list[Ended]:
+def start(folder: Path, name: str, processes: int, judge: dict, overrides=((), ()), rank=0) -> list[Ended]:
     """Run the command line on four CPU devices in total; return every process once it has ended."""
     config = tiny_config(folder)
     config.run_dir, config.steps, config.judge = str(folder / name), STEPS, ConfigDict(judge)
+    config.lora.rank = rank
     config.mesh = ConfigDict({"data": 1, "fsdp": 2, "tensor": 2})
     config.data.buckets = (40,)  # fewer programs to compile
     spec = write_config(folder / f"{name}.py", config)
@@ -266,6 +267,27 @@ def test_two_processes_learn_what_one_learns(alone, two_processes):
     exported = model_folder.load_params(two_processes / "export", model_config)
     jax.tree.map(np.testing.assert_array_equal, state.params, exported)
     assert state.step == STEPS
+
+
+@pytest.mark.slow
+def test_two_processes_learn_the_adapter_that_one_learns(folder):
+    """They draw the same pairs, and export the same adapter and merged weights up to rounding."""
+    judge = {"name": "fakes:Patchy"}
+    for name, processes in (("adapted", 1), ("adapted_pair", 2)):
+        ended = start(folder, name, processes, judge, rank=4)
+        assert [process.status for process in ended] == [0] * processes, ended[0].err
+    alone, both = folder / "adapted", folder / "adapted_pair"
+    pairs = [pair for name in ("pairs.jsonl", "pairs-1.jsonl") for pair in read_pairs(both / name)]
+    order = lambda pair: (pair["step"], pair["position"])
+    assert sorted(pairs, key=order) == list(read_pairs(alone / "pairs.jsonl"))
+    assert metrics(both)[1]["objective/kl"] == 0.0
+    for file in ("adapter/adapter_model.safetensors", "export/model.safetensors"):
+        ours, expected = load_file(both / file), load_file(alone / file)
+        assert ours.keys() == expected.keys()
+        for name, weight in expected.items():
+            np.testing.assert_allclose(ours[name], weight, rtol=0, atol=1e-5, err_msg=name)
+    b = load_file(both / "adapter/adapter_model.safetensors")
+    assert max(np.abs(weight).max() for name, weight in b.items() if "lora_B" in name) > 1e-3
 
 
 def test_only_process_0_prints_and_writes(pair, two_processes):

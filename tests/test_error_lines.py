@@ -40,7 +40,8 @@ def test_make_judge_partial_or_object_that_takes_comparisons_is_the_judge(name):
 def test_read_config_of_an_adapter_says_what_it_is(tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "owner/base"}))
     with pytest.raises(
-        ValueError, match=r"holds an adapter \(LoRA\) of owner/base, not a model; merge it into"
+        ValueError,
+        match=r"an adapter \(LoRA\) of owner/base, not a model; give that model, and this folder as lora.start",
     ):
         model_folder.read_config(tmp_path)
 

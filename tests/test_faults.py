@@ -114,7 +114,7 @@ def test_injector_strikes_in_the_planned_steps_only(plan, strikes, monkeypatch, 
     """A run makes three calls before its first step, two in each step and two after the last."""
     profiler = SimpleNamespace(_profiler=SimpleNamespace(at=lambda done: None))
     monkeypatch.setattr(Session, "begin_step", Session.begin_step)
-    monkeypatch.setattr(Session, "end", lambda self, state, done: {"steps": done})
+    monkeypatch.setattr(Session, "end", lambda self, state, base, done: {"steps": done})
     injector, struck = inject.Injector(plan), []
     inject.follow_steps(injector)
 

@@ -291,9 +291,9 @@ def test_replay_on_changed_data_keeps_the_prompts_of_past_pairs(one_device, tmp_
 
     seen, update = [], Programs.update
 
-    def spy(self, state, pairs, *rest):
+    def spy(self, state, frozen, pairs, *rest):
         seen.append(pairs)
-        return update(self, state, pairs, *rest)
+        return update(self, state, frozen, pairs, *rest)
 
     monkeypatch.setattr(Programs, "update", spy)
     status, out, err = run_name(tmp_path, "run", config, ["--accept-changes"])

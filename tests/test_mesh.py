@@ -292,7 +292,7 @@ def test_bfloat16_on_a_mesh_keeps_float32_masters_and_compiles_what_it_declared(
             *verdicts,
             prompts.valid,
         )
-        state, sums, applied = here.update(state, pairs, packed, alpha=1e-3, beta=0.1)
+        state, sums, applied = here.update(state, {}, pairs, packed, alpha=1e-3, beta=0.1)
     grads, _ = here.zeros(state.params)
     assert applied["finite"] and float(applied["grad_norm"]) > 0 and logps.dtype == jnp.float32
     assert counter.count == len(declared_programs)

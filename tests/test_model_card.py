@@ -70,3 +70,12 @@ def test_card_names_nothing_of_the_machine(top, tmp_path):
     assert "valid answers" not in text
     assert not re.search(r"users|someone|elsewhere|cache|sk-secret|train\.jsonl", text)
     assert str(tmp_path) not in text
+
+
+def test_card_of_an_adapter_states_its_settings_and_no_path(tmp_path):
+    config = tiny_config(tmp_path)
+    with config.ignore_type():
+        config.lora.rank, config.lora.start = 4, "/users/someone/adapter"
+    top = configs.build(settings.Experiment, config, "config")
+    text = card(top, HUB, HUB, FOUND, held_out=1000)
+    assert '"lora"' in text and '"rank": 4' in text and "someone/adapter" not in text

@@ -74,12 +74,12 @@ def test_offline_epoch_has_every_judged_pair_once(run, folder, monkeypatch):
     assert failed > 0
     seen, update = [], Programs.update
 
-    def spy(self, state, pairs, packed, alpha, beta):
+    def spy(self, state, frozen, pairs, packed, alpha, beta):
         for i in np.flatnonzero(pairs.valid):
             tokens = [pairs.tokens[c, i, : pairs.lengths[c, i]].tolist() for c in (0, 1)]
             prompt = pairs.prompt_tokens[i, : pairs.prompt_lengths[i]].tolist()
             seen.append((prompt, tokens, float(pairs.p_first[i]), float(pairs.weight[i])))
-        return update(self, state, pairs, packed, alpha, beta)
+        return update(self, state, frozen, pairs, packed, alpha, beta)
 
     monkeypatch.setattr(Programs, "update", spy)
     steps = 2 * -(-len(judged) // 8)

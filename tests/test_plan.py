@@ -27,6 +27,7 @@ from xpo_jax.algorithm.programs import BatchShapes, Programs
 from xpo_jax.algorithm.sampler import Vocabulary
 from xpo_jax.algorithm.sampling import Sampling
 from xpo_jax.models.attention_kernels import choose
+from xpo_jax.models.lora import LoRA
 from xpo_jax.runtime import sharding
 
 REPOSITORY = Path(__file__).parents[1]
@@ -83,6 +84,7 @@ def compiled(s, which, fields=ADAMW):
         batch_size=s.batch_size,
         prompt_tokens=s.prompt_tokens,
         attention=s.kernels.long,
+        lora=s.lora,
     )
     programs = Programs(
         spec,
@@ -233,8 +235,48 @@ def test_memory_of_7b_weights_is_that_of_the_compiled_programs(sizes):
     check_arguments(dataclasses.replace(planned(sizes, model=SIZES["7B"], P=32, T=16), dtype=jnp.bfloat16))
 
 
+def adapters(rank):
+    return LoRA(rank=rank, alpha=32.0, targets=(".*_proj",), rslora=False, start=None)
+
+
+@pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 1, 1)])
+def test_memory_of_adapters_is_that_of_the_compiled_programs(sizes):
+    """The base once, in the compute dtype, beside it the adapters; and stacked while an update runs."""
+    s = planned(sizes, lora=adapters(4))
+    phases, full = estimate.memory(s), estimate.memory(planned(sizes))
+    sample, accumulate = batch_bytes(s)
+    assert (
+        phases["sample"]["reference"]
+        == full["sample"]["reference"] + phases["sample"]["policy, for sampling"]
+    )
+    assert compiled(s, "sample").argument_size_in_bytes == phases["sample"]["reference"] + sample
+    parts = phases["gradient"]
+    trained, stacked = parts["master weights"] + parts["gradients"], parts["base, stacked"]
+    assert compiled(s, "accumulate").argument_size_in_bytes == trained + stacked + accumulate
+    memory = compiled(s, "stack")
+    assert memory.argument_size_in_bytes == full["sample"]["reference"]
+    assert memory.output_size_in_bytes - memory.alias_size_in_bytes <= stacked + 8 * 64  # a table of pointers
+    apply = sum(phases["apply"][part] for part in ("master weights", "optimizer state", "gradients"))
+    assert compiled(s, "apply").argument_size_in_bytes == apply + 3 * 4  # step, skipped, loss
+    a_layer = 4 * (6 * 16 + 24) + 4 * (2 * 16 + 2 * 8 + 2 * 24 + 16)  # A of seven maps, and B
+    if sizes == (1, 1, 1):
+        assert phases["apply"]["gradients"] == 4 * 2 * a_layer
+
+
+def test_plan_of_7b_with_adapters_fits_one_gpu_of_80_gb(capsys):
+    """Batches of 64 prompts of 1,024 tokens and responses of 128, rank 16, with the judge of the config."""
+    config = "--config=paraphrase:Qwen/Qwen2.5-7B-Instruct"
+    arguments = [config, "--devices=1", "--device=h100-80gb"]
+    assert plan.main([*arguments, "--config.lora.rank=16"]) == 0
+    out = capsys.readouterr().out
+    assert "64 prompts of 1024 tokens, responses of 128" in out and "LoRA of rank 16" in out
+    assert "fits: 53.54 of 74.51 GiB at the peak (sample)" in out
+    assert plan.main([*arguments]) == 1
+
+
 BLOCKS = choose("blocks", "cpu")
 WHOLE_RUN = ("master weights", "optimizer state", "reference", "policy, for sampling", "gradients")
+WHOLE_RUN += ("base, stacked",)
 PHASES = {"sample": "sample", "score": "score", "accumulate": "gradient", "apply": "apply"}
 
 
@@ -273,6 +315,21 @@ SHAPES = [(8, 64, 64), (8, 64, 128), (8, 128, 64), (4, 256, 32), (4, 32, 256)]
 )
 def test_memory_of_temporaries_is_what_xla_allocates(program, remat, B, P, T):
     s = planned(model=LARGER, B=B, P=P, T=T, remat=remat)
+    assert 0.8 < working(s, program) / compiled(s, program).temp_size_in_bytes < 1.25
+
+
+@pytest.mark.parametrize(
+    ("program", "remat", "B", "P", "T"),
+    [
+        ("accumulate", True, 8, 64, 128),
+        pytest.param("sample", False, 8, 64, 64, marks=pytest.mark.slow),
+        pytest.param("score", False, 8, 64, 64, marks=pytest.mark.slow),
+        pytest.param("accumulate", False, 8, 64, 128, marks=pytest.mark.slow),
+        pytest.param("accumulate", True, 4, 256, 32, marks=pytest.mark.slow),
+    ],
+)
+def test_memory_of_temporaries_with_adapters_is_what_xla_allocates(program, remat, B, P, T):
+    s = planned(model=LARGER, B=B, P=P, T=T, remat=remat, lora=adapters(16))
     assert 0.8 < working(s, program) / compiled(s, program).temp_size_in_bytes < 1.25
 
 

@@ -176,9 +176,9 @@ def replaying(run, folder):
     """Return the files of an uninterrupted run with three updates a step, the pairs of each update, and its queries."""
     seen, update = [], Programs.update
 
-    def spy(self, state, pairs, packed, alpha, beta):
+    def spy(self, state, frozen, pairs, packed, alpha, beta):
         seen.append((pairs, alpha))
-        return update(self, state, pairs, packed, alpha, beta)
+        return update(self, state, frozen, pairs, packed, alpha, beta)
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(Programs, "update", spy)

@@ -237,7 +237,7 @@ def results(sizes):
     grads, sums = programs.zeros(state.params)
     for slots, index in packed:
         targets = gather_pair_targets(pairs, index)
-        grads, sums = programs.accumulate(state.params, grads, sums, slots, targets, *numbers())
+        grads, sums = programs.accumulate(state.params, {}, grads, sums, slots, targets, *numbers())
     grads_on_host = jax.device_get(grads)
     new, applied = programs.apply(state, grads, sums["loss"])
     return {
@@ -273,7 +273,7 @@ def on_one_device():
     @jax.jit
     def step(params):
         grads, sums = accumulate(
-            params, *zeros(params), packed, gather_pair_targets(pairs, index), *numbers()
+            params, {}, *zeros(params), packed, gather_pair_targets(pairs, index), *numbers()
         )
         updates, _ = transformation.update(grads, transformation.init(params), params)
         return grads, sums, optax.apply_updates(params, updates)

@@ -681,8 +681,8 @@ def test_run_with_separate_skipped_updates_and_identical_responses_finishes(run,
     not finite, and max_skipped is 2."""
     update, number = Programs.update, itertools.count()
 
-    def spoiled(self, state, pairs, packed, alpha, beta):
-        return update(self, state, pairs, packed, math.nan if next(number) in (0, 2) else alpha, beta)
+    def spoiled(self, state, frozen, pairs, packed, alpha, beta):
+        return update(self, state, frozen, pairs, packed, math.nan if next(number) in (0, 2) else alpha, beta)
 
     monkeypatch.setattr(Programs, "update", spoiled)
     greedy = run("greedy", sampling__top_k=1, data__buckets=(40,), optimizer__warmup_steps=2)

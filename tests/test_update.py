@@ -85,7 +85,7 @@ def gradient(
     numbers = [np.float32(x) for x in (valid.sum(), batch.lengths[0][valid].sum(), alpha, beta)]
     grads, sums = zeros(params)
     for packed, index in Packer(rows, at, shards=1)(*batch[:4], valid):
-        grads, sums = accumulate(params, grads, sums, packed, gather_pair_targets(batch, index), *numbers)
+        grads, sums = accumulate(params, {}, grads, sums, packed, gather_pair_targets(batch, index), *numbers)
     return grads, jax.device_get(sums)
 
 

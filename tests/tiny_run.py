@@ -99,6 +99,13 @@ def tiny_config(folder: Path) -> ConfigDict:
                 "dtype": "float32",
                 "attention": "auto",
             },
+            "lora": {
+                "rank": 0,
+                "alpha": 8.0,
+                "targets": ("q_proj", "v_proj", "o_proj", "up_proj", "down_proj"),
+                "rslora": False,
+                "start": None,
+            },
             "mesh": {"data": 2, "fsdp": 2, "tensor": 2},
             "distributed": {
                 "mode": "auto",

@@ -128,6 +128,7 @@ def describe(s: estimate.Setup) -> str:
     return field_table(
         {
             "parameters": f"{estimate.parameters(s.model):,}, computing in {np.dtype(s.dtype).name}",
+            "trained": s.lora.summary or "all of them",
             "devices": f"{s.mesh.size}; mesh {mesh}",
             "batch": f"{s.batch_size} prompts of {s.prompt_tokens} tokens, responses of {s.response_tokens};"
             f" micro-batches of {s.micro_batch_rows} rows per device in the update, remat {'on' if s.remat else 'off'}",

@@ -44,7 +44,7 @@ def _learn(context: Context) -> dict[str, Any]:
     programs, data = components.programs, components.data
     timer = Timer(jax.profiler.TraceAnnotation)
 
-    state, policy, reference, ready = startup.start(context)
+    state, base, policy, reference, ready = startup.start(context)
     done = ready.step
     with startup.open_session(ready, CONSOLE, asks_judge=False) as session:
         while True:
@@ -77,6 +77,7 @@ def _learn(context: Context) -> dict[str, Any]:
                 update = update_policy(
                     programs,
                     state,
+                    base,
                     pairs,
                     micro_batches if prompts.valid.all() else programs.pack_pairs(pairs),
                     alpha=components.coefficients.alpha(done),
@@ -103,4 +104,4 @@ def _learn(context: Context) -> dict[str, Any]:
             session.record_step(done, state, known)
 
     policy = reference = None  # frees their memory for the export
-    return session.end(state, done)
+    return session.end(state, base, done)

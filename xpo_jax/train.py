@@ -44,7 +44,7 @@ def _train(context: Context) -> dict[str, Any]:
     second_is_reference = components.config.loss.second_candidate == "reference"
     decode, timer = components.models.decode, Timer(jax.profiler.TraceAnnotation)
 
-    state, policy, reference, ready = startup.start(context)
+    state, base, policy, reference, ready = startup.start(context)
     done = ready.step
     prefetcher = ReferencePrefetcher(
         programs, batches, steps, reference_step, stream=Stream.TRAINING, candidate=1
@@ -104,6 +104,7 @@ def _train(context: Context) -> dict[str, Any]:
                 update = update_policy(
                     programs,
                     state,
+                    base,
                     fresh,
                     micro_batches,
                     replayed=replay.minibatches(done, fresh),
@@ -133,7 +134,7 @@ def _train(context: Context) -> dict[str, Any]:
             session.record_step(done, state, metrics)
 
     policy = reference = None  # frees their memory for the export
-    return session.end(state, done)
+    return session.end(state, base, done)
 
 
 def _judge(

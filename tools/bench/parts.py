@@ -89,7 +89,7 @@ class Bench:
         numbers = [np.float32(x) for x in (self.workload.prompts, self.drawn[0].sum(), ALPHA, BETA)]
         for slots, index in self._packed:
             targets = gather_pair_targets(self._pairs, index)
-            self._sums = programs.accumulate(params, *self._sums, slots, targets, *numbers)
+            self._sums = programs.accumulate(params, {}, *self._sums, slots, targets, *numbers)
         return self._sums
 
     def _apply(self) -> Any:

@@ -269,6 +269,6 @@ class Step:
         with annotation("updating"):
             weight = np.ones(B, np.float32)
             pairs = Pairs(p.tokens, p.lengths, tokens, lengths, ref_logps, self.p_first, weight, p.valid)
-            self.state, sums, applied = pr.update(self.state, pairs, packed, ALPHA, BETA)
+            self.state, sums, applied = pr.update(self.state, {}, pairs, packed, ALPHA, BETA)
             self.policy = pr.for_sampling(self.state.params)
             return jax.block_until_ready((self.policy, sums, applied))

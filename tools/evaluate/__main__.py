@@ -141,7 +141,8 @@ def run(argv: Sequence[str]) -> Findings:
         config = configs.load(str(arguments.spec), arguments.overrides)
         findings, rows = compare_answers(config, options.first, options.second)
     else:
-        overrides = ["model.reference=None", "judging.max_queries=None"]
+        # exports are merged: an adapter of the config is not theirs
+        overrides = ["model.reference=None", "judging.max_queries=None", "lora.rank=0", "lora.start=None"]
         if options.second is not None:
             overrides.append(f"model.path={options.second}")
         config = configs.load(str(arguments.spec), [*arguments.overrides, *overrides])

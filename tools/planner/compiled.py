@@ -138,6 +138,7 @@ def planned_total(s: estimate.Setup, label: str) -> int | None:
         "for_sampling": ("sample", {"master weights", "policy, for sampling"}),
         "fingerprint": ("sample", {"reference"}),
         "zeros": ("gradient", {"gradients"}),
+        "stack": ("gradient", {"reference", "base, stacked"}),
     }
     phase, names = parts[name]
     planned = sum(size for part, size in phases[phase].items() if part in names)
@@ -154,14 +155,13 @@ def phases(s: estimate.Setup, compiled: Sequence[Compiled]) -> dict[str, int]:
         by_name.setdefault(program.name, []).append(program)
 
     def most(*names: str) -> int | None:
-        totals = [program.total for name in names for program in by_name.get(name, [])]
-        return max(totals, default=None)
+        return max((program.total for name in names for program in by_name.get(name, [])), default=None)
 
-    if not {"init", "for_sampling", "zeros"} <= by_name.keys():
+    needed = ("init", "for_sampling", "zeros")
+    if not set(needed) <= by_name.keys():
         return {}
-    state, copy, masters = (
-        max(program.outputs for program in by_name[name]) for name in ("init", "for_sampling", "zeros")
-    )
+    state, copy, masters = (max(program.outputs for program in by_name[name]) for name in needed)
+    reference = copy + estimate.base(s)
     judge = estimate.sampling_copy(s.judge.model, s.mesh, s.dtype) if s.judge and s.judge.model else 0
     sampled = most("sample", "ahead")  # or its copy of the weights is made, from the masters
     made = max(program.outputs + program.temporaries for program in by_name["for_sampling"])
@@ -169,9 +169,9 @@ def phases(s: estimate.Setup, compiled: Sequence[Compiled]) -> dict[str, int]:
     both = {
         "sample": (sampled and max(sampled, made), state + copy + judge),
         "score": (most("score"), state + copy + judge),
-        "judge": (most("judge"), state + copy + (copy if judge else 0)),
-        "gradient": (most("accumulate"), state - masters + copy + judge),
-        "apply": (most("apply"), copy + judge),
+        "judge": (most("judge"), state + copy + (reference if judge else 0)),
+        "gradient": (most("accumulate"), state - masters + reference + judge),
+        "apply": (most("apply"), reference + judge),
     }
     return {name: program + rest for name, (program, rest) in both.items() if program is not None}
 

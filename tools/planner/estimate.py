@@ -25,6 +25,7 @@ from xpo_jax.models import registry
 from xpo_jax.models.attention_blocks import QUERIES
 from xpo_jax.models.attention_kernels import CUDNN, EINSUM, ONLY_EINSUM, SPLASH, Kernels
 from xpo_jax.models.family import ModelConfig
+from xpo_jax.models.lora import OFF, LoRA, rules
 from xpo_jax.runtime import sharding
 
 from . import saved
@@ -58,11 +59,10 @@ class Setup:
       dtype: of all computation except master weights, accumulated gradients and the optimizer.
       prompt_tokens, response_tokens: P and T, the largest buckets.
       batch_size: prompts, over all devices.
-      micro_batch_rows, chunk_tokens, remat: see `settings.Layout`.
-      optimizer: an optax transformation.
+      micro_batch_rows, chunk_tokens, remat, prefill_rows: see `settings.Layout`.
+      optimizer: an optax transformation. lora: which weights are trained.
       judge: None for a judge on the host.
       reference_steps: steps whose reference samples are drawn in one call.
-      prefill_rows: see `settings.Layout`.
       kernels: of attention, see `attention_kernels.choose`.
       platform: of the devices, as `sharding.platform` returns it.
     """
@@ -79,6 +79,7 @@ class Setup:
     chunk_tokens: int
     remat: bool
     optimizer: optax.GradientTransformation
+    lora: LoRA = OFF
     judge: Judge | None = None
     reference_steps: int = 1
     prefill_rows: int | None = None
@@ -119,27 +120,39 @@ def local(model: ModelConfig, mesh: Mesh | AbstractMesh) -> ModelConfig:
     )
 
 
-def _split(model: ModelConfig, mesh: Any, *, leave_out: tuple[str, ...] = ()) -> Any:
-    return sharding.shardings(mesh, param_shapes(model), registry.family(model).sharding, leave_out=leave_out)
+def _bytes(tree: Any, model: ModelConfig, mesh: Any, dtype: Any, *leave_out: str) -> int:
+    """Return the bytes of weights with stacked layers, of the model or its adapters, on one device."""
+    tree = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, dtype), tree)
+    of_family = rules(registry.family(model).sharding)
+    return sharding.bytes_per_device(tree, sharding.shardings(mesh, tree, of_family, leave_out=leave_out))
 
 
 def sampling_copy(model: ModelConfig, mesh: Any, dtype: Any) -> int:
     """Return the bytes of the weights as the sampler uses them, sharded over `tensor` only."""
-    tree = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, dtype), param_shapes(model))
-    return sharding.bytes_per_device(tree, _split(model, mesh, leave_out=("fsdp",)))
+    return _bytes(param_shapes(model), model, mesh, dtype, "fsdp")
+
+
+def policy_copy(s: Setup) -> int:
+    """Return the bytes of the trained weights as the sampler uses them; with adapters, theirs alone."""
+    return _bytes(saved.trained_shapes(s.model, s.lora), s.model, s.mesh, s.dtype, "fsdp")
+
+
+def base(s: Setup) -> int:
+    """Return the bytes of the weights that are not trained as the sampler uses them; 0 if all are."""
+    return sampling_copy(s.model, s.mesh, s.dtype) if s.lora.rank else 0
 
 
 def gathered(s: Setup) -> int:
     """Return what `ModelSpec.for_sampling` holds beside its result: the embedding while fsdp gathers it."""
     table = local(s.model, s.mesh).vocab_size * s.model.hidden_size * s.itemsize
-    return table if s.mesh.shape["fsdp"] > 1 else 0
+    return table if s.mesh.shape["fsdp"] > 1 and not s.lora.rank else 0
 
 
 def _optimizer(s: Setup) -> int:
-    params = param_shapes(s.model)
+    params = saved.trained_shapes(s.model, s.lora)
     state = jax.eval_shape(s.optimizer.init, params)
-    split = sharding.optimizer_shardings(s.mesh, state, params, _split(s.model, s.mesh))  # type: ignore[arg-type]
-    return sharding.bytes_per_device(state, split)
+    split = sharding.shardings(s.mesh, params, rules(registry.family(s.model).sharding))  # type: ignore[arg-type]
+    return sharding.bytes_per_device(state, sharding.optimizer_shardings(s.mesh, state, params, split))  # type: ignore[arg-type]
 
 
 def kv_bytes_per_token(model: ModelConfig, itemsize: int) -> int:
@@ -166,14 +179,15 @@ def _score_bytes(s: Setup, model: ModelConfig, rows: int, tokens: int, queries: 
     return numbers * (copies * block * 4 + 3 * model.head_dim * s.itemsize) + mask
 
 
-def _layer_working(model: ModelConfig, tokens: int, scores: int, itemsize: int) -> int:
+def _layer_working(model: ModelConfig, tokens: int, scores: int, itemsize: int, rank: int = 0) -> int:
     """Return the peak bytes of one layer's forward pass: of its MLP, or of its attention.
 
     Args:
-      tokens: of the input. scores: as `_score_bytes` returns them.
+      tokens: of the input. scores: as `_score_bytes` returns them. rank: of the layer's adapters.
     """
     D, H = model.hidden_size, model.head_dim
-    mlp = tokens * (2 * D + 2 * model.intermediate_size) * itemsize  # residual, normed; gate and up
+    # residual, normed; gate and up, and what adapters add to these
+    mlp = tokens * (2 * D + (4 if rank else 2) * model.intermediate_size) * itemsize
     heads = model.num_attention_heads + 2 * model.num_key_value_heads
     return max(mlp, tokens * (2 * D + heads * H) * itemsize + scores)
 
@@ -195,16 +209,17 @@ def memory(s: Setup) -> dict[str, dict[str, int]]:
     P, T, item = s.prompt_tokens, s.response_tokens, s.itemsize
     shard, rows = local(s.model, s.mesh), s.reference_steps * s.batch_size // s.shards
     micro = s.micro_batch_rows
-    masters = sharding.bytes_per_device(param_shapes(s.model), _split(s.model, s.mesh))
-    copy = sampling_copy(s.model, s.mesh, s.dtype)
-    always = {"master weights": masters, "optimizer state": _optimizer(s), "reference": copy}
+    trained = saved.trained_shapes(s.model, s.lora)
+    masters, copy = _bytes(trained, s.model, s.mesh, np.float32), policy_copy(s)
+    always = {"master weights": masters, "optimizer state": _optimizer(s), "reference": base(s) + copy}
     if s.judge and s.judge.model:
         always["judge"] = sampling_copy(s.judge.model, s.mesh, s.dtype)
     phases = {"sample": _sampling(s, shard, rows)}
     W = packing.sequence_lengths(P, T)[-1]
     slots = micro * W
     # the einsum takes a quarter of the queries at a time, see layers.BLOCKS
-    one_layer = _layer_working(shard, slots, _score_bytes(s, shard, micro, W, W // 4, copies=3), item)
+    scores = _score_bytes(s, shard, micro, W, W // 4, copies=3)
+    one_layer = _layer_working(shard, slots, scores, item, s.lora.rank)
     logits = 2 * slots * shard.hidden_size * item + 2 * _chunk(shard, slots, s.chunk_tokens, s.shards)
     # logits come after the layers, not at the same time
     phases["score"] = {"one layer": one_layer} if one_layer > logits else {"logits chunk": logits}
@@ -217,7 +232,12 @@ def memory(s: Setup) -> dict[str, dict[str, int]]:
         }
     for parts in phases.values():
         parts["policy, for sampling"] = copy  # freed before the update, and made again after it
-    phases["gradient"] = {"gradients": masters, **_backward(s, shard, micro, masters)}
+    stacked = _bytes(param_shapes(s.model), s.model, s.mesh, s.dtype) if s.lora.rank else 0
+    phases["gradient"] = {
+        "base, stacked": stacked,
+        "gradients": masters,
+        **_backward(s, shard, micro, masters),
+    }
     # XLA keeps the old moments beside the new ones, because a step that is not finite is undone; on a TPU in place
     replaced = 0 if s.platform == "tpu" else always["optimizer state"]
     phases["apply"] = {"gradients": masters, "optimizer, replaced": replaced}
@@ -229,7 +249,8 @@ def _sampling(s: Setup, shard: ModelConfig, rows: int) -> dict[str, int]:
     encoded = min(rows, s.prefill_rows or rows)
     scores = _score_bytes(s, shard, encoded, P, P, copies=2)
     # of one layer of the prefill; or logits, probabilities and their sum
-    working = max(_layer_working(shard, encoded * P, scores, s.itemsize), 3 * rows * shard.vocab_size * 4)
+    layer = _layer_working(shard, encoded * P, scores, s.itemsize, s.lora.rank)
+    working = max(layer, 3 * rows * shard.vocab_size * 4)
     copied = rows * P * kv if s.kernels.at(P) == CUDNN else 0  # from its layout into the decoder's
     cache = rows * (P + T) * kv + copied
     if s.platform == "tpu":
@@ -245,19 +266,19 @@ def _backward(s: Setup, shard: ModelConfig, micro: int, masters: int) -> dict[st
     split, tied = s.mesh.shape["fsdp"] > 1, s.model.tie_word_embeddings
     weights = masters // 4 * item  # in the compute dtype, sharded like the masters
     table = shard.vocab_size * shard.hidden_size * item
-    layer = (
-        masters // 4 * s.mesh.shape["fsdp"] * item - (1 if tied else 2) * table
-    ) // s.model.num_hidden_layers
+    complete = sampling_copy(s.model, s.mesh, s.dtype)
+    layer = (complete - (1 if tied else 2) * table) // s.model.num_hidden_layers
     chunk = _chunk(shard, micro * W, s.chunk_tokens, s.shards)
     # Logits, their softmax and its gradient, and this chunk's part of the embedding's gradient; later, in the
     # layers' backward pass, a recomputed layer, or the gradients in its MLP. With fsdp, weights are gathered where
     # they are used; not the embedding, if the vocabulary is split.
     by_words = splits_vocabulary(s.mesh, s.model.vocab_size, s.platform)
-    at_logits = 3 * chunk + (
-        table // s.mesh.shape["fsdp"] * (1 + 4 // item) if by_words else table * (2 if split else 1)
-    )
+    of_table = table // s.mesh.shape["fsdp"] * (1 + 4 // item) if by_words else table * (2 if split else 1)
+    if s.lora.rank:  # the table has no gradient
+        of_table = table if split and not by_words else 0
+    at_logits = 3 * chunk + of_table
     recomputed = (
-        saved.recomputed_layer(shard, W, s.dtype, s.kernels)
+        saved.recomputed_layer(shard, W, s.dtype, s.kernels, s.lora)
         if s.remat
         else saved.mlp_gradients(shard, W, item)
     )
@@ -266,7 +287,7 @@ def _backward(s: Setup, shard: ModelConfig, micro: int, masters: int) -> dict[st
     return {
         "weights, cast": 0 if item == 4 else weights,
         "gradients of a micro-batch": weights,
-        "activations": micro * saved.saved_bytes(shard, W, s.dtype, s.remat, s.kernels)
+        "activations": micro * saved.saved_bytes(shard, W, s.dtype, s.remat, s.kernels, s.lora)
         + (at_layers if at_layers > at_logits else 0),
         "logits chunk": at_logits if at_layers <= at_logits else 0,
     }

@@ -28,10 +28,11 @@ from xpo_jax.models.attention_kernels import choose
 from xpo_jax.models.family import ModelConfig
 from xpo_jax.models.hf import model_folder
 from xpo_jax.models.layers import KEY_VALUES
+from xpo_jax.models.lora import LoRA, join, rules
 from xpo_jax.models.registry import family
 from xpo_jax.runtime import sharding
 
-from . import estimate
+from . import estimate, saved
 from .hardware import known_models, size_of
 
 MOST_DEVICES = 4096  # limit of the search for enough devices
@@ -78,8 +79,10 @@ def setup(source: Source) -> tuple[estimate.Setup, ConfigDict]:
         mesh, batch_size=top.batch_size, **({"judge.batch_size": judge.rows} if judge else {})
     )  # type: ignore[arg-type]
     heads = (top.batch_size, shapes.num_key_value_heads, config.data.buckets[-1], shapes.head_dim)
-    tree = {**estimate.param_shapes(shapes), "key_values": jax.ShapeDtypeStruct(heads, np.float32)}
-    sharding.shardings(mesh, tree, (("key_values", KEY_VALUES), *family(shapes).sharding))  # type: ignore[arg-type]
+    lora = build(LoRA, config.lora, "lora")
+    weights = join(estimate.param_shapes(shapes), saved.trained_shapes(shapes, lora))
+    tree = {**weights, "key_values": jax.ShapeDtypeStruct(heads, np.float32)}
+    sharding.shardings(mesh, tree, (("key_values", KEY_VALUES), *rules(family(shapes).sharding)))  # type: ignore[arg-type]
     # "auto" is bfloat16 on accelerators
     dtype: Any = np.float32 if model.dtype == "float32" else ml_dtypes.bfloat16
     planned = estimate.Setup(
@@ -93,6 +96,7 @@ def setup(source: Source) -> tuple[estimate.Setup, ConfigDict]:
         chunk_tokens=layout.chunk_tokens,
         remat=layout.remat,
         optimizer=optimizer.transformation,
+        lora=lora,
         judge=judge,
         reference_steps=layout.reference_steps
         if loss.second_candidate == "reference" and top.offline is None

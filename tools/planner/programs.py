@@ -74,6 +74,7 @@ def declare(planned: Setup, config: ConfigDict, devices: Sequence[Any]) -> Decla
         dtype=dtype,
         remat=layout.remat,
         attention=model.attention,
+        lora=planned.lora,
         batch_size=top.batch_size,
         prompt_tokens=buckets[-1],
     )

@@ -26,8 +26,9 @@ def forward_flops(model: ModelConfig, tokens: int, pairs: int, logits: int) -> i
 def flops(s: estimate.Setup) -> dict[str, tuple[int, int]]:
     """Return {phase: (model FLOPs, computed FLOPs)} of one step over all devices, with responses of T tokens.
 
-    The backward pass is twice the forward pass. Computed FLOPs include the logits that the backward pass recomputes,
-    and with remat the layers.
+    The backward pass is twice the forward pass; with adapters once, because no weight of the model has a gradient, and
+    their own few products are left out. Computed FLOPs include the logits that the backward pass recomputes, and with
+    remat the layers.
     """
     B, P, T = s.batch_size, s.prompt_tokens, s.response_tokens
     answers, last = (
@@ -43,7 +44,9 @@ def flops(s: estimate.Setup) -> dict[str, tuple[int, int]]:
         rows, tokens = s.judge.comparisons * B, s.judge.tokens
         judge = forward_flops(s.judge.model or s.model, rows * tokens, rows * tokens**2, rows)
         phases["judge"] = (judge, judge)
-    phases["update"] = (3 * (layers + logits), 3 * layers + 4 * logits + (layers if s.remat else 0))
+    passes = 2 if s.lora.rank else 3
+    computed = passes * layers + (passes + 1) * logits + (layers if s.remat else 0)
+    phases["update"] = (passes * (layers + logits), computed)
     return phases
 
 
@@ -56,6 +59,7 @@ def decode_bytes(s: estimate.Setup) -> tuple[int, int]:
     shard, rows = estimate.local(s.model, s.mesh), s.batch_size // s.shards
     if not s.model.tie_word_embeddings:
         weights -= shard.vocab_size * shard.hidden_size * s.itemsize
+    weights += estimate.policy_copy(s) if s.lora.rank else 0
     return weights, rows * (s.prompt_tokens + s.response_tokens) * estimate.kv_bytes_per_token(
         shard, s.itemsize
     )

@@ -19,6 +19,7 @@ from xpo_jax.config.evaluation import Evaluation
 from xpo_jax.config.loss import make_loss
 from xpo_jax.data.prompts import load_prompts
 from xpo_jax.experiment import config_changes, judge_factory
+from xpo_jax.models.lora import LoRA
 from xpo_jax.reporting.run_reader import read as read_run
 
 from .spec import Arm, Sweep
@@ -180,6 +181,7 @@ def _check(run: Planned) -> None:
         configs.build(getattr(settings, name.capitalize()), config[name], name)
     configs.build(Evaluation, config.evaluation, "evaluation")
     configs.build(Sampling, config.sampling, "sampling")
+    configs.build(LoRA, config.lora, "lora")
     loss_settings, loss = make_loss(config.loss)
     loss_settings.coefficients(loss, top.steps)
     configs.build(make_optimizer, config.optimizer, "optimizer", steps=top.steps)

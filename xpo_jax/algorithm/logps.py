@@ -46,6 +46,7 @@ def packed_logps(
     vocab_size: int,
     chunk_tokens: int,
     entropy_gradient: bool = True,
+    table_gradient: bool = True,
     split_vocabulary: bool = False,
 ) -> LogPs:
     """Score the responses of one micro-batch.
@@ -58,6 +59,7 @@ def packed_logps(
       vocab_size: number of real tokens.
       chunk_tokens: at most this many tokens' logits exist at a time; chunks without a token are not computed.
       entropy_gradient: False if the loss does not contain the entropy, whose backward pass is then left out.
+      table_gradient: False if the table of the logits is not trained.
       split_vocabulary: split a chunk's logits over fsdp by vocabulary instead of by rows, see `splits_vocabulary`.
 
     Returns:
@@ -78,7 +80,7 @@ def packed_logps(
     response = padded(packed.response, -1)
     last = jnp.max(jnp.where(response >= 0, jnp.arange(1, response.shape[1] + 1)[None], 0))
 
-    head = _Head(temperature or 1.0, vocab_size, width, entropy_gradient, split_vocabulary)
+    head = _Head(temperature or 1.0, vocab_size, width, entropy_gradient, table_gradient, split_vocabulary)
     targets, chunks = padded(packed.target, 0), -(-last // width)
     table = head.constrain(model.unembedding(), VOCABULARY, None)
     logps, entropy = _token_logps(head, hidden, table, targets, chunks)
@@ -111,6 +113,7 @@ class _Head(NamedTuple):
     vocab_size: int
     width: int
     entropy_gradient: bool
+    table_gradient: bool
     split: bool = False
 
     def constrain(self, x: Array, *axes: Any) -> Array:
@@ -164,7 +167,7 @@ def _backward(head: _Head, residuals: Any, cotangents: tuple[Array, Array]) -> A
     hidden, table, targets, chunks, entropy, total = residuals
     sums = wide(hidden.dtype)
 
-    def body(number: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+    def body(number: Array, carry: tuple[Array, Any]) -> tuple[Array, Any]:
         def column(x: Array) -> Array:
             return head.chunk(x, number)[..., None]
 
@@ -178,13 +181,17 @@ def _backward(head: _Head, residuals: Any, cotangents: tuple[Array, Array]) -> A
                 d_logits -= column(cotangents[1]) * probs * (all_logps + column(entropy))
             d_logits = narrow(d_logits / head.temperature, hidden.dtype)
             d_hidden = jnp.einsum("guv,vd->gud", d_logits, table)
+            d_hidden = head.write(carry[0], d_hidden, number)
+            if not head.table_gradient:
+                return d_hidden, None
             # [D V], which takes a CPU half as long as [V D]; in float32, because the chunks are added up
             d_table = jnp.einsum("gud,guv->dv", chunk, d_logits, preferred_element_type=sums)
-        return head.write(carry[0], d_hidden, number), carry[1] + d_table
+        return d_hidden, carry[1] + d_table
 
-    zeros = jnp.zeros_like(hidden), head.constrain(jnp.zeros(table.shape[::-1], sums), None, VOCABULARY)
+    no_table = jnp.zeros(table.shape[::-1], sums) if head.table_gradient else None
+    zeros = jnp.zeros_like(hidden), None if no_table is None else head.constrain(no_table, None, VOCABULARY)
     d_hidden, d_table = jax.lax.fori_loop(0, chunks, body, zeros)
-    return d_hidden, narrow(d_table.T, table.dtype), None, None
+    return d_hidden, None if d_table is None else narrow(d_table.T, table.dtype), None, None
 
 
 _token_logps.defvjp(_forward, _backward)

@@ -112,5 +112,8 @@ def _rate(peak: float, schedule: str, warmup: int, steps: int) -> optax.Schedule
     return optax.join_schedules([rising, after], [warmup])
 
 
+_MATRICES = ("kernel", "embedding", "lora_a", "lora_b")
+
+
 def _matrices(params: Params) -> Any:
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in ("kernel", "embedding"), params)
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in _MATRICES, params)

@@ -106,9 +106,10 @@ def score_program(model: ModelSpec, batch_size: int, distribution: dict[str, Any
 
 
 class UpdatePrograms(NamedTuple):
-    """The first state, and the zeros, the sum and the application of a gradient."""
+    """The first state; the base as an update reads it; and the zeros, the sum and the application of a gradient."""
 
     init: Program
+    stack: Program
     zeros: Program
     accumulate: Program
     apply: Program
@@ -126,7 +127,12 @@ def update_programs(
     """Make the programs of an update, see update.py."""
     split, params = make_shardings(model.mesh), model.params_sharding
     accumulate = make_accumulate(
-        model.stacked, loss, entropy_weight=entropy_weight, dtype=model.dtype, **distribution
+        model.stacked,
+        loss,
+        entropy_weight=entropy_weight,
+        dtype=model.dtype,
+        table_gradient=not model.frozen,
+        **distribution,
     )
     return UpdatePrograms(
         init=Program(
@@ -137,14 +143,29 @@ def update_programs(
             out_shardings=state_sharding,
             donate_argnums=0,  # what was loaded becomes the state
         ),
+        stack=Program(
+            "stack",
+            model.mesh,
+            model.stack,
+            in_shardings=(model.lora.frozen(model.weights_sharding),),
+            out_shardings=model.frozen_sharding,
+        ),
         zeros=Program("zeros", model.mesh, zeros, in_shardings=(params,), out_shardings=(params, split.sums)),
         accumulate=Program(
             "accumulate",
             model.mesh,
             accumulate,
-            in_shardings=(params, params, split.sums, split.packed, split.targets, *[split.replicated] * 4),
+            in_shardings=(
+                params,
+                model.frozen_sharding,
+                params,
+                split.sums,
+                split.packed,
+                split.targets,
+                *[split.replicated] * 4,
+            ),
             out_shardings=(params, split.sums),
-            donate_argnums=(1, 2),
+            donate_argnums=(2, 3),
         ),
         apply=Program(
             "apply",

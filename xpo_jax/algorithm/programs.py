@@ -32,6 +32,7 @@ from xpo_jax.algorithm.sampler import Vocabulary
 from xpo_jax.algorithm.sampling import Sampling
 from xpo_jax.algorithm.update import SUMS, PairTargets, gather_pair_targets, init_state
 from xpo_jax.checkpointing.weights_checksum import fingerprint
+from xpo_jax.models import lora
 from xpo_jax.runtime import sharding
 from xpo_jax.runtime.compilation import Program
 from xpo_jax.runtime.rng import Stream
@@ -74,13 +75,11 @@ class Programs:
     """Everything that runs on the devices; nothing is compiled or allocated before `declared_programs` is.
 
     Args:
-      model: the architecture of policy and reference.
-      shapes: of batches and micro-batches.
+      model: the architecture of policy and reference. shapes: of batches and micro-batches.
       sampling: how candidates are sampled.
       vocabulary: what the devices need to know of the tokenizer.
       optimizer: as `make_optimizer` returns it.
-      loss, entropy_weight: see `update.make_accumulate`.
-      seed: of the run.
+      loss, entropy_weight: see `update.make_accumulate`. seed: of the run.
     """
 
     def __init__(
@@ -119,7 +118,7 @@ class Programs:
                 model.mesh, model.config.vocab_size, sharding.platform(model.mesh)
             ),
         }
-        self.init, self.zeros, self.accumulate, self.apply = update_programs(
+        self.init, self.stack, self.zeros, self.accumulate, self.apply = update_programs(
             model,
             self.state_sharding,
             optimizer,
@@ -134,7 +133,7 @@ class Programs:
             model.mesh,
             model.for_sampling,
             in_shardings=(model.params_sharding,),
-            out_shardings=model.weights_sharding,
+            out_shardings=model.lora.trained(model.weights_sharding),
         )
         self.fingerprint = Program(
             "fingerprint",
@@ -165,6 +164,8 @@ class Programs:
         yield _Declared("init", self.init, (model.params,))
         yield _Declared("for_sampling", self.for_sampling, (model.params,))
         yield _Declared("fingerprint", self.fingerprint, (model.weights,))
+        if model.frozen:
+            yield _Declared("stack", self.stack, (model.lora.frozen(model.weights),))
         yield _Declared("zeros", self.zeros, (model.params,))
         yield _Declared("apply", self.apply, (self.state, model.params, f32()))
         B, depth = self.shapes.batch_size, self.shapes.prefetch_depth
@@ -194,7 +195,7 @@ class Programs:
                 weight=f32(*pairs),
                 valid=jax.ShapeDtypeStruct(pairs, np.bool_),
             )
-            update = (model.params, model.params, sums, slots, targets, *[f32()] * 4)
+            update = (model.params, model.frozen, model.params, sums, slots, targets, *[f32()] * 4)
             yield _Declared(f"accumulate W={W}", self.accumulate, update)
 
     @property
@@ -203,6 +204,19 @@ class Programs:
         return jax.tree.map(
             lambda leaf, split: _like(leaf.shape, leaf.dtype, split), self.state, self.state_sharding
         )
+
+    def policy(self, base: Params, params: Params) -> Params:
+        """Return the weights that a policy is sampled and scored with; does not wait.
+
+        Args:
+          base: those that are not trained, unstacked and in the compute dtype, {} if all are; shared, not copied.
+          params: the master weights of the others.
+        """
+        return lora.join(base, self.for_sampling(params))
+
+    def for_update(self, base: Params) -> Params:
+        """Return the base as `update` reads it: a copy with stacked layers; {} for {}."""
+        return self.stack(base) if base else {}
 
     def sample(
         self,
@@ -255,13 +269,19 @@ class Programs:
         return scores
 
     def update(
-        self, state: TrainState, pairs: Pairs, micro_batches: list[MicroBatch], alpha: float, beta: float
+        self,
+        state: TrainState,
+        frozen: Params,
+        pairs: Pairs,
+        micro_batches: list[MicroBatch],
+        alpha: float,
+        beta: float,
     ) -> tuple[TrainState, dict[str, Array], dict[str, Array]]:
         """Dispatch one update: the gradients of all micro-batches, then the optimizer. `state` is donated.
 
         Args:
-          pairs: the complete batch, on the host.
-          micro_batches: the same batch, packed.
+          frozen: as `for_update` returns it.
+          pairs: the complete batch, on the host. micro_batches: the same batch, packed.
 
         Returns:
           The new state, the sums that `update.summarise` reads, and what `update.applied_metrics` reads.
@@ -271,7 +291,7 @@ class Programs:
         grads, sums = self.zeros(state.params)
         for slots, index in micro_batches:
             targets = gather_pair_targets(pairs, index)
-            grads, sums = self.accumulate(state.params, grads, sums, slots, targets, *scalars)
+            grads, sums = self.accumulate(state.params, frozen, grads, sums, slots, targets, *scalars)
         state, applied = self.apply(state, grads, sums["loss"])
         return state, sums, {**applied, "padding": packing.padding(micro_batches)}
 

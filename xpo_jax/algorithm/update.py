@@ -19,6 +19,7 @@ from xpo_jax.algorithm import losses
 from xpo_jax.algorithm.logps import packed_logps
 from xpo_jax.algorithm.losses import LossFn
 from xpo_jax.algorithm.packing import Packed
+from xpo_jax.models import lora
 from xpo_jax.models.layers import narrow
 from xpo_jax.values import Array, Pairs, Params, TrainState
 
@@ -62,6 +63,7 @@ def make_accumulate(
     temperature: float,
     vocab_size: int,
     chunk_tokens: int,
+    table_gradient: bool = True,
     split_vocabulary: bool = False,
 ) -> Callable[..., tuple[Params, dict[str, Array]]]:
     """Make the function that adds one micro-batch to the gradient.
@@ -71,16 +73,18 @@ def make_accumulate(
       loss_fn: the loss of pairs.
       entropy_weight: weight of the policy's mean entropy per token, which is subtracted from the loss.
       dtype: of the forward and backward pass; gradients are summed in float32.
-      temperature, vocab_size, chunk_tokens, split_vocabulary: see `logps.packed_logps`.
+      temperature, vocab_size, chunk_tokens, table_gradient, split_vocabulary: see `logps.packed_logps`.
 
     Returns:
-      accumulate(params, grads, sums, packed, targets, rows, policy_tokens, alpha, beta) -> (grads, sums), where packed
-      and targets are of one micro-batch, rows f32[] is the number of valid rows of the whole batch and policy_tokens
-      f32[] the number of tokens of the policy's responses in them. `sums` are what `summarise` reads.
+      accumulate(params, frozen, grads, sums, packed, targets, rows, policy_tokens, alpha, beta) -> (grads, sums), where
+      frozen are the weights that are not trained, stacked and in `dtype`, or {}; packed and targets are of one
+      micro-batch; rows f32[] is the number of valid rows of the whole batch and policy_tokens f32[] the number of
+      tokens of the policy's responses in them. `sums` are what `summarise` reads.
     """
 
     def objective(
         params: Params,
+        frozen: Params,
         packed: Packed,
         targets: PairTargets,
         rows: Array,
@@ -88,7 +92,7 @@ def make_accumulate(
         alpha: Array,
         beta: Array,
     ) -> tuple[Array, dict[str, Array]]:
-        compute = jax.tree.map(lambda p: narrow(p, jnp.dtype(dtype)), params)
+        compute = lora.join(frozen, jax.tree.map(lambda p: narrow(p, jnp.dtype(dtype)), params))
         scored = packed_logps(
             graphdef,
             compute,
@@ -98,6 +102,7 @@ def make_accumulate(
             vocab_size=vocab_size,
             chunk_tokens=chunk_tokens,
             entropy_gradient=entropy_weight > 0,
+            table_gradient=table_gradient,
             split_vocabulary=split_vocabulary,
         )
 
@@ -113,6 +118,7 @@ def make_accumulate(
 
     def accumulate(
         params: Params,
+        frozen: Params,
         grads: Params,
         sums: dict[str, Array],
         packed: Packed,
@@ -123,7 +129,7 @@ def make_accumulate(
         beta: Array,
     ) -> tuple[Params, dict[str, Array]]:
         new, more = jax.grad(objective, has_aux=True)(
-            params, packed, targets, rows, policy_tokens, alpha, beta
+            params, frozen, packed, targets, rows, policy_tokens, alpha, beta
         )
         return jax.tree.map(jnp.add, grads, new), jax.tree.map(jnp.add, sums, more)
 

@@ -16,8 +16,7 @@ class Experiment:
     """The top level of a config.
 
     Args:
-      run_dir: where everything is written, see run_directory.py.
-      seed: of every random draw.
+      run_dir: where everything is written, see run_directory.py. seed: of every random draw.
       steps: batches that are sampled and learned from; each makes one update, or replay.updates.
       batch_size: prompts per step, over all devices.
       max_skipped: the run fails after this many skipped updates in a row, whose loss or gradient is not finite.
@@ -37,6 +36,7 @@ class Experiment:
     data: Mapping[str, Any]
     offline: Mapping[str, Any] | None
     model: Mapping[str, Any]
+    lora: Mapping[str, Any]
     mesh: Mapping[str, Any]
     distributed: Mapping[str, Any]
     sampling: Mapping[str, Any]
@@ -69,11 +69,11 @@ class Model:
     """Policy and reference.
 
     Args:
-      path: a folder with config.json, *.safetensors and a tokenizer; "owner/name" or "owner/name@revision" on
-        the hub, revision being a branch, a tag or a commit; or "embedded", the project's own.
-      reference: another such model, of the same architecture and tokenizer, or None for a frozen copy of path.
-      reference_every_steps: the policy becomes the reference after every multiple of this; None keeps the first
-        reference. Evaluations are against the first either way. Its effect on the KL: docs/choosing.md.
+      path: a folder with config.json, *.safetensors and a tokenizer; "owner/name" or "owner/name@revision" on the hub
+        (revision: a branch, tag or commit); or "embedded", the project's own.
+      reference: another such model, of the same architecture and tokenizer, or None for a frozen copy of the start.
+      reference_every_steps: the policy becomes the reference after every multiple of this; None keeps the first one.
+        Evaluations are against the first either way. Its effect on the KL: docs/choosing.md.
       dtype: of all computation except the float32 master weights; auto is bfloat16 on accelerators, else float32.
       attention: the implementation, see models/attention_kernels.py; auto is einsum for short sequences, and for long
         ones splash on TPUs, cudnn in bfloat16 on NVIDIA GPUs, and blocks elsewhere.

@@ -22,6 +22,7 @@ def summary_rows(components: Components) -> dict[str, str]:
         "model": f"{models.policy.described}; reference: "
         + ("a frozen copy of it" if model.reference is None else models.reference.described)
         + (f", renewed every {model.reference_every_steps} steps" if model.reference_every_steps else ""),
+        "trained": groups.lora.summary,
         "responses": f"at most {groups.sampling.max_new_tokens} tokens, ended by "
         + describe_end_tokens(models.policy.folder, models.tokenizer, groups.sampling.end_tokens),
         "training": data.prompts.train.summary(),

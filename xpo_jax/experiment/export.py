@@ -7,7 +7,7 @@ from typing import Any
 from xpo_jax.evaluation.result import Evaluation
 from xpo_jax.experiment.run_directory import RunDir
 from xpo_jax.experiment.setup import Components
-from xpo_jax.models.hf import model_folder
+from xpo_jax.models.hf import adapter, model_folder
 from xpo_jax.reporting import model_card, summary
 from xpo_jax.runtime.collectives import all_or_none
 from xpo_jax.values import Params
@@ -20,7 +20,7 @@ def export(
 
     Args:
       components, directory: of the run.
-      params: float32 master weights.
+      params: float32 master weights; with adapters theirs, which are exported merged and, in adapter/, alone.
       start, latest: the evaluation before the first step, and that of `params`.
 
     Returns:
@@ -43,9 +43,14 @@ def export(
         "eos_token_id": list(models.end_tokens(sampling)),
         "max_new_tokens": sampling.max_new_tokens,
     }
+    weights = params
+    if config.lora.rank:
+        folder, shapes = models.policy.folder, models.config
+        weights = adapter.merged(folder, shapes, params, config.lora)
+        adapter.save_adapter(directory.path / "adapter", params, shapes, config.lora, models.policy.name)
     model_folder.save(
         directory.path / "export",
-        params,
+        weights,
         models.config,
         models.policy.folder,
         generation=generation,

@@ -40,6 +40,8 @@ def input_fingerprints(config: ConfigDict, components: Components) -> dict[str, 
     }
     if models.reference.folder != models.policy.folder:
         inputs["model.reference"] = _of_model(models.reference)
+    if models.start is not None:
+        inputs["lora.start"] = _of_model_files(models.start)
     if judge := [*_named(config.judge), *_judge_models(components)]:
         inputs["judge"] = fingerprints.combined(judge)
     if evaluation_judge := list(_named(config.evaluation.judge)):

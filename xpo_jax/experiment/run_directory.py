@@ -10,8 +10,8 @@
 Of many processes, process 0 opens the directory and writes the files above; the others join it, on a disk that all
 share. An interrupted run is opened again with the same config, except for what config_changes.py allows; resume.py
 determines the step to resume from. A run directory in a bucket (gs://) is worked on in a local folder of each process,
-and copied there, see bucket_mirror.py. metrics.jsonl, tensorboard/, pairs.jsonl, evaluations/, checkpoints/, export/
-and report.html are made by the modules that write them.
+and copied there, see bucket_mirror.py. metrics.jsonl, tensorboard/, pairs.jsonl, evaluations/, checkpoints/, export/,
+adapter/ and report.html are made by the modules that write them.
 """
 
 from __future__ import annotations

@@ -257,12 +257,12 @@ class Session:
 
     # ---- after the last step ----
 
-    def end(self, state: TrainState, done: int) -> dict[str, Any]:
+    def end(self, state: TrainState, base: Params, done: int) -> dict[str, Any]:
         """Export, and print the results.
 
         Args:
-          state: after the last step.
-          done: steps.
+          state: after the last step. done: steps.
+          base: the weights that are not trained, see `Programs.policy`.
 
         Returns:
           The result of the run, except for its seconds.
@@ -275,7 +275,7 @@ class Session:
             assert best is not None
             exported = best
             state = resume.restore_state(self._directory, exported, programs.abstract_state)
-            self._latest = self._ready.evaluate(programs.for_sampling(state.params), exported).evaluation
+            self._latest = self._ready.evaluate(programs.policy(base, state.params), exported).evaluation
         measured = export(
             components, self._directory, state.params, self._ready.start.evaluation, self._latest
         )

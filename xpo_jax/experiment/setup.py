@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,10 +29,12 @@ from xpo_jax.config.loss import Loss, make_loss
 from xpo_jax.evaluation.evaluator import Evaluator, Opponents
 from xpo_jax.experiment.data_setup import Data, load_data
 from xpo_jax.experiment.judge_factory import Judging, make_judges, make_judging
+from xpo_jax.io.user_paths import expand
 from xpo_jax.judges.contract import DeviceJudge
 from xpo_jax.models import attention_kernels
 from xpo_jax.models.family import ModelConfig
-from xpo_jax.models.hf import hub, model_folder
+from xpo_jax.models.hf import adapter, hub, model_folder
+from xpo_jax.models.lora import LoRA
 from xpo_jax.runtime import sharding
 from xpo_jax.values import Params, Samples
 
@@ -42,6 +45,7 @@ class Groups(NamedTuple):
     # long: one field per group
     top: settings.Experiment
     model: settings.Model
+    lora: LoRA
     sampling: Sampling
     loss: Loss
     judging: settings.Judging
@@ -60,12 +64,18 @@ class Coefficients(NamedTuple):
 
 
 class Models(NamedTuple):
-    """The folders of policy and reference, which share architecture and tokenizer."""
+    """The folders of policy and reference, which share architecture and tokenizer.
+
+    start: the folder of the adapter that the policy begins with; None for none.
+    starts_as_reference: whether the reference is a frozen copy of the policy's start.
+    """
 
     policy: hub.Model
     reference: hub.Model
     config: Any
     tokenizer: Any
+    start: Path | None
+    starts_as_reference: bool
 
     def end_tokens(self, sampling: Sampling) -> tuple[int, ...]:
         """Return the ids of the tokens that end a response."""
@@ -117,7 +127,7 @@ def prepare(config: ConfigDict) -> Components:
     mesh = configs.build(sharding.make_mesh, config.mesh, "mesh")
     sharding.check_rows(mesh, batch_size=top.batch_size)
     judges.probe()
-    models = _models(groups.model, mesh)
+    models = _models(groups.model, groups.lora, mesh)
     if isinstance(judges.training, DeviceJudge):
         judges.training.attach(
             mesh=mesh,
@@ -157,6 +167,7 @@ def _groups(config: ConfigDict) -> tuple[Groups, LossFn]:
     groups = Groups(
         top,
         model,
+        build(LoRA, config.lora, "lora"),
         sampling,
         loss,
         build(settings.Judging, config.judging, "judging"),
@@ -171,8 +182,8 @@ def _groups(config: ConfigDict) -> tuple[Groups, LossFn]:
     return groups, loss_fn
 
 
-def _models(model: settings.Model, mesh: Mesh) -> Models:
-    """Find and check the folders of policy and reference."""
+def _models(model: settings.Model, lora: LoRA, mesh: Mesh) -> Models:
+    """Find and check the folders of policy, reference and first adapter."""
     policy = hub.find(model.path)
     reference = policy if model.reference is None else hub.find(model.reference)
     config = model_folder.read_config(policy.folder)
@@ -186,7 +197,11 @@ def _models(model: settings.Model, mesh: Mesh) -> Models:
         )
     for folder in {policy.folder, reference.folder}:
         model_folder.check_params(folder, config)
-    return Models(policy, reference, config, tokenizer)
+    start = None if lora.start is None else Path(expand(lora.start))
+    if start is not None:
+        adapter.check_adapter(start, config, lora)
+    is_start = model.reference is None or (reference.folder == policy.folder and start is None)
+    return Models(policy, reference, config, tokenizer, start, is_start)
 
 
 def _check_positions(prompt_tokens: int, sampling: Sampling, model_config: ModelConfig) -> None:
@@ -223,6 +238,7 @@ def _programs(
         dtype=compute_dtype(model.dtype, sharding.platform(mesh)),
         remat=layout.remat,
         attention=model.attention,
+        lora=groups.lora,
         batch_size=top.batch_size,
         prompt_tokens=shapes.prompt_buckets[-1],
     )

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -18,18 +17,18 @@ from ml_collections import ConfigDict
 
 from xpo_jax.config import loader as configs
 from xpo_jax.evaluation.result import ended_by
-from xpo_jax.experiment import descriptions, resume, setup
+from xpo_jax.experiment import descriptions, resume, setup, starting_weights
 from xpo_jax.experiment.evaluation_cache import CachedEvaluator, EvaluationCache
 from xpo_jax.experiment.inputs import evaluation_identity, input_fingerprints
-from xpo_jax.experiment.resume import CheckpointSession, Restored
+from xpo_jax.experiment.resume import CheckpointSession
 from xpo_jax.experiment.run_directory import RunDir
 from xpo_jax.experiment.run_recorder import open_logs
 from xpo_jax.experiment.save_on_error import save_on_error
 from xpo_jax.experiment.session import Context, Ready, Session
 from xpo_jax.experiment.setup import Components
+from xpo_jax.experiment.starting_weights import Weights
 from xpo_jax.judges import contract, outcomes
 from xpo_jax.judges.contract import DeviceJudge
-from xpo_jax.models.hf import model_folder
 from xpo_jax.reporting import report, summary, writers
 from xpo_jax.reporting.metrics import Metrics
 from xpo_jax.reporting.writers import Writer
@@ -115,11 +114,12 @@ def run(config: ConfigDict, loop: Loop, *, accept_changes: bool) -> dict[str, An
 class Start(NamedTuple):
     """What a loop starts with.
 
-    state: to update. policy, reference: as they are sampled from.
+    state: to update. base: what is not trained, see `Programs.policy`. policy, reference: as they are sampled from.
     ready: for `open_session`. It keeps no weights alive but the first reference's, which all evaluations need.
     """
 
     state: TrainState
+    base: Params
     policy: Params
     reference: Params
     ready: Ready
@@ -134,8 +134,8 @@ def start(context: Context) -> Start:
     compilations = context.compilations.count
 
     context.watchdog.beat("loading the models")
-    weights = _load(components, directory, newest)
-    policy = programs.for_sampling(weights.state.params)
+    weights = starting_weights.load(components, directory, newest)
+    policy = programs.policy(weights.base, weights.state.params)
     checksums = {
         "reference": int(programs.fingerprint(weights.first_reference)),
         "policy": int(programs.fingerprint(policy)),
@@ -145,16 +145,16 @@ def start(context: Context) -> Start:
     )
     with all_or_none("writing the environment"):
         directory.add_to_environment({"weights": {**checksums, "step": newest or 0}})
-    starts_as_reference = components.models.reference.folder == components.models.policy.folder
+    starts_as_reference = components.models.starts_as_reference
     if isinstance(judge, DeviceJudge):
         with all_or_none("loading the judge"):
-            judge.load(weights.first_reference if starts_as_reference else None)
-    first_policy = policy
-    if newest:
+            judge.load(weights.base or (weights.first_reference if starts_as_reference else None))
+    first_policy = policy if weights.first_policy is None else weights.first_policy
+    if newest and weights.first_policy is None:
         first_policy = (
             weights.first_reference
             if starts_as_reference
-            else _load_for_sampling(components, components.models.policy.folder)
+            else starting_weights.load_for_sampling(components, components.models.policy.folder)
         )
     evaluate = _evaluator(context, weights)
     start_evaluation = evaluate(first_policy, 0)
@@ -166,7 +166,7 @@ def start(context: Context) -> Start:
     ready = Ready(
         context, weights.state, weights.restored, identity, evaluate, start_evaluation, declared, compilations
     )
-    return Start(weights.state, policy, weights.reference, ready)
+    return Start(weights.state, weights.base, policy, weights.reference, ready)
 
 
 @contextlib.contextmanager
@@ -221,20 +221,6 @@ def _writers(components: Components, directory: RunDir) -> Iterator[Sequence[Wri
         yield others
 
 
-class _Weights(NamedTuple):
-    """The weights a run starts with.
-
-    state: to update. restored: where it comes from.
-    first_reference, reference: the first and the current reference, as they are sampled from; the same unless the
-      policy has become the reference since.
-    """
-
-    state: TrainState
-    restored: Restored
-    first_reference: Params
-    reference: Params
-
-
 def _compile(context: Context, newest: int | None) -> int:
     """Print what the run is, compile its programs, and return how many there are."""
     components, directory = context.components, context.directory
@@ -254,46 +240,7 @@ def _compile(context: Context, newest: int | None) -> int:
     return len(declared)
 
 
-def _load(components: Components, directory: RunDir, newest: int | None) -> _Weights:
-    """Load the weights of a new run, or restore those of step `newest`."""
-    programs, models = components.programs, components.models
-    # A policy that has become the reference is loaded first: its checkpoint holds a large optimizer state, too.
-    renewed_at = components.config.model.reference_step(newest or 0)
-    renewed = None
-    if renewed_at:
-        renewed_state = resume.restore_state(directory, renewed_at, programs.abstract_state)
-        renewed = programs.for_sampling(renewed_state.params)
-        del renewed_state
-    reference, masters = None, None
-    with all_or_none("loading the models"):
-        if newest is None:
-            masters = model_folder.load_params(
-                models.policy.folder, models.config, shardings=programs.model.params_sharding
-            )
-        if newest is not None or models.reference.folder != models.policy.folder:
-            reference = _load_for_sampling(components, models.reference.folder)
-    if newest is None:
-        state, restored = programs.init(masters), Restored()
-    else:
-        state, restored = resume.restore(directory, newest, programs.abstract_state)
-        assert restored.status is not None
-        components.judging.failure_tolerance.state = restored.status.failure_tolerance
-    first = programs.for_sampling(state.params) if reference is None else reference
-    return _Weights(state, restored, first, first if renewed is None else renewed)
-
-
-def _load_for_sampling(components: Components, folder: Path) -> Params:
-    """Load weights in the form they are sampled from, the only one a reference is held in."""
-    programs = components.programs
-    return model_folder.load_weights(
-        folder,
-        components.models.config,
-        dtype=programs.model.dtype,
-        shardings=programs.model.weights_sharding,
-    )
-
-
-def _evaluator(context: Context, weights: _Weights) -> CachedEvaluator:
+def _evaluator(context: Context, weights: Weights) -> CachedEvaluator:
     """Return the held-out evaluation against the first reference."""
     components = context.components
     cache = EvaluationCache(

@@ -34,6 +34,7 @@ class Update(NamedTuple):
 def update_policy(
     programs: Programs,
     state: TrainState,
+    base: Params,
     fresh: Pairs,
     micro_batches: list[MicroBatch],
     *,
@@ -46,16 +47,19 @@ def update_policy(
     Args:
       programs: of the run.
       state: its buffers are donated, so only the returned state can be used afterwards.
+      base: the weights that are not trained, see `Programs.policy`.
       fresh: the pairs of this step. micro_batches: the same, packed.
       replayed: see `ReplayBuffer.minibatches`.
       alpha, beta: see losses.py.
     """
-    state, *result = programs.update(state, fresh, micro_batches, alpha, beta)
+    frozen = programs.for_update(base)
+    state, *result = programs.update(state, frozen, fresh, micro_batches, alpha, beta)
     results = [result]
     for pairs in replayed:
-        state, *result = programs.update(state, pairs, programs.pack_pairs(pairs), alpha, beta)
+        state, *result = programs.update(state, frozen, pairs, programs.pack_pairs(pairs), alpha, beta)
         results.append(result)
-    policy = programs.for_sampling(state.params)
+    del frozen
+    policy = programs.policy(base, state.params)
     results = jax.device_get(results)
     summaries = [summarise(sums, beta) for sums, _ in results]
     return Update(state, policy, summaries, [applied for _, applied in results], alpha, beta)

@@ -188,11 +188,25 @@ class RMSNorm(nnx.RMSNorm):
 
 
 class Linear(nnx.Linear):
-    """flax's, with the product and the sum rounded one after the other."""
+    """flax's, with the product and the sum rounded one after the other, and an adapter beside it once `adapt` ran."""
+
+    lora_scale: float | None = None
+
+    def adapt(self, rank: int, scale: float) -> None:
+        """Add an adapter of zeros: the map becomes x W + b + scale (x A) B, with A [D rank] and B [rank F]."""
+        *layers, D, F = self.kernel.shape
+        self.lora_a = nnx.Param(jnp.zeros((*layers, D, rank)))
+        self.lora_b = nnx.Param(jnp.zeros((*layers, rank, F)))
+        self.lora_scale = scale
 
     def __call__(self, x: Array) -> Array:  # type: ignore[override]
         y = narrow(jnp.dot(x, self.kernel[...]), x.dtype)
-        return y if self.bias is None else add(y, self.bias[...][(None,) * (y.ndim - 1)])
+        y = y if self.bias is None else add(y, self.bias[...][(None,) * (y.ndim - 1)])
+        if self.lora_scale is None:
+            return y
+        low = narrow(jnp.dot(x, self.lora_a[...]), x.dtype)
+        delta = jnp.dot(low, self.lora_b[...], preferred_element_type=wide(x.dtype))
+        return add(y, narrow(self.lora_scale * delta, x.dtype))
 
 
 class MLP(nnx.Module):

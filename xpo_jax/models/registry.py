@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from xpo_jax.models import llama, qwen2, qwen3
+from xpo_jax.models import llama, lora, qwen2, qwen3
 from xpo_jax.models.family import Family, ModelConfig
 
 FAMILIES: dict[str, Family] = {
@@ -43,7 +43,7 @@ def abstract_model(config: ModelConfig, *, stacked: bool, **options: Any) -> tup
 
     Args:
       stacked: with all layers in one array each (training), or in a list (sampling).
-      options: `remat` and `kernels`, as the family's module takes them.
+      options: `remat` and `kernels`, as the family's module takes them; `adapters`, see lora.py.
     """
     graphdef, params = _split(config, stacked, **options)
     return graphdef, nnx.to_pure_dict(params)
@@ -56,6 +56,12 @@ def param_shapes(config: ModelConfig) -> Any:
 
 
 @functools.cache  # tracing the constructor takes a second, and a run asks ten times
-def _split(config: ModelConfig, stacked: bool, **options: Any) -> tuple[Any, nnx.State[Any, Any]]:
-    make = family(config).module
-    return nnx.split(nnx.eval_shape(lambda: make(config, rngs=nnx.Rngs(0), stacked=stacked, **options)))
+def _split(
+    config: ModelConfig, stacked: bool, adapters: lora.LoRA = lora.OFF, **options: Any
+) -> tuple[Any, nnx.State[Any, Any]]:
+    def make() -> Any:
+        model = family(config).module(config, rngs=nnx.Rngs(0), stacked=stacked, **options)
+        lora.attach(model, adapters)
+        return model
+
+    return nnx.split(nnx.eval_shape(make))

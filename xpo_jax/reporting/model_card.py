@@ -32,6 +32,8 @@ def card(
     base, commit = policy.name, f" (commit {policy.commit})" if policy.commit else ""
     against = "a frozen copy of it" if reference == policy else _code(reference.name)
     settings = {name: getattr(top, name) for name in SETTINGS}
+    if top.lora["rank"]:
+        settings["lora"] = {name: value for name, value in top.lora.items() if name != "start"}
     judge, measured_by = _code(top.judge["name"]), _code((top.evaluation["judge"] or top.judge)["name"])
     method, how = (
         ("XPO", f"its answers were compared with those of the reference, {against}, by the judge {judge}.")

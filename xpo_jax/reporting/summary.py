@@ -40,7 +40,8 @@ def start_table(programs: Programs, fields: Mapping[str, Any], *, compilations: 
         {
             **fields,
             "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}; mesh {mesh}",
-            "parameters": f"{model.parameters:,}, computing in {model.dtype.name}",
+            "parameters": f"{model.parameters:,}, computing in {model.dtype.name}"
+            + (f"; {model.trained_parameters:,} are trained beside them" if model.frozen else ""),
             "sequence lengths": f"prompts {prompts} tokens; rows of the update {rows}",
             "attention": attention_used(model.kernels, (*prompts, *rows)),
             "compilations": f"{compilations}, all before the first step",

@@ -206,7 +206,7 @@ def fetch_to_lead(array: Array) -> Any:
     from jax.experimental import multihost_utils
 
     if not isinstance(array, jax.Array):
-        return np.asarray(array)
+        return np.asarray(array) if is_lead_process() else None
     if array.is_fully_addressable:
         # A jax.Array caches its copy on the host; a second one of the same buffers can be dropped with it.
         shards = [shard.data for shard in array.addressable_shards]

@@ -64,8 +64,8 @@ def read_model_json(path: Path) -> dict[str, Any]:
     if path.name == "config.json" and not path.exists() and adapter.exists():
         base = read_json(adapter, remedy="give a complete model").get("base_model_name_or_path")
         raise ValueError(
-            f"{path.parent}: holds an adapter (LoRA) of {base or 'another model'}, not a model; merge it into that"
-            " model (merge_and_unload of peft), save the result with its tokenizer, and give that folder"
+            f"{path.parent}: holds an adapter (LoRA) of {base or 'another model'}, not a model; give that model, and"
+            " this folder as lora.start; or merge the two (merge_and_unload of peft) and give the result"
         )
     return read_json(path, remedy="give a complete Hugging Face model folder")
 

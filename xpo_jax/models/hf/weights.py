@@ -10,6 +10,7 @@ Face folder holds is `model_folder.py`'s, which is where the rest of the project
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,6 +42,7 @@ from xpo_jax.runtime import distributed
 from xpo_jax.values import Params
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}  # that we write
+Reader = Callable[[tuple[slice, ...] | None], np.ndarray]  # of the piece of an array at an index
 BLOCK_BYTES = 2**25  # of a file, mapped at a time: mapped pages count as resident memory
 
 
@@ -83,7 +85,7 @@ def load_weights(
       head: see `tensors.checked`; it is not read here.
 
     Returns:
-      The parameters, unstacked,, bit for bit what `Programs.for_sampling` makes of `load_params`.
+      The parameters, unstacked, bit for bit what `Programs.for_sampling` makes of `load_params`.
 
     Raises:
       ValueError: as `load_params` does.
@@ -180,6 +182,24 @@ def _load(
     head: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Params:
     """Return arrays like `wanted`, whose layers are stacked on axis 0, or separate under their numbers."""
+    where = {} if shardings is None else traverse_util.flatten_dict(shardings)
+    loaded = {}
+    for path, (leaf, reader) in readers(folder, model_config, wanted, head).items():
+        read = reader()
+        if shardings is None:
+            loaded[path] = jax.device_put(read((slice(None),) * len(leaf.shape)))
+        else:
+            loaded[path] = jax.make_array_from_callback(leaf.shape, where[path], read)
+    return traverse_util.unflatten_dict(loaded)
+
+
+def readers(
+    folder: str | Path,
+    model_config: ModelConfig,
+    wanted: Params,
+    head: Mapping[str, tuple[int, ...]] | None = None,
+) -> dict[tuple[str | int, ...], tuple[jax.ShapeDtypeStruct, Callable[[], Reader]]]:
+    """Return, by path, each leaf of `wanted` with what makes its `Reader`, which holds the pieces that it has read."""
     expected, stored = checked(model_folder(folder), model_config, head)
     sources: dict[tuple[str | int, ...], list[Stored]] = {}
     transposed = {}
@@ -189,20 +209,13 @@ def _load(
             path = (path[0], tensor.layer, *path[1:])
         sources.setdefault(path, []).append(stored[name])
         transposed[path] = tensor.transposed
-    where = {} if shardings is None else traverse_util.flatten_dict(shardings)
-    loaded = {}
-    for path, leaf in traverse_util.flatten_dict(wanted).items():
-        read = _reader(sources[path], transposed[path], leaf)
-        if shardings is None:
-            loaded[path] = jax.device_put(read((slice(None),) * len(leaf.shape)))
-        else:
-            loaded[path] = jax.make_array_from_callback(leaf.shape, where[path], read)
-    return traverse_util.unflatten_dict(loaded)
+    return {
+        path: (leaf, functools.partial(_reader, sources[path], transposed[path], leaf))
+        for path, leaf in traverse_util.flatten_dict(wanted).items()
+    }
 
 
-def _reader(
-    sources: Sequence[Stored], transposed: bool, leaf: jax.ShapeDtypeStruct
-) -> Callable[[tuple[slice, ...] | None], np.ndarray]:
+def _reader(sources: Sequence[Stored], transposed: bool, leaf: jax.ShapeDtypeStruct) -> Reader:
     """Make a function that reads the piece of an array at an index from the files, in the array's dtype.
 
     The array is either the one source or, with an additional axis, the stack of all of them.
