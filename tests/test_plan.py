@@ -496,6 +496,23 @@ def test_main_pretrained_model_is_planned_with_its_judge(capsys):
     assert status == 0 and "7,615,616,512" in out and re.search(r"sample +score +judge +gradient +apply", out)
 
 
+def test_main_sizes_prints_the_peaks_of_single_plans(capsys, monkeypatch):
+    from tools.planner import sizes
+
+    monkeypatch.setattr(sizes, "MODELS", ("Qwen2.5-0.5B", "Qwen2.5-7B"))
+    monkeypatch.setattr(sizes, "TOPOLOGIES", ("h100x8", "v6e-8", "v6e-1"))
+    spec = CONFIG + ":Qwen/Qwen2.5-0.5B-Instruct"
+    assert plan.main([spec, "--sizes"]) == 0
+    rows = {tuple(line.split()[:2]): line for line in capsys.readouterr().out.splitlines() if "Qwen" in line}
+    assert len(rows) == 4
+    assert plan.main([spec, "--model_config=Qwen2.5-7B", "--topology=h100x8"]) == 0
+    (peak,) = re.findall(r"fits: ([\d.]+) of", capsys.readouterr().out)
+    assert [cell.strip() for cell in re.split(r"  +", rows["Qwen2.5-7B", "all"])[2:]] == [
+        f"{float(peak):.1f}", "28.1 *", "-"
+    ]  # fmt: skip
+    assert plan.main([spec, "--sizes", "--devices=8"]) == 2
+
+
 def test_main_needs_no_weights_and_shows_time_only_for_a_known_device(capsys, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2", **dataclasses.asdict(TINY)}))
     for model in (tmp_path, tmp_path / "config.json"):

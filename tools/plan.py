@@ -20,6 +20,7 @@ Examples:
   python -m tools.plan --config=runs/paraphrase/config.json --devices=16 --memory=80GB \\
     --peak_flops=989e12 --bandwidth=3.35e12
   python -m tools.plan --config=paraphrase:Qwen/Qwen2.5-0.5B-Instruct --compile --topology=v5e-8 --longest
+  python -m tools.plan --config=paraphrase:Qwen/Qwen2.5-0.5B-Instruct --sizes
 
 Exit status: 0 it fits, or no memory was given; 1 it does not fit, or --compile has findings; 2 invalid input (one line
 explains).
@@ -38,7 +39,7 @@ from xpo_jax.config import loader as configs
 from xpo_jax.reporting.console import field_table, text_table
 
 from .cli import Parser, exit_status, path_argument
-from .planner import compile_report, estimate, topology, work
+from .planner import compile_report, estimate, sizes, topology, work
 from .planner.compile_report import Options
 from .planner.fit import Change, Source, enough_devices, remedies, setup
 from .planner.hardware import DEVICES, Device, platform
@@ -154,8 +155,8 @@ def parse_bytes(text: str) -> float:
     return float(match[1]) * (1024 if unit.endswith("i") else 1000) ** " KMGT".index(unit[:1] or " ")
 
 
-def parse(argv: Sequence[str]) -> tuple[Source, Device, Options | None]:
-    """Return what is planned, for which device, and what to compile; unknown properties of the device are 0.
+def parse(argv: Sequence[str]) -> tuple[Source, Device, Options | None, bool]:
+    """Return what is planned, for which device (what is unknown of it is 0), what to compile, and if all sizes are.
 
     Raises:
       ValueError: an unknown or impossible argument.
@@ -174,6 +175,9 @@ def parse(argv: Sequence[str]) -> tuple[Source, Device, Options | None]:
     )
     parser.add_argument("--model_config", help="model: config.json, a folder, Qwen2.5-7B (model.path)")
     parser.add_argument("--topology", help="devices by name: v5e-8, v5p-8, v6e-8, h100x8, h200x1")
+    parser.add_argument(
+        "--sizes", action="store_true", help="one table: Qwen2.5 of all sizes, on several devices"
+    )
     parser.add_argument("--compile", action="store_true", help="compile the run's programs for --topology")
     parser.add_argument(
         "--longest", action="store_true", help="compile each for its longest prompts or rows only"
@@ -191,6 +195,9 @@ def parse(argv: Sequence[str]) -> tuple[Source, Device, Options | None]:
     named = topology.parse(options.topology) if options.topology else None
     if named and (options.devices or options.device):
         raise ValueError("--topology: it names the devices already; leave --devices and --device out")
+    others = (named, options.devices, options.device, options.memory, options.model_config, options.compile)
+    if options.sizes and any(others):
+        raise ValueError("--sizes: it plans its own models and devices; leave the other options out")
     if options.compile and not named:
         raise ValueError("--compile: add --topology=NAME, for example --topology=v5e-8")
     if not options.compile and (options.longest or options.cache):
@@ -205,11 +212,13 @@ def parse(argv: Sequence[str]) -> tuple[Source, Device, Options | None]:
     kind = platform(named.device if named else options.device)
     source = Source(arguments.spec, arguments.overrides, count, options.model_config, kind)
     to_compile = Options(named, options.longest, options.cache) if options.compile and named else None
-    return source, device, to_compile
+    return source, device, to_compile, options.sizes
 
 
-def plan(source: Source, device: Device, to_compile: Options | None) -> int:
-    """Print a plan, or what the compiler makes of it; return the exit status."""
+def plan(source: Source, device: Device, to_compile: Options | None, all_sizes: bool = False) -> int:
+    """Print a plan, what the compiler makes of it, or the table of all sizes; return the exit status."""
+    if all_sizes:
+        return sizes.run(source.spec, source.overrides)
     if to_compile is not None:
         return compile_report.run(source, device, to_compile)
     planned, _ = setup(source)
