@@ -26,8 +26,9 @@ def saved_bytes(
     These are the residuals of jax.vjp; the difference between two rows and one leaves out the weights among them.
     cuDNN's kernel is counted as blocks, because it cannot be traced without cuDNN.
     """
-    short, long = (BLOCKS if kernel == CUDNN else kernel for kernel in (kernels.short, kernels.long))
-    graphdef, _ = registry.abstract_model(model, stacked=True, remat=remat, kernels=Kernels(short, long))
+    kernel = kernels.at(width)
+    traceable = Kernels(*[BLOCKS if kernel == CUDNN else kernel] * 2)
+    graphdef, _ = registry.abstract_model(model, stacked=True, remat=remat, kernels=traceable)
 
     def residuals(rows: int) -> int:
         pack = Packer(rows, (width,), shards=1)
