@@ -72,9 +72,10 @@ def embedded() -> ConfigDict:
             "reference": None,  # a frozen copy of path
             "reference_every_steps": None,  # or N: copy the policy into it every N steps, docs/choosing.md
             "dtype": "auto",
-            # "einsum" up to 1,280 tokens, and beyond "splash" on TPUs, "cudnn" in bfloat16 on NVIDIA GPUs, and "blocks"
-            # elsewhere. None of these three holds the attention scores of a sequence, rows x heads x tokens x tokens x
-            # 4 bytes per layer. splash and cudnn have not been run on a device yet: docs/performance.md.
+            # "einsum" for short sequences, then "splash" on TPUs (from 512 tokens on), "cudnn" in bfloat16 on NVIDIA
+            # GPUs and "blocks" elsewhere (beyond 1,280). None of these three holds the attention scores of a sequence,
+            # rows x heads x tokens x tokens x 4 bytes per layer. splash and cudnn have not been run on a device yet:
+            # docs/performance.md.
             "attention": "auto",
         }
     )

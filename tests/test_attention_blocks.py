@@ -21,7 +21,7 @@ from xpo_jax.algorithm.sampler import Vocabulary
 from xpo_jax.algorithm.sampling import Sampling
 from xpo_jax.experiment.setup import prepare
 from xpo_jax.models import attention_blocks, attention_kernels
-from xpo_jax.models.attention_kernels import EINSUM_TOKENS, choose, packed_mask
+from xpo_jax.models.attention_kernels import choose, packed_mask
 from xpo_jax.models.decoder import Decoder
 from xpo_jax.models.layers import Causal, Parts, attention
 from xpo_jax.reporting.summary import attention_used
@@ -158,10 +158,13 @@ def test_model_with_blocks_has_the_einsums_loss_and_gradient(monkeypatch, sizes)
 # ---- which one is taken -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("platform", "long"), [("cpu", "blocks"), ("gpu", "cudnn"), ("tpu", "splash")])
-def test_choose_auto_takes_the_einsum_for_short_sequences_only(platform, long):
+@pytest.mark.parametrize(
+    ("platform", "long", "short_tokens"),
+    [("cpu", "blocks", 1280), ("gpu", "cudnn", 1280), ("tpu", "splash", 511)],
+)
+def test_choose_auto_takes_the_einsum_for_short_sequences_only(platform, long, short_tokens):
     kernels = choose("auto", platform)
-    assert [kernels.at(tokens) for tokens in (1, EINSUM_TOKENS, EINSUM_TOKENS + 1, 32768)] == (
+    assert [kernels.at(tokens) for tokens in (1, short_tokens, short_tokens + 1, 32768)] == (
         ["einsum", "einsum", long, long]
     )
     for name in ("einsum", "blocks", "cudnn", "splash"):

@@ -2,12 +2,13 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fake_models import TINY, random_params
+from fake_models import TINY, graphdef, random_params
 from tiny_run import ADAMW, one_sequence_length
 
 from xpo_jax.algorithm import logps
@@ -15,10 +16,11 @@ from xpo_jax.algorithm.losses import Sigmoid
 from xpo_jax.algorithm.model_spec import make_model_spec
 from xpo_jax.algorithm.optimizer import make_optimizer
 from xpo_jax.algorithm.programs import BatchShapes, Programs
-from xpo_jax.algorithm.sampler import Vocabulary
+from xpo_jax.algorithm.sampler import Vocabulary, make_sampler, row_keys
 from xpo_jax.algorithm.sampling import Sampling
 from xpo_jax.algorithm.update import summarise
 from xpo_jax.models import layers
+from xpo_jax.models.decoder_family import unstack
 from xpo_jax.runtime import sharding
 from xpo_jax.values import Pairs, Prompts
 
@@ -153,3 +155,40 @@ def test_gradient_of_the_table_has_an_error_that_does_not_grow_with_the_chunks(c
         )
     error = np.linalg.norm(np.asarray(gradient, np.float64) - np.asarray(exact)) / np.linalg.norm(exact)
     assert error < 0.004
+
+
+def test_decode_loop_converts_no_norm_or_bias_and_draws_the_same(monkeypatch):
+    """Norms and biases are widened before the loop; what is computed with them is float32 anyway."""
+    config = dataclasses.replace(CONFIG, vocab_size=64)
+    unstacked, params = graphdef(config, stacked=False), unstack(random_params(0, config, scale=0.3))
+    given = (
+        jax.tree.map(lambda p: jnp.asarray(p, jnp.bfloat16), params),
+        jnp.asarray(np.random.default_rng(1).integers(2, 64, (B, P)), jnp.int32),
+        jnp.asarray([3, P, 7, 20]),
+        jnp.ones(B, bool),
+        row_keys(0, 0, 0, jnp.arange(B), 0),
+    )
+
+    def sampler():
+        settings = Sampling(
+            max_new_tokens=12, temperature=0.9, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0
+        )
+        return make_sampler(unstacked, settings, vocab_size=64, end_tokens=(1,), pad_token=0)
+
+    def converted():
+        """Return how many vectors the decode loop converts from bfloat16."""
+        loops = [e for e in jax.make_jaxpr(sampler())(*given).jaxpr.eqns if e.primitive.name == "while"]
+        vectors = re.findall(
+            r":f32\[(?:1,)?\d+\] = convert_element_type\[.*?\] (\w+)", str(loops[0].params["body_jaxpr"])
+        )
+        return len(vectors)
+
+    tokens, narrow_vectors = [jax.device_get(jax.jit(sampler())(*given)).tokens], converted()
+    monkeypatch.setattr("xpo_jax.algorithm.sampler.wide", lambda dtype: dtype)
+    tokens.append(jax.device_get(jax.jit(sampler())(*given)).tokens)
+    assert (narrow_vectors, converted()) == (
+        0,
+        5 * config.num_hidden_layers + 1,
+    )  # two norms and three biases; the last norm
+    np.testing.assert_array_equal(*tokens)
+    assert len(np.unique(tokens[0])) > 10

@@ -28,6 +28,7 @@ print(json.dumps({
     "refused": refused, "findings": compiled.findings(planned, built, loops, declared.spec.dtype),
     "dtype": declared.spec.dtype.name, "gathered": loop.gathered, "moved": sum(loop.moved) / loop.floor,
     "programs": {p.name: [p.arguments, p.outputs, p.aliased, p.temporaries] for p in built},
+    "permutes": {p.name: p.collectives["collective-permute"] for p in built},
     "planned": {p.name: compiled.planned_total(planned, p.label) for p in built},
     "phases": {name: size / plan[name] for name, size in compiled.phases(planned, built).items()},
 }))
@@ -118,6 +119,8 @@ def test_programs_of_qwen_0_5b_compile_for_a_v5e_8():
     assert result["programs"]["sample"][0] == pytest.approx(
         2 * weights, rel=0.01
     )  # bfloat16, on every device
+    # a layer's weights are gathered before their matmuls, not piece by piece in loops over shards
+    assert result["permutes"]["accumulate"] == 0
     assert result["gathered"] == 0 and result["moved"] < 1.1
     assert all(0.9 < ratio < 1.1 for ratio in result["phases"].values())
     # one embedding is gathered, not all weights; and no device holds a float32 gradient of the complete embedding twice

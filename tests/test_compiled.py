@@ -16,6 +16,7 @@ from tools import plan
 from tools.planner import compile_report, compiled, cycles, estimate, hlo, programs, topology
 from tools.planner.fit import Source, setup
 from tools.planner.hardware import DEVICES
+from xpo_jax.models import attention_kernels
 
 # Hand-made, in the form of the TPU compiler's text: a loop whose body reads a weight, a slice of a stacked array, and a
 # row of a table; brings an array onto the chip; updates a cache in place; and copies another one.
@@ -157,6 +158,20 @@ def test_cycles_of_a_part_and_of_a_loop():
     )
     module = hlo.parse(text)
     assert cycles.total(module, module.entry) == 1007 + 24 * 10
+
+
+def test_prefill_by_splash_is_without_the_flops_of_its_scores():
+    """The kernel has no cycles, so its FLOPs would be those of nothing."""
+    planned, _ = setup(Source("paraphrase:Qwen/Qwen2.5-0.5B-Instruct", (), 8, None, "tpu"))
+    sampler = compiled.Compiled("sample P=1024", *[0] * 7, MODULE)
+    (by_splash,) = cycles.parts(planned, [sampler])
+    einsum = dataclasses.replace(planned, kernels=attention_kernels.ONLY_EINSUM)
+    (by_einsum,) = cycles.parts(einsum, [sampler])
+    assert by_splash.name == "sample P=1024: prefill without its kernel"
+    assert by_einsum.name == "sample P=1024: prefill"
+    assert by_splash.cycles == by_einsum.cycles == 1000
+    # 8 rows a device, 24 layers, 14 heads of 64 numbers: two products, two FLOPs each
+    assert by_einsum.flops - by_splash.flops == 8 * 24 * 14 * 64 * 4 * 1024**2
 
 
 # ---- topologies ---------------------------------------------------------------------------------

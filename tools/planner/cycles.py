@@ -3,7 +3,8 @@
 The text of a TPU program has an estimate for each fusion. Summed and divided by the clock at which a square matmul is
 at the peak, it compares two versions of a part that computes much: prefill, and a layer of the update. It is no time:
 waits for memory, for asynchronous copies and for other devices are not in it, so it is no measure of a decoded token;
-kernels in Pallas have no estimate at all; and the matmul's own fraction of the peak is taken as 1.
+kernels in Pallas have no estimate at all, so with splash a part is without its attention; and the matmul's own fraction
+of the peak is taken as 1.
 """
 
 from __future__ import annotations
@@ -74,12 +75,10 @@ class Part(NamedTuple):
 def parts(s: estimate.Setup, compiled: Sequence[Compiled]) -> list[Part]:
     """Return prefill of each sampling program, and a layer of each gradient's forward and backward pass.
 
-    Programs whose attention is a Pallas kernel are left out, because a part of their work would have no cycles.
+    Both are without cycles and FLOPs of attention's scores where a Pallas kernel computes them, and named so.
     """
     measured = []
     for program in compiled:
-        if s.kernels.at(program.tokens or 1) == SPLASH:
-            continue
         if program.name in ("sample", "ahead"):
             measured.append(_prefill(s, program))
         if program.name == "accumulate":
@@ -91,15 +90,22 @@ def _prefill(s: estimate.Setup, program: Compiled) -> Part:
     P = program.tokens or s.prompt_tokens
     rows = s.batch_size * (s.reference_steps if program.name == "ahead" else 1) // s.shards
     cycles = total(program.module, program.module.entry, lambda i: "/prefill/" in i.op_name)
-    flops = work.forward_flops(s.model, rows * P, rows * P * P, 0) / s.mesh.shape["tensor"]
-    return Part(f"{program.label}: prefill", cycles, flops)
+    scores, note = _attention(s, P, rows * P * P)
+    flops = work.forward_flops(s.model, rows * P, scores, 0) / s.mesh.shape["tensor"]
+    return Part(f"{program.label}: prefill{note}", cycles, flops)
+
+
+def _attention(s: estimate.Setup, tokens: int, scores: int) -> tuple[int, str]:
+    """Return the scores whose cycles are in the text, and what to add to the part's name."""
+    return (0, " without its kernel") if s.kernels.at(tokens) == SPLASH else (scores, "")
 
 
 def _layers(s: estimate.Setup, program: Compiled) -> list[Part]:
     module, layers = program.module, s.model.num_hidden_layers
     W = program.tokens or packing.sequence_lengths(s.prompt_tokens, s.response_tokens)[-1]
     one = dataclasses.replace(s.model, num_hidden_layers=1)
-    tokens, scores = s.micro_batch_rows * W, s.micro_batch_rows * W * W * (BLOCKS + 1) // (2 * BLOCKS)
+    tokens = s.micro_batch_rows * W
+    scores, note = _attention(s, W, tokens * W * (BLOCKS + 1) // (2 * BLOCKS))
     forward = work.forward_flops(one, tokens, scores, 0) / s.mesh.shape["tensor"]
     measured = []
     for instruction in module.computations[module.entry].values():
@@ -108,7 +114,7 @@ def _layers(s: estimate.Setup, program: Compiled) -> list[Part]:
             continue
         backward = "transpose(" in instruction.op_name
         times = (2 + s.remat) if backward else 1
-        name = f"{program.label}: a layer {'backward' if backward else 'forward'}"
+        name = f"{program.label}: a layer {'backward' if backward else 'forward'}{note}"
         cycles = total(module, body)
         ring = cycles - total(module, body, lambda i: i.opcode != "while")
         measured.append(Part(name, cycles, times * forward))

@@ -37,8 +37,9 @@ def saved_bytes(
     These are the residuals of jax.vjp; the difference between two rows and one leaves out the weights among them.
     cuDNN's kernel is counted as blocks, because it cannot be traced without cuDNN.
     """
-    short, long = (BLOCKS if kernel == CUDNN else kernel for kernel in (kernels.short, kernels.long))
-    options: dict[str, Any] = {"kernels": Kernels(short, long), "adapters": lora}
+    kernel = kernels.at(width)
+    traceable = Kernels(*[BLOCKS if kernel == CUDNN else kernel] * 2)
+    options: dict[str, Any] = {"kernels": traceable, "adapters": lora}
     graphdef, shapes = registry.abstract_model(model, stacked=True, remat=remat, **options)
 
     def residuals(rows: int) -> int:

@@ -105,6 +105,12 @@ def score_program(model: ModelSpec, batch_size: int, distribution: dict[str, Any
     )
 
 
+# By default the TPU compiler makes a matmul whose weights are split over fsdp a loop over shards, in which a piece of
+# the weights arrives while the one before is multiplied: sums over few features use little of the matrix unit. This
+# threshold makes it gather a layer's weights before their matmuls (docs/accelerators.md).
+_GATHERS_WEIGHTS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": 1_000_000}
+
+
 class UpdatePrograms(NamedTuple):
     """The first state; the base as an update reads it; and the zeros, the sum and the application of a gradient."""
 
@@ -166,6 +172,7 @@ def update_programs(
             ),
             out_shardings=(params, split.sums),
             donate_argnums=(2, 3),
+            compiler_options=_GATHERS_WEIGHTS if sharding.platform(model.mesh) == "tpu" else None,
         ),
         apply=Program(
             "apply",

@@ -24,6 +24,7 @@ from jax.sharding import PartitionSpec as PS
 from jaxtyping import Bool, Int, Key
 
 from xpo_jax.algorithm.sampling import Sampling, draw, truncate
+from xpo_jax.models.layers import wide
 from xpo_jax.runtime.sharding import ROWS, constrain, row_shards
 from xpo_jax.values import Array, Params, Samples
 
@@ -94,7 +95,9 @@ def make_sampler(
         valid: Bool[Array, " B"],
         keys: Key[Array, " B"],
     ) -> Samples:
-        model = nnx.merge(graphdef, params)
+        # norms and biases are computed with in float32: converted here, they are not at every layer of every token
+        wider = jax.tree.map(lambda p: p.astype(wide(p.dtype)) if p.ndim == 1 else p, params)
+        model = nnx.merge(graphdef, wider)
         B, P = tokens.shape
         shards = row_shards()
 

@@ -20,22 +20,23 @@ import numpy as np
 from jax.sharding import PartitionSpec as PS
 
 from xpo_jax.models.attention_blocks import attend_in_blocks
-from xpo_jax.models.attention_splash import attend_by_splash, splash_order, splash_runs
+from xpo_jax.models.attention_splash import BLOCK, attend_by_splash, splash_order, splash_runs
 from xpo_jax.models.layers import Array, Causal, Parts, Runs, Segment, attention
 from xpo_jax.runtime.sharding import ROWS, device_platform
 
 AUTO, EINSUM, BLOCKS, CUDNN, SPLASH = "auto", "einsum", "blocks", "cudnn", "splash"
 
-# Tokens up to which "auto" takes the einsum: a prompt of 1,024 tokens and two responses of 128. Its scores are small
-# until there, and these runs compute the bits that they computed before there were blocks.
-EINSUM_TOKENS = 1280
+# Tokens up to which "auto" takes the einsum. By default a prompt of 1,024 and two responses of 128: its scores are
+# small until there, and these runs compute the bits that they computed before there were blocks. On TPUs what is
+# shorter than a block of splash: beyond, the compiler keeps more or fewer copies of the scores than a plan can foresee.
+EINSUM_TOKENS, EINSUM_TOKENS_TPU = 1280, BLOCK - 1
 # What "auto" takes for longer sequences, by the platform of the mesh's devices: the first that they can run.
 LONG = {"cpu": (BLOCKS,), "gpu": (CUDNN, BLOCKS), "tpu": (SPLASH, BLOCKS)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Kernels:
-    """The implementation by sequence length: `short` up to EINSUM_TOKENS tokens, `long` beyond.
+    """The implementation by sequence length: `short` up to `short_tokens` tokens, `long` beyond.
 
     `pin_caches` makes a prefill compute the keys and values that it returns with their layer. Otherwise XLA's GPU
     compiler takes them from the layers' projections at the end, and holds all of these until then.
@@ -43,11 +44,12 @@ class Kernels:
 
     short: str = EINSUM
     long: str = EINSUM
+    short_tokens: int = EINSUM_TOKENS
     pin_caches: bool = False
 
     def at(self, tokens: int) -> str:
         """Return the implementation for sequences of this many tokens."""
-        return self.short if tokens <= EINSUM_TOKENS else self.long
+        return self.short if tokens <= self.short_tokens else self.long
 
 
 ONLY_EINSUM = Kernels()
@@ -58,9 +60,10 @@ def choose(
 ) -> Kernels:
     """Return the implementations that a config's `model.attention` names.
 
-    "auto" takes the einsum for sequences of at most EINSUM_TOKENS tokens, and beyond that the first of those that LONG
-    names for the platform of the mesh's devices, and that these can run. The length is that of a program, a bucket of
-    prompts or a sequence length of the update, so scoring and the update of the same rows compute the same bits.
+    "auto" takes the einsum for sequences of at most EINSUM_TOKENS tokens (on TPUs EINSUM_TOKENS_TPU), and beyond that
+    the first of those that LONG names for the platform of the mesh's devices, and that these can run. The length is
+    that of a program, a bucket of prompts or a sequence length of the update, so scoring and the update of the same
+    rows compute the same bits.
 
     Args:
       device: one of the mesh; None, as in a plan, for the newest of its platform.
@@ -77,7 +80,8 @@ def choose(
             f" {EINSUM!r}"
         )
     long = next(kernel for kernel in LONG[platform] if not missing(kernel, device, dtype, head_dim))
-    return Kernels(EINSUM, long, pin_caches=platform == "gpu")
+    short_tokens = EINSUM_TOKENS_TPU if long == SPLASH else EINSUM_TOKENS
+    return Kernels(EINSUM, long, short_tokens, pin_caches=platform == "gpu")
 
 
 def choose_for(name: str, device: Any, *, dtype: Any, head_dim: int) -> Kernels:
