@@ -32,6 +32,10 @@ def card(
     base, commit = policy.name, f" (commit {policy.commit})" if policy.commit else ""
     against = "a frozen copy of it" if reference == policy else _code(reference.name)
     settings = {name: getattr(top, name) for name in SETTINGS}
+    if arguments := top.data[
+        "chat_template_arguments"
+    ]:  # the model expects prompts that were rendered with them
+        settings["chat_template_arguments"] = arguments
     judge = _code(top.judge["name"])
     method, how = (
         ("XPO", f"its answers were compared with those of the reference, {against}, by the judge {judge}.")
