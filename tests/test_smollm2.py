@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file
-from tokenizers import pre_tokenizers
+from tokenizers import Tokenizer, pre_tokenizers
 
 from tools.ifeval import smollm2
 from tools.ifeval.__main__ import main
@@ -136,6 +136,9 @@ def test_converted_folder_states_tokens_template_licence_and_origin(wheel, tmp_p
     config = model_folder.read_config(target)
     tokenizer = model_folder.load_tokenizer(target, config)
     assert tokenizer.encode("<|im_start|>abb") == [1, len(TOKENS) - 1, TOKENS.index("b")]
+    # as a Qwen2 folder, transformers would replace the pre-tokenizer by its own, which keeps words and digits together
+    text = "ab1 a\n\nb 22, aab"
+    assert tokenizer.encode(text) == Tokenizer.from_file(str(target / "tokenizer.json")).encode(text).ids
     assert tokenizer.decode([TOKENS.index("a"), TOKENS.index("b"), 2], skip_special_tokens=True) == "ab"
     assert tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False) == (
         "<|im_start|>a<|im_end|>"
