@@ -2,12 +2,12 @@
 
     python -m tools.ifeval [START MODEL ...]
 
-START and MODEL are folders (or hub names): where a run of configs/ifeval.py started, and what it exported; several for
-several seeds. Without them, START is the model in the user's cache, which is written there if it is missing, and
+START and MODEL are folders (or hub names): where a run of the config ifeval started, and what it exported; several
+for several seeds. Without them, START is the model in the user's cache, which is written there if it is missing, and
 nothing else is measured. For each model it prints IFEval's strict accuracies, prompt-level and instruction-level, with
-intervals of 95 % over prompts, the fraction of answers that end within --max_new_tokens, their mean length and
-distinct-2, the fraction of distinct pairs of words; then the accuracies of all
-but START together, and what they gained over it.
+intervals of 95 % over prompts, the fraction of answers that end within --max_new_tokens, their mean length, and
+distinct-2, the fraction of distinct pairs of words; then the accuracies of all but START together, and what they gained
+over it.
 
 Examples:
   python -m tools.ifeval --convert

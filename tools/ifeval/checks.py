@@ -14,7 +14,6 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -72,13 +71,13 @@ def _checker(name: str, arguments: str) -> Any:
 
 @functools.cache
 def _registry() -> Mapping[str, Any]:
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # importing the package must not look for its data sets
     try:
         import langdetect
         from if_verifiable.ifeval.instructions_registry import INSTRUCTION_DICT
     except ImportError as error:
         raise ValueError(
-            f"the package {error.name} is missing; install the extra: python -m pip install -e '.[real]'"
+            f"the package {error.name} is missing; install the extra: python -m pip install"
+            " 'xpo-jax[real]', or '.[real]' in a clone"
         ) from error
     langdetect.DetectorFactory.seed = 0  # or the same answer may be English once and not the next time
     registry: Mapping[str, Any] = INSTRUCTION_DICT

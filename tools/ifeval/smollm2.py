@@ -130,7 +130,8 @@ def _write(file: Path, target: Path) -> None:
         from gguf import GGUFReader
     except ImportError as error:
         raise ValueError(
-            "the package gguf is missing; install the extra: python -m pip install -e '.[real]'"
+            "the package gguf is missing; install the extra: python -m pip install"
+            " 'xpo-jax[real]', or '.[real]' in a clone"
         ) from error
     from safetensors.numpy import save_file
 
