@@ -13,12 +13,13 @@ CONSTRAINTS := $(if $(VERSION),constraints-$(VERSION).txt)
 SAME := $(if $(FOUND),$(shell test "$$(.venv/bin/python -c '$(WHICH)' 2>/dev/null)" = \
   "$$("$(FOUND)" -c '$(WHICH)')" && echo yes))
 
-.PHONY: help run play test slow faults compile constraints FORCE
+.PHONY: help run real play test slow faults compile constraints FORCE
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make run          install into .venv and run configs/paraphrase.py (ARGS="--config.seed=1")'
 	@echo 'make play         install with the human extra, and judge yourself on a page in your browser'
+	@echo 'make real         teach a real model, SmolLM2-135M-Instruct, to follow the instructions of IFEval'
 	@echo 'make test         install with the dev extra, then run lint and tests (ARGS="-k sampler")'
 	@echo 'make slow         run only the slow tests'
 	@echo 'make faults       inject every fault that a run must survive and print a table (ARGS="--only=checkpoint")'
@@ -30,6 +31,14 @@ run: .venv/installed
 
 play: .venv/installed-human
 	.venv/bin/python -m xpo_jax.main --config=configs/human.py $(ARGS)
+
+# RUN is the run directory: make real RUN=runs/ifeval_1 ARGS=--config.seed=1
+RUN := runs/ifeval
+real: .venv/installed-real
+	model=$$(.venv/bin/python -m tools.ifeval --convert) && \
+	.venv/bin/python -m xpo_jax.main --config=configs/ifeval.py --config.model.path=$$model --config.run_dir=$(RUN) \
+	  $(ARGS) && \
+	.venv/bin/python -m tools.ifeval $$model $(RUN)/export --answers=$(RUN)/ifeval.jsonl
 
 test: .venv/installed-dev
 	.venv/bin/python -m ruff check .
@@ -65,6 +74,10 @@ build/compile/installed: pyproject.toml $(CONSTRAINTS)
 
 .venv/installed-dev: .venv/made pyproject.toml $(CONSTRAINTS)
 	.venv/bin/python -m pip install --quiet --editable '.[dev]' --constraint $(CONSTRAINTS)
+	@touch $@ .venv/installed
+
+.venv/installed-real: .venv/made pyproject.toml $(CONSTRAINTS)
+	.venv/bin/python -m pip install --quiet --editable '.[real]' --constraint $(CONSTRAINTS)
 	@touch $@ .venv/installed
 
 .venv/made: $(if $(SAME),,FORCE)

@@ -150,6 +150,7 @@ def embedded() -> ConfigDict:
     config.judging = ConfigDict(
         {
             "both_orders": False,  # the rules do not depend on the order
+            "hide_thinking": False,  # True: the judge reads answers without their <think>...</think> blocks
             "max_queries": None,  # or your budget: the run ends before it would exceed it
             # A pair without a verdict is left out of the update. The run ends after three batches in a row in which
             # more than half of the verdicts are missing.
@@ -294,6 +295,7 @@ def pretrained(model: str) -> ConfigDict:
             # Or {"weight": 0.3, "gate": "general", ...}, the fields of the rule-based judge, which then guards against
             # long or empty answers.
             "rules": None,
+            "chat_template_arguments": None,  # {"enable_thinking": False} if the judge is a Qwen3: docs/judges.md
         }
     )
 

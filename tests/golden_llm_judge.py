@@ -24,6 +24,7 @@ LLM_JUDGE = {
     "buckets": (128, 192),
     "on_long": "error",
     "rules": None,
+    "chat_template_arguments": None,
 }
 
 

@@ -98,7 +98,7 @@ def test_batch_that_an_editing_judge_was_asked_about_is_unchanged():
     )
     finished = np.ones(2, bool)
     pairs = ResponsePairs(["a", "b"], ["c", "d"], ~finished, finished, finished)
-    options = {"unfinished_loses": False, "both_orders": True, "shown_seed": (0,)}
+    options = {"unfinished_loses": False, "both_orders": True, "hide_thinking": False, "shown_seed": (0,)}
     verdicts = ask(Editor(), prompts, pairs, **options)
     assert verdicts.queries == 4 and verdicts.weight.tolist() == [1, 1]
     assert prompts.rows == (ROW, ROW) and prompts.messages == (MESSAGES, MESSAGES)

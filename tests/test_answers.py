@@ -111,6 +111,7 @@ def judged(returned, *, rows=ROWS, both_orders=False):
         pairs,
         unfinished_loses=True,
         both_orders=both_orders,
+        hide_thinking=False,
         shown_seed=(1, 2, 3),
     )
     # in every case the verdicts can be logged and sent, and weights are 0 or 1

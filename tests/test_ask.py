@@ -42,7 +42,7 @@ def judge_batch(judge, policy, reference, *, batch=None, seed=SEED, **change):
     pairs = ResponsePairs(
         policy, reference, **{name: change.pop(name, value) for name, value in flags.items()}
     )
-    options = {"unfinished_loses": False, "both_orders": False, **change}
+    options = {"unfinished_loses": False, "both_orders": False, "hide_thinking": False, **change}
     return ask(judge, batch or prompts(B), pairs, shown_seed=seed, **options)
 
 

@@ -544,9 +544,10 @@ def test_help(tmp_path):
         status, out, err = run_main([flag, "--config=nowhere.py"])
         assert (status, err) == (0, "")
         assert "python -m xpo_jax.main --config=FILE" in out
-        assert re.search(
-            r"^  offline_dpo +Offline DPO: .*\n  paraphrase +The worked example: ", out, re.MULTILINE
+        listed = (
+            r"^  ifeval +A real model .*\n  offline_dpo +Offline DPO: .*\n  paraphrase +The worked example: "
         )
+        assert re.search(listed, out, re.MULTILINE)
     status, out, err = command("--help", cwd=tmp_path)
     assert (status, err) == (0, "") and out.startswith("Steer a language model towards what a judge prefers")
 

@@ -8,7 +8,7 @@ import re
 import jax
 import numpy as np
 import pytest
-from fake_models import ENDS, SPEAKING, graphdef, random_params, write_model
+from fake_models import CHATML, ENDS, SPEAKING, graphdef, random_params, write_model, write_tokenizer
 from tiny_run import write_rows
 from tokenizers import decoders, pre_tokenizers
 
@@ -127,6 +127,22 @@ def test_embedded_model_gets_its_tags(capsys):
     assert status == 0
     assert out.startswith("<pphr_output>") and out.endswith("</pphr_output>\n")
     assert "the embedded model: each turn is put into <pphr_input>{input}</pphr_input>" in err
+
+
+def test_chat_template_arguments_reach_the_template(tmp_path, capsys):
+    folder = write_model(tmp_path / "model")
+    write_tokenizer(folder, CHATML.replace("assistant\n' }}", "assistant\n' + (mood or '') }}"))
+    argv = [f"--model={folder}", "Hallo", "--temperature=0", *FLAGS]
+    status, out, _ = run(capsys, *argv, '--chat_template_arguments={"mood": "calm"}')
+    assert status == 0
+    assert out.startswith(chat.visible(sampled((*turn("user", "Hallo"), *ANSWER, *ids("calm")))[0]))
+    for value, problem in (
+        ("[1]", "a JSON object in braces"),
+        ("{mood", "no JSON"),
+        ('{"moods": 1}', "no moods"),
+    ):
+        status, out, err = run(capsys, *argv, f"--chat_template_arguments={value}")
+        assert (status, out) == (2, "") and problem in err
 
 
 # ---- files --------------------------------------------------------------------------------------

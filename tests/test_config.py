@@ -128,15 +128,15 @@ def test_serialize_reads_back_equal_and_stays_the_same_text(folder):
             "c.yaml",
             None,
             "c.yaml: a config is a .py file (or file.py:argument) or a .json file, or the name of a packaged one:"
-            " human, offline_dpo, paraphrase",
+            " human, ifeval, offline_dpo, paraphrase",
         ),
         ("a/paraphrase", None, "a/paraphrase: a config is a .py file"),
         ("paraphrase:", None, "paraphrase:: nothing follows the colon; leave it out or name an argument"),
         (
             "parafrase",
             None,
-            "parafrase: no packaged config has this name; there are human, offline_dpo, paraphrase; a file of your own"
-            " ends with .py or .json",
+            "parafrase: no packaged config has this name; there are human, ifeval, offline_dpo, paraphrase; a file of"
+            " your own ends with .py or .json",
         ),
         ("c.py:", CONFIG, "c.py:: nothing follows the colon; leave it out or name an argument"),
         ("d.py", "x = 1", "d.py: has no get_config(arg)"),
@@ -185,7 +185,7 @@ def test_load_file_that_is_not_utf8_is_one_line(folder):
 
 def test_load_name_is_a_packaged_config_from_any_folder():
     configs = Path(__file__).parents[1] / "configs"
-    for name in ("paraphrase", "offline_dpo", "human"):
+    for name in ("paraphrase", "offline_dpo", "human", "ifeval"):
         assert loader.load(name) == loader.load(f"{configs / name}.py")
     assert loader.load("paraphrase:Qwen/Q@1:2").model.path == "Qwen/Q@1:2"
     assert loader.load("offline_dpo:a.py:b", ["steps=3"]).offline.pairs == "a.py:b"

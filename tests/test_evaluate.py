@@ -97,6 +97,7 @@ def evaluator(
     decode=decode,
     reference_samples=2,
     unfinished_loses=False,
+    hide_thinking=False,
     seed=5,
     answers=None,
 ):
@@ -107,6 +108,7 @@ def evaluator(
         Opponents(prompts, reference, reference_samples, answers),
         unfinished_loses=unfinished_loses,
         both_orders=False,
+        hide_thinking=hide_thinking,
         failure_tolerance=FailureTolerance(max_failed_fraction=1.0, max_failed_batches=1),
         seed=seed,
     )
@@ -235,6 +237,17 @@ def test_unfinished_responses_lose_where_the_config_says_so(unfinished_loses, ra
     assert evaluation.win_rate == rate
     assert evaluation.policy["unfinished"] == 1.0 and evaluation.reference["unfinished"] == 0.0
     assert evaluation.queries == (0 if unfinished_loses else 16)
+
+
+@pytest.mark.parametrize("hide", [False, True])
+def test_judge_measures_what_it_reads(hide):
+    decode = lambda samples: ["<think>12345</think>1"] * len(samples.lengths)
+    judge = LongerText()
+    judge.parts = lambda messages, text: {"length": len(text)}
+    programs = Programs(lambda weights, candidate, n: 3)
+    evaluation = run(evaluator(programs, batches(4), judge, decode=decode, hide_thinking=hide))
+    assert evaluation.policy["length"] == (1 if hide else 21)
+    assert evaluation.samples[0]["policy"] == "<think>12345</think>1"
 
 
 # ---- KL and lengths -----------------------------------------------------------------------------

@@ -215,6 +215,7 @@ def test_a_whole_run_of_a_model_from_the_hub(server, tmp_path):
     config.model.path = f"{NAME}@v1"
     judge = {"template": "{A}{B}", "labels": ("A", "B"), "batch_size": 8, "buckets": (32,)}
     config.judge = {"name": "llm", "path": NAME, **judge, "on_long": "no_verdict", "rules": None}
+    config.judge["chat_template_arguments"] = None
     config.steps = 1
     config.optimizer.warmup_steps = 0
     config.data.buckets = (40,)

@@ -76,6 +76,7 @@ def test_docs_optional_methods_example_satisfies_every_protocol(tmp_path):
         ResponsePairs(["Hund"], ["Maus"], no, yes, yes),
         unfinished_loses=False,
         both_orders=True,
+        hide_thinking=False,
         shown_seed=(0,),
     )
     assert verdicts.counts == {"compared": 2} and (verdicts.queries, verdicts.orders) == (2, 2)
@@ -210,7 +211,13 @@ def test_judge_tool_counts_match_values_by_hand(example, capsys, tmp_path, monke
 
 def test_judge_tool_runs_a_model_on_the_devices(capsys, tmp_path):
     judge = {"name": "llm", "path": None, "template": "{prompt}|{A}|{B}|", "labels": ("A", "B")}
-    judge |= {"batch_size": 4, "buckets": (64,), "on_long": "error", "rules": None}
+    judge |= {
+        "batch_size": 4,
+        "buckets": (64,),
+        "on_long": "error",
+        "rules": None,
+        "chat_template_arguments": None,
+    }
     status, out, err = tried(capsys, tmp_path, ROWS[:2], judge=judge)
     assert status == 0, err
     assert json.loads(out.splitlines()[-1])["failed"] == 0
@@ -258,7 +265,7 @@ def test_judge_tool_help_shows_usage(capsys):
         (["max_queries=0"], "judging.max_queries is 0, must be at least 1, or None for no limit"),
         (
             ["max_failed_fraction=1.5"],
-            "judging.max_failed_fraction is 1.5, must be from 0 to 1 (any fraction)",
+            "judging.max_failed_fraction is 1.5, must be from 0 to 1",
         ),
         (["max_failed_batches=0"], "judging.max_failed_batches is 0, must be at least 1"),
     ],

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from fake_models import write_model
+from fake_models import CHATML, write_model
 from golden_llm_judge import LLM_JUDGE, LLM_JUDGE_MODEL, attach_llm_judge, build_llm_judge
 from ml_collections import ConfigDict
 from tiny_run import one_sequence_length, run_main, tiny_config, write_config
@@ -184,6 +184,28 @@ def test_llm_template_is_filled_once():
         "three {A}|{B}|{A}|{B}|b",
         "three {A}|{B}|{A}|b|{B}",
     ]
+
+
+def test_llm_chat_template_arguments_reach_the_template():
+    tokenizer = model_folder.load_tokenizer(LLM_JUDGE_MODEL, model_folder.read_config(LLM_JUDGE_MODEL))
+    beginning = "assistant\n' }}"
+    assert beginning in CHATML
+    tokenizer.chat_template = CHATML.replace(beginning, "assistant\n' + (mood or '') }}")
+    template = ({"role": "user", "content": "{A}|{B}"},)
+    texts = []
+    for arguments in (None, {"mood": "calm"}):
+        judge = build_llm_judge(path=None, template=template, chat_template_arguments=arguments)
+        attach_llm_judge(judge, tokenizer=tokenizer)
+        texts.append(tokenizer.decode(judge._tokens(judge._render(Comparison((), {}, "a", "b")))))
+    begin = "<|im_start|>user\na|b<|im_end|>\n<|im_start|>assistant\n"
+    assert texts == [begin, f"{begin}calm"]
+    judge = build_llm_judge(path=None, template=template, chat_template_arguments={"moods": "calm"})
+    with pytest.raises(
+        ValueError, match=r"^judge\.chat_template_arguments: .* reads no moods; correct or remove"
+    ):
+        attach_llm_judge(judge, tokenizer=tokenizer)
+    with pytest.raises(ValueError, match=r"^chat_template_arguments: .* write it as messages"):
+        build_llm_judge(template="{A}{B}", chat_template_arguments={"mood": "calm"})
 
 
 def test_llm_answer_cannot_close_its_tag():

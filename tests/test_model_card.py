@@ -60,6 +60,13 @@ def test_card_states_origin_and_measurements(top):
     )
 
 
+def test_card_states_the_chat_template_arguments(top):
+    assert "chat_template_arguments" not in card(top, HUB, HUB, FOUND, held_out=3)
+    top.data["chat_template_arguments"] = {"enable_thinking": False}
+    text = card(top, HUB, HUB, FOUND, held_out=3)
+    assert '"chat_template_arguments": {\n    "enable_thinking": false\n  }\n}\n```' in text
+
+
 def test_card_names_nothing_of_the_machine(top, tmp_path):
     folder = Model("/users/someone/models/Qwen `2.5`", Path("/users/someone/models/Qwen `2.5`"))
     other = Model("../elsewhere/reference", Path("../elsewhere/reference"))

@@ -59,6 +59,7 @@ def test_extras():
         "wandb",
         "gcs",
         "report",
+        "real",
         "peer",
         "dev",
     }

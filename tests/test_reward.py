@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -37,11 +38,12 @@ ARGUMENTS = {
     "batch_size": 8,
     "buckets": (64, 160),
     "on_long": "error",
+    "chat_template_arguments": None,
 }
 
 
-def ready(mesh: tuple[int, int, int] = (2, 2, 2), **changes: Any) -> RewardModel:
-    """Return the judge as a run prepares it."""
+def attached(mesh: tuple[int, int, int] = (2, 2, 2), **changes: Any) -> RewardModel:
+    """Return the judge with its folder open, and nothing compiled."""
     judge = reward_model(**{**ARGUMENTS, **changes})
     judge.attach(
         mesh=make_mesh(data=mesh[0], fsdp=mesh[1], tensor=mesh[2]),
@@ -50,6 +52,12 @@ def ready(mesh: tuple[int, int, int] = (2, 2, 2), **changes: Any) -> RewardModel
         tokenizer=None,
         dtype=np.float32,
     )
+    return judge
+
+
+def ready(mesh: tuple[int, int, int] = (2, 2, 2), **changes: Any) -> RewardModel:
+    """Return the judge as a run prepares it."""
+    judge = attached(mesh, **changes)
     for _, compile_program in judge.declared_programs():
         compile_program()
     judge.load({"not": "its own"})
@@ -84,6 +92,20 @@ def test_reward_model_scores_equal_those_of_transformers(mesh):
         assert p == pytest.approx(sigmoid((a["score"] - b["score"]) / 0.5), abs=2e-4)
         assert a is not b or p == 0.5
     assert isinstance(judge, DeviceJudge) and judge([]) == []
+
+
+def test_reward_model_chat_template_arguments_reach_the_template(tmp_path):
+    folder = shutil.copytree(GOLDEN, tmp_path / "model")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["chat_template"] = settings["chat_template"].replace("'<|im_start|>' + m", "(mood or '') + m", 1)
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    judge = attached(path=str(folder), chat_template_arguments={"mood": "calm:"})
+    tokens = judge._tokens([{"role": "user", "content": "a"}], "b")
+    assert judge._tokenizer.decode(tokens) == "calm:user\na<|im_end|>\ncalm:assistant\nb<|im_end|>\n"
+    with pytest.raises(
+        ValueError, match=r"^judge\.chat_template_arguments: .* reads no moods; correct or remove"
+    ):
+        attached(path=str(folder), chat_template_arguments={"moods": "calm"})
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])

@@ -60,6 +60,7 @@ SHARED_BY_JUDGES = {
         "paraphrase_gates",
         "prompting",
         "scores",
+        "thinking",
     )
 }
 JUDGES = sorted(n for n in PACKAGE if n.startswith("xpo_jax.judges.") and n not in SHARED_BY_JUDGES)

@@ -126,6 +126,7 @@ def tiny_config(folder: Path) -> ConfigDict:
             "judge": {"name": "fakes:LongerText"},
             "judging": {
                 "both_orders": False,
+                "hide_thinking": False,
                 "max_queries": None,
                 "max_failed_fraction": 0.5,
                 "max_failed_batches": 2,

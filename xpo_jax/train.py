@@ -170,6 +170,7 @@ def _judge(
             ),
             unfinished_loses=config.loss.unfinished_loses,
             both_orders=config.judging.both_orders,
+            hide_thinking=config.judging.hide_thinking,
             shown_seed=(config.top.seed, Stream.TRAINING, step),
             recorded={} if collective else recorder.recorded_verdicts(step, local_rows, texts),
         )

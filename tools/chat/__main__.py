@@ -15,6 +15,7 @@ Examples:
   python -m tools.chat "Der Koch kaufte gestern ein Auto."
   python -m tools.chat --model=runs/paraphrase/export --template='<pphr_input>{input}</pphr_input>' --temperature=0
   python -m tools.chat --model=Qwen/Qwen2.5-0.5B-Instruct --system="You are brief." "Why is the sky blue?"
+  python -m tools.chat --model=Qwen/Qwen3-0.6B --chat_template_arguments='{"enable_thinking": false}' "Hello"
   python -m tools.chat --prompts=embedded:held_out --out=answers.jsonl
   python -m tools.chat --model=path/to/model --prompts=rows.jsonl --column=question --out=answers.jsonl
 
@@ -29,11 +30,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from xpo_jax.algorithm.sampling import Sampling
 from xpo_jax.data import conversations, templates, validate
@@ -130,6 +132,17 @@ def typed() -> Iterator[str]:
             return
 
 
+def _json_object(text: str) -> dict[str, Any]:
+    """Return the JSON object that an argument of the command line holds."""
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"no JSON ({error}): {text}") from error
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"a JSON object in braces is expected, found {text}")
+    return value
+
+
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line; `sampling` of the result is its Sampling.
 
@@ -146,6 +159,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=path_argument, help="with --prompts: the jsonl file to write")
     parser.add_argument("--batch_size", type=int, default=16, help="with --prompts: prompts per batch (16)")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="of compute")
+    parser.add_argument(
+        "--chat_template_arguments",
+        type=_json_object,
+        help='a JSON object with values for variables of the chat template: {"enable_thinking": false}',
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the random keys (0)")
     for field in dataclasses.fields(Sampling):
         default = getattr(DEFAULTS, field.name)
@@ -179,7 +197,13 @@ def run(options: argparse.Namespace) -> int:
     if options.prompt is not None:
         rows = [Row("PROMPT", 1, {"input": options.prompt})]
     conversations = [conversation(row, template, options.column, options.system) for row in rows]
-    chat = Chat(options.model, options.sampling, seed=options.seed, dtype=options.dtype)
+    chat = Chat(
+        options.model,
+        options.sampling,
+        seed=options.seed,
+        dtype=options.dtype,
+        chat_template_arguments=options.chat_template_arguments,
+    )
     prompts = [chat.prompt(messages, row) for messages, row in zip(conversations, rows, strict=True)]
     if options.prompts:
         answer_file(chat, rows, prompts, options.out, options.batch_size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import takewhile
 from typing import Any, cast
 
@@ -31,18 +31,28 @@ class Chat:
     Args:
       model: a folder, a hub name, or "embedded".
       sampling: how answers are sampled. seed: of the random keys.
+      chat_template_arguments: values for variables of the chat template, or None.
 
     Raises:
-      ValueError: an unusable model, a tokenizer without chat template, or max_new_tokens beyond the context.
+      ValueError: an unusable model, a tokenizer without chat template or with one that does not read an argument, or
+        max_new_tokens beyond the context.
     """
 
-    def __init__(self, model: str, sampling: Sampling, *, seed: int, dtype: str = "auto"):
+    def __init__(
+        self,
+        model: str,
+        sampling: Sampling,
+        *,
+        seed: int,
+        dtype: str = "auto",
+        chat_template_arguments: Mapping[str, Any] | None = None,
+    ):
         folder = str(hub.find(model).folder)
         config = model_folder.read_config(folder)
         self.tokenizer = model_folder.load_tokenizer(folder, config)
         if self.tokenizer.chat_template is None:
             raise ValueError(f"{model}: the tokenizer has no chat template; use an instruction-tuned model")
-        self._chat_template = ChatTemplate(self.tokenizer, "the model")
+        self._chat_template = ChatTemplate(self.tokenizer, "the model", chat_template_arguments)
         self.room = config.max_position_embeddings - sampling.max_new_tokens
         if self.room < 1:
             raise ValueError(

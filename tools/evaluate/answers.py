@@ -16,6 +16,7 @@ from xpo_jax.data.turns import Rules
 from xpo_jax.evaluation import statistics
 from xpo_jax.evaluation.statistics import Rate
 from xpo_jax.judges import ask, contract, limits
+from xpo_jax.judges.thinking import without_thinking
 from xpo_jax.reporting.summary import progress
 from xpo_jax.runtime.rng import Stream
 from xpo_jax.values import Prompts
@@ -101,8 +102,8 @@ def compare_answers(config: ConfigDict, first: str, second: str) -> tuple[Findin
         "left_out": left_out,
         "queries": queries,
         **flat(rates),
-        "first": _side(judge, [files[0][name] for name in names]),
-        "second": _side(judge, [files[1][name] for name in names]),
+        "first": _side(judge, [files[0][name] for name in names], judging.hide_thinking),
+        "second": _side(judge, [files[1][name] for name in names], judging.hide_thinking),
     }
     return findings, _rows(pairs, verdicts, wins)
 
@@ -137,6 +138,7 @@ def _judge(
             ),
             unfinished_loses=False,
             both_orders=judging.both_orders,
+            hide_thinking=judging.hide_thinking,
             shown_seed=(seed, Stream.EVALUATION, start),
         )
         failure_tolerance.check([ask.summarize_call(result)])
@@ -170,13 +172,14 @@ def _rows(pairs: Sequence[Pair], verdicts: Sequence[Judged], wins: Sequence[np.n
     return rows
 
 
-def _side(judge: Any, answered: Sequence[Answered]) -> dict[str, float]:
+def _side(judge: Any, answered: Sequence[Answered], hide_thinking: bool) -> dict[str, float]:
     """Return the measures of one file's answers: means over prompts of the means over a prompt's answers."""
     means: dict[str, list[float]] = {}
     for prompt in answered:
         measures: dict[str, list[float]] = {"characters": [float(len(text)) for text in prompt.answers]}
         for text in prompt.answers:
-            for name, value in contract.measure(judge, prompt.messages, text).items():
+            read = without_thinking(text) if hide_thinking else text
+            for name, value in contract.measure(judge, prompt.messages, read).items():
                 if isinstance(value, int | float):
                     measures.setdefault(name, []).append(float(value))
         for name, values in measures.items():

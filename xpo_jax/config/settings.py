@@ -103,6 +103,7 @@ class Judging:
     Args:
       both_orders: query twice, the second time with A and B exchanged: soft verdicts are averaged, hard ones that
         differ tie. Twice the queries; judge/position_flip_rate shows whether that pays.
+      hide_thinking: the judge, and only it, reads answers without <think>...</think> blocks; see judges/thinking.py.
       max_queries: comparisons that a run may put to the judge, including those of evaluations, or None. A run ends,
         with its last evaluation and its export, before a step after which that evaluation would exceed the limit.
       max_failed_fraction: fraction of a batch's pairs that may lack a verdict; 1 is any.
@@ -113,6 +114,7 @@ class Judging:
     """
 
     both_orders: bool
+    hide_thinking: bool
     max_queries: int | None
     max_failed_fraction: float
     max_failed_batches: int
@@ -127,9 +129,7 @@ class Judging:
         if self.max_queries is not None and self.max_queries < 1:
             raise ValueError(f"max_queries is {self.max_queries}, must be at least 1, or None for no limit")
         if not 0 <= self.max_failed_fraction <= 1:
-            raise ValueError(
-                f"max_failed_fraction is {self.max_failed_fraction}, must be from 0 to 1 (any fraction)"
-            )
+            raise ValueError(f"max_failed_fraction is {self.max_failed_fraction}, must be from 0 to 1")
         if self.max_failed_batches < 1:
             raise ValueError(f"max_failed_batches is {self.max_failed_batches}, must be at least 1")
         if self.max_indecisive_steps is not None and self.max_indecisive_steps < 1:

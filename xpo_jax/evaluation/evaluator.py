@@ -20,6 +20,7 @@ from xpo_jax.algorithm.programs import Programs
 from xpo_jax.evaluation import statistics
 from xpo_jax.evaluation.result import Evaluation
 from xpo_jax.judges import ask, contract, limits, outcomes
+from xpo_jax.judges.thinking import without_thinking
 from xpo_jax.runtime import distributed
 from xpo_jax.runtime.collectives import run_on_all
 from xpo_jax.runtime.rng import Stream
@@ -93,10 +94,11 @@ class Evaluator:
       judge: of the run.
       decode: Samples on the host -> B texts.
       opponents: the prompts, and what the policy's samples meet.
-      unfinished_loses, both_orders: see `ask.ask`.
-      failure_tolerance: of the run.
-      seed: of the run, for the order shown.
+      unfinished_loses, both_orders, hide_thinking: see `ask.ask`.
+      failure_tolerance, seed: of the run; the seed is for the order shown.
     """
+
+    # long: five of the arguments are fields of the config, passed by name
 
     def __init__(
         self,
@@ -107,12 +109,14 @@ class Evaluator:
         *,
         unfinished_loses: bool,
         both_orders: bool,
+        hide_thinking: bool,
         failure_tolerance: limits.FailureTolerance,
         seed: int,
     ):
         self._programs, self._judge, self._decode, self._opponents = programs, judge, decode, opponents
         self._failure_tolerance, self._seed = failure_tolerance, seed
         self._rules: dict[str, Any] = {"unfinished_loses": unfinished_loses, "both_orders": both_orders}
+        self._rules["hide_thinking"] = hide_thinking
         self._reference_candidates: list[list[_Candidate]] = []  # per batch, from the first evaluation on
 
     def __call__(
@@ -235,7 +239,8 @@ class Evaluator:
             "unfinished": [float(not samples.finished[row]) for samples, _ in candidates],
         }
         for _, texts in candidates:
-            for name, value in contract.measure(self._judge, prompts.messages[row], texts[row]).items():
+            text = without_thinking(texts[row]) if self._rules["hide_thinking"] else texts[row]
+            for name, value in contract.measure(self._judge, prompts.messages[row], text).items():
                 if isinstance(value, (int, float)):
                     values.setdefault(name, []).append(float(value))
         return {name: float(np.mean(v)) for name, v in values.items()}

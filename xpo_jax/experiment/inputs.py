@@ -169,7 +169,7 @@ def evaluation_identity(config: ConfigDict, inputs: Mapping[str, str]) -> str:
     evaluation = {
         name: config.evaluation[name] for name in ("prompts", "reference_samples", "answers", "judge")
     }
-    rules = (config.judging.both_orders, config.loss.unfinished_loses)
+    rules = (config.judging.both_orders, config.judging.hide_thinking, config.loss.unfinished_loses)
     text = configs.serialize({**groups, "evaluation": evaluation, "rules": rules, "batch": config.batch_size})
     read = (f"{name} {value}" for name, value in inputs.items() if name not in _OF_TRAINING)
     return fingerprints.combined([text, *read])

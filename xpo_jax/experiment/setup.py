@@ -269,6 +269,7 @@ def make_evaluator(components: Components, reference: Params) -> Evaluator:
         Opponents(data.held_out, reference, groups.evaluation.reference_samples, data.answers),
         unfinished_loses=groups.loss.unfinished_loses,
         both_orders=groups.judging.both_orders,
+        hide_thinking=groups.judging.hide_thinking,
         failure_tolerance=components.judging.failure_tolerance,
         seed=groups.top.seed,
     )

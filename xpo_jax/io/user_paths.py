@@ -1,9 +1,11 @@
-"""Paths as people write them: with `~` for a home folder, and with environment variables."""
+"""Paths as people write them, with `~` for a home folder and with environment variables; and the cache in that home."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
+from pathlib import Path
 
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
 
@@ -33,3 +35,11 @@ def expand(path: str) -> str:
             f"{path}: there is no such home folder; write the path out, or ./~ for a file of that name"
         )
     return expanded
+
+
+def user_cache(environ: Mapping[str, str]) -> Path:
+    """Return this project's folder in the user's cache directory (XDG_CACHE_HOME, or ~/.cache); it may not exist."""
+    user = Path(environ.get("XDG_CACHE_HOME") or "")
+    if not user.is_absolute():  # the XDG standard ignores a relative one
+        user = Path(os.path.expanduser("~")) / ".cache"
+    return user / "xpo_jax"

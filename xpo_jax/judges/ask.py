@@ -19,6 +19,7 @@ from xpo_jax.judges.answers import Judged, call_judge, compare, rename_sides, sw
 from xpo_jax.judges.contract import HasStats, Judge, JudgeError
 from xpo_jax.judges.limits import CallSummary
 from xpo_jax.judges.outcomes import IDENTICAL, IDENTICAL_UNFINISHED, UNFINISHED, add, count_outcomes
+from xpo_jax.judges.thinking import without_thinking
 from xpo_jax.runtime import collectives, distributed
 from xpo_jax.values import Comparison, Prompts, RecordedVerdict, Verdict, Verdicts
 
@@ -64,6 +65,7 @@ def ask(
     *,
     unfinished_loses: bool,
     both_orders: bool,
+    hide_thinking: bool,
     shown_seed: Sequence[int],
     recorded: Mapping[int, RecordedVerdict] = MappingProxyType({}),
 ) -> Verdicts:
@@ -75,6 +77,7 @@ def ask(
       unfinished_loses: decide pairs with an unfinished response without the judge: it loses to a finished one, and
         two unfinished ones tie.
       both_orders: see `answers.compare`.
+      hide_thinking: the judge reads responses without their <think>...</think> blocks, see thinking.py.
       shown_seed: seeds the draw of which response is shown as A (with both orders: in the first one), by position
         in the global batch.
       recorded: by row, verdicts that the judge gave before the run was interrupted. They count as asked.
@@ -84,12 +87,13 @@ def ask(
     decided = _decide(prompts, pairs, unfinished_loses)
     earlier = {i: _Row(*verdict) for i, verdict in recorded.items() if i not in decided}
     to_ask = [int(i) for i in np.flatnonzero(prompts.valid) if i not in decided and i not in earlier]
+    shown = without_thinking if hide_thinking else str
     comparisons = [
         Comparison(
             prompts.messages[i],
             prompts.rows[i],
-            pairs.reference[i] if swapped[i] else pairs.policy[i],
-            pairs.policy[i] if swapped[i] else pairs.reference[i],
+            shown(pairs.reference[i] if swapped[i] else pairs.policy[i]),
+            shown(pairs.policy[i] if swapped[i] else pairs.reference[i]),
         )
         for i in to_ask
     ]

@@ -51,9 +51,11 @@ class LLMJudge:
         buckets: Sequence[int],
         on_long: str,
         rules: Rules | None,
+        chat_template_arguments: Mapping[str, Any] | None,
     ):
         """Take what `llm` has checked."""
         self._path, self._render, self._labels = path, rendering, labels
+        self._chat_template_arguments = chat_template_arguments
         self._batch_size, self._buckets, self._on_long = batch_size, tuple(buckets), on_long
         self._rules = rules
         self._masses: list[float] = []  # of the comparisons since `doubt` was called
@@ -67,7 +69,7 @@ class LLMJudge:
 
         Raises:
           ValueError: the batch size is not divisible over the mesh, the model folder cannot be used, a label is not a
-            single token, or the chat template rejects the template.
+            single token, or the chat template rejects the template or does not read an argument.
         """
         check_divisible(self._batch_size, mesh)
         self._source = None if self._path is None else hub.find(self._path)
@@ -77,7 +79,13 @@ class LLMJudge:
             model_config = model_folder.read_config(self._folder)
             model_folder.check_params(self._folder, model_config)
             tokenizer = model_folder.load_tokenizer(self._folder, model_config)
-        self._tokenizer, self._chat_template = tokenizer, ChatTemplate(tokenizer, "the judge's tokenizer")
+        self._tokenizer = tokenizer
+        try:
+            self._chat_template = ChatTemplate(
+                tokenizer, "the judge's tokenizer", self._chat_template_arguments
+            )
+        except ValueError as error:
+            raise ValueError(f"judge.chat_template_arguments: {error}") from error
         self._tokens(self._render.template)  # so that the chat template rejects it now, if ever
         self._scorer = TokenChoiceScorer(
             mesh,
@@ -222,6 +230,7 @@ def llm(
     buckets: Sequence[int],
     on_long: Literal["error", "no_verdict"],
     rules: Mapping[str, Any] | None,
+    chat_template_arguments: Mapping[str, Any] | None,
     rule_judge: Callable[..., Any],
 ) -> LLMJudge:
     """Build the judge.
@@ -236,6 +245,8 @@ def llm(
       on_long: a comparison longer than the last bucket ends the run, or has no verdict and counts as failed.
       rules: None, or the fields of the rule-based judge with a "weight" in p, from 0 to below 1. With weight 0 its
         measures only appear in the log and in the tables of the evaluation.
+      chat_template_arguments: values for variables of the judge's chat template, such as {"enable_thinking": False}
+        of Qwen3's, or None. A template that is one text passes through no chat template, and takes none.
       rule_judge: the factory of the rule-based judge.
 
     Raises:
@@ -245,6 +256,11 @@ def llm(
     if batch_size < 1:
         raise ValueError(f"batch_size: at least 1 is expected, found {batch_size}")
     check_increasing(buckets, "buckets")
+    if chat_template_arguments and isinstance(template, str):
+        raise ValueError(
+            "chat_template_arguments: the template is one text, which passes through no chat template; write it as"
+            " messages, or set chat_template_arguments to None"
+        )
     weighted_rules = None
     if rules is not None:
         weight = rules.get("weight")
@@ -252,4 +268,6 @@ def llm(
             raise ValueError(f"rules: weight must be a number from 0 to below 1, found {weight!r}")
         fields = {name: value for name, value in rules.items() if name != "weight"}
         weighted_rules = Rules(build(rule_judge, fields, "judge.rules"), weight)
-    return LLMJudge(path, rendering, labels, batch_size, buckets, on_long, weighted_rules)
+    return LLMJudge(
+        path, rendering, labels, batch_size, buckets, on_long, weighted_rules, chat_template_arguments
+    )

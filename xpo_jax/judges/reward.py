@@ -55,8 +55,17 @@ class RewardModel:
 
     collective = True
 
-    def __init__(self, path: str, temperature: float, batch_size: int, buckets: Sequence[int], on_long: str):
+    def __init__(
+        self,
+        path: str,
+        temperature: float,
+        batch_size: int,
+        buckets: Sequence[int],
+        on_long: str,
+        chat_template_arguments: Mapping[str, Any] | None,
+    ):
         """Take what `reward_model` has checked."""
+        self._chat_template_arguments = chat_template_arguments
         self._path, self._temperature = path, temperature
         self._batch_size, self._buckets, self._on_long = batch_size, tuple(buckets), on_long
 
@@ -65,7 +74,7 @@ class RewardModel:
 
         Raises:
           ValueError: the batch size is not divisible over the mesh, the folder holds no such model, or its tokenizer
-            has no chat template.
+            has no chat template, or one that does not read an argument.
         """
         check_divisible(self._batch_size, mesh)
         self._source = hub.find(self._path)
@@ -83,7 +92,12 @@ class RewardModel:
         self._tokenizer = model_folder.load_tokenizer(self._folder, config)
         if self._tokenizer.chat_template is None:
             raise ValueError(f"judge.path: the tokenizer of {self._folder} has no chat template")
-        self._chat_template = ChatTemplate(self._tokenizer, "the reward model")
+        try:
+            self._chat_template = ChatTemplate(
+                self._tokenizer, "the reward model", self._chat_template_arguments
+            )
+        except ValueError as error:
+            raise ValueError(f"judge.chat_template_arguments: {error}") from error
         self._scores = RewardScorer(
             mesh, config, dtype=dtype, batch_size=self._batch_size, buckets=self._buckets
         )
@@ -145,6 +159,7 @@ def reward_model(
     batch_size: int,
     buckets: Sequence[int],
     on_long: Literal["error", "no_verdict"],
+    chat_template_arguments: Mapping[str, Any] | None,
 ) -> RewardModel:
     """Build the judge.
 
@@ -155,6 +170,7 @@ def reward_model(
       batch_size: rows per call on the devices, divisible by mesh.data x mesh.fsdp; a comparison has two.
       buckets: padded lengths of a conversation with its answer, tokens, increasing.
       on_long: a conversation longer than the last bucket ends the run, or has no score and counts as failed.
+      chat_template_arguments: values for variables of the folder's chat template, or None.
 
     Raises:
       ValueError: a value out of range; the field comes first.
@@ -163,7 +179,7 @@ def reward_model(
     if batch_size < 1:
         raise ValueError(f"batch_size: at least 1 is expected, found {batch_size}")
     check_increasing(buckets, "buckets")
-    return RewardModel(path, temperature, batch_size, buckets, on_long)
+    return RewardModel(path, temperature, batch_size, buckets, on_long, chat_template_arguments)
 
 
 # ---- a function ---------------------------------------------------------------------------------

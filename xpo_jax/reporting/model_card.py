@@ -32,6 +32,8 @@ def card(
     base, commit = policy.name, f" (commit {policy.commit})" if policy.commit else ""
     against = "a frozen copy of it" if reference == policy else _code(reference.name)
     settings = {name: getattr(top, name) for name in SETTINGS}
+    if arguments := top.data["chat_template_arguments"]:  # prompts must be rendered with them
+        settings["chat_template_arguments"] = arguments
     if top.lora["rank"]:
         settings["lora"] = {name: value for name, value in top.lora.items() if name != "start"}
     judge, measured_by = _code(top.judge["name"]), _code((top.evaluation["judge"] or top.judge)["name"])

@@ -6,7 +6,6 @@ A shape that was not compiled at start-up is an error instead of a silent recomp
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 import re
 import sys
@@ -18,6 +17,7 @@ from typing import Any, ClassVar
 import jax
 from jax.sharding import Mesh
 
+from xpo_jax.io.user_paths import user_cache
 from xpo_jax.runtime import backend, distributed
 
 
@@ -91,10 +91,7 @@ def cache_folder(environ: Mapping[str, str]) -> Path:
     XLA compiles for the local processor, JAX's cache keys do not include it, and different machines share home
     directories: there, another machine's program would end the process with an illegal instruction.
     """
-    user = Path(environ.get("XDG_CACHE_HOME") or "")
-    if not user.is_absolute():  # the XDG standard ignores a relative one
-        user = Path(os.path.expanduser("~")) / ".cache"
-    return user / "xpo_jax" / "compiled" / f"{platform.machine()}-{_processor()}"
+    return user_cache(environ) / "compiled" / f"{platform.machine()}-{_processor()}"
 
 
 def enable_cache(environ: Mapping[str, str]) -> None:
