@@ -110,9 +110,8 @@ class RunDir:
     ) -> RunDir:
         if not address.startswith("gs://"):
             raise ValueError(f"{address}: a run directory is a folder or a gs:// path; {ELSEWHERE}")
-        if (
-            distributed.is_lead_process()
-        ):  # without a network, Google's library tries for a quarter of an hour
+        # without a network, Google's library tries for a quarter of an hour
+        if distributed.is_lead_process():
             print(f"opening {address} ...", flush=True)
         workdir = BucketWorkdir(address)
         try:

@@ -92,15 +92,8 @@ def run(config: ConfigDict, loop: Loop, *, accept_changes: bool) -> dict[str, An
                 )
                 try:
                     result = loop(context)
-                except (
-                    ValueError,
-                    FloatingPointError,
-                ):  # such as a run that learns nothing: the report shows why
-                    if distributed.is_lead_process():
-                        with contextlib.suppress(
-                            Exception
-                        ):  # before the first evaluation there is nothing to show
-                            report.write(directory.path)
+                except (ValueError, FloatingPointError):
+                    _report_failure(directory)
                     raise
                 result["seconds"] = round(time.monotonic() - started, 1)
                 with all_or_none("finishing"):
@@ -109,6 +102,13 @@ def run(config: ConfigDict, loop: Loop, *, accept_changes: bool) -> dict[str, An
                         report.write(directory.path)
                 directory.push()
             return result
+
+
+def _report_failure(directory: RunDir) -> None:
+    """Write the report of a run that ends early, which shows why one that learns nothing does."""
+    if distributed.is_lead_process():
+        with contextlib.suppress(Exception):  # before the first evaluation there is nothing to show
+            report.write(directory.path)
 
 
 class Start(NamedTuple):
