@@ -15,6 +15,7 @@ from tools.bench.workload import Workload, part_flops, response_lengths
 from tools.build import random_model
 from tools.planner import estimate, work
 from xpo_jax.models.hf import model_folder
+from xpo_jax.models.lora import OFF
 from xpo_jax.models.qwen2 import Qwen2Config
 
 S = Qwen2Config.from_hf(bench.shape(*bench.SIZES["S"]))
@@ -51,7 +52,9 @@ def test_part_flops_of_size_s_by_hand():
 
 
 def test_part_flops_of_equal_lengths_is_that_of_the_planner():
-    s = SimpleNamespace(model=S, batch_size=8, prompt_tokens=16, response_tokens=24, judge=None, remat=False)
+    s = SimpleNamespace(
+        model=S, batch_size=8, prompt_tokens=16, response_tokens=24, judge=None, remat=False, lora=OFF
+    )
     planned, flops = work.flops(s), part_flops(S, 16, response_lengths("fixed", 8, 24))
     assert flops["prefill"] + flops["decode"] == planned["sample"][0]
     assert (flops["score"], flops["accumulate"]) == (planned["score"][0], planned["update"][0])

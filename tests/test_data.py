@@ -100,12 +100,15 @@ def test_load_prompts_bad_file_names_file_and_remedy(data_folder, tokenizer):
     (data_folder / "empty.jsonl").write_bytes(b"")
     (data_folder / "blank.jsonl").write_bytes(b"\n \n")
     (data_folder / "dir").mkdir()
+    (data_folder / "dir" / "notes").write_text("")
+    (data_folder / "empty").mkdir()
     for source, text in {
         "none.jsonl": f"none.jsonl: ... {data_folder} ... correct the path",
         "no*.jsonl": f"no*.jsonl: ... {data_folder} ... correct the pattern",
         "empty.jsonl": "empty.jsonl: ... empty ... one JSON object per line",
         "blank.jsonl": "blank.jsonl: ... empty ... one JSON object per line",
         "dir": "dir: ... directory ... write dir/*.jsonl",
+        "empty": "empty: ... empty folder ... name one with files",
         "embedded:test": "embedded:test: ... embedded:train, embedded:held_out",
     }.items():
         assert follows(load_error(tokenizer, train=source), text)

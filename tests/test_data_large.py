@@ -241,7 +241,7 @@ def test_data_tool_shows_what_a_run_would_read(data_folder, capsys):
         (["--config=c.py", "rows.jsonl"], "data: argument 'rows.jsonl' "),
         (
             ["--config=c.py", '--config.data.train={"hf": "x"}'],
-            "write lists and mappings in a config",
+            "list or mapping as text; write it in a config",
         ),
     ],
 )

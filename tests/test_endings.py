@@ -173,8 +173,11 @@ def test_save_on_error_saves_once_and_names_the_path(capsys):
     with pytest.raises(ValueError, match="^other$"), save_on_error(lambda: 1 // 0):
         raise ValueError("other")
     with pytest.raises(Stopped), save_on_error(save):
-        raise Stopped(15, "stopped")
+        raise Stopped(15, "stopped", on_all_processes=True)  # between two steps
     assert len(saves) == 4
+    with pytest.raises(Stopped), save_on_error(save):
+        raise Stopped(15, "stopped")  # in a wait for a person
+    assert len(saves) == 5
 
 
 # ---- SIGHUP -------------------------------------------------------------------------------------------

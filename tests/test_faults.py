@@ -125,7 +125,7 @@ def test_injector_strikes_in_the_planned_steps_only(plan, strikes, monkeypatch, 
     for done in range(3):
         Session.begin_step(profiler, done)
         call(2)
-    assert Session.end(profiler, None, 3) == {"steps": 3}
+    assert Session.end(profiler, None, {}, 3) == {"steps": 3}
     call(2)
     assert struck == strikes
     err = capfd.readouterr().err

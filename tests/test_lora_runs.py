@@ -128,7 +128,16 @@ def test_llm_judge_of_the_same_model_shares_the_arrays_of_the_base(folder, monke
     monkeypatch.setattr(LLMJudge, "load", loading)
     monkeypatch.setattr(startup, "start", beginning)
     judge = {"name": "llm", "rules": None, "path": None, "template": "{text}|{A}|{B}|", "labels": ("A", "B")}
-    changes = {"judge": {**judge, "batch_size": 8, "buckets": (96,), "on_long": "error"}, "steps": 2}
+    changes = {
+        "judge": {
+            **judge,
+            "batch_size": 8,
+            "buckets": (96,),
+            "on_long": "error",
+            "chat_template_arguments": None,
+        },
+        "steps": 2,
+    }
     status, _, err = run_name(folder, "judged", changed_config(folder, **ADAPTED, **changes))
     assert status == 0, err
     base, policy = (traverse_util.flatten_dict(taken["start"][i]) for i in (1, 2))

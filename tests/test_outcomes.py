@@ -132,7 +132,7 @@ def test_responses_with_special_tokens_before_their_end_are_noticed(tokenizer):
         ([other, special, special], 2, True),
     ]
     tokens, lengths, finished = (np.array(column) for column in zip(*rows, strict=True))
-    models = setup.Models(None, None, None, tokenizer)
+    models = setup.Models(None, None, None, tokenizer, None, True)
     samples = Samples(tokens, lengths, finished)
     assert models.has_cut_tokens(samples).tolist() == [True, False, True, False, False]
     assert models.cut_rate([samples, samples], np.array([True, True, False, False, True])) == pytest.approx(

@@ -30,8 +30,9 @@ def save_on_error(save: Callable[[], object | None]) -> Iterator[None]:
         path = save()
         with all_or_none("judging"):  # so that every process raises the same error
             raise JudgeError(f"{error}; the last weights are in {path}") from error
-    except Stopped:  # in a wait, see `interruption.interruptible`; elsewhere a signal is held back
-        if jax.process_count() == 1:
+    except Stopped as stopped:
+        # in a wait, see `interruption.interruptible`; elsewhere a signal is held back, and the step is saved already
+        if not stopped.on_all_processes and jax.process_count() == 1:
             save()
         raise
     except (Exception, SystemExit, KeyboardInterrupt) as error:
