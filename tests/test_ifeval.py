@@ -360,8 +360,8 @@ def test_table_takes_several_seeds_together():
     )
     text = command.table(["start", "seed 0", "seed 1"], [start, better, same])
     assert "  finished 50.0%, 5.0 tokens an answer, distinct-2 0.75" in text
-    together = text.partition("all 2 but the first\n")[2]
-    assert together.startswith("  prompt-level       25.0% [") and "  instruction-level  +25.0% [" in together
+    of_both = text.partition("all 2 but the first\n")[2]
+    assert of_both.startswith("  prompt-level       25.0% [") and "  instruction-level  +25.0% [" in of_both
 
 
 def test_command_line_that_is_wrong_is_one_line(capsys):
