@@ -19,7 +19,7 @@ SAME := $(if $(FOUND),$(shell test "$$(.venv/bin/python -c '$(WHICH)' 2>/dev/nul
 help:
 	@echo 'make run          install into .venv and run configs/paraphrase.py (ARGS="--config.seed=1")'
 	@echo 'make play         install with the human extra, and judge yourself on a page in your browser'
-	@echo 'make real         teach a real model, SmolLM2-135M-Instruct, to follow the instructions of IFEval'
+	@echo 'make real         train a real model, SmolLM2-135M-Instruct, on the prompts and checks of IFEval'
 	@echo 'make test         install with the dev extra, then run lint and tests (ARGS="-k sampler")'
 	@echo 'make slow         run only the slow tests'
 	@echo 'make faults       inject every fault that a run must survive and print a table (ARGS="--only=checkpoint")'

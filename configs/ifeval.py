@@ -1,4 +1,4 @@
-"""A real model learns to follow instructions: SmolLM2-135M-Instruct on prompts of IFEval, judged by their checkers.
+"""A real model on a public benchmark: SmolLM2-135M-Instruct on prompts of IFEval, judged by their checkers.
 
     make real
     python -m xpo_jax.main --config=configs/ifeval.py
@@ -11,7 +11,8 @@ instructions wins. With the argument "briefer" the judge is another of three lin
 The prompts are those of IFEval that an answer of some 50 words can meet, by the rule in tools/ifeval/prompts.py: no
 "at least 400 words", at most 4 bullets, highlights or placeholders, 3 paragraphs, 3 times a keyword, 10 times a letter.
 
-What follows differs from configs/paraphrase.py.
+What follows differs from configs/paraphrase.py. No run has been trained to its end yet: the learning rate, beta and the
+number of steps are guesses.
 """
 
 from ml_collections import ConfigDict

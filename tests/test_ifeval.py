@@ -1,11 +1,14 @@
 """IFEval: the checks against literals, the prompts' choice and split, the judge, the accuracies; a run on fake data."""
 
+import importlib.util
 import json
 import math
 import re
+import sys
 
 import numpy as np
 import pytest
+from fake_models import write_model
 from ml_collections import ConfigDict
 from tiny_run import run_main, tiny_config, write_config, write_rows
 
@@ -17,7 +20,7 @@ from xpo_jax.data.pairs_log import content_hash, read_pairs
 from xpo_jax.values import Comparison
 
 needs_checkers = pytest.mark.skipif(
-    __import__("importlib.util").util.find_spec("if_verifiable") is None,
+    importlib.util.find_spec("if_verifiable") is None,
     reason="if-verifiable is not installed: python -m pip install -e '.[real]'",
 )
 
@@ -117,6 +120,14 @@ def test_grade_repeats_itself():
 def test_grade_of_an_instruction_that_cannot_be_checked_is_refused(name):
     with pytest.raises(ValueError, match=f"'{name}' is not checked here; leave its prompts out"):
         checks.grade([name], [{}], "a")
+
+
+def test_missing_package_is_one_line_with_the_remedy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "if_verifiable.ifeval.instructions_registry", None)
+    checks._registry.cache_clear()
+    checks._checker.cache_clear()
+    with pytest.raises(ValueError, match=r"install the extra: python -m pip install 'xpo-jax\[real\]'"):
+        checks.grade(["punctuation:no_comma"], [{}], "a")
 
 
 def test_nearness_of_every_instruction_with_degrees_has_a_case():
@@ -309,6 +320,48 @@ def test_run_on_fake_data_learns_from_what_is_followed(tmp_path):
             assert pair["p_first"] == pytest.approx(
                 1 / (1 + math.exp((scores[1] - scores[0]) / 0.1)), abs=1e-6
             )
+
+
+@needs_checkers
+def test_command_prints_the_accuracies_of_the_answers_that_it_writes(tmp_path, monkeypatch, capsys):
+    """Two random models answer three prompts; the same model gains nothing over itself."""
+    at_least = {"let_relation": "at least", "let_frequency": 1}
+    rows = [
+        {
+            "key": i,
+            "prompt": f"Prompt {i}",
+            "instruction_id_list": ["keywords:letter_frequency", "punctuation:no_comma"],
+            "kwargs": [{"letter": "bny"[i], **at_least}, {}],
+        }
+        for i in range(3)
+    ]
+    monkeypatch.setattr(prompts, "held_out", lambda: rows)
+    models = [str(write_model(tmp_path / str(seed), seed=seed)) for seed in (0, 1)]
+    out = tmp_path / "answers.jsonl"
+    assert command.main([*models, f"--answers={out}", "--max_new_tokens=12", "--batch_size=2"]) == 0
+    printed = capsys.readouterr().out
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    start, trained = ([line["followed"][model] for line in lines] for model in (0, 1))
+    assert [line["key"] for line in lines] == [0, 1, 2] and start != trained
+    for line in lines:
+        for answer, followed in zip(line["answers"], line["followed"], strict=True):
+            assert followed == ["bny"[line["key"]] in answer.lower(), "," not in answer]
+    assert printed.startswith("3 held-out prompts, 6 instructions\n" + models[0])
+    shares = [sum(map(sum, followed)) / 6 for followed in (start, trained)]
+    for share in shares:
+        assert f"  instruction-level  {share:.1%} [" in printed
+    assert f"  instruction-level  {shares[1] - shares[0]:+.1%} [" in printed.partition("gained over")[2]
+
+
+def test_table_takes_several_seeds_together():
+    start, better, same = (
+        command.Answers(["a b c", "a b d"], np.array([True, False]), 10, [(first,), (False,)])
+        for first in (False, True, False)
+    )
+    text = command.table(["start", "seed 0", "seed 1"], [start, better, same])
+    assert "  finished 50.0%, 5.0 tokens an answer, distinct-2 0.75" in text
+    of_both = text.partition("all 2 but the first\n")[2]
+    assert of_both.startswith("  prompt-level       25.0% [") and "  instruction-level  +25.0% [" in of_both
 
 
 def test_command_line_that_is_wrong_is_one_line(capsys):

@@ -53,7 +53,7 @@ def grade(instructions: Sequence[str], arguments: Sequence[Arguments], answer: s
     followed, near = [], []
     for name, given in zip(instructions, arguments, strict=True):
         values = {key: value for key, value in given.items() if value is not None}
-        follows = bool(answer.strip()) and _checker(name, json.dumps(values)).check_following(answer)
+        follows = bool(answer.strip() and _checker(name, json.dumps(values)).check_following(answer))
         followed.append(follows)
         near.append(1.0 if follows else nearness(name, values, answer) if answer.strip() else 0.0)
     return Graded(tuple(followed), tuple(near))

@@ -42,7 +42,9 @@ def count_ties(path: str | Path) -> dict[str, Ties]:
 
 
 def _followed_equally(row: Mapping[str, Any], responses: Sequence[Mapping[str, Any]]) -> bool:
-    a, b = (grade(row["instruction_id_list"], row["kwargs"], r["text"]).followed for r in responses)
+    a, b = (
+        grade(row["instruction_id_list"], row["kwargs"], response["text"]).followed for response in responses
+    )
     return sum(a) == sum(b)
 
 
