@@ -184,8 +184,10 @@ def test_auto_takes_cudnn_on_an_nvidia_gpu_in_bfloat16_and_blocks_elsewhere():
     assert long() == "blocks"
 
 
-@pytest.mark.parametrize(("platform", "barriers"), [("cpu", 0), ("tpu", 0), ("gpu", TINY.num_hidden_layers)])
-def test_prefill_computes_keys_and_values_with_their_layer_on_a_gpu(platform, barriers):
+@pytest.mark.parametrize(
+    ("platform", "barriers"), [("cpu", 0), *((kind, TINY.num_hidden_layers) for kind in ("gpu", "tpu"))]
+)
+def test_prefill_computes_keys_and_values_with_their_layer_on_accelerators(platform, barriers):
     kernels = attention_kernels.choose("auto", platform)
     graphdef, shapes = nnx.split(
         nnx.eval_shape(lambda: Decoder(TINY, rngs=nnx.Rngs(0), stacked=False, kernels=kernels))

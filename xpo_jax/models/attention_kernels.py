@@ -32,14 +32,15 @@ AUTO, EINSUM, BLOCKS, CUDNN, SPLASH = "auto", "einsum", "blocks", "cudnn", "spla
 EINSUM_TOKENS, EINSUM_TOKENS_TPU = 1280, BLOCK - 1
 # What "auto" takes for longer sequences, by the platform of the mesh's devices: the first that they can run.
 LONG = {"cpu": (BLOCKS,), "gpu": (CUDNN, BLOCKS), "tpu": (SPLASH, BLOCKS)}
+PINNED = ("gpu", "tpu")  # platforms of `Kernels.pin_caches`
 
 
 @dataclasses.dataclass(frozen=True)
 class Kernels:
     """The implementation by sequence length: `short` up to `short_tokens` tokens, `long` beyond.
 
-    `pin_caches` makes a prefill compute the keys and values that it returns with their layer. Otherwise XLA's GPU
-    compiler takes them from the layers' projections at the end, and holds all of these until then.
+    `pin_caches` makes a prefill compute the keys and values that it returns with their layer. Otherwise XLA's compilers
+    for GPUs and TPUs take them from the layers' projections at the end, and hold all of these until then.
     """
 
     short: str = EINSUM
@@ -73,7 +74,7 @@ def choose(
       ValueError: "auto" on a platform that LONG lacks.
     """
     if name != AUTO:
-        return Kernels(name, name, pin_caches=platform == "gpu")
+        return Kernels(name, name, pin_caches=platform in PINNED)
     if platform not in LONG:
         raise ValueError(
             f"model.attention 'auto' has no rule for devices of platform {platform!r}; set it to {BLOCKS!r} or"
@@ -81,7 +82,7 @@ def choose(
         )
     long = next(kernel for kernel in LONG[platform] if not missing(kernel, device, dtype, head_dim))
     short_tokens = EINSUM_TOKENS_TPU if long == SPLASH else EINSUM_TOKENS
-    return Kernels(EINSUM, long, short_tokens, pin_caches=platform == "gpu")
+    return Kernels(EINSUM, long, short_tokens, pin_caches=platform in PINNED)
 
 
 def choose_for(name: str, device: Any, *, dtype: Any, head_dim: int) -> Kernels:
