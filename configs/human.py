@@ -6,8 +6,9 @@
 or `make play`. The run prints the address of the page. Stop it whenever you like, and run the same command to resume:
 no choice is lost, and none is asked twice. `--config.judging.max_queries=64` sets after how many choices it ends.
 
-For your own model and prompts, change `model.path` and `data` as docs/data.md explains, and set `evaluation.judge` to
-None (then you judge the held-out answers as well) or to a judge of your own. What follows differs from
+For your own model and prompts, change `model.path` and `data` as docs/data.md explains, and set `evaluation.judge` to a
+judge of your own, or to None: then you judge the held-out answers as well, two for each of `evaluation.prompts` and
+`evaluation.reference_samples`, at the start and at the end, so lower these. What follows differs from
 configs/paraphrase.py.
 """
 

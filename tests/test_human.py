@@ -10,7 +10,7 @@ import pytest
 
 from xpo_jax.judges.contract import Progress
 from xpo_jax.judges.human import Human
-from xpo_jax.judges.human_board import Board, NotTaken, VoteFile
+from xpo_jax.judges.human_board import Board, NotTaken, Vote, VoteFile
 from xpo_jax.judges.human_server import differences
 from xpo_jax.values import Comparison, Verdict
 
@@ -159,6 +159,39 @@ def test_vote_file_other_lines_are_left_alone(path):
     path.write_text('[1]\n{"comparison": 1}\nnot json\n{"comparison": "x", "by": "y", "choice": "C"}\n')
     assert VoteFile(path).votes("x") == {}
     assert path.read_text().startswith("[1]\n")
+
+
+@pytest.mark.parametrize("text", ["Säge", "a\u2028b", "a\x85b\u2029c", "a\r\nb"])
+def test_vote_file_keeps_votes_on_any_text_and_drops_a_line_torn_at_any_byte(path, text):
+    of = Comparison(({"role": "user", "content": text},), {}, text, "b")
+    VoteFile(path).append(Vote("x", ANNA, "A"), of)
+    whole = path.read_bytes()
+    VoteFile(path).append(Vote("y", ANNA, "B"), of)
+    both = path.read_bytes()
+    for cut in range(len(whole), len(both) - 1):
+        path.write_bytes(both[:cut])
+        file = VoteFile(path)
+        assert (file.votes("x"), file.votes("y")) == ({ANNA: "A"}, {})
+        file.append(Vote("z", BEN, "tie"), of)
+        again = VoteFile(path)
+        assert (again.votes("x"), again.votes("z")) == ({ANNA: "A"}, {BEN: "tie"})
+
+
+def test_board_vote_that_cannot_be_written_is_not_taken_and_the_next_one_is(path, monkeypatch, capsys):
+    round = Round(path)
+    pair = round.board.next(ANNA)
+    aside = path.with_suffix(".aside")
+    path.rename(aside)
+    path.mkdir()  # nothing can be appended to a folder
+    with pytest.raises(NotTaken, match="was not taken.*choose again"):
+        round.board.vote(ANNA, pair.id, "A")
+    assert "a choice cannot be written" in capsys.readouterr().err
+    assert round.board.taken == 0 and round.board.next(ANNA) == pair
+    path.rmdir()
+    aside.write_text('{"comparison": "half')  # as a full disk leaves it
+    aside.rename(path)
+    round.board.vote(ANNA, pair.id, "A")
+    assert VoteFile(path).votes(pair.id) == {ANNA: "A"}
 
 
 def test_vote_file_that_cannot_be_used_names_the_field(tmp_path):

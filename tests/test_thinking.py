@@ -47,3 +47,16 @@ def test_ask_hides_thinking_from_the_judge_on_request(hide, winner):
     assert verdicts.p_first.tolist() == [winner]
     ((comparison,),) = Recording.calls
     assert {comparison.a, comparison.b} == {"no" if hide else policy, reference}
+
+
+def test_ask_answers_that_differ_in_their_thinking_alone_tie_without_the_judge():
+    Recording.calls.clear()
+    one = np.ones(1, bool)
+    prompts = Prompts(
+        ({},), ((),), np.zeros((1, 1), np.int32), np.ones(1, np.int32), np.zeros(1, np.int32), one
+    )
+    pairs = ResponsePairs(["<think>a</think>no"], ["<think>b</think> no"], ~one, one, one)
+    rules = {"unfinished_loses": False, "both_orders": False, "shown_seed": (0,)}
+    verdicts = ask(Recording(), prompts, pairs, hide_thinking=True, **rules)
+    assert (verdicts.p_first.tolist(), verdicts.queries, [c for c in Recording.calls if c]) == ([0.5], 0, [])
+    assert ask(Recording(), prompts, pairs, hide_thinking=False, **rules).queries == 1

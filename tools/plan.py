@@ -196,6 +196,7 @@ def parse(argv: Sequence[str]) -> tuple[Source, Device, Options | None, bool]:
     if named and (options.devices or options.device):
         raise ValueError("--topology: it names the devices already; leave --devices and --device out")
     others = (named, options.devices, options.device, options.memory, options.model_config, options.compile)
+    others += (options.peak_flops, options.bandwidth, options.longest, options.cache)
     if options.sizes and any(others):
         raise ValueError("--sizes: it plans its own models and devices; leave the other options out")
     if options.compile and not named:

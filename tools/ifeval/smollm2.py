@@ -141,6 +141,7 @@ def _write(file: Path, target: Path) -> None:
     ids = {name: int(fields[f"tokenizer.ggml.{name}"]) for name in ("bos_token_id", "eos_token_id")}
     ids["pad_token_id"] = int(fields["tokenizer.ggml.padding_token_id"])
     save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    os.chmod(target / "model.safetensors", 0o644)  # safetensors makes its files readable only by their owner
     _json(target / "config.json", _config(fields, tied="lm_head.weight" not in tensors) | ids)
     _json(target / "generation_config.json", ids)
     _tokenizer(fields, target)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from xpo_jax.config import loader as configs
 from xpo_jax.reporting.console import progress, text_table
 
 from . import estimate, topology
@@ -16,20 +17,22 @@ from .hardware import SIZES, platform
 
 TOPOLOGIES = ("h100x1", "h100x8", "v5e-8", "v6e-1", "v6e-8", "v5p-8")
 MODELS = tuple(f"Qwen2.5-{size}" for size in SIZES)
-KINDS = {"all weights": (), "LoRA": ("lora.rank=16",)}
+RANK = 16  # of LoRA, unless the config trains an adapter
 GIB = 2**30
 
 
 def run(spec: str, overrides: tuple[str, ...]) -> int:
     """Print the table for a config; return exit status 0."""
     rows: list[list[Any]] = []
-    for model, (kind, more) in progress([(m, k) for m in MODELS for k in KINDS.items()], "planning"):
+    rank = configs.load(spec, overrides).lora.rank or RANK
+    kinds = {"all weights": ("lora.rank=0",), "LoRA": (f"lora.rank={rank}",)}
+    for model, (kind, more) in progress([(m, k) for m in MODELS for k in kinds.items()], "planning"):
         peaks = [_peak(spec, (*overrides, *more), model, name) for name in TOPOLOGIES]
         rows.append([model, kind, *peaks])
     limits = [f"{topology.parse(name).hardware.memory / GIB:.0f}" for name in TOPOLOGIES]
     print(text_table(["GiB per device", "trained", *TOPOLOGIES], [["available", "", *limits], *rows]))
     print(
-        "\n* with a smaller batch or another layout, which tools.plan names; - not with these changes either"
+        f"\nLoRA is of rank {rank}; * with a smaller batch or another layout, which tools.plan names; - not even so"
     )
     return 0
 

@@ -18,6 +18,7 @@ MAY_CHANGE = (
     "checkpoint.",
     "mesh.",
     "judging.max_",
+    "judge.port",  # of a page, which decides nothing
 )
 _NEVER_COMPARED = ("run_dir", "distributed.")
 

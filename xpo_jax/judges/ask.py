@@ -84,16 +84,16 @@ def ask(
     """
     position = np.asarray(prompts.position)
     swapped = np.random.default_rng(shown_seed).random(int(position.max()) + 1)[position] < 0.5
+    pairs = _without_thinking(pairs) if hide_thinking else pairs
     decided = _decide(prompts, pairs, unfinished_loses)
     earlier = {i: _Row(*verdict) for i, verdict in recorded.items() if i not in decided}
     to_ask = [int(i) for i in np.flatnonzero(prompts.valid) if i not in decided and i not in earlier]
-    shown = without_thinking if hide_thinking else str
     comparisons = [
         Comparison(
             prompts.messages[i],
             prompts.rows[i],
-            shown(pairs.reference[i] if swapped[i] else pairs.policy[i]),
-            shown(pairs.policy[i] if swapped[i] else pairs.reference[i]),
+            pairs.reference[i] if swapped[i] else pairs.policy[i],
+            pairs.policy[i] if swapped[i] else pairs.reference[i],
         )
         for i in to_ask
     ]
@@ -115,6 +115,15 @@ def ask(
         fatal_error=fatal_error,
         counts=counts,
     )
+
+
+def _without_thinking(pairs: ResponsePairs) -> ResponsePairs:
+    """Return what the judge reads of responses; those that differ in their thinking alone are identical to it."""
+    policy, reference = (
+        [without_thinking(text) for text in texts] for texts in (pairs.policy, pairs.reference)
+    )
+    same = np.array([a == b for a, b in zip(policy, reference, strict=True)])
+    return pairs._replace(policy=policy, reference=reference, identical=pairs.identical | same)
 
 
 def _decide(prompts: Prompts, pairs: ResponsePairs, unfinished_loses: bool) -> dict[int, _Row]:

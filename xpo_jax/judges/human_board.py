@@ -10,8 +10,10 @@ Left out on purpose: accounts. A browser is known by a random id that it makes i
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -53,19 +55,19 @@ class VoteFile:
         self._path, self._votes = path, dict[str, dict[str, str]]()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            text = path.read_text(encoding="utf-8") if path.exists() else ""
-            with open(path, "a", encoding="utf-8") as file:
-                if text and not text.endswith("\n"):  # the end of a line that a crash tore
-                    file.write("\n")
-        except (OSError, UnicodeDecodeError) as error:
+            content = path.read_bytes() if path.exists() else b""
+            with open(path, "ab"):
+                pass
+        except OSError as error:
             raise ValueError(
-                f"judge.votes_folder: {path} cannot be used ({error}); name another folder"
+                f"judge.votes_folder: {path} cannot be used ({error.strerror}); name another folder"
             ) from None
-        for line in text.splitlines():
+        self._torn = bool(content) and not content.endswith(b"\n")  # by a crash in the middle of a line
+        for line in content.split(b"\n"):  # splitlines would divide texts that hold other separators
             try:
                 record = json.loads(line)
                 vote = Vote(*(record[name] for name in Vote._fields))
-            except (ValueError, TypeError, KeyError):
+            except (ValueError, TypeError, KeyError):  # torn, or not a vote
                 continue
             self._count(vote)
 
@@ -74,18 +76,24 @@ class VoteFile:
         return dict(self._votes.get(comparison, {}))
 
     def append(self, vote: Vote, of: Comparison) -> None:
-        """Write a vote, and return once the disk has it."""
-        record = {
-            **vote._asdict(),
-            "time": time.strftime("%F %T"),
-            "messages": of.messages,
-            "a": of.a,
-            "b": of.b,
-        }
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(to_json(record) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        """Write a vote, and return once the disk has it.
+
+        Raises:
+          NotTaken: it cannot be written.
+        """
+        texts = {"time": time.strftime("%F %T"), "messages": of.messages, "a": of.a, "b": of.b}
+        line = to_json({**vote._asdict(), **texts}).encode() + b"\n"
+        try:
+            with open(self._path, "ab", buffering=0) as file:
+                if file.write(b"\n" * self._torn + line) < len(line) + self._torn:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(file.fileno())
+        except OSError as error:
+            self._torn = True
+            problem = f"{self._path}: a choice cannot be written ({error.strerror}); free space or restore the folder"
+            print(f"xpo_jax: {problem}", file=sys.stderr, flush=True)
+            raise NotTaken(f"Your choice was not taken. {problem}, then choose again.") from None
+        self._torn = False
         self._count(vote)
 
     def _count(self, vote: Vote) -> None:
@@ -193,10 +201,11 @@ class Board:
             ids = self._latest.get(by, [])
             if not ids or ids[-1] not in self._round:
                 raise NotTaken("There is no choice of yours in this round to take back.")
-            id = ids.pop()
+            id = ids[-1]
+            self._file.append(Vote(id, by, UNDO), self._round[id].of)
+            ids.pop()
             for pair in self._round.values():
                 pair.since.pop(by, None)
-            self._file.append(Vote(id, by, UNDO), self._round[id].of)
             self._round[id].since[by] = self._clock()
             self.taken -= 1
 
