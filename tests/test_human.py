@@ -345,3 +345,17 @@ def test_human_taken_port_names_the_field(page, path):
     port = int(page.address.split(":")[2].split("/")[0])
     with pytest.raises(ValueError, match=f"judge.port: {port} cannot be used"):
         Human(port=port, votes=1, votes_folder=str(path.parent)).probe()
+
+
+def test_combination_with_a_human_part_shows_the_progress_and_needs_one_process(page, path):
+    from fakes import LongerText
+
+    from xpo_jax.judges.combine import Combination
+    from xpo_jax.judges.contract import HasOneProcess, HasProgress
+
+    both = Combination({"human": (1.0, page.judge), "rules": (1.0, LongerText())}, "mean")
+    assert isinstance(both, HasOneProcess) and both.one_process and isinstance(both, HasProgress)
+    both.progress(Progress(1, 2, None, 0, []))
+    assert page.judge._status()["progress"]["step"] == 1
+    rules = Combination({"rules": (1.0, LongerText())}, "mean")
+    assert not rules.one_process and not isinstance(rules, HasProgress)

@@ -106,6 +106,18 @@ def test_evaluation_judge_that_runs_on_devices_is_refused(config, tmp_path):
     assert status == 2 and "evaluation.judge" in err and "\n" not in err.strip()
 
 
+def test_evaluation_judge_that_combines_judges_of_the_host_is_accepted(config, tmp_path):
+    part = {"name": "fakes:LongerText", "weight": 1.0}
+    config.judge = {"name": "fakes:LongerText"}
+    config.evaluation.judge = {"name": "combine", "kind": "mean", "judges": (part,)}
+    config.judging.max_queries = 7
+    status, _, err = run_name(tmp_path, "small", config)
+    assert status == 2 and "a step may need 8 queries" in err
+    config.judging.max_queries = 8
+    status, out, err = run_name(tmp_path, "combined", config)
+    assert status == 0 and json.loads(out.splitlines()[-1])["steps"] == 1, err
+
+
 def test_evaluation_judge_without_a_name_is_refused(config, tmp_path):
     config.evaluation.judge = {"margin": 1}
     status, _, err = run_name(tmp_path, "refused", config)

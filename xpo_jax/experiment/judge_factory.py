@@ -15,7 +15,7 @@ from xpo_jax.config.evaluation import Evaluation
 from xpo_jax.evaluation.evaluator import POLICY_SAMPLES
 from xpo_jax.experiment.data_setup import Data
 from xpo_jax.judges import JUDGES, ask
-from xpo_jax.judges.contract import DeviceJudge, HasOneProcess, HasProbe, Judge
+from xpo_jax.judges.contract import DeviceJudge, HasOneProcess, HasProbe, Judge, is_collective
 from xpo_jax.judges.limits import Budget, FailureTolerance
 from xpo_jax.runtime import distributed
 from xpo_jax.runtime.user_code import surroundings_restored
@@ -113,7 +113,9 @@ def make_judges(group: ConfigDict, evaluation: Evaluation) -> Judges:
     if evaluation.judge is None:
         return Judges(judge, judge)
     other: Judge = make_judge(evaluation.judge, "evaluation.judge")
-    if isinstance(other, DeviceJudge):
+    if isinstance(other, DeviceJudge) and is_collective(
+        other
+    ):  # a combination of others has the methods as well
         raise ValueError(
             f"evaluation.judge.name: {evaluation.judge['name']} runs on the devices, which only the run's own judge"
             " may; name one that does not, or None"

@@ -23,10 +23,13 @@ from xpo_jax.judges.answers import call_judge
 from xpo_jax.judges.contract import (
     DeviceJudge,
     HasModels,
+    HasOneProcess,
     HasProbe,
+    HasProgress,
     HasStats,
     Judge,
     JudgeError,
+    Progress,
     check,
     doubt,
     is_collective,
@@ -56,6 +59,9 @@ class Combination:
         self._device_judges = [judge for judge in self._judges.values() if isinstance(judge, DeviceJudge)]
         # if any part needs the whole batch on every process, this judge gets it there and shares out what others need
         self.collective = any(map(is_collective, self._judges.values()))
+        self.one_process = any(isinstance(j, HasOneProcess) and j.one_process for j in self._judges.values())
+        if any(isinstance(judge, HasProgress) for judge in self._judges.values()):
+            self.progress = self._progress  # only then, because a run takes samples for it
 
     # ---- before the run: passed to the parts
 
@@ -102,6 +108,12 @@ class Combination:
                     judge.probe()
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
+
+    def _progress(self, progress: Progress) -> None:
+        """Pass the progress to the parts that show it."""
+        for judge in self._judges.values():
+            if isinstance(judge, HasProgress):
+                judge.progress(progress)
 
     def stats(self) -> dict[str, float]:
         """Return the counts of all parts, as "<part>/<name>"."""

@@ -103,6 +103,11 @@ class Budget:
           ValueError: it cannot.
         """
         least = 2 * self._evaluation_queries + self._orders * first_batch
+        if self.max_queries is not None and self.max_queries < least and not self._evaluation_queries:
+            raise ValueError(
+                f"judging.max_queries is {self.max_queries}, but a step may need {least} queries: set it to at least"
+                " that, or lower batch_size"
+            )
         if self.max_queries is not None and self.max_queries < least:
             raise ValueError(
                 f"judging.max_queries is {self.max_queries}, but the evaluations at the start and at the end may"
