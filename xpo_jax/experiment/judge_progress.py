@@ -7,6 +7,7 @@ import collections
 import numpy as np
 
 from xpo_jax.evaluation import statistics
+from xpo_jax.evaluation.result import Evaluation
 from xpo_jax.experiment.setup import Components
 from xpo_jax.judges.contract import HasProgress, Progress
 from xpo_jax.judges.outcomes import Outcomes
@@ -24,14 +25,14 @@ class JudgeProgress:
 
     Args:
       components: of the run.
+      start: the evaluation before the first step, which a resumed run has, too.
     """
 
-    def __init__(self, components: Components):
+    def __init__(self, components: Components, start: Evaluation):
         self._components = components
-        self._wins: collections.deque[tuple[int, int, int]] = (
-            collections.deque()
-        )  # wins, ties, pairs of a step
-        self._first: list[str] = []
+        # of each step: wins, ties, pairs
+        self._wins: collections.deque[tuple[int, int, int]] = collections.deque()
+        self._first = list(start.samples[:EXAMPLES])
 
     def count(self, outcomes: Outcomes) -> None:
         """Take what became of the pairs of a step."""
@@ -49,23 +50,25 @@ class JudgeProgress:
         wins, ties, pairs = map(sum, zip(*self._wins, strict=True)) if self._wins else (0, 0, 0)
         shares = np.repeat([1.0, 0.5, 0.0], [wins, ties, pairs - wins - ties])
         rate = statistics.win_rate([share[None] for share in shares])
-        prompts, texts = self._examples(policy, done)
-        self._first = self._first or texts
+        newest = self._sample(policy, done)
         judge.progress(
             Progress(
                 step=done,
                 steps=self._components.config.top.steps,
                 win_rate=(rate.mean, rate.low, rate.high) if pairs > 1 else None,
                 pairs=pairs,
-                examples=list(zip(prompts, self._first, texts, strict=True)),
+                examples=[
+                    (row["prompt"], row["policy"], text)
+                    for row, text in zip(self._first, newest, strict=True)
+                ],
             )
         )
 
-    def _examples(self, policy: Params, done: int) -> tuple[list[str], list[str]]:
+    def _sample(self, policy: Params, done: int) -> list[str]:
+        """Return a sample for each of the first prompts of `start`."""
         components = self._components
         batch = components.data.held_out[0]
         # the samples that an evaluation at this step would draw first
         drawn = components.programs.sample(policy, batch, stream=Stream.EVALUATION, step=done, candidate=0)
         texts = components.models.decode(components.programs.fetch(drawn))
-        rows = [int(i) for i in np.flatnonzero(batch.valid)[:EXAMPLES]]
-        return [str(batch.messages[i][-1]["content"]) for i in rows], [texts[i] for i in rows]
+        return [texts[i] for i in np.flatnonzero(batch.valid)[: len(self._first)]]

@@ -128,7 +128,7 @@ class Session:
         self.learning = LearningWatch(
             self.counters, judging.max_indecisive_steps, self._components.judging.judge
         )
-        self.progress = JudgeProgress(self._components)
+        self.progress = JudgeProgress(self._components, ready.start.evaluation)
         self._latest, self._evaluated = ready.start.evaluation, False
         self._step = _Step(ready.step, ready.state, {})
         if ready.step == 0:

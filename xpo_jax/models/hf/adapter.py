@@ -23,7 +23,7 @@ from safetensors.numpy import save_file
 from xpo_jax.io.files import read_json, sync
 from xpo_jax.models import lora, registry
 from xpo_jax.models.family import ModelConfig
-from xpo_jax.models.hf.tensors import FLOATS, Stored, listed, read_slice
+from xpo_jax.models.hf.tensors import Stored, disagreements, listed, read_slice
 from xpo_jax.models.hf.weights import Reader, readers
 from xpo_jax.models.lora import LoRA
 from xpo_jax.models.registry import param_shapes
@@ -103,22 +103,9 @@ def check_adapter(folder: Path, model_config: ModelConfig, adapters: LoRA) -> di
         folder / CONFIG, read_json(folder / CONFIG, remedy="give a complete adapter folder"), adapters
     )
     stored = _stored(folder / WEIGHTS)
-    expected = adapter_tensors(model_config, adapters)
-    both = sorted(expected.keys() & stored.keys())
-    problems = {
-        "missing": sorted(expected.keys() - stored.keys()),
-        "unexpected": sorted(stored.keys() - expected.keys()),
-        "mis-shaped": [
-            f"{name} is {stored[name].shape}, not {expected[name].shape}"
-            for name in both
-            if stored[name].shape != expected[name].shape
-        ],
-        "of an unknown dtype": [f"{n} is {stored[n].dtype}" for n in both if stored[n].dtype not in FLOATS],
-    }
-    errors = [f"{len(lines)} {kind}: {listed(lines, 2)}" for kind, lines in problems.items() if lines]
-    if errors:
+    if problems := disagreements(adapter_tensors(model_config, adapters), stored, limit=2):
         raise ValueError(
-            f"{folder / WEIGHTS}: is not the adapter of lora.targets of this model; {'; '.join(errors)}."
+            f"{folder / WEIGHTS}: is not the adapter of lora.targets of this model; {problems}."
             " Set lora.targets to the adapter's modules, and model.path to its base"
         )
     return stored

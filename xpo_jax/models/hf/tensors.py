@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib.resources
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from flax import traverse_util
@@ -156,6 +156,30 @@ def _check(
     folder: Path, expected: Mapping[str, Tensor], stored: Mapping[str, Stored], duplicates: Sequence[str]
 ) -> None:
     """Raise one error that lists all tensors that do not agree."""
+    if problems := disagreements(expected, stored, duplicates):
+        raise ValueError(
+            f"{folder}: the weights do not fit config.json; {problems}."
+            " Take weights and config.json from the same model"
+        )
+
+
+class HasShape(Protocol):
+    """A tensor that is expected."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """In the file."""
+        ...
+
+
+def disagreements(
+    expected: Mapping[str, HasShape],
+    stored: Mapping[str, Stored],
+    duplicates: Sequence[str] = (),
+    *,
+    limit: int = 6,
+) -> str:
+    """Return in what stored tensors differ from the expected ones, of each kind the first few; "" if in nothing."""
     both = sorted(expected.keys() & stored.keys())
     problems = {
         "missing": sorted(expected.keys() - stored.keys()),
@@ -168,12 +192,9 @@ def _check(
         ],
         "of an unknown dtype": [f"{n} is {stored[n].dtype}" for n in both if stored[n].dtype not in FLOATS],
     }
-    errors = [f"{len(lines)} {kind}: {listed(lines)}" for kind, lines in problems.items() if lines]
-    if errors:
-        raise ValueError(
-            f"{folder}: the weights do not fit config.json; {'; '.join(errors)}."
-            " Take weights and config.json from the same model"
-        )
+    return "; ".join(
+        f"{len(lines)} {kind}: {listed(lines, limit)}" for kind, lines in problems.items() if lines
+    )
 
 
 def listed(lines: Sequence[str], limit: int = 6) -> str:
