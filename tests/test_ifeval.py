@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from tiny_run import run_main, tiny_config, write_config, write_rows
 
 from tools.ifeval import __main__ as command
-from tools.ifeval import accuracy, checks, prompts, ties
+from tools.ifeval import accuracy, checks, prompts, ties, unrelated
 from tools.ifeval.judge import briefer, follows
 from xpo_jax.config import loader
 from xpo_jax.data.pairs_log import content_hash, read_pairs
@@ -336,11 +336,15 @@ def test_command_prints_the_accuracies_of_the_answers_that_it_writes(tmp_path, m
         for i in range(3)
     ]
     monkeypatch.setattr(prompts, "held_out", lambda: rows)
+    monkeypatch.setattr(unrelated, "rows", lambda: UNRELATED[:2])
     models = [str(write_model(tmp_path / str(seed), seed=seed)) for seed in (0, 1)]
     out = tmp_path / "answers.jsonl"
     assert command.main([*models, f"--answers={out}", "--max_new_tokens=12", "--batch_size=2"]) == 0
     printed = capsys.readouterr().out
     lines = [json.loads(line) for line in out.read_text().splitlines()]
+    lines, others = lines[:3], lines[3:]
+    assert [line["prompt"] for line in others] == [row["prompt"] for row in UNRELATED[:2]]
+    assert {len(line["answers"]) for line in others} == {2}
     start, trained = ([line["followed"][model] for line in lines] for model in (0, 1))
     assert [line["key"] for line in lines] == [0, 1, 2] and start != trained
     for line in lines:
@@ -354,14 +358,50 @@ def test_command_prints_the_accuracies_of_the_answers_that_it_writes(tmp_path, m
 
 
 def test_table_takes_several_seeds_together():
+    answers = command.Answers(["a b c", "a b d"], np.array([True, False]), 10)
+    away = command.Answers(["Paris"] * 60, np.ones(60, bool), 120)
     start, better, same = (
-        command.Answers(["a b c", "a b d"], np.array([True, False]), 10, [(first,), (False,)])
-        for first in (False, True, False)
+        command.Measured(answers, [(first,), (False,)], away) for first in (False, True, False)
     )
     text = command.table(["start", "seed 0", "seed 1"], [start, better, same])
     assert "  finished 50.0%, 5.0 tokens an answer, distinct-2 0.75" in text
     of_both = text.partition("all 2 but the first\n")[2]
     assert of_both.startswith("  prompt-level       25.0% [") and "  instruction-level  +25.0% [" in of_both
+    assert (
+        text.count("  unrelated prompts: right 1.7%, without loops 100.0%, finished 100.0%, 2.0 tokens") == 3
+    )
+    assert "  unrelated: win rate 50.0% [" in of_both and "  at equal lengths   50.0% [" in of_both
+
+
+UNRELATED = unrelated.rows()
+
+
+def test_unrelated_prompts_are_none_of_ifeval_s_and_a_wrong_answer_is_possible():
+    texts = [row["prompt"] for row in UNRELATED]
+    assert len(set(texts)) == 60 and not {*texts} & {row["prompt"] for row in prompts.chosen()}
+    assert not unrelated.judge(UNRELATED, ["", *["Perhaps."] * 59], np.ones(60, bool)).right.any()
+
+
+def test_helpful_answers_are_right_do_not_loop_and_end():
+    row = {"prompt": "What is the capital of France?", "expected": ["Paris", "Lyon"]}
+    loop = "I do not know. " * 8
+    answers = ["It is PARIS.", "comParis", "abc", "Lyonnais", loop, f"Paris. {loop}", "Paris"]
+    helpful = unrelated.judge([row] * 7, answers, np.array([True] * 6 + [False]))
+    assert helpful.right.tolist() == [True, False, False, True, False, True, True]
+    assert helpful.varied.tolist() == [True, True, True, True, False, False, True]
+    assert helpful.score.tolist() == [3, 2, 2, 3, 1, 2, 2]
+
+
+def test_unrelated_answers_are_compared_by_prompt_and_at_equal_lengths():
+    """The longer answer of a prompt always wins, so that at equal lengths less is left of the win rate."""
+    flags = np.ones(40, bool)
+    longer = np.arange(40) % 4 > 0
+    before = unrelated.Helpful(~longer, flags, flags), ["a" if long else "aaaa" for long in longer]
+    after = unrelated.Helpful(longer, flags, flags), ["aaaa" if long else "a" for long in longer]
+    rate, controlled = unrelated.compare(before, [after])
+    assert rate.mean == 0.75
+    assert 0.5 < controlled.mean < 0.65
+    assert unrelated.compare(before, [after, before])[0].mean == (0.75 + 0.5) / 2
 
 
 def test_command_line_that_is_wrong_is_one_line(capsys):

@@ -6,8 +6,8 @@ START and MODEL are folders (or hub names): where a run of the config ifeval sta
 for several seeds. Without them, START is the model in the user's cache, which is written there if it is missing, and
 nothing else is measured. For each model it prints IFEval's strict accuracies, prompt-level and instruction-level, with
 intervals of 95 % over prompts, the fraction of answers that end within --max_new_tokens, their mean length, and
-distinct-2, the fraction of distinct pairs of words; then the accuracies of all but START together, and what they gained
-over it.
+distinct-2, the fraction of distinct pairs of words; what the answers to 60 unrelated prompts are worth, by rules; then
+the accuracies of all but START together, what they gained over it, and their win rate over it on the unrelated prompts.
 
 Examples:
   python -m tools.ifeval --convert
@@ -39,59 +39,85 @@ from xpo_jax.values import Message
 
 from ..chat.model import Chat
 from ..cli import Parser, exit_status, path_argument
-from . import accuracy, checks, prompts, smollm2, ties
+from . import accuracy, checks, prompts, smollm2, ties, unrelated
 
 
 class Answers(NamedTuple):
-    """A model's answers to the held-out prompts, in their order.
+    """A model's answers to prompts, in their order.
 
-    texts: the answers. finished: bool[n]. tokens: of all answers. followed: see `accuracy.Followed`.
+    texts: the answers. finished: bool[n]. tokens: of all answers.
     """
 
     texts: list[str]
     finished: np.ndarray
     tokens: int
+
+
+class Measured(NamedTuple):
+    """A model's answers to the held-out prompts, what they follow (`accuracy.Followed`), and to unrelated prompts."""
+
+    answers: Answers
     followed: list[tuple[bool, ...]]
+    unrelated: Answers
 
 
-def answer(model: str, rows: Sequence[dict[str, Any]], *, max_new_tokens: int, batch_size: int) -> Answers:
-    """Answer the prompts greedily, and check the answers."""
+def measure(model: str, rows: Sequence[dict[str, Any]], *, max_new_tokens: int, batch_size: int) -> Measured:
+    """Answer the held-out and the unrelated prompts greedily, and check the former."""
     greedy = Sampling(
         max_new_tokens=max_new_tokens, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0
     )
     chat = Chat(model, greedy, seed=0)
+    answers = _answer(chat, rows, f"{model}: {len(rows)} prompts", batch_size)
+    other = unrelated.rows()
+    followed = [
+        checks.grade(row["instruction_id_list"], row["kwargs"], text).followed
+        for row, text in zip(rows, answers.texts, strict=True)
+    ]
+    return Measured(
+        answers, followed, _answer(chat, other, f"{model}: {len(other)} unrelated prompts", batch_size)
+    )
+
+
+def _answer(chat: Chat, rows: Sequence[dict[str, Any]], what: str, batch_size: int) -> Answers:
     given = [
-        chat.prompt([Message(role="user", content=row["prompt"])], Row("IFEval", i, row))
+        chat.prompt([Message(role="user", content=row["prompt"])], Row(what, i, row))
         for i, row in enumerate(rows, start=1)
     ]
     texts: list[str] = []
     finished: list[np.ndarray] = []
-    for batch in progress(list(chat.batches(given, batch_size)), f"{model}: {len(rows)} prompts"):
+    before = chat.tokens
+    for batch in progress(list(chat.batches(given, batch_size)), what):
         answered, ends = chat.answer(batch)
         texts += answered
         finished.append(ends)
-    followed = [
-        checks.grade(row["instruction_id_list"], row["kwargs"], text).followed
-        for row, text in zip(rows, texts, strict=True)
-    ]
-    return Answers(texts, np.concatenate(finished), chat.tokens, followed)
+    return Answers(texts, np.concatenate(finished), chat.tokens - before)
 
 
-def table(models: Sequence[str], answers: Sequence[Answers]) -> str:
+def table(models: Sequence[str], measured: Sequence[Measured]) -> str:
     """Return the measures of each model, and what all but the first gained over it."""
     lines = []
-    for model, result in zip(models, answers, strict=True):
+    other = unrelated.rows()
+    helpful = [unrelated.judge(other, m.unrelated.texts, m.unrelated.finished) for m in measured]
+    for model, (answers, followed, away), parts in zip(models, measured, helpful, strict=True):
         lines += [
             model,
-            *_rows(accuracy.accuracy([result.followed])),
-            f"  finished {result.finished.mean():.1%}, {result.tokens / len(result.texts):.1f} tokens an answer,"
-            f" distinct-2 {statistics.distinct(result.texts, 2):.2f}",
+            *_rows(accuracy.accuracy([followed])),
+            f"  finished {answers.finished.mean():.1%}, {answers.tokens / len(answers.texts):.1f} tokens an answer,"
+            f" distinct-2 {statistics.distinct(answers.texts, 2):.2f}",
+            f"  unrelated prompts: right {parts.right.mean():.1%}, without loops {parts.varied.mean():.1%}, finished"
+            f" {parts.finished.mean():.1%}, {away.tokens / len(away.texts):.1f} tokens an answer",
         ]
-    start, *trained = (result.followed for result in answers)
+    start, *trained = (m.followed for m in measured)
     if len(trained) > 1:
         lines += [f"all {len(trained)} but the first", *_rows(accuracy.accuracy(trained))]
     if trained:
         lines += ["gained over the first", *_rows(accuracy.gain(start, trained), sign="+")]
+        texts = [m.unrelated.texts for m in measured]
+        rates = unrelated.compare((helpful[0], texts[0]), list(zip(helpful[1:], texts[1:], strict=True)))
+        lines += [
+            f"  {name:18} {rate.mean:.1%} [{rate.low:.1%}, {rate.high:.1%}]"
+            for name, rate in zip(("unrelated: win rate", "at equal lengths"), rates, strict=True)
+        ]
     return "\n".join(lines)
 
 
@@ -129,21 +155,25 @@ def run(options: argparse.Namespace) -> int:
         return 0
     rows, models = prompts.held_out(), list(options.models) or [str(smollm2.folder())]
     given = {"max_new_tokens": options.max_new_tokens, "batch_size": options.batch_size}
-    answers = [answer(model, rows, **given) for model in models]
+    measured = [measure(model, rows, **given) for model in models]
     if options.answers is not None:
         lines = [
             {
                 "key": row["key"],
                 "prompt": row["prompt"],
                 "instructions": row["instruction_id_list"],
-                "answers": [result.texts[i] for result in answers],
-                "followed": [result.followed[i] for result in answers],
+                "answers": [m.answers.texts[i] for m in measured],
+                "followed": [m.followed[i] for m in measured],
             }
             for i, row in enumerate(rows)
         ]
+        lines += [
+            {**row, "answers": [m.unrelated.texts[i] for m in measured]}
+            for i, row in enumerate(unrelated.rows())
+        ]
         atomic_write(options.answers, "".join(to_json(line) + "\n" for line in lines))
     print(f"{len(rows)} held-out prompts, {sum(len(row['kwargs']) for row in rows)} instructions")
-    print(table(models, answers))
+    print(table(models, measured))
     return 0
 
 
