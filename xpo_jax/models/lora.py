@@ -114,11 +114,11 @@ def attach(model: nnx.Module, lora: LoRA) -> None:
     """Give each linear map of the layers that the targets name an adapter of zeros.
 
     Raises:
-      ValueError: a target that names none, with those that there are.
+      ValueError: a target that names none, with those that there are; or a rank that no map can have.
     """
     if not lora.rank:
         return
-    unused, names = set(lora.targets), set()
+    unused, names, widest = set(lora.targets), set(), 0
     for path, module in nnx.iter_graph(model):
         if not isinstance(module, Linear) or path[0] != "layers":
             continue
@@ -127,11 +127,17 @@ def attach(model: nnx.Module, lora: LoRA) -> None:
         matching = {pattern for pattern in lora.targets if re.fullmatch(rf"(.*\.)?(?:{pattern})", name)}
         unused -= matching
         if matching:
+            widest = max(widest, min(module.kernel.shape[-2:]))
             module.adapt(lora.rank, lora.scale)
     if unused:
         listed = ", ".join(map(repr, sorted(unused)))
         raise ValueError(
             f"lora.targets: {listed} names no linear map of this model; its layers have {', '.join(sorted(names))}"
+        )
+    if lora.rank > widest:
+        raise ValueError(
+            f"lora.rank is {lora.rank}, but no map that lora.targets name has a rank above {widest}; lower it, or set"
+            " it to 0 to train all weights"
         )
 
 

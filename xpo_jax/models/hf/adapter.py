@@ -18,13 +18,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import traverse_util
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from xpo_jax.io.files import read_json, sync
 from xpo_jax.models import lora, registry
 from xpo_jax.models.family import ModelConfig
 from xpo_jax.models.hf.tensors import Stored, disagreements, listed, read_slice
-from xpo_jax.models.hf.weights import Reader, readers
+from xpo_jax.models.hf.weights import Reader, readers, save_tensors
 from xpo_jax.models.lora import LoRA
 from xpo_jax.models.registry import param_shapes
 from xpo_jax.runtime import distributed
@@ -144,17 +143,10 @@ def save_adapter(folder: Path, params: Params, model_config: ModelConfig, adapte
             name: np.ascontiguousarray(arrays[tensor.path][tensor.layer].T)
             for name, tensor in tensors.items()
         }
-        try:
-            save_file(pieces, folder / WEIGHTS, metadata={"format": "pt"})
-        except SafetensorError as error:  # a full disk
-            raise ValueError(
-                f"{folder / WEIGHTS}: cannot be written ({error}); free space or fix the permissions"
-            ) from error
+        save_tensors(folder / WEIGHTS, pieces)
         text = json.dumps(_config(tensors, adapters, base), indent=2)
         (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
-        mode = (folder / CONFIG).stat().st_mode
         for path in (folder / CONFIG, folder / WEIGHTS):
-            path.chmod(mode)  # safetensors makes its files readable only by their owner
             sync(path)
 
 

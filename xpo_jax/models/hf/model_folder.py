@@ -157,9 +157,7 @@ def _complete(
     for name in CARRIED:
         if (source / name).is_file():
             shutil.copyfile(source / name, partial / name)
-    mode = (partial / "config.json").stat().st_mode
     for path in partial.iterdir():
-        path.chmod(mode)  # safetensors makes its files readable only by their owner
         sync(path)
     sync(partial)
 

@@ -160,18 +160,24 @@ def _write_shards(
             array = host[1] if layer is None else host[1][layer]
             pieces[name] = np.ascontiguousarray(array.T if transposed else array, dtype=DTYPES[dtype])
             weight_map[name] = file
-        try:
-            save_file(pieces, folder / file, metadata={"format": "pt"})
-        except SafetensorError as error:  # a full disk
-            raise ValueError(
-                f"{folder / file}: cannot be written ({error}); free space or fix the permissions"
-            ) from error
+        save_tensors(folder / file, pieces)
     if many > 1:
         index = {
             "metadata": {"total_size": sum(sizes.values())},
             "weight_map": dict(sorted(weight_map.items())),
         }
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def save_tensors(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Write a safetensors file of contiguous arrays, as readable as any new file; ValueError if the disk is full."""
+    file.touch()
+    mode = file.stat().st_mode
+    try:
+        save_file(tensors, file, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise ValueError(f"{file}: cannot be written ({error}); free space or fix the permissions") from error
+    file.chmod(mode)  # safetensors makes its files readable only by their owner
 
 
 def _load(
