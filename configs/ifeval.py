@@ -24,8 +24,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     """Return the config; `arg` is None or "briefer"."""
     config = load(__file__.replace("ifeval.py", "paraphrase.py")).unlock()
     config.run_dir = "runs/ifeval" if arg is None else f"runs/ifeval_{arg}"
-    config.steps = 100
-    config.batch_size = 16
+    config.steps = 40
+    config.batch_size = 8
     config.max_step_seconds = 3600.0
     # Written by `python -m tools.ifeval --convert`; `make real` names the folder where XDG_CACHE_HOME is set.
     config.model.path = "~/.cache/xpo_jax/models/smollm2-135m-instruct"
