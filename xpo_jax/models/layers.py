@@ -221,6 +221,7 @@ class RMSNorm(nnx.RMSNorm):
         if self.fuse_rows:
             y = x.astype(wide(x.dtype))
             y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.epsilon)
+            assert self.scale is not None  # none of the models switches it off
             return narrow(y * self.scale[...].astype(y.dtype)[(None,) * (y.ndim - 1)], x.dtype)
         with jax.numpy_dtype_promotion("standard"):  # flax mixes bfloat16 and float32 on purpose
             return narrow(super().__call__(x.astype(wide(x.dtype))), x.dtype)
