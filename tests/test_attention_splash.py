@@ -97,6 +97,13 @@ def test_splash_runs_are_the_mask_of_packed_rows(T):
         np.testing.assert_array_equal(mask[valid], expected[row][valid])
 
 
+def test_block_size_is_the_one_that_pads_less():
+    sizes = {
+        tokens: attention_splash.block_size(tokens) for tokens in (1, 512, 640, 960, 1280, 1288, 10240, 36864)
+    }
+    assert sizes == {1: 512, 512: 512, 640: 640, 960: 512, 1280: 640, 1288: 512, 10240: 512, 36864: 512}
+
+
 # ---- values and gradients -----------------------------------------------------------------------------
 
 
@@ -118,6 +125,18 @@ def test_attend_by_splash_equals_the_einsum(packed, shape):
     valid = jnp.ones((shape[0], shape[2]), bool) if parts is None else parts.part >= 0
     mask = packed_mask("einsum", parts) if packed else None
     expected = with_gradients(attention, given, mask, valid)
+    for computed, wanted in zip(with_gradients(splash, given, parts, valid), expected, strict=True):
+        np.testing.assert_allclose(computed, wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max())
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_attend_by_splash_in_wider_blocks_equals_the_einsum(monkeypatch):
+    monkeypatch.setattr(attention_splash, "BLOCK", 512)
+    monkeypatch.setattr(attention_splash, "WIDER_BLOCK", 384)
+    assert attention_splash.block_size(700) == 384
+    given, parts = queries_keys_values(1, 1, 700, 2, 1, 8, np.float32), packed_parts(1, 700)
+    valid = parts.part >= 0
+    expected = with_gradients(attention, given, packed_mask("einsum", parts), valid)
     for computed, wanted in zip(with_gradients(splash, given, parts, valid), expected, strict=True):
         np.testing.assert_allclose(computed, wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max())
 

@@ -104,6 +104,15 @@ def test_splash_attention_of_packed_rows_compiles_for_tpus_in_linear_memory():
 
 @pytest.mark.slow
 @without_compiler
+def test_splash_attention_in_wider_blocks_compiles_for_tpus():
+    """1,280 slots are two blocks of 640, whose scores, with those of the backward pass, must fit on the chip."""
+    cases = [("v5e-8", 28, 4, 128, 1280), ("v5p-8", 28, 4, 128, 1280), ("v6e-8", 14, 2, 64, 1280)]
+    sizes = in_a_process(ATTENTION, json.dumps(cases))
+    assert {name: kernels for name, (_, kernels) in sizes.items()} == {name: 3 for name, *_ in cases}
+
+
+@pytest.mark.slow
+@without_compiler
 def test_programs_of_qwen_0_5b_compile_for_a_v5e_8():
     """Minutes."""
     result = in_a_process(SCRIPT)

@@ -137,6 +137,59 @@ def test_traffic_of_slices_updates_and_arrays_on_the_chip():
     assert hlo.traffic(MODULE, entry, entry["while.1"]) == (24 * once.read, 24 * once.written)
 
 
+# As the GPU compiler writes it: the sums of a split product, of which some columns are needed; probabilities, computed
+# from logits where one block of them is chosen; and logits of which a second result needs all.
+ON_A_GPU = """
+%column (p: f32[4,8,96]) -> f32[8,16] {
+  %p = f32[4,8,96]{2,1,0} parameter(0)
+  %zero = f32[] constant(0)
+  %sum = f32[8,96]{1,0} reduce(%p, %zero), dimensions={0}, to_apply=%sum_of
+  %rounded = bf16[8,96]{1,0} convert(%sum)
+  ROOT %slice.1 = bf16[8,16]{1,0} slice(%rounded), slice={[0:8], [0:16]}
+}
+
+%chosen (logits: f32[8,1000], top: f32[8], at: s32[8,2]) -> f32[8,256] {
+  %logits = f32[8,1000]{1,0} parameter(0)
+  %top = f32[8]{0} parameter(1)
+  %at = s32[8,2]{1,0} parameter(2)
+  %zero.1 = f32[] constant(0)
+  %tops = f32[8,1000]{1,0} broadcast(%top), dimensions={0}
+  %less = f32[8,1000]{1,0} subtract(%logits, %tops)
+  %exp = f32[8,1000]{1,0} exponential(%less)
+  %padded = f32[8,1024]{1,0} pad(%exp, %zero.1), padding=0_0x0_24
+  %blocks = f32[8,4,256]{2,1,0} bitcast(%padded)
+  ROOT %gather.1 = f32[8,256]{1,0} gather(%blocks, %at), offset_dims={1}
+}
+
+%both (logits.1: f32[8,1000]) -> (f32[8,16], f32[8,1000]) {
+  %logits.1 = f32[8,1000]{1,0} parameter(0)
+  %exp.1 = f32[8,1000]{1,0} exponential(%logits.1)
+  %slice.2 = f32[8,16]{1,0} slice(%exp.1), slice={[0:8], [0:16]}
+  ROOT %tuple.1 = (f32[8,16]{1,0}, f32[8,1000]{1,0}) tuple(%slice.2, %exp.1)
+}
+
+ENTRY %main (a: f32[4,8,96], b: f32[8,1000], c: f32[8], d: s32[8,2]) -> f32[8,256] {
+  %a = f32[4,8,96]{2,1,0} parameter(0)
+  %b = f32[8,1000]{1,0} parameter(1)
+  %c = f32[8]{0} parameter(2)
+  %d = s32[8,2]{1,0} parameter(3)
+  %fusion.1 = bf16[8,16]{1,0} fusion(%a), kind=kLoop, calls=%column
+  %fusion.2 = (f32[8,16]{1,0}, f32[8,1000]{1,0}) fusion(%b), kind=kLoop, calls=%both
+  ROOT %fusion.3 = f32[8,256]{1,0} fusion(%b, %c, %d), kind=kLoop, calls=%chosen
+}
+"""
+
+
+def test_traffic_of_a_fusion_counts_what_its_slices_need_of_an_operand():
+    module = hlo.parse(ON_A_GPU)
+    entry = module.computations["main"]
+    moved = {name: tuple(hlo.traffic(module, entry, entry[name])) for name in entry}
+    assert moved["fusion.1"] == (4 * 8 * 16 * 4, 8 * 16 * 2)  # four partial sums of each element
+    # of the logits a block per row, for which padding counts as if it were read: 250 of 256
+    assert moved["fusion.3"] == (8 * 250 * 4 + 8 * 4 + 8 * 2 * 4, 8 * 256 * 4)
+    assert moved["fusion.2"] == (8 * 1000 * 4, (8 * 16 + 8 * 1000) * 4)
+
+
 def test_trips_that_the_text_does_not_state_are_unknown():
     text = TEXT.replace("compare(%j, %constant.9)", "compare(%j, %j)")
     module = hlo.parse(text)

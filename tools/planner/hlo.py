@@ -1,7 +1,8 @@
 """Read the text of a compiled program: its instructions, and the bytes that each moves to and from device memory.
 
 The text is XLA's, after scheduling. A fusion reads its operands and writes its results once; of an operand of which it
-takes only a slice it reads that slice, and of a result that it updates in place it writes the update. TPU compilers
+takes only a slice, also after operations that need only the slice's own elements, it reads that slice, and of a result
+that it updates in place it writes the update. TPU compilers
 state which arrays are on the chip (`S(1)` in a layout); those move no bytes, and the copies that bring them there do.
 
 Left out on purpose: caches between memory and chip (on a GPU a small array may be read from L2), and scratch memory of
@@ -20,6 +21,11 @@ _LEAF = re.compile(r"([a-z]\w*)\[([\d,]*)\](?:\{([^{}]*)\})?")
 _START = re.compile(r"^\s*(ROOT )?%?([\w.\-]+) = ")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _SLICES = ("dynamic-slice", "slice", "gather")
+# An element of their result needs only its own elements of the first large operand, in a fusion.
+_ELEMENTWISE = {
+    "bitcast", "reshape", "convert", "reduce-precision", "add", "subtract", "multiply", "divide", "maximum", "minimum",
+    "negate", "exponential", "select", "reduce", "pad",
+}  # fmt: skip
 FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id",
     "opt-barrier", "optimization-barrier", "iota",
@@ -256,17 +262,19 @@ def _fusion(called: Computation, instruction: Instruction, inputs: list[Leaf]) -
 
 
 def _read_of(name: str, users: Mapping[str, list[Instruction]], leaf: Leaf) -> int:
-    """Return the bytes of a fusion's parameter that it reads."""
+    """Return the bytes of a fusion's parameter, or of a value within, that the fusion needs."""
     read = 0
     for user in users.get(name, []):
-        first = user.operands[0] == name
-        if user.opcode == "bitcast":
-            read += _read_of(user.name, users, leaf)
-        elif user.opcode in _SLICES and first:
-            read += user.leaves[0].bytes
+        first, result = user.operands[0] == name, user.leaves[0]
+        if user.opcode in _SLICES and first:
+            read += result.bytes
         elif user.opcode == "dynamic-update-slice" and first:
             read += 0  # updated in place
+        elif user.opcode in _ELEMENTWISE and user.name in users and len(user.leaves) == 1 and result.bytes:
+            read += _read_of(user.name, users, result) * leaf.bytes // result.bytes
         else:
+            return leaf.bytes
+        if read >= leaf.bytes:
             return leaf.bytes
     return read
 

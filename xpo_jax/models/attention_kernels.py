@@ -33,6 +33,7 @@ EINSUM_TOKENS, EINSUM_TOKENS_TPU = 1280, BLOCK - 1
 # What "auto" takes for longer sequences, by the platform of the mesh's devices: the first that they can run.
 LONG = {"cpu": (BLOCKS,), "gpu": (CUDNN, BLOCKS), "tpu": (SPLASH, BLOCKS)}
 PINNED = ("gpu", "tpu")  # platforms of `Kernels.pin_caches`
+FUSED = ("gpu",)  # platforms of `Kernels.fuse_rows`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,12 +42,15 @@ class Kernels:
 
     `pin_caches` makes a prefill compute the keys and values that it returns with their layer. Otherwise XLA's compilers
     for GPUs and TPUs take them from the layers' projections at the end, and hold all of these until then.
+    `fuse_rows` writes what reduces over a row, the einsum's softmax and the norms, in a form of which XLA's compiler
+    for GPUs makes one kernel each; the compiler for TPUs needs more cycles for it.
     """
 
     short: str = EINSUM
     long: str = EINSUM
     short_tokens: int = EINSUM_TOKENS
     pin_caches: bool = False
+    fuse_rows: bool = False
 
     def at(self, tokens: int) -> str:
         """Return the implementation for sequences of this many tokens."""
@@ -73,8 +77,9 @@ def choose(
     Raises:
       ValueError: "auto" on a platform that LONG lacks.
     """
+    options = {"pin_caches": platform in PINNED, "fuse_rows": platform in FUSED}
     if name != AUTO:
-        return Kernels(name, name, pin_caches=platform in PINNED)
+        return Kernels(name, name, **options)
     if platform not in LONG:
         raise ValueError(
             f"model.attention 'auto' has no rule for devices of platform {platform!r}; set it to {BLOCKS!r} or"
@@ -82,7 +87,7 @@ def choose(
         )
     long = next(kernel for kernel in LONG[platform] if not missing(kernel, device, dtype, head_dim))
     short_tokens = EINSUM_TOKENS_TPU if long == SPLASH else EINSUM_TOKENS
-    return Kernels(EINSUM, long, short_tokens, pin_caches=platform in PINNED)
+    return Kernels(EINSUM, long, short_tokens, **options)
 
 
 def choose_for(name: str, device: Any, *, dtype: Any, head_dim: int) -> Kernels:
@@ -135,14 +140,16 @@ def packed_mask(kernel: str, parts: Parts) -> Array | Parts | Runs:
     return (parts.attends_to(parts) & jnp.tril(jnp.ones((1, tokens, tokens), bool)))[:, None]
 
 
-def attend(kernel: str, q: Array, segments: tuple[Segment, ...] | Causal) -> Array:
+def attend(
+    kernel: str, q: Array, segments: tuple[Segment, ...] | Causal, *, fuse_rows: bool = False
+) -> Array:
     """Compute `layers.attention`, by the implementation `kernel` where the keys are the queries' own (`Causal`).
 
     Decoding attends to other keys, and always takes the einsum. On a mesh each device computes its own rows and heads;
     nothing is left to the compiler's partitioner.
     """
     if kernel == EINSUM or not isinstance(segments, Causal):
-        return attention(q, segments)
+        return attention(q, segments, fuse_rows=fuse_rows)
     function = {BLOCKS: attend_in_blocks, CUDNN: cudnn, SPLASH: attend_by_splash}[kernel]
     if jax.sharding.get_abstract_mesh().empty:
         return function(q, segments)

@@ -19,10 +19,16 @@ import jax.numpy as jnp
 
 from xpo_jax.models.layers import Array, Causal, Parts, Runs, narrow, wide
 
-# Queries, and keys, of a block; sequences are padded to a multiple of it. A block's scores take 1 MiB on the chip.
-BLOCK = 512
+# Queries, and keys, of a block; its scores take 1 or 1.6 MiB on the chip. Sequences are padded to a multiple of one of
+# them, see `block_size`: the wider one halves the 1,280 slots of a prompt of 1,024 and two responses of 128.
+BLOCK, WIDER_BLOCK = 512, 640
 MAX_TOKENS = 1 << 16  # the first and the last key share 32 bits
 HALF = MAX_TOKENS - 1
+
+
+def block_size(tokens: int) -> int:
+    """Return the size of the blocks of a sequence: the one that pads it less, or else the smaller one."""
+    return min(BLOCK, WIDER_BLOCK, key=lambda block: -tokens % block)
 
 
 def splash_order(parts: Parts) -> Array:
@@ -67,7 +73,8 @@ def attend_by_splash(q: Array, keys: Causal, interpret: Any = False) -> Array:
       ValueError: sequences of more than MAX_TOKENS tokens.
     """
     B, C, T, N, H = q.shape
-    padding = -T % BLOCK
+    block = block_size(T)
+    padding = -T % block
     if T + padding > MAX_TOKENS:
         raise ValueError(
             f"model.attention 'splash' takes sequences of at most {MAX_TOKENS} tokens, and these have {T}; set it to"
@@ -83,12 +90,12 @@ def attend_by_splash(q: Array, keys: Causal, interpret: Any = False) -> Array:
     scaled = narrow(q.astype(wide(q.dtype)) * H**-0.5, q.dtype).swapaxes(2, 3)
     rows = [x.reshape(B * C, -1, T, H) for x in (scaled, keys.k, keys.v)]
     rows = [jnp.pad(x, [(0, 0), (0, 0), (0, padding), (0, 0)]) for x in rows]
-    out: Array = jax.lax.map(lambda row: _attend(*row, interpret=interpret), (*rows, runs))
+    out: Array = jax.lax.map(lambda row: _attend(*row, block, interpret=interpret), (*rows, runs))
     return out[:, :, :T].reshape(B, C, N, T, H).swapaxes(2, 3)
 
 
-def _attend(q: Array, k: Array, v: Array, runs: Runs, *, interpret: Any) -> Array:
-    """Attend, for one row: q [N T H], k and v [K T H], runs of i32[T]."""
+def _attend(q: Array, k: Array, v: Array, runs: Runs, block: int, *, interpret: Any) -> Array:
+    """Attend, for one row: q [N T H], k and v [K T H], runs of i32[T], in blocks."""
     # imported here: only TPUs need Pallas
     from jax.experimental.pallas.ops.tpu.splash_attention import BlockSizes
     from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel import (
@@ -97,7 +104,7 @@ def _attend(q: Array, k: Array, v: Array, runs: Runs, *, interpret: Any) -> Arra
     )
     from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import MaskInfo
 
-    of_queries = [x.reshape(-1, BLOCK) // BLOCK for x in runs]
+    of_queries = [x.reshape(-1, block) // block for x in runs]
     first, last = of_queries[0].min(1), of_queries[1].max(1)  # of each block of queries
     blocks = jnp.arange(len(first), dtype=jnp.int32)
     visible = (first[:, None] <= blocks) & (blocks <= last[:, None])
@@ -123,12 +130,12 @@ def _attend(q: Array, k: Array, v: Array, runs: Runs, *, interpret: Any) -> Arra
         by_queries,
         by_keys,
         block_sizes=BlockSizes(
-            block_q=BLOCK,
-            block_kv=BLOCK,
-            block_q_dkv=BLOCK,
-            block_kv_dkv=BLOCK,
-            block_q_dq=BLOCK,
-            block_kv_dq=BLOCK,
+            block_q=block,
+            block_kv=block,
+            block_q_dkv=block,
+            block_kv_dkv=block,
+            block_q_dq=block,
+            block_kv_dq=block,
         ),
         is_mqa=False,
         save_residuals=False,

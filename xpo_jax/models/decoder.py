@@ -43,6 +43,12 @@ from xpo_jax.runtime.sharding import ROWS, constrain
 Array = jax.Array
 
 
+def _norm(size: int, config: DecoderConfig, kernels: Kernels, rngs: nnx.Rngs) -> RMSNorm:
+    norm = RMSNorm(size, epsilon=config.rms_norm_eps, rngs=rngs)
+    norm.fuse_rows = kernels.fuse_rows
+    return norm
+
+
 class Attention(nnx.Module):
     """Grouped-query attention."""
 
@@ -56,8 +62,8 @@ class Attention(nnx.Module):
         self.o_proj = Linear(N * H, D, use_bias=False, rngs=rngs)
         self.qk_norm = config.qk_norm
         if self.qk_norm:
-            self.q_norm = RMSNorm(H, epsilon=config.rms_norm_eps, rngs=rngs)
-            self.k_norm = RMSNorm(H, epsilon=config.rms_norm_eps, rngs=rngs)
+            self.q_norm = _norm(H, config, kernels, rngs)
+            self.k_norm = _norm(H, config, kernels, rngs)
 
     def __call__(
         self,
@@ -80,7 +86,8 @@ class Attention(nnx.Module):
         q, k = rotate(q, angles), rotate(k, angles).swapaxes(2, 3)
         v = heads(self.v_proj(x)).swapaxes(2, 3)
         attended, cache = segments(KV(k, v))
-        attended = attend(self.kernels.at(shape[2]), q, attended)
+        kernels = self.kernels
+        attended = attend(kernels.at(shape[2]), q, attended, fuse_rows=kernels.fuse_rows)
         return self.o_proj(attended.reshape(x.shape[0], -1)), cache
 
 
@@ -88,11 +95,11 @@ class Block(nnx.Module):
     """One decoder layer: pre-norm attention and MLP, each with a residual."""
 
     def __init__(self, config: DecoderConfig, kernels: Kernels, *, rngs: nnx.Rngs):
-        D, epsilon = config.hidden_size, config.rms_norm_eps
-        self.input_layernorm = RMSNorm(D, epsilon=epsilon, rngs=rngs)
+        D = config.hidden_size
+        self.input_layernorm = _norm(D, config, kernels, rngs)
         self.self_attn = Attention(config, kernels, rngs=rngs)
-        self.post_attention_layernorm = RMSNorm(D, epsilon=epsilon, rngs=rngs)
-        self.mlp = MLP(config.hidden_size, config.intermediate_size, rngs=rngs)
+        self.post_attention_layernorm = _norm(D, config, kernels, rngs)
+        self.mlp = MLP(D, config.intermediate_size, rngs=rngs)
 
     def __call__(self, x: Array, shape: tuple[int, int, int], angles: Any, segments: Any) -> tuple[Array, KV]:
         attended, cache = self.self_attn(self.input_layernorm(x), shape, angles, segments)
@@ -129,7 +136,7 @@ class Decoder(nnx.Module):
             self.layers = nnx.vmap(lambda rngs: Block(config, kernels, rngs=rngs))(rngs.split(L))
         else:
             self.layers = nnx.List([Block(config, kernels, rngs=rngs) for _ in range(L)])
-        self.norm = RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps, rngs=rngs)
+        self.norm = _norm(config.hidden_size, config, kernels, rngs)
         if not config.tie_word_embeddings:
             self.lm_head = nnx.Linear(config.hidden_size, config.vocab_size, use_bias=False, rngs=rngs)
 

@@ -104,12 +104,13 @@ def add(x: Array, y: Array) -> Array:
     return narrow(x.astype(wide(x.dtype)) + y.astype(wide(x.dtype)), x.dtype)
 
 
-def attention(q: Array, segments: tuple[Segment, ...] | Causal) -> Array:
+def attention(q: Array, segments: tuple[Segment, ...] | Causal, *, fuse_rows: bool = False) -> Array:
     """Compute softmax attention over the concatenation of several segments of keys, in float32.
 
     Args:
       q: [B C T N H].
       segments: their heads are grouped, N = K * G.
+      fuse_rows: mask the scores of all segments as one array, see `_joined_scores`; for GPUs.
 
     Returns:
       [B C T N H] in q's dtype.
@@ -119,24 +120,19 @@ def attention(q: Array, segments: tuple[Segment, ...] | Causal) -> Array:
         assert not isinstance(mask, Parts | Runs)
         if mask is None:
             below = jnp.tril(jnp.ones((q.shape[2], q.shape[2]), bool))
-            return attention(q, (Segment(k, v, below[None, None]),))
+            return attention(q, (Segment(k, v, below[None, None]),), fuse_rows=fuse_rows)
         ends = [q.shape[2] * block // BLOCKS for block in range(BLOCKS + 1)]
         blocks = [
             (q[:, :, i:j], (Segment(k[..., :j, :], v[..., :j, :], mask[..., i:j, :j]),))
             for i, j in itertools.pairwise(ends)
             if i < j
         ]
-        return jnp.concatenate([attention(*block) for block in blocks], axis=2)
+        return jnp.concatenate([attention(*block, fuse_rows=fuse_rows) for block in blocks], axis=2)
     B, C, T, N, H = q.shape
     K = segments[0].k.shape[-3]
     q = q.reshape(B, C, T, K, N // K, H)
-    scores = []
-    for k, _, mask in segments:
-        equation = "bctkgh,bksh->bckgts" if k.ndim == 4 else "bctkgh,bcksh->bckgts"
-        score = jnp.einsum(equation, q, k, preferred_element_type=wide(q.dtype)) * H**-0.5
-        # not -inf: softmax of a row of padding must stay finite
-        scores.append(jnp.where(mask[:, :, None, None], score, jnp.finfo(jnp.float32).min))
-    probs = narrow(jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1), q.dtype)
+    scores = (_joined_scores if fuse_rows else _scores)(q, segments)
+    probs = narrow(jax.nn.softmax(scores, axis=-1), q.dtype)
     out, start = jnp.zeros((), q.dtype), 0
     for k, v, _ in segments:
         equation = "bckgts,bksh->bctkgh" if v.ndim == 4 else "bckgts,bcksh->bctkgh"
@@ -144,6 +140,39 @@ def attention(q: Array, segments: tuple[Segment, ...] | Causal) -> Array:
         out = add(out, narrow(attended, q.dtype))
         start += k.shape[-2]
     return out.reshape(B, C, T, N, H)
+
+
+def _scores(q: Array, segments: tuple[Segment, ...]) -> Array:
+    """Return the masked scores f32[B C K G T S] of q [B C T K G H]; S counts the keys of all segments."""
+    scores = []
+    for k, _, mask in segments:
+        equation = "bctkgh,bksh->bckgts" if k.ndim == 4 else "bctkgh,bcksh->bckgts"
+        score = jnp.einsum(equation, q, k, preferred_element_type=wide(q.dtype)) * q.shape[-1] ** -0.5
+        # not -inf: softmax of a row of padding must stay finite
+        scores.append(jnp.where(mask[:, :, None, None], score, jnp.finfo(jnp.float32).min))
+    return jnp.concatenate(scores, axis=-1)
+
+
+def _joined_scores(q: Array, segments: tuple[Segment, ...]) -> Array:
+    """Return `_scores`, up to the order of a score's sum, in a form of which XLA's GPU compiler makes fewer kernels.
+
+    It computes the softmax of an array in one kernel, with the mask, if the keys are its last axis in memory and
+    nothing stands between the products and their concatenation. An einsum whose result's axes are in the order of its
+    operands' writes the keys last.
+    """
+    scores = []
+    for k, _, _ in segments:
+        if k.ndim == 4:
+            score = jnp.einsum("bctkgh,bksh->bkctgs", q, k, preferred_element_type=wide(q.dtype)).swapaxes(
+                1, 2
+            )
+        else:
+            score = jnp.einsum("bctkgh,bcksh->bcktgs", q, k, preferred_element_type=wide(q.dtype))
+        scores.append(score.swapaxes(3, 4))
+    score = jnp.concatenate(scores, axis=-1) * q.shape[-1] ** -0.5
+    B, T = q.shape[0], q.shape[2]
+    mask = jnp.concatenate([jnp.broadcast_to(m, (B, 1, T, m.shape[-1])) for _, _, m in segments], axis=-1)
+    return jnp.where(mask[:, :, None, None], score, jnp.finfo(jnp.float32).min)
 
 
 def rope_angles(
@@ -180,9 +209,20 @@ def before(lengths: Array, slots: int) -> Array:
 
 
 class RMSNorm(nnx.RMSNorm):
-    """flax's, computed in float32."""
+    """flax's, computed in float32.
+
+    `fuse_rows`, for GPUs, scales a row's elements after they are divided by its root mean square. flax multiplies the
+    two factors first, of which XLA makes a kernel for the mean and one for the rest.
+    """
+
+    fuse_rows: bool = False
 
     def __call__(self, x: Array) -> Array:  # type: ignore[override]
+        if self.fuse_rows:
+            y = x.astype(wide(x.dtype))
+            y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.epsilon)
+            assert self.scale is not None  # none of the models switches it off
+            return narrow(y * self.scale[...].astype(y.dtype)[(None,) * (y.ndim - 1)], x.dtype)
         with jax.numpy_dtype_promotion("standard"):  # flax mixes bfloat16 and float32 on purpose
             return narrow(super().__call__(x.astype(wide(x.dtype))), x.dtype)
 
