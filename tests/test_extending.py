@@ -126,6 +126,9 @@ LOSS = {
     "entropy_weight": 0.0,
     "unfinished_loses": False,
     "bonus_clip": 500.0,
+    "bonus": "linear",
+    "bonus_sample": "second",
+    "flip_rate": 0.0,
     "margin": 0.25,
 }
 

@@ -20,8 +20,8 @@ class Loss:
     """The settings that every loss has.
 
     Args:
-      second_candidate: the model that samples the second candidate: the reference (XPO), or the policy (online DPO,
-        which needs alpha 0).
+      second_candidate: the model that samples the second candidate: the reference (XPO's Algorithm 1), or the policy
+        (its Algorithm 2; with alpha 0, online DPO).
       beta, alpha: numbers, or schedules over steps: {"kind": "linear", "start": 1e-3, "end": 0.0, "steps": 100}.
       entropy_weight: weight of the policy's mean entropy per token in the objective that is maximised; 0 is off.
       unfinished_loses: a response cut off at max_new_tokens loses to a finished one without a query to the judge.
@@ -41,7 +41,7 @@ class Loss:
         """Return alpha and beta as functions of the step, checked at every step of the run.
 
         Raises:
-          ValueError: coefficients that `loss.check` refuses, or a bonus without samples of the reference.
+          ValueError: coefficients that `loss.check` refuses.
         """
         alpha, beta = schedule(self.alpha, "loss.alpha"), schedule(self.beta, "loss.beta")
         for step in range(steps):
@@ -49,11 +49,6 @@ class Loss:
                 loss.check(alpha(step), beta(step))
             except ValueError as error:
                 raise ConfigError(f"loss at step {step}: {error}") from error
-            if self.second_candidate == "policy" and alpha(step) > 0:
-                raise ConfigError(
-                    "loss.alpha must be 0 with loss.second_candidate='policy': the bonus applies to the reference's"
-                    " sample"
-                )
         return alpha, beta
 
 
