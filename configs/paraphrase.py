@@ -165,6 +165,9 @@ def embedded() -> ConfigDict:
     config.loss = ConfigDict(
         {
             "second_candidate": "reference",  # "policy" with alpha 0 is online DPO, with alpha the paper's Algorithm 2
+            # More candidates of the policy a prompt, and the rule that pairs them: docs/choosing.md.
+            "candidates": 1,
+            "pairing": None,  # or "best_worst", "best_quantile", "all", "uncertain", "optimistic"
             "name": "sigmoid",  # or "ipo", or your own: CONTRIBUTING.md
             # 0.3 keeps the policy closer to the reference and wins less; 0.1 wins no more and makes more mistakes.
             "beta": 0.2,

@@ -121,6 +121,8 @@ def test_source_is_read_by_its_name(tmp_path):
 
 LOSS = {
     "second_candidate": "reference",
+    "candidates": 1,
+    "pairing": None,
     "beta": 0.1,
     "alpha": 1e-3,
     "entropy_weight": 0.0,

@@ -282,6 +282,8 @@ def test_on_fresh_policy_pairs_the_second_samples_linear_bonus_has_no_mean_gradi
 
 GROUP = {
     "second_candidate": "reference",
+    "candidates": 1,
+    "pairing": None,
     "name": "sigmoid",
     "beta": 0.1,
     "alpha": 1e-3,

@@ -19,11 +19,12 @@ from tools import plan
 from tools.planner import estimate, saved, work
 from tools.planner.fit import Source, remedies, setup
 from tools.planner.hardware import DEVICES, MODELS, SIZES, size_of
+from xpo_jax.algorithm.batch_shapes import BatchShapes
 from xpo_jax.algorithm.losses import Sigmoid
 from xpo_jax.algorithm.model_spec import make_model_spec
 from xpo_jax.algorithm.optimizer import make_optimizer
 from xpo_jax.algorithm.packing import MIN_MEAN_SLOTS, sequence_lengths
-from xpo_jax.algorithm.programs import BatchShapes, Programs
+from xpo_jax.algorithm.programs import Programs
 from xpo_jax.algorithm.sampler import Vocabulary
 from xpo_jax.algorithm.sampling import Sampling
 from xpo_jax.models.attention_kernels import choose

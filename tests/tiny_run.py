@@ -134,6 +134,8 @@ def tiny_config(folder: Path) -> ConfigDict:
             },
             "loss": {
                 "second_candidate": "reference",
+                "candidates": 1,
+                "pairing": None,
                 "name": "sigmoid",
                 "beta": 0.1,
                 "alpha": 1e-3,

@@ -16,6 +16,11 @@ One JSON object per line and pair. It is the journal of verdicts, the replay dat
     ref_logps           the reference's log-probability of each response, in nats
     reason, scores      the judge's reason and scores
     failure             why there is no verdict; null if there is one
+    candidates          only where pairs are chosen by scores, and there at a prompt's first pair: the text that the
+                        judge read and its score, of all the prompt's candidates
+
+With several pairs a prompt (algorithm/pairing.py), position is that of the pair: the row's, times their number, plus
+the pair's number.
 
 Each process logs the rows that it judges in its own file: pairs.jsonl, pairs-1.jsonl, and so on.
 
