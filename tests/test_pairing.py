@@ -21,7 +21,9 @@ def test_all_pairs_begins_with_the_pair_of_two_candidates_and_has_candidate_1_se
     assert pairing.all_pairs(4) == [(0, 1), (2, 1), (3, 1), (0, 2), (0, 3), (2, 3)]
     for count in range(2, 7):
         pairs = pairing.all_pairs(count)
-        assert {frozenset(pair) for pair in pairs} == set(map(frozenset, itertools.combinations(range(count), 2)))
+        assert {frozenset(pair) for pair in pairs} == set(
+            map(frozenset, itertools.combinations(range(count), 2))
+        )
         assert pairing.pairs_per_prompt("all", count) == len(pairs)
     assert pairing.pairs_per_prompt("best_worst", 5) == pairing.pairs_per_prompt(None, 2) == 1
     assert pairing.policy_numbers(1) == (0,)
@@ -68,7 +70,9 @@ def test_rules_equal_a_search_through_all_pairs(count):
         gap = lambda pair, b=b: abs(finite[pair[0], b] - finite[pair[1], b])
         assert pairs[uncertain[b]] == min(open_pairs, key=gap, default=(0, 1))
         with_second = [pair for pair in open_pairs if pair[1] == 1]
-        assert pairs[optimistic[b]] == max(with_second, key=lambda pair, b=b: finite[pair[0], b], default=(0, 1))
+        assert pairs[optimistic[b]] == max(
+            with_second, key=lambda pair, b=b: finite[pair[0], b], default=(0, 1)
+        )
         ranked = sorted(range(count), key=lambda c, b=b: values[c, b])
         best = max(range(count), key=lambda c, b=b: values[c, b])
         ranked.remove(best)

@@ -188,6 +188,11 @@ def test_memory_of_a_tiny_model_on_a_mesh_by_hand():
     prefetching = estimate.memory(planned((2, 2, 2), reference_steps=3))  # samples of three steps
     assert prefetching["sample"]["KV cache"] == 3 * phases["sample"]["KV cache"]
     assert {**prefetching, "sample": None} == {**phases, "sample": None}
+    candidates = estimate.memory(
+        planned((2, 2, 2), candidates=3)
+    )  # from one prefill, whose caches are copied
+    assert candidates["sample"]["KV cache"] == 3 * phases["sample"]["KV cache"] + rows * 8 * a_token
+    assert {**candidates, "sample": None} == {**phases, "sample": None}
     assert phases["gradient"]["gradients"] == phases["apply"]["gradients"] == masters
     assert (
         estimate.memory(planned((2, 2, 2), remat=True))["gradient"]["activations"]

@@ -86,6 +86,7 @@ def declare(planned: Setup, config: ConfigDict, devices: Sequence[Any]) -> Decla
         chunk_tokens=layout.chunk_tokens,
         prefetch_depth=planned.reference_steps,
         prefill_rows=planned.prefill_rows,
+        candidates=planned.candidates,
     )
     vocabulary = _vocabulary(planned, model.path, sampling)
     steps = top.steps * replay.updates

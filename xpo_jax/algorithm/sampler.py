@@ -96,7 +96,7 @@ def make_sampler(
         tokens: Int[Array, "B P"],
         lengths: Int[Array, " B"],
         valid: Bool[Array, " B"],
-        keys: Key[Array, " B*C"],
+        keys: Key[Array, " BC"],
     ) -> Samples:
         # norms and biases are computed with in float32: converted here, they are not at every layer of every token
         wider = jax.tree.map(lambda p: p.astype(wide(p.dtype)) if p.ndim == 1 else p, params)

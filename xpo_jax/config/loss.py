@@ -63,6 +63,15 @@ class Loss:
         """The pairs of a prompt that are learned from."""
         return pairing.pairs_per_prompt(self.pairing, self.candidates + 1)
 
+    @property
+    def summary(self) -> str:
+        """Return a line for people; empty where a prompt has two candidates."""
+        if self.pairing is None:
+            return ""
+        pairs = "1 pair" if self.pairs_per_prompt == 1 else f"{self.pairs_per_prompt} pairs"
+        judged = "answers are scored" if self.scores_answers else "chosen before judging"
+        return f"{self.candidates} of the policy and 1 more a prompt; {pairs} by the rule {self.pairing}, {judged}"
+
     def queries_per_prompt(self, orders: int) -> int:
         """Return what is put to the judge for each prompt: comparisons in each order, or answers that are scored."""
         return self.candidates + 1 if self.scores_answers else orders
