@@ -123,8 +123,8 @@ def test_rules_by_reward_ask_for_one_verdict_a_prompt(run, rule, second):
     )
     pairs = pairs_of(path)
     assert len(pairs) == 21 and all("candidates" not in pair for pair in pairs)
-    asked = sum(pair["shown"] is not None for pair in pairs)
-    assert result_of(path)["judge_queries"] == 2 * asked
+    queried = sum(pair["shown"] is not None for pair in pairs)
+    assert result_of(path)["judge_queries"] == 2 * queried
     assert not Scoring.calls  # a judge that scores is not asked for scores
 
 

@@ -59,14 +59,14 @@ def test_rules_equal_a_search_through_all_pairs(count):
     B, pairs = 200, pairing.all_pairs(count)
     values = rng.integers(0, 6, (count, B)).astype(float)  # with many ties
     values[rng.random((count, B)) < 0.1] = -np.inf
-    asked = rng.random((len(pairs), B)) < 0.7
+    open_to_judge = rng.random((len(pairs), B)) < 0.7
     finite = np.where(np.isfinite(values), values, 0.0)
-    uncertain = pairing.choose_by_rewards("uncertain", finite, asked)
-    optimistic = pairing.choose_by_rewards("optimistic", finite, asked)
+    uncertain = pairing.choose_by_rewards("uncertain", finite, open_to_judge)
+    optimistic = pairing.choose_by_rewards("optimistic", finite, open_to_judge)
     worst = pairing.choose_by_scores("best_worst", values)
     quartile = pairing.choose_by_scores("best_quantile", values)
     for b in range(B):
-        open_pairs = [pair for number, pair in enumerate(pairs) if asked[number, b]]
+        open_pairs = [pair for number, pair in enumerate(pairs) if open_to_judge[number, b]]
         gap = lambda pair, b=b: abs(finite[pair[0], b] - finite[pair[1], b])
         assert pairs[uncertain[b]] == min(open_pairs, key=gap, default=(0, 1))
         with_second = [pair for pair in open_pairs if pair[1] == 1]

@@ -378,10 +378,10 @@ def test_candidates_of_one_prefill_draw_what_single_calls_draw(prefill_rows):
     sampler = jax.jit(sampler_of(graphdef, prefill_rows))
     keys = [row_keys(7, 0, 0, jnp.arange(8), number) for number in pairing.policy_numbers(3)]
     single = [jax.device_get(sampler(params, tokens, lengths, valid, key)) for key in keys]
-    together = jax.device_get(sampler(params, tokens, lengths, valid, jnp.stack(keys, 1).reshape(-1)))
-    for candidate, expected in zip(pairing.split(together, 3), single, strict=True):
+    at_once = jax.device_get(sampler(params, tokens, lengths, valid, jnp.stack(keys, 1).reshape(-1)))
+    for candidate, expected in zip(pairing.split(at_once, 3), single, strict=True):
         jax.tree.map(np.testing.assert_array_equal, candidate, expected)
-    assert len({tuple(row) for row in together.tokens[valid.repeat(3)]}) > 2 * valid.sum()
+    assert len({tuple(row) for row in at_once.tokens[valid.repeat(3)]}) > 2 * valid.sum()
 
 
 def test_candidates_on_a_mesh_stay_with_their_prompts_shard():

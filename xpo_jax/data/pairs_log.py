@@ -7,7 +7,8 @@ One JSON object per line and pair. It is the journal of verdicts, the replay dat
     row, messages       the raw row, and the conversation that was the prompt
     prompt_tokens       the same as the policy saw it, chat template included
     responses           two of {tokens, text, finished}, tokens cut to their length; candidate 0 is
-                        the policy's, candidate 1 the reference's (in online DPO also the policy's)
+                        the policy's, candidate 1 the reference's (in online DPO, and in some pairs
+                        of more than two candidates, also the policy's)
     shown               the candidates in the order in which the judge saw them as A and B: [0, 1] or
                         [1, 0]; null if the judge was not asked
     flipped             1 if the judge preferred the other candidate in the other order, 0 if not, null if it

@@ -102,8 +102,8 @@ class Chooser:
         if loss.scores_answers:
             return self._by_scores(prompts, candidates, samples, recorded)
         rewards = self._rewards(prompts, candidates, policy, reference)
-        asked = pairing.informative(candidates, unfinished_loses=loss.unfinished_loses)
-        chosen = pairing.choose_by_rewards(loss.pairing, rewards, asked)
+        informative = pairing.informative(candidates, unfinished_loses=loss.unfinished_loses)
+        chosen = pairing.choose_by_rewards(loss.pairing, rewards, informative)
         return self._pairs(*pairing.take_pairs(prompts, candidates, chosen[:, None]), self._judge)
 
     def _pairs(
@@ -135,7 +135,7 @@ class Chooser:
     ) -> Pairs:
         judge, loss = self._judge, self._loss
         assert isinstance(judge, HasScores), "judge_factory.py refuses others"
-        loses = ~candidates.finished & loss.unfinished_loses
+        loses, collective = ~candidates.finished & loss.unfinished_loses, contract.is_collective(judge)
         with self._timer("sample"):
             texts = [[self._read(text) for text in self._decode(s)] for s in samples]
 
@@ -145,8 +145,8 @@ class Chooser:
                 prompts,
                 texts,
                 loses,
-                recorded=recorded,
-                collective=contract.is_collective(judge),
+                recorded={} if collective else recorded,  # the processes' records differ
+                collective=collective,
             )
 
         with self._timer("judge"):
