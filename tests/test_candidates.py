@@ -142,6 +142,29 @@ def test_uncertain_before_the_first_update_is_the_pair_of_a_run_with_two_where_i
     assert compared
 
 
+@pytest.mark.parametrize("variant", ["algorithm_2", "bounded", "rejected", "robust"])
+def test_bonus_of_a_first_step_follows_from_its_pairs_log(run, variant):
+    """There pi is ref, so that the bonus is alpha times log ref of its sample, and the bounded one is 0."""
+    alpha, beta, e = 0.02, 0.1, 0.2
+    changes = {
+        "algorithm_2": {"loss__second_candidate": "policy"},
+        "bounded": {"loss__second_candidate": "policy", "loss__bonus": "bounded"},
+        "rejected": {"loss__second_candidate": "policy", "loss__bonus_sample": "rejected"},
+        "robust": {"loss__flip_rate": e},
+    }[variant]
+    path = run(variant, loss__alpha=alpha, loss__beta=beta, **changes)
+    first = [pair for pair in pairs_of(path) if pair["step"] == 0]
+    ref = np.array([pair["ref_logps"] for pair in first])
+    p = np.array([pair["p_first"] for pair in first])
+    of_sample = {"bounded": 0 * p, "rejected": p * ref[:, 1] + (1 - p) * ref[:, 0]}.get(variant, ref[:, 1])
+    metrics = read_metrics(path)
+    assert metrics[1]["loss/xpo"] == pytest.approx(alpha * of_sample.mean(), rel=1e-5, abs=1e-9)
+    assert metrics[1]["loss/dpo"] == pytest.approx(np.log(2), rel=1e-6)
+    assert metrics[1]["loss/clipped_share"] == 0
+    if variant == "bounded":
+        assert 0 < abs(metrics[3]["loss/xpo"]) < alpha / (2 * beta)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
