@@ -164,13 +164,20 @@ def embedded() -> ConfigDict:
     # xpo_jax/config/loss.py: Loss, and the fields of the loss that `name` selects in xpo_jax/algorithm/losses.py.
     config.loss = ConfigDict(
         {
-            "second_candidate": "reference",  # "policy" with alpha 0 is online DPO
+            "second_candidate": "reference",  # "policy" with alpha 0 is online DPO, with alpha the paper's Algorithm 2
+            # More candidates of the policy a prompt, and the rule that pairs them: docs/choosing.md.
+            "candidates": 1,
+            "pairing": None,  # or "best_worst", "best_quantile", "all", "uncertain", "optimistic"
             "name": "sigmoid",  # or "ipo", or your own: CONTRIBUTING.md
             # 0.3 keeps the policy closer to the reference and wins less; 0.1 wins no more and makes more mistakes.
             "beta": 0.2,
             # Small, because with hard verdicts only bonus_clip bounds the loss from below.
             "alpha": 1e-4,
             "bonus_clip": 500.0,
+            # Which bonus, and which sample it acts on: docs/choosing.md has the choices, and what is refused.
+            "bonus": "linear",  # or "bounded"
+            "bonus_sample": "second",  # or "rejected"
+            "flip_rate": 0.0,  # or the fraction of verdicts that are wrong by chance
             "entropy_weight": 0.0,
             "unfinished_loses": True,
         }

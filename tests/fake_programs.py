@@ -11,10 +11,11 @@ import jax.numpy as jnp
 from fake_models import TINY
 from tiny_run import ADAMW
 
+from xpo_jax.algorithm.batch_shapes import BatchShapes
 from xpo_jax.algorithm.losses import LossFn, Sigmoid
 from xpo_jax.algorithm.model_spec import make_model_spec
 from xpo_jax.algorithm.optimizer import Optimizer, make_optimizer
-from xpo_jax.algorithm.programs import BatchShapes, Programs
+from xpo_jax.algorithm.programs import Programs
 from xpo_jax.algorithm.sampler import Vocabulary
 from xpo_jax.algorithm.sampling import Sampling
 from xpo_jax.models.lora import OFF, LoRA

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
-from xpo_jax.values import Answer, Comparison, Verdict
+from xpo_jax.values import Answer, Candidate, Comparison, Verdict
 
 
 class LongerText:
@@ -168,3 +168,16 @@ class Counting:
 def always_a() -> Always:
     """Return a judge that prefers the answer shown as A."""
     return Always(answer="A")
+
+
+class Scoring(LongerText):
+    """Score a text by its length, and prefer the higher score; record the texts of every call of `scores`."""
+
+    calls: ClassVar[list[list[str]]] = []
+
+    def scores(self, candidates: Sequence[Candidate]) -> list[float | None]:
+        Scoring.calls.append([candidate.text for candidate in candidates])
+        return [float(len(candidate.text)) for candidate in candidates]
+
+    def compare_scores(self, a: float, b: float) -> float:
+        return 0.5 + 0.5 * float(np.sign(a - b))

@@ -13,10 +13,11 @@ from fake_programs import PLAIN
 from flax import nnx
 from tiny_run import ADAMW, one_device, one_sequence_length, tiny_config
 
+from xpo_jax.algorithm.batch_shapes import BatchShapes
 from xpo_jax.algorithm.losses import Sigmoid
 from xpo_jax.algorithm.model_spec import make_model_spec
 from xpo_jax.algorithm.optimizer import make_optimizer
-from xpo_jax.algorithm.programs import BatchShapes, Programs
+from xpo_jax.algorithm.programs import Programs
 from xpo_jax.algorithm.sampler import Vocabulary
 from xpo_jax.algorithm.sampling import Sampling
 from xpo_jax.experiment.setup import prepare

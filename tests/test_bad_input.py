@@ -169,7 +169,8 @@ def test_config_files_that_are_broken(folder, tmp_path, text, expected):
             ['loss.alpha={"kind": "steep", "start": 0.0, "end": 0.0, "steps": 4}'],
             "loss.alpha.kind: 'linear' or 'cosine' is expected, found 'steep'",
         ),
-        (["loss.second_candidate=policy"], "loss.alpha must be 0 with loss.second_candidate='policy'"),
+        (["loss.flip_rate=0.5"], "loss.flip_rate is 0.5, must be from 0 (off) to below 0.5"),
+        (["loss.bonus=curved"], "loss.bonus: 'linear' or 'bounded' is expected, found 'curved'"),
         (["loss.bonus_clip=0"], "loss.bonus_clip is 0.0, must be positive"),
         (["loss.entropy_weight=-1"], "loss.entropy_weight is -1.0, must be 0 (off) or more"),
         (

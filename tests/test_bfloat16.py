@@ -12,10 +12,11 @@ from fake_models import TINY, graphdef, random_params
 from tiny_run import ADAMW, one_sequence_length
 
 from xpo_jax.algorithm import logps
+from xpo_jax.algorithm.batch_shapes import BatchShapes
 from xpo_jax.algorithm.losses import Sigmoid
 from xpo_jax.algorithm.model_spec import make_model_spec
 from xpo_jax.algorithm.optimizer import make_optimizer
-from xpo_jax.algorithm.programs import BatchShapes, Programs
+from xpo_jax.algorithm.programs import Programs
 from xpo_jax.algorithm.sampler import Vocabulary, make_sampler, row_keys
 from xpo_jax.algorithm.sampling import Sampling
 from xpo_jax.algorithm.update import summarise

@@ -178,7 +178,7 @@ def start(folder: Path, name: str, processes: int, judge: dict, overrides=((), (
             settings = {"mode": "on", "coordinator": coordinator, "num_processes": processes}
             settings["process_id"] = number
             command += [f"--config.distributed.{k}={v}" for k, v in settings.items()]
-            command += [f"--config.{override}" for override in overrides[number]]
+        command += [f"--config.{override}" for override in overrides[number]]
         out, err = (folder / f"{name}.{number}.{kind}" for kind in ("out", "err"))
         with out.open("w") as stdout, err.open("w") as stderr:
             process = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=stdout, stderr=stderr)
@@ -288,6 +288,22 @@ def test_two_processes_learn_the_adapter_that_one_learns(folder):
             np.testing.assert_allclose(ours[name], weight, rtol=0, atol=1e-5, err_msg=name)
     b = load_file(both / "adapter/adapter_model.safetensors")
     assert max(np.abs(weight).max() for name, weight in b.items() if "lora_B" in name) > 1e-3
+
+
+@pytest.mark.slow
+def test_two_processes_choose_the_pairs_that_one_chooses(folder):
+    """Each scores the answers to its own rows; the queries are those of one process, and so are all three pairs."""
+    overrides = ["loss.candidates=2", "loss.pairing=all"]
+    for name, processes in (("chosen", 1), ("chosen_pair", 2)):
+        ended = start(folder, name, processes, {"name": "fakes:Scoring"}, [overrides] * processes)
+        assert [process.status for process in ended] == [0] * processes, ended[0].err
+    alone, both = folder / "chosen", folder / "chosen_pair"
+    pairs = [pair for name in ("pairs.jsonl", "pairs-1.jsonl") for pair in read_pairs(both / name)]
+    expected = list(read_pairs(alone / "pairs.jsonl"))
+    assert len(expected) == 3 * 21
+    assert sorted(pairs, key=lambda pair: (pair["step"], pair["position"])) == expected
+    results = [json.loads((path / "result.json").read_text()) for path in (alone, both)]
+    assert results[0]["judge_queries"] == results[1]["judge_queries"] > 0
 
 
 def test_only_process_0_prints_and_writes(pair, two_processes):

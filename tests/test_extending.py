@@ -121,11 +121,16 @@ def test_source_is_read_by_its_name(tmp_path):
 
 LOSS = {
     "second_candidate": "reference",
+    "candidates": 1,
+    "pairing": None,
     "beta": 0.1,
     "alpha": 1e-3,
     "entropy_weight": 0.0,
     "unfinished_loses": False,
     "bonus_clip": 500.0,
+    "bonus": "linear",
+    "bonus_sample": "second",
+    "flip_rate": 0.0,
     "margin": 0.25,
 }
 

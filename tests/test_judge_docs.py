@@ -21,11 +21,12 @@ from xpo_jax.judges.contract import (
     HasModels,
     HasParts,
     HasProbe,
+    HasScores,
     HasStats,
     is_collective,
     measure,
 )
-from xpo_jax.values import Comparison, Prompts
+from xpo_jax.values import Candidate, Comparison, Prompts
 
 PAGE = (Path(__file__).parents[1] / "docs" / "judges.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
@@ -275,3 +276,12 @@ def test_run_invalid_judging_limits_are_refused_before_loading(overrides, messag
     status, _, err = run_main([f"--config={spec}", *(f"--config.judging.{o}" for o in overrides)])
     assert status == 2 and message in err and err.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_docs_example_of_scores_satisfies_the_protocol_and_compares_by_them():
+    names: dict = {}
+    exec(next(block for block in BLOCKS if "class Shorter" in block), names)
+    judge = names["Shorter"]()
+    assert isinstance(judge, HasScores)
+    a, b = judge.scores([Candidate((), {}, text) for text in ("Hund", "Hunde")])
+    assert judge.compare_scores(a, b) == judge([Comparison((), {}, "Hund", "Hunde")])[0] == 1.0

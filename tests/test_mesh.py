@@ -12,11 +12,12 @@ import tiny_run
 from fake_models import random_params
 from jax.sharding import PartitionSpec as PS
 
+from xpo_jax.algorithm.batch_shapes import BatchShapes
 from xpo_jax.algorithm.losses import Sigmoid
 from xpo_jax.algorithm.model_spec import make_model_spec
 from xpo_jax.algorithm.optimizer import make_optimizer
 from xpo_jax.algorithm.packing import sequence_lengths
-from xpo_jax.algorithm.programs import BatchShapes, Programs
+from xpo_jax.algorithm.programs import Programs
 from xpo_jax.algorithm.sampler import Vocabulary
 from xpo_jax.algorithm.sampling import Sampling
 from xpo_jax.algorithm.update import SUMS, init_state, make_apply

@@ -19,11 +19,12 @@ from tools import plan
 from tools.planner import estimate, saved, work
 from tools.planner.fit import Source, remedies, setup
 from tools.planner.hardware import DEVICES, MODELS, SIZES, size_of
+from xpo_jax.algorithm.batch_shapes import BatchShapes
 from xpo_jax.algorithm.losses import Sigmoid
 from xpo_jax.algorithm.model_spec import make_model_spec
 from xpo_jax.algorithm.optimizer import make_optimizer
 from xpo_jax.algorithm.packing import MIN_MEAN_SLOTS, sequence_lengths
-from xpo_jax.algorithm.programs import BatchShapes, Programs
+from xpo_jax.algorithm.programs import Programs
 from xpo_jax.algorithm.sampler import Vocabulary
 from xpo_jax.algorithm.sampling import Sampling
 from xpo_jax.models.attention_kernels import choose
@@ -187,6 +188,11 @@ def test_memory_of_a_tiny_model_on_a_mesh_by_hand():
     prefetching = estimate.memory(planned((2, 2, 2), reference_steps=3))  # samples of three steps
     assert prefetching["sample"]["KV cache"] == 3 * phases["sample"]["KV cache"]
     assert {**prefetching, "sample": None} == {**phases, "sample": None}
+    candidates = estimate.memory(
+        planned((2, 2, 2), candidates=3)
+    )  # from one prefill, whose caches are copied
+    assert candidates["sample"]["KV cache"] == 3 * phases["sample"]["KV cache"] + rows * 8 * a_token
+    assert {**candidates, "sample": None} == {**phases, "sample": None}
     assert phases["gradient"]["gradients"] == phases["apply"]["gradients"] == masters
     assert (
         estimate.memory(planned((2, 2, 2), remat=True))["gradient"]["activations"]

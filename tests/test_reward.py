@@ -19,13 +19,13 @@ from xpo_jax.experiment.judge_factory import make_judge
 from xpo_jax.judges import contract
 from xpo_jax.judges.ask import call_by_shares
 from xpo_jax.judges.combine import Combination, combine
-from xpo_jax.judges.contract import DeviceJudge, JudgeError
+from xpo_jax.judges.contract import DeviceJudge, HasScores, JudgeError
 from xpo_jax.judges.reward import RewardModel, reward_function, reward_model, verdict
 from xpo_jax.judges.scores import sigmoid as verdict_sigmoid
 from xpo_jax.models.hf import model_folder
 from xpo_jax.runtime import collectives
 from xpo_jax.runtime.sharding import make_mesh
-from xpo_jax.values import Comparison, Verdict
+from xpo_jax.values import Candidate, Comparison, Verdict
 
 pytestmark = pytest.mark.usefixtures("shared_programs")
 
@@ -92,6 +92,9 @@ def test_reward_model_scores_equal_those_of_transformers(mesh):
         assert p == pytest.approx(sigmoid((a["score"] - b["score"]) / 0.5), abs=2e-4)
         assert a is not b or p == 0.5
     assert isinstance(judge, DeviceJudge) and judge([]) == []
+    assert isinstance(judge, HasScores) and judge.compare_scores(2.0, 1.0) == pytest.approx(sigmoid(2.0))
+    scores = judge.scores([Candidate(case["messages"], {}, case["answer"]) for case in CASES])
+    assert scores == pytest.approx([case["score"] for case in CASES], abs=1e-4)
 
 
 def test_reward_model_chat_template_arguments_reach_the_template(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 from fake_models import Markov, split, tiny
 from scipy.stats import chisquare
 
+from xpo_jax.algorithm import pairing
 from xpo_jax.algorithm.sampler import make_sampler, row_keys
 from xpo_jax.algorithm.sampling import Sampling, draw, truncate
 from xpo_jax.runtime import sharding
@@ -368,6 +369,37 @@ def test_prefill_in_sub_batches_on_a_mesh_encodes_each_shards_own_rows():
     jax.tree.map(np.testing.assert_array_equal, samples, expected)
     text = program.as_text()
     assert not re.search(r"all-gather|all-to-all|collective-permute", text)
+
+
+@pytest.mark.parametrize("prefill_rows", [None, 3])
+def test_candidates_of_one_prefill_draw_what_single_calls_draw(prefill_rows):
+    _, _, graphdef, params = tiny()
+    tokens, lengths, valid, _ = prompts_of(8, 9)
+    sampler = jax.jit(sampler_of(graphdef, prefill_rows))
+    keys = [row_keys(7, 0, 0, jnp.arange(8), number) for number in pairing.policy_numbers(3)]
+    single = [jax.device_get(sampler(params, tokens, lengths, valid, key)) for key in keys]
+    at_once = jax.device_get(sampler(params, tokens, lengths, valid, jnp.stack(keys, 1).reshape(-1)))
+    for candidate, expected in zip(pairing.split(at_once, 3), single, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, candidate, expected)
+    assert len({tuple(row) for row in at_once.tokens[valid.repeat(3)]}) > 2 * valid.sum()
+
+
+def test_candidates_on_a_mesh_stay_with_their_prompts_shard():
+    _, _, graphdef, params = tiny()
+    tokens, lengths, valid, _ = prompts_of(16, 9)
+    keys = jnp.stack([row_keys(7, 0, 0, jnp.arange(16), number) for number in (0, 2)], 1).reshape(-1)
+    given = tokens, lengths, valid, keys
+    expected = jax.device_get(jax.jit(sampler_of(graphdef, None))(params, *given))
+    mesh = sharding.make_mesh(data=2, fsdp=4, tensor=1)
+    with jax.set_mesh(mesh):
+        split, everywhere = sharding.batch(mesh), sharding.replicated(mesh)
+        jitted = jax.jit(
+            sampler_of(graphdef, None), in_shardings=(everywhere, *[split] * 4), out_shardings=split
+        )
+        program = jitted.lower(params, *given).compile()
+        samples = jax.device_get(program(*jax.device_put((params, *given), (everywhere, *[split] * 4))))
+    jax.tree.map(np.testing.assert_array_equal, samples, expected)
+    assert not re.search(r"all-gather|all-to-all|collective-permute", program.as_text())
 
 
 def test_prefill_in_sub_batches_holds_the_activations_of_one():

@@ -12,12 +12,13 @@ from fake_models import TINY, graphdef, random_params
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as PS
 
+from xpo_jax.algorithm.batch_shapes import BatchShapes
 from xpo_jax.algorithm.logps import response_logps
 from xpo_jax.algorithm.losses import Sigmoid
 from xpo_jax.algorithm.model_spec import make_model_spec
 from xpo_jax.algorithm.optimizer import make_optimizer
 from xpo_jax.algorithm.packing import Packer, sequence_lengths
-from xpo_jax.algorithm.programs import BatchShapes, Programs
+from xpo_jax.algorithm.programs import Programs
 from xpo_jax.algorithm.sampler import Vocabulary, make_sampler, row_keys
 from xpo_jax.algorithm.sampling import Sampling
 from xpo_jax.algorithm.update import gather_pair_targets, make_accumulate, zeros
@@ -219,8 +220,8 @@ def on(sizes):
 
 
 def step_5():
-    """Return stream, step of each row, and candidate."""
-    return np.int32(1), np.full(B, 5, np.int32), np.int32(0)
+    """Return stream, step of each row, and candidates."""
+    return np.int32(1), np.full(B, 5, np.int32), np.int32([0])
 
 
 @functools.cache

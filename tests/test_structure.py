@@ -60,6 +60,7 @@ SHARED_BY_JUDGES = {
         "paraphrase_gates",
         "prompting",
         "scores",
+        "scoring",
         "thinking",
     )
 }

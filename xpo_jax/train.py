@@ -14,10 +14,12 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from xpo_jax.algorithm.pairing import policy_numbers
 from xpo_jax.algorithm.prefetch import ReferencePrefetcher
 from xpo_jax.data.pairs_log import pair_records
 from xpo_jax.evaluation import evaluator
-from xpo_jax.experiment import startup
+from xpo_jax.experiment import choosing, startup
+from xpo_jax.experiment.choosing import Chooser, pack_and_score
 from xpo_jax.experiment.run_recorder import RunRecorder
 from xpo_jax.experiment.session import Context
 from xpo_jax.experiment.setup import Components
@@ -28,7 +30,7 @@ from xpo_jax.reporting.summary import CONSOLE
 from xpo_jax.runtime import distributed
 from xpo_jax.runtime.collectives import run_and_gather
 from xpo_jax.runtime.rng import Stream
-from xpo_jax.values import Array, Pairs, Prompts, Samples, Verdicts
+from xpo_jax.values import Array, Pairs, Verdicts
 
 
 def train(config: ConfigDict, *, accept_changes: bool = False) -> dict[str, Any]:
@@ -42,12 +44,21 @@ def _train(context: Context) -> dict[str, Any]:
     programs, replay, batches = components.programs, components.replay, components.data.batches
     steps, reference_step = components.config.top.steps, components.config.model.reference_step
     second_is_reference = components.config.loss.second_candidate == "reference"
-    decode, timer = components.models.decode, Timer(jax.profiler.TraceAnnotation)
+    policy_candidates = policy_numbers(components.config.loss.candidates)
+    timer = Timer(jax.profiler.TraceAnnotation)
 
     state, base, policy, reference, ready = startup.start(context)
     done = ready.step
     prefetcher = ReferencePrefetcher(
         programs, batches, steps, reference_step, stream=Stream.TRAINING, candidate=1
+    )
+    chooser = Chooser(
+        programs,
+        components.judging.judge,
+        components.models.decode,
+        components.config.loss,
+        timer,
+        hide_thinking=components.config.judging.hide_thinking,
     )
     with startup.open_session(ready, CONSOLE, asks_judge=True) as session:
         replay.refill(session.recorder.past_pairs)
@@ -59,29 +70,38 @@ def _train(context: Context) -> dict[str, Any]:
                 break
             session.begin_step(done)
 
-            # Sample both candidates. The judge needs their texts, so the host waits for them.
-            prompts = batches[done]
+            # Sample the candidates. The judge needs their texts, so the host waits for them.
             becomes_reference = reference_step(done + 1) == done + 1  # the policy after this step
             with timer("sample"):
-                sampled = programs.sample(policy, prompts, stream=Stream.TRAINING, step=done, candidate=0)
+                sampled = programs.sample(
+                    policy, batches[done], stream=Stream.TRAINING, step=done, candidate=policy_candidates
+                )
                 prefetcher.dispatch(reference if second_is_reference else policy, done)
-                samples = (programs.fetch(sampled), prefetcher.take(done))
-                texts = (decode(samples[0]), decode(samples[1]))
-                tokens = np.stack([candidate.tokens for candidate in samples])
-                lengths = np.stack([candidate.lengths for candidate in samples])
+                candidates = (programs.fetch(sampled), prefetcher.take(done))
+
+            # Choose the pairs: with two candidates a prompt there is one, else by the rule that the config names.
+            pairs = chooser.choose(
+                batches[done],
+                *candidates,
+                policy=policy,
+                reference=reference,
+                recorded=session.recorder.recorded_scores(done),
+            )
+            prompts, samples = pairs.prompts, pairs.samples
+            tokens = np.stack([candidate.tokens for candidate in samples])
+            lengths = np.stack([candidate.lengths for candidate in samples])
 
             # Dispatch what needs no verdict before the host turns to the judge. The reference is frozen, so its samples
             # for the next step can be drawn already.
-            micro_batches = programs.pack(prompts, tokens, lengths)
-            scored = programs.score(reference, micro_batches)
+            micro_batches, scored = pack_and_score(programs, reference, prompts, tokens, lengths)
             if second_is_reference and not becomes_reference:
                 prefetcher.dispatch(reference, done + 1)
 
             # Judge: each process its local rows.
             (local_verdicts, ref_logps), summaries = run_and_gather(
-                "judging", _judge, components, session.recorder, timer, done, prompts, samples, texts, scored
+                "judging", _judge, components, session.recorder, timer, done, pairs, scored
             )
-            verdicts = ask.merge_shards(local_verdicts, summaries)
+            verdicts = pairs.counted(ask.merge_shards(local_verdicts, summaries))
             components.judging.failure_tolerance.check(summaries)
             step_outcomes = outcomes.add(summary["outcomes"] for summary in summaries)
             cut_rate = components.models.cut_rate(samples, prompts.valid)
@@ -142,21 +162,20 @@ def _judge(
     recorder: RunRecorder,
     timer: Timer,
     step: int,
-    prompts: Prompts,
-    samples: tuple[Samples, Samples],
-    texts: tuple[list[str], list[str]],
-    scored: Array,
+    pairs: choosing.Pairs,
+    scored: list[Array],
 ) -> tuple[tuple[Verdicts, np.ndarray], ask.ShardSummary]:
     """Judge this process's rows of a step and log their pairs.
 
     Args:
-      scored: f32[S B], the reference's log-probabilities, which may still be under way on the devices.
+      scored: [f32[S B]], the reference's log-probabilities, which may still be under way on the devices.
       Others: of the step.
 
     Returns:
       The verdicts with `scored` on the host; and the verdicts' summary for all processes.
     """
-    judge, config = components.judging.judge, components.config
+    judge, prompts, samples, texts = pairs.judge, pairs.prompts, pairs.samples, pairs.texts
+    config = components.config
     local_rows, collective = distributed.local_rows(prompts), contract.is_collective(judge)
     with timer("judge"):
         verdicts = ask.ask(
@@ -175,6 +194,7 @@ def _judge(
             recorded={} if collective else recorder.recorded_verdicts(step, local_rows, texts),
         )
     with timer("score"):  # the rest of the scoring, which ran while the judge worked
-        ref_logps = jax.device_get(scored)
-    recorder.write_pairs(pair_records(step, local_rows, samples, texts, verdicts, verdicts.shown, ref_logps))
+        ref_logps = np.concatenate(jax.device_get(scored), axis=1)
+    records = pair_records(step, local_rows, samples, texts, verdicts, verdicts.shown, ref_logps)
+    recorder.write_pairs(pairs.with_scores(records))
     return (verdicts, ref_logps), ask.summarize_shard(verdicts)

@@ -83,6 +83,14 @@ class Comparison(NamedTuple):
     b: str
 
 
+class Candidate(NamedTuple):
+    """One answer, as a judge that scores answers by themselves sees it; `messages` and `row` as in `Comparison`."""
+
+    messages: Sequence[Message]
+    row: Mapping[str, Any]
+    text: str
+
+
 class Verdict(NamedTuple):
     """A judge's answer with its reasons.
 

@@ -20,11 +20,12 @@ from jax.sharding import Mesh
 
 from tools.bench.workload import END, SEED, Ending, Workload
 from tools.planner import estimate
+from xpo_jax.algorithm.batch_shapes import BatchShapes
 from xpo_jax.algorithm.losses import Sigmoid
 from xpo_jax.algorithm.model_spec import compute_dtype, make_model_spec
 from xpo_jax.algorithm.optimizer import Optimizer, make_optimizer
 from xpo_jax.algorithm.prefetch import concat_batches
-from xpo_jax.algorithm.programs import BatchShapes, Programs
+from xpo_jax.algorithm.programs import Programs
 from xpo_jax.algorithm.sampler import Vocabulary, make_sampler, row_keys
 from xpo_jax.algorithm.sampling import Sampling
 from xpo_jax.models.attention_kernels import AUTO, choose_for

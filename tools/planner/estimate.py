@@ -1,10 +1,9 @@
 """The memory of a step, from shapes alone: bytes per device by part and phase.
 
 Weights, optimizer state and gradients are exact: they are the sizes of the shards that the sharding rules give. What
-the backward pass saves is read off the traced function (saved.py). The temporaries of a program are an estimate
-by named terms, which tests/test_plan.py compares with what XLA allocates.
-
-Left out on purpose: compiled code, buffers of collectives, allocator overhead, and the host's memory.
+the backward pass saves is read off the traced function (saved.py). The temporaries of a program are an estimate by
+named terms, which tests/test_plan.py compares with what XLA allocates. Left out on purpose: compiled code, buffers of
+collectives, allocator overhead, and the host's memory.
 """
 
 from __future__ import annotations
@@ -62,9 +61,8 @@ class Setup:
       micro_batch_rows, chunk_tokens, remat, prefill_rows: see `settings.Layout`.
       optimizer: an optax transformation. lora: which weights are trained.
       judge: None for a judge on the host.
-      reference_steps: steps whose reference samples are drawn in one call.
-      kernels: of attention, see `attention_kernels.choose`.
-      platform: of the devices, as `sharding.platform` returns it.
+      reference_steps: steps whose reference samples are drawn in one call. candidates: of the policy, a prompt.
+      kernels: of attention, see `attention_kernels.choose`. platform: of the devices, see `sharding.platform`.
     """
 
     # long: a record of the config's fields
@@ -82,6 +80,7 @@ class Setup:
     lora: LoRA = OFF
     judge: Judge | None = None
     reference_steps: int = 1
+    candidates: int = 1
     prefill_rows: int | None = None
     kernels: Kernels = ONLY_EINSUM
     platform: str = "cpu"
@@ -203,18 +202,18 @@ def _chunk(model: ModelConfig, slots: int, chunk_tokens: int, shards: int) -> in
 def memory(s: Setup) -> dict[str, dict[str, int]]:
     """Return the bytes per device, {phase: {part: bytes}}, in the order of a step.
 
-    The parts of a phase are those at its peak. Programs run one after another on a device, so only one candidate's
-    cache exists at a time; the reference's has the rows of several steps.
+    The parts of a phase are those at its peak. Programs run one after another on a device, so only one model's cache
+    exists at a time; the reference's has the rows of several steps, the policy's those of all its candidates.
     """
     P, T, item = s.prompt_tokens, s.response_tokens, s.itemsize
-    shard, rows = local(s.model, s.mesh), s.reference_steps * s.batch_size // s.shards
-    micro = s.micro_batch_rows
+    shard, rows, micro = local(s.model, s.mesh), s.batch_size // s.shards, s.micro_batch_rows
     trained = saved.trained_shapes(s.model, s.lora)
     masters, copy = _bytes(trained, s.model, s.mesh, np.float32), policy_copy(s)
     always = {"master weights": masters, "optimizer state": _optimizer(s), "reference": base(s) + copy}
     if s.judge and s.judge.model:
         always["judge"] = sampling_copy(s.judge.model, s.mesh, s.dtype)
-    phases = {"sample": _sampling(s, shard, rows)}
+    calls = _sampling(s, shard, s.reference_steps * rows), _sampling(s, shard, rows, s.candidates)
+    phases = {"sample": max(calls, key=lambda parts: sum(parts.values()))}
     W = packing.sequence_lengths(P, T)[-1]
     slots = micro * W
     # the einsum takes a quarter of the queries at a time, see layers.BLOCKS
@@ -244,20 +243,21 @@ def memory(s: Setup) -> dict[str, dict[str, int]]:
     return {name: {**always, **parts} for name, parts in phases.items()}
 
 
-def _sampling(s: Setup, shard: ModelConfig, rows: int) -> dict[str, int]:
+def _sampling(s: Setup, shard: ModelConfig, prompts: int, candidates: int = 1) -> dict[str, int]:
     P, T, kv = s.prompt_tokens, s.response_tokens, kv_bytes_per_token(shard, s.itemsize)
-    encoded = min(rows, s.prefill_rows or rows)
+    encoded, rows = min(prompts, s.prefill_rows or prompts), prompts * candidates
     scores = _score_bytes(s, shard, encoded, P, P, copies=2)
     # of one layer of the prefill; or logits, probabilities and their sum
     layer = _layer_working(shard, encoded * P, scores, s.itemsize, s.lora.rank)
     working = max(layer, 3 * rows * shard.vocab_size * 4)
-    copied = rows * P * kv if s.kernels.at(P) == CUDNN else 0  # from its layout into the decoder's
+    # into the decoder's layout, or for a prompt's candidates
+    copied = prompts * P * kv if s.kernels.at(P) == CUDNN or candidates > 1 else 0
     cache = rows * (P + T) * kv + copied
     if s.platform == "tpu":
         # the caches of half of the rows exist beside all when the next stage begins; and the prompts' twice, if
         # sub-batches write them in a loop
         working = max(working, cache // 2 if rows // 2 >= SMALLEST else 0)
-        cache += rows * P * kv if encoded < rows else 0
+        cache += prompts * P * kv if encoded < prompts else 0
     return {"KV cache": cache, "one layer": working}
 
 

@@ -101,6 +101,7 @@ def setup(source: Source) -> tuple[estimate.Setup, ConfigDict]:
         reference_steps=layout.reference_steps
         if loss.second_candidate == "reference" and top.offline is None
         else 1,
+        candidates=1 if top.offline is not None else loss.candidates,
         prefill_rows=layout.prefill_rows,
         kernels=choose(model.attention, source.platform, dtype=dtype, head_dim=shapes.head_dim),
         platform=source.platform,

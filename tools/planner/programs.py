@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from xpo_jax.algorithm.batch_shapes import BatchShapes
 from xpo_jax.algorithm.model_spec import ModelSpec, compute_dtype, make_model_spec
 from xpo_jax.algorithm.optimizer import make_optimizer
-from xpo_jax.algorithm.programs import BatchShapes, Programs
+from xpo_jax.algorithm.programs import Programs
 from xpo_jax.algorithm.sampler import Vocabulary
 from xpo_jax.algorithm.sampling import Sampling
 from xpo_jax.config import loader as configs
@@ -85,6 +86,7 @@ def declare(planned: Setup, config: ConfigDict, devices: Sequence[Any]) -> Decla
         chunk_tokens=layout.chunk_tokens,
         prefetch_depth=planned.reference_steps,
         prefill_rows=planned.prefill_rows,
+        candidates=planned.candidates,
     )
     vocabulary = _vocabulary(planned, model.path, sampling)
     steps = top.steps * replay.updates

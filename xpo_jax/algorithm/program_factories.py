@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
@@ -51,7 +52,7 @@ def make_shardings(mesh: Mesh) -> Shardings:
 def sample_program(
     model: ModelSpec, sampling: Sampling, vocabulary: Vocabulary, seed: int, prefill_rows: int | None
 ) -> Program:
-    """Make the sampler, which derives a key for each row."""
+    """Make the sampler, which derives a key for each row; `candidates` i32[C] are the numbers of those to draw."""
     split = make_shardings(model.mesh)
     sampler = make_sampler(
         model.unstacked,
@@ -70,9 +71,10 @@ def sample_program(
         position: Array,
         stream: Array,
         step: Array,
-        candidate: Array,
+        candidates: Array,
     ) -> Samples:
-        return sampler(weights, tokens, lengths, valid, row_keys(seed, stream, step, position, candidate))
+        keys = jax.vmap(lambda number: row_keys(seed, stream, step, position, number), out_axes=1)(candidates)
+        return sampler(weights, tokens, lengths, valid, keys.reshape(-1))
 
     rows, replicated = split.rows, split.replicated
     return Program(

@@ -6,9 +6,8 @@ was not declared is an error instead of a silent recompilation in the middle of 
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +16,7 @@ from jax.sharding import NamedSharding
 from jaxtyping import Float, Int
 
 from xpo_jax.algorithm import packing
+from xpo_jax.algorithm.batch_shapes import BatchShapes
 from xpo_jax.algorithm.logps import splits_vocabulary
 from xpo_jax.algorithm.losses import LossFn
 from xpo_jax.algorithm.model_spec import ModelSpec
@@ -37,25 +37,6 @@ from xpo_jax.runtime import sharding
 from xpo_jax.runtime.compilation import Program
 from xpo_jax.runtime.rng import Stream
 from xpo_jax.values import Array, Pairs, Params, Prompts, Samples, TrainState
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class BatchShapes:
-    """The shapes that a run's programs are compiled for.
-
-    Args:
-      batch_size: B, prompts per step, over all devices.
-      prompt_buckets: the lengths P that prompts are padded to, increasing.
-      micro_batch_rows, chunk_tokens, prefill_rows: see `settings.Layout`.
-      prefetch_depth: batches that one call of the sampler may take, besides single ones, see prefetch.py.
-    """
-
-    batch_size: int
-    prompt_buckets: tuple[int, ...]
-    micro_batch_rows: int
-    chunk_tokens: int
-    prefetch_depth: int = 1
-    prefill_rows: int | None = None
 
 
 class _Declared(NamedTuple):
@@ -168,19 +149,19 @@ class Programs:
             yield _Declared("stack", self.stack, (model.lora.frozen(model.weights),))
         yield _Declared("zeros", self.zeros, (model.params,))
         yield _Declared("apply", self.apply, (self.state, model.params, f32()))
-        B, depth = self.shapes.batch_size, self.shapes.prefetch_depth
-        sampled = {"sample": B} | ({"ahead": B * depth} if depth > 1 else {})
+        B, sampled = self.shapes.batch_size, self.shapes.sampled
         if jax.process_count() > 1:
-            for name, rows in sampled.items():
-                tokens = _like((rows, self.max_new_tokens), np.int32, self._split.rows)
+            for name, (rows, candidates) in sampled.items():
+                drawn = rows * candidates
+                tokens = _like((drawn, self.max_new_tokens), np.int32, self._split.rows)
                 lengths, finished = (
-                    _like((rows,), dtype, self._split.rows) for dtype in (np.int32, np.bool_)
+                    _like((drawn,), dtype, self._split.rows) for dtype in (np.int32, np.bool_)
                 )
                 yield _Declared(f"gather {name}", self.gather, (Samples(tokens, lengths, finished),))
         for P in self.shapes.prompt_buckets:
-            for name, rows in sampled.items():
+            for name, (rows, candidates) in sampled.items():
                 valid = jax.ShapeDtypeStruct((rows,), np.bool_)
-                arguments = (i32(rows, P), i32(rows), valid, i32(rows), i32(), i32(rows), i32())
+                arguments = (i32(rows, P), i32(rows), valid, i32(rows), i32(), i32(rows), i32(candidates))
                 weights = model.weights
                 yield _Declared(f"{name} P={P}", self.sample_rows, (weights, *arguments), name == "sample")
         S, sums = CANDIDATES, {name: f32() for name in SUMS}
@@ -225,9 +206,14 @@ class Programs:
         *,
         stream: Stream,
         step: int | Int[np.ndarray, " B"],
-        candidate: int,
+        candidate: int | Sequence[int],
     ) -> Samples:
-        """Dispatch the sampler; does not wait. `step` is one for all rows, or one for each."""
+        """Dispatch the sampler; does not wait.
+
+        Args:
+          step: one for all rows, or one for each.
+          candidate: the number of the candidate, or of several, whose samples of a prompt follow one another.
+        """
         steps = np.full(len(prompts.valid), step, np.int32)
         return self.sample_rows(
             weights,
@@ -237,7 +223,7 @@ class Programs:
             prompts.position,
             np.int32(stream),
             steps,
-            np.int32(candidate),
+            np.atleast_1d(np.asarray(candidate, np.int32)),
         )
 
     def fetch(self, samples: Samples) -> Samples:

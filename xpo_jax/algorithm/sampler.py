@@ -75,7 +75,10 @@ def make_sampler(
     pad_token: int,
     prefill_rows: int | None = None,
 ) -> Callable[[Params, Array, Array, Array, Array], Samples]:
-    """Make the function to jit: (params, tokens i32[B P], lengths i32[B], valid bool[B], keys key[B]) -> Samples.
+    """Make the function to jit: (params, tokens i32[B P], lengths i32[B], valid bool[B], keys key[B*C]) -> Samples.
+
+    It draws C candidates of each prompt, from one prefill: B*C rows, those of a prompt next to each other. Each has a
+    copy of its prompt's keys and values.
 
     Args:
       graphdef: of the model in its decoding layout (layers unstacked).
@@ -93,7 +96,7 @@ def make_sampler(
         tokens: Int[Array, "B P"],
         lengths: Int[Array, " B"],
         valid: Bool[Array, " B"],
-        keys: Key[Array, " B"],
+        keys: Key[Array, " BC"],
     ) -> Samples:
         # norms and biases are computed with in float32: converted here, they are not at every layer of every token
         wider = jax.tree.map(lambda p: p.astype(wide(p.dtype)) if p.ndim == 1 else p, params)
@@ -151,6 +154,11 @@ def make_sampler(
 
         with jax.named_scope("prefill"):
             last, caches = prefill(model, tokens, lengths, prefill_rows)
+        if (candidates := len(keys) // B) > 1:
+            B, prompts = len(keys), (tokens, lengths, valid, last, caches)
+            tokens, lengths, valid, last, caches = jax.tree.map(
+                lambda x: jnp.repeat(x, candidates, axis=0), prompts
+            )
         seen = jnp.zeros((B, model.config.vocab_size if penalised else 1), bool)
         if penalised:
             in_prompt = jnp.where(jnp.arange(P)[None] < lengths[:, None], tokens, tokens[:, :1])

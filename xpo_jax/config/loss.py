@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from ml_collections import ConfigDict
 
+from xpo_jax.algorithm import pairing
 from xpo_jax.algorithm.losses import LOSSES, LossFn
 from xpo_jax.config.schema import ConfigError, build, resolve, schedule, suggestion
 
@@ -20,14 +21,19 @@ class Loss:
     """The settings that every loss has.
 
     Args:
-      second_candidate: the model that samples the second candidate: the reference (XPO), or the policy (online DPO,
-        which needs alpha 0).
+      second_candidate: the model that samples the second candidate: the reference (XPO's Algorithm 1), or the policy
+        (its Algorithm 2; with alpha 0, online DPO).
+      candidates: first candidates that the policy draws for each prompt, from one prefill.
+      pairing: the rule by which pairs of them and the second candidate are judged, if they are more than one; see
+        algorithm/pairing.py. None with one.
       beta, alpha: numbers, or schedules over steps: {"kind": "linear", "start": 1e-3, "end": 0.0, "steps": 100}.
       entropy_weight: weight of the policy's mean entropy per token in the objective that is maximised; 0 is off.
       unfinished_loses: a response cut off at max_new_tokens loses to a finished one without a query to the judge.
     """
 
     second_candidate: Literal["reference", "policy"]
+    candidates: int
+    pairing: Literal["best_worst", "best_quantile", "all", "uncertain", "optimistic"] | None
     beta: float | Mapping[str, Any]
     alpha: float | Mapping[str, Any]
     entropy_weight: float
@@ -36,12 +42,45 @@ class Loss:
     def __post_init__(self) -> None:
         if self.entropy_weight < 0:
             raise ValueError(f"entropy_weight is {self.entropy_weight}, must be 0 (off) or more")
+        if self.candidates < 1:
+            raise ValueError(f"candidates is {self.candidates}, must be at least 1")
+        if self.candidates > 1 and self.pairing is None:
+            raise ValueError(
+                f"pairing is None, but candidates is {self.candidates}; name a rule that pairs them, or set it to 1"
+            )
+        if self.candidates == 1 and self.pairing is not None:
+            raise ValueError(
+                f"pairing is {self.pairing!r}, but candidates is 1: there is one pair; raise it, or set pairing to None"
+            )
+
+    @property
+    def scores_answers(self) -> bool:
+        """Whether the rule needs a judge's score of every candidate."""
+        return self.pairing in pairing.SCORED
+
+    @property
+    def pairs_per_prompt(self) -> int:
+        """The pairs of a prompt that are learned from."""
+        return pairing.pairs_per_prompt(self.pairing, self.candidates + 1)
+
+    @property
+    def summary(self) -> str:
+        """Return a line for people; empty where a prompt has two candidates."""
+        if self.pairing is None:
+            return ""
+        pairs = "1 pair" if self.pairs_per_prompt == 1 else f"{self.pairs_per_prompt} pairs"
+        judged = "answers are scored" if self.scores_answers else "chosen before judging"
+        return f"{self.candidates} of the policy and 1 more a prompt; {pairs} by the rule {self.pairing}, {judged}"
+
+    def queries_per_prompt(self, orders: int) -> int:
+        """Return what is put to the judge for each prompt: comparisons in each order, or answers that are scored."""
+        return self.candidates + 1 if self.scores_answers else orders
 
     def coefficients(self, loss: LossFn, steps: int) -> tuple[Schedule, Schedule]:
         """Return alpha and beta as functions of the step, checked at every step of the run.
 
         Raises:
-          ValueError: coefficients that `loss.check` refuses, or a bonus without samples of the reference.
+          ValueError: coefficients that `loss.check` refuses.
         """
         alpha, beta = schedule(self.alpha, "loss.alpha"), schedule(self.beta, "loss.beta")
         for step in range(steps):
@@ -49,11 +88,6 @@ class Loss:
                 loss.check(alpha(step), beta(step))
             except ValueError as error:
                 raise ConfigError(f"loss at step {step}: {error}") from error
-            if self.second_candidate == "policy" and alpha(step) > 0:
-                raise ConfigError(
-                    "loss.alpha must be 0 with loss.second_candidate='policy': the bonus applies to the reference's"
-                    " sample"
-                )
         return alpha, beta
 
 

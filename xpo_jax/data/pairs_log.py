@@ -7,7 +7,8 @@ One JSON object per line and pair. It is the journal of verdicts, the replay dat
     row, messages       the raw row, and the conversation that was the prompt
     prompt_tokens       the same as the policy saw it, chat template included
     responses           two of {tokens, text, finished}, tokens cut to their length; candidate 0 is
-                        the policy's, candidate 1 the reference's (in online DPO also the policy's)
+                        the policy's, candidate 1 the reference's (in online DPO, and in some pairs
+                        of more than two candidates, also the policy's)
     shown               the candidates in the order in which the judge saw them as A and B: [0, 1] or
                         [1, 0]; null if the judge was not asked
     flipped             1 if the judge preferred the other candidate in the other order, 0 if not, null if it
@@ -16,6 +17,11 @@ One JSON object per line and pair. It is the journal of verdicts, the replay dat
     ref_logps           the reference's log-probability of each response, in nats
     reason, scores      the judge's reason and scores
     failure             why there is no verdict; null if there is one
+    candidates          only where pairs are chosen by scores, and there at a prompt's first pair: the text that the
+                        judge read and its score, of all the prompt's candidates
+
+With several pairs a prompt (algorithm/pairing.py), position is that of the pair: the row's, times their number, plus
+the pair's number.
 
 Each process logs the rows that it judges in its own file: pairs.jsonl, pairs-1.jsonl, and so on.
 

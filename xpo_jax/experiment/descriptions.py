@@ -35,6 +35,7 @@ def summary_rows(components: Components) -> dict[str, str]:
         + (f"; of evaluations: {groups.evaluation.judge['name']}" if groups.evaluation.judge else ""),
         "batch": f"{top.batch_size} prompts, updated {groups.layout.micro_batch_rows} rows per device at a time;"
         f" {top.steps} steps, {data.batches.steps_per_epoch} per epoch",
+        "candidates": groups.loss.summary,
         "replay": groups.replay.summary,
         "loss": f"{top.loss['name']}, beta {beta:g}, alpha {alpha:g} (alpha / beta {alpha / beta:g})",
     }

@@ -12,10 +12,11 @@ from ml_collections import ConfigDict
 from xpo_jax.config import loader as configs
 from xpo_jax.config import settings
 from xpo_jax.config.evaluation import Evaluation
+from xpo_jax.config.loss import Loss
 from xpo_jax.evaluation.evaluator import POLICY_SAMPLES
 from xpo_jax.experiment.data_setup import Data
 from xpo_jax.judges import JUDGES, ask
-from xpo_jax.judges.contract import DeviceJudge, HasOneProcess, HasProbe, Judge, is_collective
+from xpo_jax.judges.contract import DeviceJudge, HasOneProcess, HasProbe, HasScores, Judge, is_collective
 from xpo_jax.judges.limits import Budget, FailureTolerance
 from xpo_jax.runtime import distributed
 from xpo_jax.runtime.user_code import surroundings_restored
@@ -123,6 +124,27 @@ def make_judges(group: ConfigDict, evaluation: Evaluation) -> Judges:
     return Judges(judge, other)
 
 
+def check_pairing(loss: Loss, judge: Judge, *, both_orders: bool, offline: bool) -> None:
+    """Raise ValueError where the rule that pairs candidates does not suit the run."""
+    if loss.pairing is None:
+        return
+    if offline:
+        raise ValueError(
+            f"loss.candidates is {loss.candidates}, but offline names recorded pairs, and nothing is sampled; set it to"
+            " 1, and loss.pairing to None"
+        )
+    if loss.scores_answers and not isinstance(judge, HasScores):
+        raise ValueError(
+            f"loss.pairing: {loss.pairing!r} needs a judge that scores every answer by itself, with the methods scores"
+            " and compare_scores (paraphrase, reward_model, reward_function); choose 'uncertain' or 'optimistic'"
+        )
+    if loss.scores_answers and both_orders:
+        raise ValueError(
+            f"judging.both_orders is True, but with loss.pairing={loss.pairing!r} every answer is scored by itself, in"
+            " no order; set it to False"
+        )
+
+
 class Judging(NamedTuple):
     """The judges of training and of evaluations, the queries that the run may make, and the failures it tolerates."""
 
@@ -137,18 +159,26 @@ class Judging(NamedTuple):
 
 
 def make_judging(
-    judges: Judges, judging: settings.Judging, evaluation: Evaluation, data: Data, *, offline: bool
+    judges: Judges,
+    judging: settings.Judging,
+    evaluation: Evaluation,
+    data: Data,
+    loss: Loss,
+    *,
+    offline: bool,
 ) -> Judging:
     """Build the limits on the judges.
 
     Raises:
-      ValueError: the queries do not suffice for a step.
+      ValueError: the queries do not suffice for a step, or the rule that pairs candidates does not suit the judge.
     """
+    check_pairing(loss, judges.training, both_orders=judging.both_orders, offline=offline)
     opponents = evaluation.reference_samples + (data.answers is not None)
     comparisons = sum(int(batch.valid.sum()) for batch in data.held_out) * POLICY_SAMPLES * opponents
     budget = Budget(
         judging.max_queries,
         orders=1 + judging.both_orders,
+        queries_per_prompt=loss.queries_per_prompt(1 + judging.both_orders),
         comparisons_per_evaluation=comparisons if judges.evaluation is judges.training else 0,
         every_steps=evaluation.every_steps,
     )

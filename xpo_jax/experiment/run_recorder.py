@@ -32,6 +32,10 @@ class RunRecorder:
         """Return, by row, the verdicts on exactly these pairs from before the run was interrupted."""
         return self._journal.recorded_verdicts(step, prompts, *texts)
 
+    def recorded_scores(self, step: int) -> dict[str, float]:
+        """Return the scores of answers in that step from before the run was interrupted, see `scoring.key`."""
+        return self._journal.recorded_scores(step)
+
     def write_pairs(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Append to the pairs log, before the update learns from it; see `pairs_log.pair_records`."""
         self._pairs.append(records)

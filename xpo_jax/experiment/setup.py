@@ -15,10 +15,11 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from xpo_jax.algorithm.batch_shapes import BatchShapes
 from xpo_jax.algorithm.losses import LossFn
 from xpo_jax.algorithm.model_spec import compute_dtype, make_model_spec
 from xpo_jax.algorithm.optimizer import Optimizer, make_optimizer
-from xpo_jax.algorithm.programs import BatchShapes, Programs
+from xpo_jax.algorithm.programs import Programs
 from xpo_jax.algorithm.replay_buffer import ReplayBuffer
 from xpo_jax.algorithm.sampler import Vocabulary
 from xpo_jax.algorithm.sampling import Sampling
@@ -146,7 +147,7 @@ def prepare(config: ConfigDict) -> Components:
         end_tokens=models.end_tokens(groups.sampling),
         max_new_tokens=groups.sampling.max_new_tokens,
     )
-    judging = make_judging(judges, groups.judging, groups.evaluation, data, offline=offline)
+    judging = make_judging(judges, groups.judging, groups.evaluation, data, groups.loss, offline=offline)
     programs = _programs(groups, models, data, mesh, optimizer, loss_fn)
     replay = ReplayBuffer(
         **dataclasses.asdict(groups.replay),
@@ -231,6 +232,7 @@ def _programs(
         chunk_tokens=layout.chunk_tokens,
         prefetch_depth=layout.reference_steps if prefetches else 1,
         prefill_rows=layout.prefill_rows,
+        candidates=loss.candidates,
     )
     spec = make_model_spec(
         mesh,

@@ -64,14 +64,26 @@ class Journal:
     """The verdicts that an interrupted run was given for the steps that are now repeated."""
 
     def __init__(self, run: Path):
+        records = _read(run / JOURNAL, 0)
         self._records = {
             (record["step"], record["position"], record["hash"]): record
-            for record in _read(run / JOURNAL, 0)
+            for record in records
             if record["shown"] is not None
         }
+        self._scored = [record for record in records if "candidates" in record]
 
     def __len__(self) -> int:
         return len(self._records)
+
+    def recorded_scores(self, step: int) -> dict[str, float]:
+        """Return the scores of answers to a step's prompts, by `scoring.key`."""
+        return {
+            content_hash(record["messages"], record["row"], candidate["text"], ""): candidate["score"]
+            for record in self._scored
+            if record["step"] == step
+            for candidate in record["candidates"]
+            if candidate["score"] is not None
+        }
 
     def recorded_verdicts(
         self, step: int, prompts: Prompts, policy: Sequence[str], reference: Sequence[str]

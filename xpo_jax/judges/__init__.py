@@ -1,9 +1,10 @@
 """Judges: which of two answers is better. A judge sees text and rows, never the run's arrays.
 
-Read contract.py (what a judge is), ask.py (how a run asks it), answers.py (how its answers are read) and limits.py
-(failures and cost), then one judge per file, from paraphrase.py to combine.py. Most run on the host; `llm` and
-`reward_model` run models on the devices through device_model.py, `openai` asks a server through http_client.py, and
-`human` asks people, whose comparisons human_board.py holds and human_server.py shows.
+Read contract.py (what a judge is), ask.py (how a run asks it), answers.py (how its answers are read), scoring.py
+(answers scored one by one) and limits.py (failures and cost), then one judge per file, from paraphrase.py to
+combine.py. Most run on the host; `llm` and `reward_model` run models on the devices through device_model.py, `openai`
+asks a server through http_client.py, and `human` asks people, whose comparisons human_board.py holds and
+human_server.py shows.
 
 `JUDGES` maps the names that a config may use to the built-in judges; a user's own is named as package.module:Name.
 """

@@ -99,9 +99,9 @@ def ask(
     ]
     fatal_error, counts = "", dict[str, float]()
     try:
-        before = _stats(judge)
+        before = judge_stats(judge)
         judged = compare(judge, comparisons, both_orders=both_orders)
-        counts = {name: number - before.get(name, 0) for name, number in _stats(judge).items()}
+        counts = {name: number - before.get(name, 0) for name, number in judge_stats(judge).items()}
     except JudgeError as error:
         fatal_error = str(error)
         judged = [Judged(Verdict(None, fatal_error), None)] * len(to_ask)
@@ -170,7 +170,7 @@ def _stack(size: int, rows: Mapping[int, _Row], **totals: Any) -> Verdicts:
     )
 
 
-def _stats(judge: Judge) -> dict[str, float]:
+def judge_stats(judge: object) -> dict[str, float]:
     """Return what the judge has counted since it was built.
 
     Raises:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from xpo_jax.io.copies import copied
 from xpo_jax.io.text import error_line, one_line
-from xpo_jax.values import Answer, Comparison, Message, Params
+from xpo_jax.values import Answer, Candidate, Comparison, Message, Params
 
 
 class JudgeError(ValueError):
@@ -70,6 +70,22 @@ class HasParts(Protocol):
 
     def parts(self, messages: Sequence[Message], text: str) -> Mapping[str, Any]:
         """Return named measures of one answer; evaluations report the means of those that are numbers."""
+        ...
+
+
+@runtime_checkable
+class HasScores(Protocol):
+    """A judge that scores every answer by itself, and compares two answers by their scores.
+
+    Rules that pair more than two candidates by their scores need it, see algorithm/pairing.py.
+    """
+
+    def scores(self, candidates: Sequence[Candidate], /) -> Sequence[float | None]:
+        """Return one score for each answer, in order, higher for a better one; None or nan for no score."""
+        ...
+
+    def compare_scores(self, a: float, b: float, /) -> float:
+        """Return the probability that an answer with score `a` is better than one with score `b`."""
         ...
 
 

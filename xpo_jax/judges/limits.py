@@ -82,16 +82,23 @@ class Budget:
 
     Args:
       max_queries: None for no limit.
-      orders: 2 where every comparison is asked in both orders, else 1.
+      orders: 2 where every comparison of an evaluation is asked in both orders, else 1.
+      queries_per_prompt: at most, in a step.
       comparisons_per_evaluation: at most.
       every_steps: steps from one periodic evaluation to the next; 0 for none.
     """
 
     def __init__(
-        self, max_queries: int | None, *, orders: int, comparisons_per_evaluation: int, every_steps: int
+        self,
+        max_queries: int | None,
+        *,
+        orders: int,
+        queries_per_prompt: int,
+        comparisons_per_evaluation: int,
+        every_steps: int,
     ):
         self.max_queries, self._every_steps = max_queries, every_steps
-        self._orders, self._evaluation_queries = orders, comparisons_per_evaluation * orders
+        self._per_prompt, self._evaluation_queries = queries_per_prompt, comparisons_per_evaluation * orders
 
     def check(self, first_batch: int) -> None:
         """Check that the run can make at least one step.
@@ -102,7 +109,7 @@ class Budget:
         Raises:
           ValueError: it cannot.
         """
-        least = 2 * self._evaluation_queries + self._orders * first_batch
+        least = 2 * self._evaluation_queries + self._per_prompt * first_batch
         if self.max_queries is not None and self.max_queries < least and not self._evaluation_queries:
             raise ValueError(
                 f"judging.max_queries is {self.max_queries}, but a step may need {least} queries: set it to at least"
@@ -111,7 +118,7 @@ class Budget:
         if self.max_queries is not None and self.max_queries < least:
             raise ValueError(
                 f"judging.max_queries is {self.max_queries}, but the evaluations at the start and at the end may"
-                f" need {self._evaluation_queries} queries each and a step {self._orders * first_batch}: set it to"
+                f" need {self._evaluation_queries} queries each and a step {self._per_prompt * first_batch}: set it to"
                 f" at least {least}, or lower evaluation.prompts or evaluation.reference_samples"
             )
 
@@ -124,5 +131,5 @@ class Budget:
           rows: valid rows of the step.
         """
         is_evaluated = bool(self._every_steps) and (step + 1) % self._every_steps == 0
-        needed = self._orders * rows + (1 + is_evaluated) * self._evaluation_queries
+        needed = self._per_prompt * rows + (1 + is_evaluated) * self._evaluation_queries
         return self.max_queries is None or spent + needed <= self.max_queries

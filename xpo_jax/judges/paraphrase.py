@@ -22,7 +22,7 @@ from typing import Any
 from xpo_jax.judges.contract import JudgeError
 from xpo_jax.judges.paraphrase_gates import WORD, Gate, embedded, general, letters, similarity
 from xpo_jax.judges.scores import win_probability
-from xpo_jax.values import Comparison, Message, Verdict
+from xpo_jax.values import Candidate, Comparison, Message, Verdict
 
 START_LETTERS = 20  # that "start" compares
 COPY_FACTOR = 0.01
@@ -93,10 +93,18 @@ class ParaphraseJudge:
         score = 0.0 if reason else weighted * (COPY_FACTOR if copy else 1.0)
         return {"score": score, "valid": float(not reason), "copy": float(copy), **measured, "reason": reason}
 
+    def scores(self, candidates: Sequence[Candidate]) -> list[float]:
+        """Return the score of each answer."""
+        return [float(self.parts(c.messages, c.text)["score"]) for c in candidates]
+
+    def compare_scores(self, a: float, b: float) -> float:
+        """Return the probability that an answer with score `a` is better than one with score `b`."""
+        return win_probability(a, b, self._softness)
+
     def _compare(self, comparison: Comparison) -> Verdict:
         a = self.parts(comparison.messages, comparison.a)
         b = self.parts(comparison.messages, comparison.b)
-        p = win_probability(float(a["score"]), float(b["score"]), self._softness)
+        p = self.compare_scores(float(a["score"]), float(b["score"]))
         return Verdict(p, f"A {_summary(a)}; B {_summary(b)}", {"a": a, "b": b})
 
     def _source(self, messages: Sequence[Message]) -> str:

@@ -29,7 +29,7 @@ from xpo_jax.judges.scores import win_probability
 from xpo_jax.models.hf import hub, model_folder
 from xpo_jax.models.hf.tensors import read_model_json
 from xpo_jax.models.registry import family
-from xpo_jax.values import Comparison, Message, Params, Verdict
+from xpo_jax.values import Candidate, Comparison, Message, Params, Verdict
 
 Score = Callable[[str, str], float | None]
 
@@ -128,12 +128,24 @@ class RewardModel:
         Raises:
           JudgeError: a conversation is too long, and `on_long` is "error".
         """
-        sequences = [self._tokens(c.messages, answer) for c in comparisons for answer in (c.a, c.b)]
+        scores = self.scores([Candidate(c.messages, c.row, text) for c in comparisons for text in (c.a, c.b)])
+        return [verdict(a, b, self._temperature) for a, b in zip(scores[::2], scores[1::2], strict=True)]
+
+    def scores(self, candidates: Sequence[Candidate]) -> list[float | None]:
+        """Return the reward of each answer; None for one that is too long.
+
+        Raises:
+          JudgeError: a conversation is too long, and `on_long` is "error".
+        """
+        sequences = [self._tokens(c.messages, c.text) for c in candidates]
         fits = [self._fits(len(tokens)) for tokens in sequences]
-        scores = [
+        return [
             float(score) if fit else None for fit, (score,) in zip(fits, self._scores(sequences), strict=True)
         ]
-        return [verdict(a, b, self._temperature) for a, b in zip(scores[::2], scores[1::2], strict=True)]
+
+    def compare_scores(self, a: float, b: float) -> float:
+        """Return the probability that an answer with reward `a` is better than one with reward `b`."""
+        return win_probability(a, b, self._temperature)
 
     def _fits(self, length: int) -> bool:
         fits = length <= self._buckets[-1]
@@ -202,6 +214,14 @@ class RewardFunction:
         except Exception as error:  # the user's code can fail in any way
             return Verdict(None, f"the score failed: {type(error).__name__}: {error}")
         return verdict(a, b, self._temperature)
+
+    def scores(self, candidates: Sequence[Candidate]) -> list[float | None]:
+        """Return the score of each answer; None where the function fails."""
+        return [self.parts(c.messages, c.text).get("score") for c in candidates]
+
+    def compare_scores(self, a: float, b: float) -> float:
+        """Return the probability that an answer with score `a` is better than one with score `b`."""
+        return win_probability(a, b, self._temperature)
 
     def parts(self, messages: Sequence[Message], text: str) -> dict[str, Any]:
         """Return the score of one answer, for the tables of the evaluation; nothing if the function fails."""

@@ -49,9 +49,15 @@ def html(run: Run) -> str:
         held_out=[*held_out_charts([run]), *answer_charts(run)],
         training=training_charts(run),
         samples=samples_table(run.samples),
-        pairs=pairs_table(run.pairs, run.config["loss"]["second_candidate"]),
+        pairs=pairs_table(run.pairs, _second(run.config["loss"])),
         result={name: str(value) for name, value in (run.result or {}).items()},
     )
+
+
+def _second(loss: Mapping[str, Any]) -> str:
+    """Return who drew the second answer of a pair; with more candidates it may have been either model."""
+    second = str(loss["second_candidate"])
+    return second if loss.get("pairing") is None else f"{second}, or another of the policy"
 
 
 def tiles(run: Run) -> dict[str, str]:
