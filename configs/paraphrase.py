@@ -254,7 +254,7 @@ def embedded() -> ConfigDict:
 
 
 def pretrained(model: str) -> ConfigDict:
-    """Return the config for a pretrained model on accelerators, with hyperparameters like those reported for the XPO paper.
+    """Return the config for a pretrained model on accelerators, with hyperparameters near those reported for XPO.
 
     Nothing here has been tuned on such a model yet. `python -m xpo_jax.tools.plan` reports whether it fits.
     """
@@ -305,7 +305,9 @@ def pretrained(model: str) -> ConfigDict:
     # The strength of the pull towards the reference. Raise it to 0.3 or 0.4 if answers degenerate, or if objective/kl
     # exceeds about 20 nats while the win rate no longer rises.
     config.loss.beta = 0.1
-    config.loss.alpha = 1e-5  # as reported for the paper's first iteration, where it then falls to 0; small relative to beta
+    config.loss.alpha = (
+        1e-5  # reported for the paper's first iteration, from which it falls to 0; small against beta
+    )
     # Set it to 1e-4 if objective/entropy falls towards 0: the two candidates then become alike and teach nothing.
     config.loss.entropy_weight = 0.0
 

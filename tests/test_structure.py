@@ -55,6 +55,7 @@ SHARED_BY_JUDGES = {
         "http_connection",
         "http_settings",
         "human_board",
+        "voting",
         "human_server",
         "limits",
         "paraphrase_gates",

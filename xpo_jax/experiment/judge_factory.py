@@ -15,7 +15,14 @@ from xpo_jax.config.evaluation import Evaluation
 from xpo_jax.evaluation.evaluator import POLICY_SAMPLES
 from xpo_jax.experiment.data_setup import Data
 from xpo_jax.judges import JUDGES, ask
-from xpo_jax.judges.contract import DeviceJudge, HasOneProcess, HasProbe, Judge, is_collective
+from xpo_jax.judges.contract import (
+    DeviceJudge,
+    HasOneProcess,
+    HasProbe,
+    Judge,
+    is_collective,
+    queries_per_comparison,
+)
 from xpo_jax.judges.limits import Budget, FailureTolerance
 from xpo_jax.runtime import distributed
 from xpo_jax.runtime.user_code import surroundings_restored
@@ -148,7 +155,7 @@ def make_judging(
     comparisons = sum(int(batch.valid.sum()) for batch in data.held_out) * POLICY_SAMPLES * opponents
     budget = Budget(
         judging.max_queries,
-        orders=1 + judging.both_orders,
+        queries_per_comparison=(1 + judging.both_orders) * queries_per_comparison(judges.training),
         comparisons_per_evaluation=comparisons if judges.evaluation is judges.training else 0,
         every_steps=evaluation.every_steps,
     )

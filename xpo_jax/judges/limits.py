@@ -12,7 +12,7 @@ class CallSummary(TypedDict):
     """The counts of one process's shard of the rows, after one call of `ask.ask`; plain JSON values.
 
     pairs: how many pairs the judge was asked about. failed: how many of these have no verdict.
-    queries: comparisons, both orders of a pair counted apart.
+    queries: see `values.Verdicts`.
     first_failure: the reason of the first failed pair, or "".
     fatal_error: see `values.Verdicts`.
     counts: by how much the judge's `stats` increased.
@@ -82,16 +82,22 @@ class Budget:
 
     Args:
       max_queries: None for no limit.
-      orders: 2 where every comparison is asked in both orders, else 1.
+      queries_per_comparison: at most; both orders of a comparison counted apart.
       comparisons_per_evaluation: at most.
       every_steps: steps from one periodic evaluation to the next; 0 for none.
     """
 
     def __init__(
-        self, max_queries: int | None, *, orders: int, comparisons_per_evaluation: int, every_steps: int
+        self,
+        max_queries: int | None,
+        *,
+        queries_per_comparison: int,
+        comparisons_per_evaluation: int,
+        every_steps: int,
     ):
         self.max_queries, self._every_steps = max_queries, every_steps
-        self._orders, self._evaluation_queries = orders, comparisons_per_evaluation * orders
+        self._per_comparison = queries_per_comparison
+        self._evaluation_queries = comparisons_per_evaluation * queries_per_comparison
 
     def check(self, first_batch: int) -> None:
         """Check that the run can make at least one step.
@@ -102,7 +108,7 @@ class Budget:
         Raises:
           ValueError: it cannot.
         """
-        least = 2 * self._evaluation_queries + self._orders * first_batch
+        least = 2 * self._evaluation_queries + self._per_comparison * first_batch
         if self.max_queries is not None and self.max_queries < least and not self._evaluation_queries:
             raise ValueError(
                 f"judging.max_queries is {self.max_queries}, but a step may need {least} queries: set it to at least"
@@ -111,8 +117,8 @@ class Budget:
         if self.max_queries is not None and self.max_queries < least:
             raise ValueError(
                 f"judging.max_queries is {self.max_queries}, but the evaluations at the start and at the end may"
-                f" need {self._evaluation_queries} queries each and a step {self._orders * first_batch}: set it to"
-                f" at least {least}, or lower evaluation.prompts or evaluation.reference_samples"
+                f" need {self._evaluation_queries} queries each and a step {self._per_comparison * first_batch}: set it"
+                f" to at least {least}, or lower evaluation.prompts or evaluation.reference_samples"
             )
 
     def allows(self, spent: int, step: int, rows: int) -> bool:
@@ -124,5 +130,5 @@ class Budget:
           rows: valid rows of the step.
         """
         is_evaluated = bool(self._every_steps) and (step + 1) % self._every_steps == 0
-        needed = self._orders * rows + (1 + is_evaluated) * self._evaluation_queries
+        needed = self._per_comparison * rows + (1 + is_evaluated) * self._evaluation_queries
         return self.max_queries is None or spent + needed <= self.max_queries
