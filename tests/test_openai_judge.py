@@ -502,21 +502,21 @@ def test_openai_reasoning_reads_the_last_line_and_logs_the_text():
         "t": "Verdict: tie",
     }
     queried = [PAIR._replace(a=letter, b="-") for letter in replies]
-    said = lambda messages: replies[messages[0]["content"][3]]
-    with FakeOpenAI(said, finish_reason="stop") as server:
+    scripted = lambda messages: replies[messages[0]["content"][3]]
+    with FakeOpenAI(scripted, finish_reason="stop") as server:
         right, contradiction, none, tie = build(server, **REASONING)(queried)
         assert "logprobs" not in server.requests[0].body
     assert right == (0.0, "A says 'Verdict: A', but *** B is right. **Verdict: B**", {})
     assert contradiction == (None, "the verdicts at the end contradict each other: A, B", {})
     assert none.p is None and "the last line is no verdict" in none.reason and tie.p == 0.5
     for reason in ("length", "content_filter", None):
-        with FakeOpenAI(said, finish_reason=reason) as server:  # the last line is not the one that was meant
+        with FakeOpenAI(scripted, finish_reason=reason) as server:  # the last line is not the one that was meant
             (cut,) = build(server, **REASONING)(queried[:1])
         assert cut.p is None and "was cut off (finish_reason" in cut.reason
 
 
 def test_openai_votes_are_independent_requests_and_cached_apart(tmp_path):
-    def said(messages):
+    def scripted(messages):
         with lock:
             numbers[messages[0]["content"]] += 1
             number = numbers[messages[0]["content"]]
@@ -529,7 +529,7 @@ def test_openai_votes_are_independent_requests_and_cached_apart(tmp_path):
     given = {**REASONING, "votes": 3, "temperature": 0.7, "concurrency": 1, "cache": str(tmp_path)}
     for seeds in ([0, 1, 0, 1, 2], [None] * 5):
         numbers.clear()
-        with FakeOpenAI(said, finish_reason="stop") as server:
+        with FakeOpenAI(scripted, finish_reason="stop") as server:
             judge = build(server, **given, seed=seeds[0])
             assert judge.queries_per_comparison == 3
             agreed, disputed = judge(queried)

@@ -201,12 +201,12 @@ def attach(judge: ReasoningJudge, mesh: tuple[int, int, int] = (2, 2, 2)) -> Rea
     return judge
 
 
-def scripted(judge: ReasoningJudge, said: Any) -> ReasoningJudge:
-    """Let the judge's model write what `said` returns for the text of a prompt, as tokens of its tokenizer."""
+def scripted(judge: ReasoningJudge, script: Any) -> ReasoningJudge:
+    """Let the judge's model write what `script` returns for the text of a prompt, as tokens of its tokenizer."""
 
     def completions(sequences, keys):
         assert len(sequences) == len(keys)
-        texts = [said(TOKENIZER.decode(tokens)) for tokens in sequences]
+        texts = [script(TOKENIZER.decode(tokens)) for tokens in sequences]
         return [
             Completion(TOKENIZER.encode(text.removesuffix("...")), not text.endswith("...")) for text in texts
         ]
@@ -353,13 +353,13 @@ def test_sampler_at_temperature_0_equals_a_greedy_loop_over_complete_passes():
 def test_sampled_answer_does_not_depend_on_batch_bucket_or_mesh():
     model, prompts = ready(sampling=SAMPLED), sequences()
     keys = [model._key(tokens, 0) for tokens in prompts]
-    together = model._sampler(prompts, keys)
-    assert [model._sampler([tokens], [key])[0] for tokens, key in zip(prompts, keys, strict=True)] == together
-    assert model._sampler(prompts[::-1], keys[::-1])[::-1] == together
+    batched = model._sampler(prompts, keys)
+    assert [model._sampler([tokens], [key])[0] for tokens, key in zip(prompts, keys, strict=True)] == batched
+    assert model._sampler(prompts[::-1], keys[::-1])[::-1] == batched
     other = ready((8, 1, 1), batch_size=8, buckets=(256,), sampling=SAMPLED)
-    assert other._sampler(prompts, keys) == together
+    assert other._sampler(prompts, keys) == batched
     second = model._sampler(prompts, [model._key(tokens, 1) for tokens in prompts])
-    assert all(one.tokens != two.tokens for one, two in zip(together, second, strict=True))
+    assert all(one.tokens != two.tokens for one, two in zip(batched, second, strict=True))
     assert model._sampler([], []) == []
 
 
@@ -405,13 +405,13 @@ def test_run_with_a_reasoning_judge_logs_its_arguments_and_counts_its_votes(
         draws.extend(drawn)
         texts = [quoting(tokenizer.decode(tokens), len) for tokens in prompts]
         swap = {"Verdict: A": "Verdict: B", "Verdict: B": "Verdict: A"}
-        said = []
+        script = []
         for text, key in zip(texts, keys, strict=True):
             head, verdict = text.removesuffix(END)[:-10], text.removesuffix(END)[-10:]
-            said.append(
+            script.append(
                 head + (swap.get(verdict, verdict) if int(key[0]) % 4 == 0 else verdict)
             )  # one of four
-        return [Completion(tokenizer.encode(text), True) for text in said]
+        return [Completion(tokenizer.encode(text), True) for text in script]
 
     monkeypatch.setattr(CompletionSampler, "__call__", argue)
     short = "<one>\n{A}\n</one><two>\n{B}\n</two>Verdict:"
