@@ -261,7 +261,7 @@ def embedded() -> ConfigDict:
 
 
 def pretrained(model: str) -> ConfigDict:
-    """Return the config for a pretrained model on accelerators, with hyperparameters like those of the XPO paper.
+    """Return the config for a pretrained model on accelerators, with hyperparameters near those reported for XPO.
 
     Nothing here has been tuned on such a model yet. `python -m xpo_jax.tools.plan` reports whether it fits.
     """
@@ -278,7 +278,7 @@ def pretrained(model: str) -> ConfigDict:
         {"role": "system", "content": SYSTEM},
         {"role": "user", "content": "<pphr_input>{input}</pphr_input>"},
     )
-    config.data.take = 1000  # XPO is sample-efficient: rather add prompts than epochs, if you have them
+    config.data.take = 1000  # rather add prompts than epochs, if you have them
     config.data.max_prompt_tokens = 1024
     config.data.buckets = (128, 256, 512, 1024)  # compiled only if they occur
     config.data.filter_length = True  # a paraphrase, as long as its source, must fit into 128 tokens
@@ -312,7 +312,9 @@ def pretrained(model: str) -> ConfigDict:
     # The strength of the pull towards the reference. Raise it to 0.3 or 0.4 if answers degenerate, or if objective/kl
     # exceeds about 20 nats while the win rate no longer rises.
     config.loss.beta = 0.1
-    config.loss.alpha = 1e-5  # the paper's bonus, kept small relative to beta
+    config.loss.alpha = (
+        1e-5  # reported for the paper's first iteration, from which it falls to 0; small against beta
+    )
     # Set it to 1e-4 if objective/entropy falls towards 0: the two candidates then become alike and teach nothing.
     config.loss.entropy_weight = 0.0
 

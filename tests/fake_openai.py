@@ -55,6 +55,7 @@ class FakeOpenAI(http.server.ThreadingHTTPServer):
       key: the only API key that the server accepts; None accepts any.
       logprobs: whether answers contain log-probabilities.
       seconds: duration of each answer.
+      finish_reason: of each answer.
       required_in_flight: hold every answer until this many requests are open.
     """
 
@@ -70,10 +71,12 @@ class FakeOpenAI(http.server.ThreadingHTTPServer):
         key: str | None = None,
         logprobs: bool = True,
         seconds: float = 0.0,
+        finish_reason: str = "length",
         required_in_flight: int = 1,
     ):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.answers, self.model, self.key, self.logprobs = answers, model, key, logprobs
+        self.finish_reason = finish_reason
         self.seconds, self.barrier = seconds, threading.Barrier(required_in_flight)
         self.fault = faults if callable(faults) else lambda i: faults[i] if i < len(faults) else None
         self.requests: list[Request] = []
@@ -136,6 +139,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         else:
             answer = self.server.answers(body["messages"])
             given = completion(answer, logprobs=self.server.logprobs and body.get("logprobs", False))
+            given["choices"][0]["finish_reason"] = self.server.finish_reason
             self.answer(200, json.dumps(given).encode())
 
     def error(self, status: int, message: str) -> None:

@@ -1,5 +1,6 @@
 """The judge over HTTP, against a real server on loopback: no wrong verdict, no hang, no key where it must not be."""
 
+import collections
 import datetime
 import email.utils
 import json
@@ -8,6 +9,7 @@ import math
 import random
 import re
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ ARGUMENTS = {
     "template": "<a>{A}</a><b>{B}</b>",
     "labels": ("A", "B"),
     "mode": "logprobs",
+    "votes": 1,
     "concurrency": 4,
     "timeout_seconds": 30.0,
     "batch_timeout_seconds": 60.0,
@@ -486,6 +489,61 @@ def test_stats_count_requests_retries_and_tokens():
         }
 
 
+# ---- reasoning and votes --------------------------------------------------------------------------
+
+REASONING = {"mode": "reasoning", "template": "<a>{A}</a><b>{B}</b> End with 'Verdict: A' or 'Verdict: B'."}
+
+
+def test_openai_reasoning_reads_the_last_line_and_logs_the_text():
+    replies = {
+        "x": f"A says 'Verdict: A', but {SENTINEL} B is right.\n**Verdict: B**",
+        "y": "Verdict: A\nVerdict: B",
+        "z": "I cannot decide.",
+        "t": "Verdict: tie",
+    }
+    queried = [PAIR._replace(a=letter, b="-") for letter in replies]
+    scripted = lambda messages: replies[messages[0]["content"][3]]
+    with FakeOpenAI(scripted, finish_reason="stop") as server:
+        right, contradiction, none, tie = build(server, **REASONING)(queried)
+        assert "logprobs" not in server.requests[0].body
+    assert right == (0.0, "A says 'Verdict: A', but *** B is right. **Verdict: B**", {})
+    assert contradiction == (None, "the verdicts at the end contradict each other: A, B", {})
+    assert none.p is None and "the last line is no verdict" in none.reason and tie.p == 0.5
+    for reason in ("length", "content_filter", None):
+        with FakeOpenAI(
+            scripted, finish_reason=reason
+        ) as server:  # the last line is not the one that was meant
+            (cut,) = build(server, **REASONING)(queried[:1])
+        assert cut.p is None and "was cut off (finish_reason" in cut.reason
+
+
+def test_openai_votes_are_independent_requests_and_cached_apart(tmp_path):
+    def scripted(messages):
+        with lock:
+            numbers[messages[0]["content"]] += 1
+            number = numbers[messages[0]["content"]]
+        if "<a>x</a>" in messages[0]["content"]:
+            return f"Vote {number}.\nVerdict: A"
+        return f"Vote {number}.\nVerdict: {'AAB'[number - 2]}"  # B, A, A
+
+    numbers, lock = collections.Counter(), threading.Lock()
+    queried = [PAIR._replace(a=letter, b="-") for letter in "xy"]
+    given = {**REASONING, "votes": 3, "temperature": 0.7, "concurrency": 1, "cache": str(tmp_path)}
+    for seeds in ([0, 1, 0, 1, 2], [None] * 5):
+        numbers.clear()
+        with FakeOpenAI(scripted, finish_reason="stop") as server:
+            judge = build(server, **given, seed=seeds[0])
+            assert judge.queries_per_comparison == 3
+            agreed, disputed = judge(queried)
+            assert sorted(str(r.body.get("seed")) for r in server.requests) == sorted(map(str, seeds))
+            assert judge(queried) == [agreed, disputed] and len(server.requests) == 5
+            assert judge.stats()["cache_hits"] == 5
+        assert agreed.p == 1.0 and agreed.scores["queries"] == 2 and agreed.scores["disagreement"] == 0
+        assert disputed.p == pytest.approx(2 / 3) and disputed.scores["queries"] == 3
+        assert disputed.scores["a"] == {"votes": 2} and disputed.scores["b"] == {"votes": 1}
+        assert agreed.reason == "vote 1: Vote 1. Verdict: A; vote 2: Vote 2. Verdict: A"
+
+
 # ---- cache ----------------------------------------------------------------------------------------
 
 
@@ -624,7 +682,12 @@ PLAIN = {"base_url": "http://judge.example/v1"}
         ({"template": "{A}"}, r"^judge\.template: \{B\} is missing"),
         ({"labels": ("A", " a".upper())}, r"^judge\.labels: 'A' and ' A' must differ in more than"),
         ({"labels": ("A", "-")}, r"^judge\.labels: 'A' and '-' must differ"),
-        ({"mode": "json"}, r"^judge\.mode: 'logprobs' or 'text' is expected"),
+        ({"mode": "json"}, r"^judge\.mode: 'logprobs' or 'text' or 'reasoning' is expected"),
+        ({"votes": 0}, r"^judge\.votes: at least 1 is expected, found 0"),
+        ({"votes": 3}, r"^judge\.votes: 3 answers to the same comparison would be the same one"),
+        ({"votes": 3, "mode": "text"}, r"^judge\.votes: 3 answers to the same .* a temperature above 0"),
+        ({"mode": "reasoning"}, r"^judge\.template: it must ask for the line that is read"),
+        ({"mode": "reasoning", "labels": ("A", "tie")}, r"^judge\.labels: 'tie' cannot be the end of a line"),
         ({"concurrency": 0}, r"^judge\.concurrency: at least 1"),
         ({"retries": -1}, r"^judge\.retries: 0 or more"),
         ({"timeout_seconds": 0}, r"^judge\.timeout_seconds: more than 0"),
@@ -676,7 +739,7 @@ def test_openai_plain_http_is_allowed_without_key_to_this_machine_or_on_request(
     """The server gets the address unchanged, and the key only where the rules above allow it."""
     server = openai(**{**ARGUMENTS, **changes})._server
     assert server._base_url == changes["base_url"]
-    assert server._headers.secrets == (() if key_sent is None else (key_sent,))
+    assert server.headers.secrets == (() if key_sent is None else (key_sent,))
 
 
 def test_check_missing_column_is_refused():

@@ -281,6 +281,7 @@ def test_combine_logs_each_part():
         "a": {"j0": {"p": 0.75, "score": 3}, "j1": {"p": None}},
         "b": {"j0": {"p": 0.25, "score": 2}, "j1": {"p": None}},
         "else": {"j0": {"mass": 0.9}},
+        "queries": 2,
     }
     assert verdict.reason == "j0: 0.750 for A, why; j1: no verdict, no verdict"
 

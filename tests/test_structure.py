@@ -51,6 +51,7 @@ SHARED_BY_JUDGES = {
         "completion_parsing",
         "contract",
         "device_model",
+        "device_sampler",
         "http_client",
         "http_connection",
         "http_settings",
@@ -58,10 +59,12 @@ SHARED_BY_JUDGES = {
         "human_server",
         "limits",
         "paraphrase_gates",
+        "prompted_model",
         "prompting",
         "scores",
         "scoring",
         "thinking",
+        "voting",
     )
 }
 JUDGES = sorted(n for n in PACKAGE if n.startswith("xpo_jax.judges.") and n not in SHARED_BY_JUDGES)
@@ -69,11 +72,19 @@ JUDGES = sorted(n for n in PACKAGE if n.startswith("xpo_jax.judges.") and n not 
 DEVICE_JUDGES = {
     "xpo_jax.judges.llm": {
         "config.schema",
-        "data.chat_templates",
-        "judges.contract",
         "judges.device_model",
+        "judges.prompted_model",
+        "values",
+    },
+    "xpo_jax.judges.reasoning": {
+        "algorithm.sampling",
+        "config.schema",
+        "io.text",
+        "judges.completion_parsing",
+        "judges.device_sampler",
+        "judges.prompted_model",
         "judges.prompting",
-        "models.hf.hub",
+        "judges.voting",
         "models.hf.model_folder",
         "values",
     },

@@ -11,7 +11,7 @@ from xpo_jax.config import loader as configs
 from xpo_jax.data import offline_pairs, sources
 from xpo_jax.experiment.run_directory import RunDir
 from xpo_jax.io.user_paths import expand
-from xpo_jax.judges.cache import AnswerCache
+from xpo_jax.judges.cache import AnswerCache, CachedAnswer
 from xpo_jax.models.hf import hub
 from xpo_jax.reporting import run_reader
 
@@ -63,7 +63,7 @@ def test_every_reader_of_a_path_expands_it(home):
     for source in ("~/data/train.jsonl", "$DATA/train.jsonl", "$DATA/tr*.jsonl", ["$DATA/train.jsonl"]):
         assert len(sources.open_rows(source)) == 21
     assert offline_pairs.log_files("$DATA/pairs*.jsonl") == [f"{home}/data/pairs.jsonl"]
-    AnswerCache("~/cache", base_url="", labels=(), mode="text").put({}, (0.5, 0.5))
+    AnswerCache("~/cache", base_url="", labels=(), mode="text").put({}, CachedAnswer((0.5, 0.5)))
     assert (home / "cache").is_dir()
     with RunDir.join("~/run", "{}", {}) as directory:
         assert directory.path == home / "run"

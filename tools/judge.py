@@ -198,7 +198,8 @@ def run(argv: Sequence[str]) -> int:
     seconds = time.monotonic() - started
     table = list(map(row_cells, range(1, options.rows + 1), judged, golds))
     print(text_table(["row", "verdict", "p", "order", "gold", "reason"], table))
-    queries = len(judged) * (1 if options.once else 2)
+    orders = 1 if options.once else 2
+    queries = sum(answers.query_count(one.verdict.scores, otherwise=orders) for one in judged)
     results = summary(judged, golds) | {
         "queries": queries,
         "seconds": round(seconds, 3),

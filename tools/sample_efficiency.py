@@ -11,7 +11,7 @@ for both parts of a ratio, because runs of one seed share their random numbers. 
 censored at the verdicts that it used: a median or a ratio with it is "> n" or "< n", or "-" if nothing is known, and an
 interval may end at inf.
 
-docs/sample_efficiency.md shows the results beside what the paper proves.
+docs/sample_efficiency.md shows the results beside what is known of the paper's statements.
 
 Examples:
   python -m tools.sample_efficiency                        all settings, 32 seeds; two or three minutes on two cores

@@ -96,7 +96,8 @@ class Verdict(NamedTuple):
 
     p: probability that A is better, in [0, 1]; None for no verdict.
     reason: free text for the log.
-    scores: named values for the log, for example {"a": 0.7, "b": 0.2}.
+    scores: named values for the log, for example {"a": 0.7, "b": 0.2}. Two names have a meaning: "queries", an integer,
+      is how many queries this verdict took, if not one; "disagreement", a number, is 0 where all who were asked agreed.
     """
 
     p: float | None
@@ -116,7 +117,7 @@ class Verdicts(NamedTuple):
     shown: per row the candidates shown as A and B, (0, 1) or (1, 0), in the first order if both were asked; None
       where the judge was not asked.
     flipped: f32[B]; 1 where the hard preferences of the two orders differ, 0 where not, nan where there are no two.
-    queries: comparisons put to the judge, both orders of a pair counted apart.
+    queries: put to the judge: one for a comparison, unless its scores state their number; both orders counted apart.
     orders: 2 where both orders of each pair were asked, else 1.
     fatal_error: why the run must end, or "".
     counts: by how much the judge's `stats` increased, by name.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -28,24 +28,10 @@ from xpo_jax.models.lora import OFF, LoRA, rules
 from xpo_jax.runtime import sharding
 
 from . import saved
+from .judge import Judge
 
 CANDIDATES = packing.CANDIDATES  # per prompt
 LANES = 128  # of a TPU's tile
-
-
-class Judge(NamedTuple):
-    """A judge that is a model on the devices.
-
-    Attributes:
-      model: its shape; None if it uses the policy's initial weights, which the reference holds.
-      rows, tokens: of a call, over all devices, and in the longest bucket.
-      comparisons: per prompt.
-    """
-
-    model: ModelConfig | None
-    rows: int
-    tokens: int
-    comparisons: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,6 +215,11 @@ def memory(s: Setup) -> dict[str, dict[str, int]]:
             "KV cache": judged * s.judge.tokens * kv_bytes_per_token(model, item),
             "one layer": _layer_working(model, judged * s.judge.tokens, scores, item),
         }
+        if s.judge.new_tokens:  # it samples as the policy does, with all rows in one prefill
+            lengths = {"prompt_tokens": s.judge.tokens, "response_tokens": s.judge.new_tokens}
+            phases["judge"] = _sampling(
+                dataclasses.replace(s, **lengths, prefill_rows=None, lora=OFF), model, judged
+            )
     for parts in phases.values():
         parts["policy, for sampling"] = copy  # freed before the update, and made again after it
     stacked = _bytes(param_shapes(s.model), s.model, s.mesh, s.dtype) if s.lora.rank else 0

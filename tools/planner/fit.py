@@ -34,6 +34,7 @@ from xpo_jax.runtime import sharding
 
 from . import estimate, saved
 from .hardware import known_models, size_of
+from .judge import Judge
 
 MOST_DEVICES = 4096  # limit of the search for enough devices
 Change = tuple[str, ...]  # overrides that are made together: ("mesh.fsdp=4", "mesh.data=-1")
@@ -150,12 +151,13 @@ def _mesh(*, data: int, fsdp: int, tensor: int, devices: int) -> AbstractMesh:
     return AbstractMesh(tuple(sizes), sharding.AXES, axis_types=(AxisType.Auto,) * len(sharding.AXES))
 
 
-def _judge(group: ConfigDict, orders: int) -> estimate.Judge | None:
+def _judge(group: ConfigDict, orders: int) -> Judge | None:
     """Return the config's judge if it runs a model on the devices, else None."""
-    if group.name != "llm":
+    if group.name not in ("llm", "reasoning"):
         return None
     model = None if group.path is None else model_shapes(group.path)
-    return estimate.Judge(model, group.batch_size, group.buckets[-1], orders)
+    votes, written = (group.votes, group.sampling.max_new_tokens) if group.name == "reasoning" else (1, 0)
+    return Judge(model, group.batch_size, group.buckets[-1], orders * votes, written)
 
 
 # ---- the search for changes ----------------------------------------------------------------------

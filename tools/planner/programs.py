@@ -2,9 +2,10 @@
 
 They are those of `experiment.setup`, without data or weights: every bucket of the config counts as used. The size and
 end tokens of the tokenizer, which are constants in some programs, are read if model.path is a folder that has one;
-otherwise a program has the bytes and operations of the run's, but not all of its constants.
+otherwise a program has the bytes and operations of the run's, but not all of its constants. A judge's never are read.
 
-Left out on purpose: the gathers of runs with several processes, which move a few tokens, and judges that are no LLM.
+Left out on purpose: the gathers of runs with several processes, which move a few tokens, and judges that are neither
+"llm" nor "reasoning".
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from xpo_jax.config import settings
 from xpo_jax.config.loss import make_loss
 from xpo_jax.io.user_paths import expand
 from xpo_jax.judges.device_model import TokenChoiceScorer
+from xpo_jax.judges.device_sampler import CompletionSampler
 from xpo_jax.models import attention_kernels
 from xpo_jax.models.hf import hub, model_folder
 from xpo_jax.runtime import sharding
@@ -119,16 +121,16 @@ def _vocabulary(planned: Setup, path: str, sampling: Sampling) -> Vocabulary | N
 def _judge(planned: Setup, config: ConfigDict, mesh: Any, dtype: Any) -> list[Declared]:
     if planned.judge is None:
         return []
-    scorer = TokenChoiceScorer(
-        mesh,
-        planned.judge.model or planned.model,
-        tokens=range(len(config.judge.labels)),
-        vocab_size=(planned.judge.model or planned.model).vocab_size,
-        dtype=dtype,
-        batch_size=planned.judge.rows,
-        buckets=config.judge.buckets,
-    )
-    return scorer.declared_programs()
+    model = planned.judge.model or planned.model
+    options = {"dtype": dtype, "batch_size": planned.judge.rows, "buckets": config.judge.buckets}
+    options["vocab_size"] = model.vocab_size
+    if planned.judge.new_tokens:
+        drawn = configs.build(Sampling, config.judge.sampling, "judge.sampling")
+        ends = {"end_tokens": (model.vocab_size - 1,), "pad_token": 0}
+        return CompletionSampler(mesh, model, sampling=drawn, **ends, **options).declared_programs()
+    return TokenChoiceScorer(
+        mesh, model, tokens=range(len(config.judge.labels)), **options
+    ).declared_programs()
 
 
 def longest(programs: Sequence[Declared]) -> list[Declared]:

@@ -41,8 +41,9 @@ def flops(s: estimate.Setup) -> dict[str, tuple[int, int]]:
     logits = forward(0, 0, answers * T)
     phases = {"sample": (sample, sample), "score": (layers + logits, layers + logits)}
     if s.judge:
-        rows, tokens = s.judge.comparisons * B, s.judge.tokens
-        judge = forward_flops(s.judge.model or s.model, rows * tokens, rows * tokens**2, rows)
+        rows, tokens, written = s.judge.comparisons * B, s.judge.tokens, max(s.judge.new_tokens, 1)
+        fed, pairs = tokens + written - 1, tokens**2 + (written - 1) * (tokens + written)
+        judge = forward_flops(s.judge.model or s.model, rows * fed, rows * pairs, rows * written)
         phases["judge"] = (judge, judge)
     passes = 2 if s.lora.rank else 3
     computed = passes * layers + (passes + 1) * logits + (layers if s.remat else 0)

@@ -1,7 +1,7 @@
 """Past pairs, from which later updates learn again: the D_t of Algorithm 1 (arXiv 2405.21046).
 
-The paper minimises the loss over all pairs so far, preference and bonus alike, after every iteration. Here an iteration
-makes `updates` updates: the first on its fresh pairs, so that what is measured there (KL, entropy) is of the
+By report, the paper minimises the loss over all pairs so far, preference and bonus alike, in every iteration. Here an
+iteration makes `updates` updates: the first on its fresh pairs, so that what is measured there (KL, entropy) is of the
 policy that sampled them, each further one on pairs drawn uniformly from the buffer, the fresh ones included. With one
 update per iteration nothing is replayed and every update is on-policy; further updates are not.
 

@@ -72,9 +72,9 @@ class Loss:
         judged = "answers are scored" if self.scores_answers else "chosen before judging"
         return f"{self.candidates} of the policy and 1 more a prompt; {pairs} by the rule {self.pairing}, {judged}"
 
-    def queries_per_prompt(self, orders: int) -> int:
-        """Return what is put to the judge for each prompt: comparisons in each order, or answers that are scored."""
-        return self.candidates + 1 if self.scores_answers else orders
+    def queries_per_prompt(self, per_comparison: int) -> int:
+        """Return what is put to the judge for each prompt at most: a comparison, or answers that are scored."""
+        return self.candidates + 1 if self.scores_answers else per_comparison
 
     def coefficients(self, loss: LossFn, steps: int) -> tuple[Schedule, Schedule]:
         """Return alpha and beta as functions of the step, checked at every step of the run.

@@ -104,9 +104,9 @@ class Judging:
       both_orders: query twice, the second time with A and B exchanged: soft verdicts are averaged, hard ones that
         differ tie. Twice the queries; judge/position_flip_rate shows whether that pays.
       hide_thinking: the judge, and only it, reads answers without <think>...</think> blocks; see judges/thinking.py.
-      max_queries: comparisons, or answers to be scored (`Loss.queries_per_prompt`), that a run may put to the judge,
-        including those of evaluations, or None. A run ends, with its last evaluation and its export, before a step
-        after which that evaluation would exceed the limit.
+      max_queries: queries that a run may put to the judge, including those of evaluations, or None; see
+        `values.Verdicts`. A run ends, with its last evaluation and export, before a step after which that evaluation
+        would exceed the limit.
       max_failed_fraction: fraction of a batch's pairs that may lack a verdict; 1 is any.
       max_failed_batches: this many batches in a row beyond that fraction end the run, with its last state saved. A
         first batch without any verdict ends it at once.

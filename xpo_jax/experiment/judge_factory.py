@@ -16,7 +16,15 @@ from xpo_jax.config.loss import Loss
 from xpo_jax.evaluation.evaluator import POLICY_SAMPLES
 from xpo_jax.experiment.data_setup import Data
 from xpo_jax.judges import JUDGES, ask
-from xpo_jax.judges.contract import DeviceJudge, HasOneProcess, HasProbe, HasScores, Judge, is_collective
+from xpo_jax.judges.contract import (
+    DeviceJudge,
+    HasOneProcess,
+    HasProbe,
+    HasScores,
+    Judge,
+    is_collective,
+    queries_per_comparison,
+)
 from xpo_jax.judges.limits import Budget, FailureTolerance
 from xpo_jax.runtime import distributed
 from xpo_jax.runtime.user_code import surroundings_restored
@@ -175,10 +183,11 @@ def make_judging(
     check_pairing(loss, judges.training, both_orders=judging.both_orders, offline=offline)
     opponents = evaluation.reference_samples + (data.answers is not None)
     comparisons = sum(int(batch.valid.sum()) for batch in data.held_out) * POLICY_SAMPLES * opponents
+    per_comparison = (1 + judging.both_orders) * queries_per_comparison(judges.training)
     budget = Budget(
         judging.max_queries,
-        orders=1 + judging.both_orders,
-        queries_per_prompt=loss.queries_per_prompt(1 + judging.both_orders),
+        queries_per_prompt=loss.queries_per_prompt(per_comparison),
+        queries_per_comparison=per_comparison,
         comparisons_per_evaluation=comparisons if judges.evaluation is judges.training else 0,
         every_steps=evaluation.every_steps,
     )

@@ -80,20 +80,28 @@ def rename_sides(scores: Mapping[str, Any], names: Mapping[str, str]) -> dict[st
     }
 
 
+def query_count(scores: Mapping[str, Any], *, otherwise: int) -> int:
+    """Return how many queries a verdict took, as its scores state; `otherwise` if they do not."""
+    stated = scores.get("queries")
+    return stated if type(stated) is int and stated >= 0 else otherwise
+
+
 def _merge_orders(first: Verdict, second: Verdict) -> Judged:
     """Merge the verdicts of the two orders; the second's sides are swapped back already."""
+    queries = sum(query_count(verdict.scores, otherwise=1) for verdict in (first, second))
+    stated = {"queries": queries} if queries != 2 else {}
     if first.p is None or second.p is None:
         which = "" if first.p is None else "exchanged: "
-        return Judged(Verdict(None, which + (first if first.p is None else second).reason), None)
+        return Judged(Verdict(None, which + (first if first.p is None else second).reason, stated), None)
     p = (first.p + second.p) / 2
     if first.p != second.p and {first.p, second.p} <= {0.0, 0.5, 1.0}:
         p = 0.5
     reason = f"{first.p:.3f} for A, {second.p:.3f} when exchanged"
     reason += f"; {first.reason}" if first.reason else ""
     reason += f"; exchanged: {second.reason}" if second.reason else ""
-    scores = {**first.scores, "exchanged": second.scores} if second.scores else first.scores
+    scores = {**first.scores, "exchanged": second.scores} if second.scores else {**first.scores}
     flipped = np.sign(first.p - 0.5) != np.sign(second.p - 0.5)
-    return Judged(Verdict(p, reason, scores), bool(flipped))
+    return Judged(Verdict(p, reason, {**scores, **stated}), bool(flipped))
 
 
 # ---- one call -------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xpo_jax.io.text import error_line
-from xpo_jax.judges.answers import Judged, call_judge, compare, rename_sides, swap_sides
+from xpo_jax.judges.answers import Judged, call_judge, compare, query_count, rename_sides, swap_sides
 from xpo_jax.judges.contract import HasStats, Judge, JudgeError
 from xpo_jax.judges.limits import CallSummary
 from xpo_jax.judges.outcomes import IDENTICAL, IDENTICAL_UNFINISHED, UNFINISHED, add, count_outcomes
@@ -107,10 +107,11 @@ def ask(
         judged = [Judged(Verdict(None, fatal_error), None)] * len(to_ask)
     answered = {i: _translate(result, bool(swapped[i])) for i, result in zip(to_ask, judged, strict=True)}
     orders = 1 + both_orders
+    queries = (query_count(row.verdict.scores, otherwise=orders) for row in {**answered, **earlier}.values())
     return _stack(
         len(prompts.valid),
         {**decided, **answered, **earlier},
-        queries=(len(answered) + len(earlier)) * orders,
+        queries=sum(queries),
         orders=orders,
         fatal_error=fatal_error,
         counts=counts,
@@ -199,7 +200,7 @@ def summarize_call(verdicts: Verdicts) -> CallSummary:
     return {
         "pairs": len(asked_rows),
         "failed": len(failed_rows),
-        "queries": len(asked_rows) * verdicts.orders,
+        "queries": sum(query_count(verdicts.scores[i], otherwise=verdicts.orders) for i in asked_rows),
         "first_failure": verdicts.reasons[failed_rows[0]] if failed_rows else "",
         "fatal_error": verdicts.fatal_error,
         "counts": dict(verdicts.counts),

@@ -4,6 +4,8 @@ Files are replaced atomically, so several processes and machines may share a fol
 SQLite file that diskcache keeps is unsafe there, and diskcache unpickles what it reads. A damaged file is recognized by
 its checksum and ignored. `experiment/verdict_journal.py` has another purpose: it recalls an interrupted run's verdicts.
 
+An answer may have a text, the reasoning before a verdict, which is kept for the log.
+
 Left out on purpose: the questions themselves, failures, and any limit on size or age.
 """
 
@@ -14,15 +16,22 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from xpo_jax.io.user_paths import expand
 from xpo_jax.judges.completion_parsing import Masses
 from xpo_jax.judges.contract import JudgeError
 
 
+class CachedAnswer(NamedTuple):
+    """The probabilities of two labels, and the text of the answer where it is kept, else ""."""
+
+    masses: Masses
+    text: str = ""
+
+
 class AnswerCache:
-    """Probabilities of two labels by question; `damaged` counts the entries that could not be read."""
+    """Answers by question; `damaged` counts the entries that could not be read."""
 
     def __init__(self, folder: str, **context: Any):
         """Take the folder, which is created on the first write, and what determines an answer besides the question.
@@ -34,14 +43,15 @@ class AnswerCache:
         if self._folder.exists() and not self._folder.is_dir():
             raise ValueError(f"cache: {folder} is not a folder; name another one, or None")
 
-    def get(self, question: Mapping[str, Any]) -> Masses | None:
+    def get(self, question: Mapping[str, Any]) -> CachedAnswer | None:
         """Return the answer, or None if there is no readable one."""
         key, path = self._key_and_path(question)
         try:
             entry = json.loads(path.read_bytes())
             a, b = map(float, entry["masses"])
-            if entry == _entry(key, (a, b)):
-                return a, b
+            answer = CachedAnswer((a, b), entry.get("text", ""))
+            if entry == _entry(key, answer):
+                return answer
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
@@ -49,7 +59,7 @@ class AnswerCache:
         self.damaged += 1
         return None
 
-    def put(self, question: Mapping[str, Any], masses: Masses) -> None:
+    def put(self, question: Mapping[str, Any], answer: CachedAnswer) -> None:
         """Store an answer.
 
         Raises:
@@ -59,7 +69,7 @@ class AnswerCache:
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(_entry(key, masses)))
+            temporary.write_text(json.dumps(_entry(key, answer)))
             os.replace(temporary, path)  # without fsync: the checksum detects a torn entry
         except OSError as error:
             raise JudgeError(
@@ -71,8 +81,12 @@ class AnswerCache:
         return key, self._folder / key[:2] / f"{key}.json"
 
 
-def _entry(key: str, masses: Masses) -> dict[str, Any]:
-    content = {"question": key, "masses": list(masses)}
+def _entry(key: str, answer: CachedAnswer) -> dict[str, Any]:
+    content = {
+        "question": key,
+        "masses": list(answer.masses),
+        **({"text": answer.text} if answer.text else {}),
+    }
     return {**content, "sha256": _sha256(content)}
 
 

@@ -1,9 +1,12 @@
 """A judge made of several: their verdicts are combined by weight, and all of them are logged.
 
 "mean" is the weighted mean of the parts' probabilities that A is better; a part without a verdict is left out of it.
-"sum" adds the parts' weighted log-odds, log(p / (1 - p)); a part without a verdict adds nothing. For reward models,
-whose log-odds are the difference of two rewards over a temperature, the sum is the verdict of the weighted sum of
-rewards. If no part has a verdict there is none.
+"majority" prefers the answer that the parts of more weight prefer, however certain each is; one that ties, or has no
+verdict, counts for neither. "sum" adds the parts' weighted log-odds, log(p / (1 - p)); a part without a verdict adds
+nothing. For reward models, whose log-odds are the difference of two rewards over a temperature, the sum is the verdict
+of the weighted sum of rewards. If no part has a verdict there is none.
+
+Every part that is asked counts as a query of its own (`judging.max_queries`).
 
 Where there are several processes and a part runs on their devices, that part is asked about the whole batch by all of
 them. Every other part is asked by each process about its own share, so that nothing is paid for twice.
@@ -19,7 +22,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from xpo_jax.judges.answers import call_judge
+from xpo_jax.judges import voting
+from xpo_jax.judges.answers import call_judge, query_count
 from xpo_jax.judges.contract import (
     DeviceJudge,
     HasModels,
@@ -34,11 +38,13 @@ from xpo_jax.judges.contract import (
     doubt,
     is_collective,
     measure,
+    queries_per_comparison,
 )
 from xpo_jax.judges.scores import sigmoid
 from xpo_jax.values import Comparison, Message, Params, Verdict
 
 CallJudge = Callable[[Judge, Sequence[Comparison]], list[Verdict]]
+Kind = Literal["mean", "majority", "sum"]
 
 MAX_LOG_ODDS = 14.0  # of a part in a sum (p 0.9999992); those of a hard verdict would be infinite
 
@@ -49,7 +55,7 @@ class Combination:
     def __init__(
         self,
         parts: Mapping[str, tuple[float, Judge]],
-        kind: Literal["mean", "sum"],
+        kind: Kind,
         call_by_shares: CallJudge = call_judge,
     ):
         """Take what `combine` has built, weight and judge by name; the last argument is as there."""
@@ -60,6 +66,7 @@ class Combination:
         # if any part needs the whole batch on every process, this judge gets it there and shares out what others need
         self.collective = any(map(is_collective, self._judges.values()))
         self.one_process = any(isinstance(j, HasOneProcess) and j.one_process for j in self._judges.values())
+        self.queries_per_comparison = sum(map(queries_per_comparison, self._judges.values()))
         if any(isinstance(judge, HasProgress) for judge in self._judges.values()):
             self.progress = self._progress  # only then, because a run takes samples for it
 
@@ -144,7 +151,8 @@ class Combination:
 
         Returns:
           Verdicts. Their scores hold, under "a" and "b" and then by part, the probability "p" that this answer is
-          the better one and the part's "score" for it; under "else", by part, the part's other scores.
+          the better one and the part's "score" for it; under "else", by part, the part's other scores. Where several
+          parts have a verdict, "disagreement" is how far they differ (`voting.disagreement`). "queries" is their sum.
 
         Raises:
           JudgeError: a part raised one; the part's name is added.
@@ -162,7 +170,7 @@ class Combination:
 
     def _combine(self, verdicts: Mapping[str, Verdict]) -> Verdict:
         """Combine the parts' verdicts on one comparison."""
-        p = self._probability({name: v.p for name, v in verdicts.items() if v.p is not None})
+        ps = {name: v.p for name, v in verdicts.items() if v.p is not None}
         reason = "; ".join(
             f"{name}: {'no verdict' if v.p is None else f'{v.p:.3f} for A'}{f', {v.reason}' if v.reason else ''}"
             for name, v in verdicts.items()
@@ -174,16 +182,20 @@ class Combination:
                 scores[side][name] = {"p": side_p} | ({"score": rest.pop(side)} if side in rest else {})
             if rest:
                 scores.setdefault("else", {})[name] = rest
-        return Verdict(p, reason, scores)
+        if len(ps) > 1:
+            weights = [self._weights[name] for name in ps]
+            scores["disagreement"] = voting.disagreement(list(ps.values()), weights)
+        scores["queries"] = sum(query_count(verdict.scores, otherwise=1) for verdict in verdicts.values())
+        return Verdict(self._probability(ps), reason, scores)
 
     def _probability(self, ps: Mapping[str, float]) -> float | None:
         """Combine the probabilities of the parts that gave a verdict."""
         if not ps:
             return None
         weights = [self._weights[name] for name in ps]
-        if self._kind == "mean":
-            p = math.fsum(w * p for w, p in zip(weights, ps.values(), strict=True)) / math.fsum(weights)
-            return min(max(p, 0.0), 1.0)  # rounding may exceed the range
+        if self._kind != "sum":
+            pool = voting.mean if self._kind == "mean" else voting.majority
+            return pool(list(ps.values()), weights)
         return sigmoid(math.fsum(w * _log_odds(p) for w, p in zip(weights, ps.values(), strict=True)))
 
 
@@ -196,7 +208,7 @@ def _log_odds(p: float) -> float:
 def combine(
     *,
     judges: Sequence[Mapping[str, Any]],
-    kind: Literal["mean", "sum"],
+    kind: Kind,
     make_judge: Callable[[Mapping[str, Any], str], Judge],
     call_by_shares: CallJudge,
 ) -> Combination:
@@ -204,8 +216,8 @@ def combine(
 
     Args:
       judges: the parts; each is the group that `judge` would be, with a positive number "weight". For a mean only
-        the ratios of the weights matter.
-      kind: "mean" of probabilities, or "sum" of log-odds.
+        or a majority only the ratios of the weights matter.
+      kind: "mean" of probabilities, "majority" of preferences, or "sum" of log-odds.
       make_judge: builds a judge from its group and the group's path in the config.
       call_by_shares: `ask.call_by_shares`.
 

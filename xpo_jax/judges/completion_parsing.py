@@ -1,4 +1,6 @@
-"""Read the probabilities of two labels from a chat completion, as parsed JSON. Anything ambiguous is no answer.
+"""Read the probabilities of two labels from a completion. Anything ambiguous is no answer.
+
+A chat completion is a server's, as parsed JSON; `from_last_line` reads the text of any model that reasons first.
 
 No field is assumed to exist or to have the right type, since a server may send anything. The openai client's response
 models would not do: they are built without validation, so a field may hold a value of any type.
@@ -6,8 +8,10 @@ models would not do: they are built without validation, so a field may hold a va
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import re
 import string
 from collections.abc import Mapping
 from typing import Any
@@ -17,6 +21,11 @@ NEGLIGIBLE = 0.01
 _STRIPPED = (
     string.whitespace + string.punctuation + "\u201e\u201c\u201d\u2018\u2019\u00ab\u00bb\u2026\u3002\u00a0"
 )
+
+# emphasis, headings and a full stop may surround a verdict; quotation marks and ">" may not: they mark a quotation
+_VERDICT_LINE = re.compile(r"[*_#\s]*(?i:verdict)[*_\s]*:[*_\s]*(.*?)[*_.\s]*")
+_LONGEST_VERDICT_LINE = 200  # characters; a longer line is prose, and the pattern takes quadratic time
+TIE = "tie"  # in any case, beside the two labels
 
 Masses = tuple[float, float]  # probabilities of the labels of the first and second answer shown; not both 0
 
@@ -32,6 +41,54 @@ class NoLogprobs(Unreadable):
 def strip_punctuation(text: str) -> str:
     """Return the text without the white space and punctuation around it."""
     return text.strip(_STRIPPED)
+
+
+def check_labels(labels: tuple[str, str]) -> None:
+    """Check the labels of a verdict in the last line.
+
+    Raises:
+      ValueError: they are equal, empty, more than a line, or "tie".
+    """
+    for label in labels:
+        match = _VERDICT_LINE.fullmatch(f"Verdict: {label}")
+        if not match or match[1] != label or not label or label.casefold() == TIE or "\n" in label:
+            raise ValueError(
+                f"labels: {label!r} cannot be the end of a line 'Verdict: ...'; use a letter or a digit"
+            )
+    if labels[0] == labels[1]:
+        raise ValueError(f"labels: both are {labels[0]!r}")
+
+
+def from_last_line(text: str, labels: tuple[str, str]) -> Masses:
+    """Return the verdict in the last line of a complete answer: "Verdict: A", with a label or "tie" in place of A.
+
+    Only the last line counts. What stands above it is reasoning, and may quote anything, verdicts that an answer
+    contains among it. Only where the lines right above it are verdicts, too, must they be the same.
+
+    Args:
+      text: the answer of the judge's model, which ended it by itself.
+      labels: see `check_labels`.
+
+    Raises:
+      Unreadable: the last line is no verdict, or the verdicts at the end contradict each other.
+    """
+    masses: dict[str, Masses] = {labels[0]: (1.0, 0.0), labels[1]: (0.0, 1.0), TIE: (0.5, 0.5)}
+    lines = [line for line in text.splitlines() if line.strip()]
+
+    def stated(line: str) -> str | None:
+        match = _VERDICT_LINE.fullmatch(line) if len(line) <= _LONGEST_VERDICT_LINE else None
+        label = None if match is None else TIE if match[1].casefold() == TIE else match[1]
+        return label if label in masses else None
+
+    verdicts = list(itertools.takewhile(bool, map(stated, reversed(lines))))
+    if not verdicts:
+        last = repr(lines[-1]) if lines else "missing"
+        raise Unreadable(f"the last line is no verdict, such as 'Verdict: {labels[0]}': {last}")
+    if len(set(verdicts)) > 1:
+        raise Unreadable(
+            f"the verdicts at the end contradict each other: {', '.join(map(str, verdicts[::-1]))}"
+        )
+    return masses[str(verdicts[0])]
 
 
 def _choice(reply: Any) -> Mapping[str, Any]:
@@ -56,6 +113,34 @@ def from_text(reply: Any, labels: tuple[str, str]) -> Masses:
     if label not in labels:
         raise Unreadable(f"the answer is neither {labels[0]} nor {labels[1]}: {text!r}")
     return (1.0, 0.0) if label == labels[0] else (0.0, 1.0)
+
+
+def reasoned_text(reply: Any) -> str:
+    """Return the text of an answer that the model ended by itself.
+
+    Raises:
+      Unreadable: there is no text, or it was cut off: its last line is then not the last that was meant.
+    """
+    choice = _choice(reply)
+    message = choice.get("message")
+    text = message.get("content") if isinstance(message, dict) else None
+    if not isinstance(text, str):
+        raise Unreadable(f"the answer has no text: {text!r}")
+    if choice.get("finish_reason") != "stop":
+        raise Unreadable(
+            f"the answer was cut off (finish_reason {choice.get('finish_reason')!r}); allow longer ones with"
+            " judge.max_tokens or judge.max_completion_tokens"
+        )
+    return text
+
+
+def from_reasoning(reply: Any, labels: tuple[str, str]) -> Masses:
+    """Return the verdict in the last line of an answer, see `from_last_line`.
+
+    Raises:
+      Unreadable: see there and `reasoned_text`.
+    """
+    return from_last_line(reasoned_text(reply), labels)
 
 
 def from_logprobs(reply: Any, labels: tuple[str, str]) -> Masses:

@@ -144,6 +144,17 @@ class HasOneProcess(Protocol):
 
 
 @runtime_checkable
+class HasQueries(Protocol):
+    """A judge that may take more than one query for a comparison, because it asks several times or several others.
+
+    queries_per_comparison: at most; the run keeps as many in reserve. How many a comparison took is in the scores of
+      its `values.Verdict`, as the integer "queries".
+    """
+
+    queries_per_comparison: int
+
+
+@runtime_checkable
 class HasModels(Protocol):
     """A judge that reads models from disk or from the hub."""
 
@@ -199,6 +210,11 @@ def is_collective(judge: Judge) -> bool:
     its own shard of the rows.
     """
     return isinstance(judge, HasCollective) and bool(judge.collective)
+
+
+def queries_per_comparison(judge: Judge) -> int:
+    """Return how many queries a comparison takes at most (`HasQueries`), 1 for most judges."""
+    return judge.queries_per_comparison if isinstance(judge, HasQueries) else 1
 
 
 def check(judge: Judge, messages: Sequence[Message], row: Mapping[str, Any]) -> None:

@@ -54,6 +54,7 @@ class _Retry(Exception):
 class Server:
     """A server with a model on it.
 
+    headers: of each request.
     counts: totals of "requests" (every attempt), "retries" (attempts after the first), "unanswered" (questions without
       an answer), and, as the server reports them, "prompt_tokens" and "completion_tokens".
     """
@@ -81,7 +82,7 @@ class Server:
                 f"name 'openai' needs the openai client ({error}); install the extra: pip install 'xpo-jax[judge]'"
             ) from None
         self._openai: Any = openai
-        self._base_url, self._headers, self._key_name = base_url, headers, key_name
+        self._base_url, self.headers, self._key_name = base_url, headers, key_name
         self._concurrency, self._retries = concurrency, retries
         self._timeout, self._batch_timeout = timeout_seconds, batch_timeout_seconds
         self._jitter = random.Random()  # its own, so that pauses do not depend on the run's seed
@@ -157,7 +158,7 @@ class Server:
                     stopped.set()
                     raise
 
-        async with open_client(self._openai, self._base_url, self._headers.fields) as client:
+        async with open_client(self._openai, self._base_url, self.headers.fields) as client:
             tasks = [asyncio.create_task(answer(i)) for i in range(len(questions))]
             try:
                 await asyncio.wait(tasks, timeout=self._batch_timeout, return_when=asyncio.FIRST_EXCEPTION)
@@ -251,9 +252,7 @@ class Server:
 
     def _redact(self, text: str) -> str:
         """Return a text from outside on one short line, without the key."""
-        for key in self._headers.secrets:
-            for form in {key, repr(key)[1:-1], json.dumps(key)[1:-1]}:
-                text = text.replace(form, "***")
+        text = self.headers.without_secrets(text)
         return shorten(one_line("".join(c if c.isprintable() else " " for c in text)), MAX_MESSAGE_CHARACTERS)
 
 

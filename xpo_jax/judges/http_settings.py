@@ -6,6 +6,7 @@ what looks like a key, and their messages do not show it.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -41,6 +42,13 @@ class Headers(NamedTuple):
 
     fields: Mapping[str, str]
     secrets: tuple[str, ...]
+
+    def without_secrets(self, text: str) -> str:
+        """Return a text from outside without the keys, also as Python and JSON escape them."""
+        for key in self.secrets:
+            for form in {key, repr(key)[1:-1], json.dumps(key)[1:-1]}:
+                text = text.replace(form, "***")
+        return text
 
 
 def make_headers(api_key_env: str | None, headers: Mapping[str, str] | None) -> Headers:

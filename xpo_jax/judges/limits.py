@@ -12,7 +12,7 @@ class CallSummary(TypedDict):
     """The counts of one process's shard of the rows, after one call of `ask.ask`; plain JSON values.
 
     pairs: how many pairs the judge was asked about. failed: how many of these have no verdict.
-    queries: comparisons, both orders of a pair counted apart.
+    queries: see `values.Verdicts`.
     first_failure: the reason of the first failed pair, or "".
     fatal_error: see `values.Verdicts`.
     counts: by how much the judge's `stats` increased.
@@ -82,8 +82,7 @@ class Budget:
 
     Args:
       max_queries: None for no limit.
-      orders: 2 where every comparison of an evaluation is asked in both orders, else 1.
-      queries_per_prompt: at most, in a step.
+      queries_per_prompt: at most, in a step. queries_per_comparison: at most; both orders counted apart.
       comparisons_per_evaluation: at most.
       every_steps: steps from one periodic evaluation to the next; 0 for none.
     """
@@ -92,13 +91,14 @@ class Budget:
         self,
         max_queries: int | None,
         *,
-        orders: int,
         queries_per_prompt: int,
+        queries_per_comparison: int,
         comparisons_per_evaluation: int,
         every_steps: int,
     ):
         self.max_queries, self._every_steps = max_queries, every_steps
-        self._per_prompt, self._evaluation_queries = queries_per_prompt, comparisons_per_evaluation * orders
+        self._per_prompt = queries_per_prompt
+        self._evaluation_queries = comparisons_per_evaluation * queries_per_comparison
 
     def check(self, first_batch: int) -> None:
         """Check that the run can make at least one step.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -50,7 +50,8 @@ def count_outcomes(verdicts: Verdicts, rows: Iterable[int]) -> dict[str, int]:
 
     Returns:
       "pairs", and of these "decisive" (one response was preferred) or the cause why not, see _CAUSES. Of the decisive
-      ones, "won" by the policy, and "judged" by the judge, of those "letter_a", where A was preferred.
+      ones, "won" by the policy, and "judged" by the judge, of those "letter_a", where A was preferred. Where the scores
+      have a "disagreement", "pooled", and of those "disagreed", where it is above 0, in either order.
     """
     counts: collections.Counter[str] = collections.Counter()
     for i in rows:
@@ -58,6 +59,9 @@ def count_outcomes(verdicts: Verdicts, rows: Iterable[int]) -> dict[str, int]:
         if shown is None and not verdicts.reasons[i]:
             continue  # a padding row
         counts["pairs"] += 1
+        if disagreements := _disagreements(verdicts.scores[i]):
+            counts["pooled"] += 1
+            counts["disagreed"] += max(disagreements) > 0
         if verdicts.weight[i] == 0:
             counts["failed"] += 1
         elif p != 0.5:
@@ -70,6 +74,14 @@ def count_outcomes(verdicts: Verdicts, rows: Iterable[int]) -> dict[str, int]:
         else:
             counts["flipped" if verdicts.flipped[i] == 1 else "tied"] += 1
     return {name: int(count) for name, count in counts.items() if count}
+
+
+def _disagreements(scores: Mapping[str, Any]) -> list[float]:
+    """Return the "disagreement" in the scores of each order; numbers only, since a judge may log anything."""
+    exchanged = scores.get("exchanged")
+    orders = [scores, exchanged] if isinstance(exchanged, Mapping) else [scores]
+    stated = [order.get("disagreement") for order in orders]
+    return [float(x) for x in stated if isinstance(x, int | float) and not isinstance(x, bool)]
 
 
 def add(several: Iterable[Mapping[str, N]]) -> dict[str, N]:
@@ -99,9 +111,14 @@ def problem(outcomes: Outcomes) -> str:
 
 
 def metrics(outcomes: Outcomes) -> dict[str, float]:
-    """Return the fraction of pairs with a preference, and that of the judge's preferences for A; nan for none."""
-    pairs, judged = outcomes.get("pairs", 0), outcomes.get("judged", 0)
+    """Return the fraction of pairs with a preference, and that of the judge's preferences for A; nan for none.
+
+    Where several opinions were pooled, also the fraction of these pairs on which they differed.
+    """
+    pairs, judged, pooled = (outcomes.get(name, 0) for name in ("pairs", "judged", "pooled"))
+    differed = {"disagreement_rate": outcomes.get("disagreed", 0) / pooled} if pooled else {}
     return {
         "decisive_rate": outcomes.get("decisive", 0) / pairs if pairs else np.nan,
         "letter_a_rate": outcomes.get("letter_a", 0) / judged if judged else np.nan,
+        **differed,
     }

@@ -27,6 +27,18 @@ _CONTROL = re.compile(
     re.IGNORECASE,
 )
 
+MAX_REASONING_CHARACTERS = 1000  # of what a judge argued, in the log
+
+
+def check_asks_for_verdict(template: str | Sequence[Mapping[str, str]]) -> None:
+    """Raise ValueError if the template of a judge that reasons does not ask for the line that is read."""
+    contents = [template] if isinstance(template, str) else [turn["content"] for turn in template]
+    if not any("verdict:" in content.casefold() for content in contents):
+        raise ValueError(
+            "template: it must ask for the line that is read, such as: End with a line of its own, 'Verdict: A',"
+            " 'Verdict: B' or 'Verdict: tie'."
+        )
+
 
 class Rendering:
     """A template with {A} and {B}; {prompt} is the last user turn, and any other {column} a text column of the row."""
