@@ -52,14 +52,11 @@ def test_failure_tolerance_state_resumes_the_count():
 
 
 def test_budget_reserves_the_last_evaluation():
-    free = Budget(
-        None, queries_per_prompt=2, queries_per_comparison=2, comparisons_per_evaluation=100, every_steps=2
-    )
+    limits = {"queries_per_prompt": 2, "queries_per_comparison": 2, "comparisons_per_evaluation": 100}
+    free = Budget(None, **limits, every_steps=2)
     free.check(8)
     assert free.allows(10**9, 0, 8)
-    budget = Budget(
-        1000, queries_per_prompt=2, queries_per_comparison=2, comparisons_per_evaluation=100, every_steps=3
-    )
+    budget = Budget(1000, **limits, every_steps=3)
     # 200 for the last evaluation, 16 for the step, 200 more if a periodic one follows the step
     assert budget.allows(784, 0, 8) and not budget.allows(785, 0, 8)
     assert budget.allows(584, 2, 8) and not budget.allows(585, 2, 8)
@@ -67,9 +64,5 @@ def test_budget_reserves_the_last_evaluation():
         ValueError,
         match=r"^judging.max_queries is 415, .* 200 queries each and a step 16: set it to at least 416",
     ):
-        Budget(
-            415, queries_per_prompt=2, queries_per_comparison=2, comparisons_per_evaluation=100, every_steps=0
-        ).check(8)
-    Budget(
-        416, queries_per_prompt=2, queries_per_comparison=2, comparisons_per_evaluation=100, every_steps=0
-    ).check(8)
+        Budget(415, **limits, every_steps=0).check(8)
+    Budget(416, **limits, every_steps=0).check(8)

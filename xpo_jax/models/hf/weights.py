@@ -169,7 +169,7 @@ def _write_shards(
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def save_tensors(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
+def save_tensors(file: Path, tensors: dict[str, np.ndarray]) -> None:
     """Write a safetensors file of contiguous arrays, as readable as any new file; ValueError if the disk is full."""
     file.touch()
     mode = file.stat().st_mode
