@@ -17,7 +17,8 @@ from tools.ifeval import accuracy, checks, prompts, ties, unrelated
 from tools.ifeval.judge import briefer, follows
 from xpo_jax.config import loader
 from xpo_jax.data.pairs_log import content_hash, read_pairs
-from xpo_jax.values import Comparison
+from xpo_jax.judges.contract import HasScores
+from xpo_jax.values import Candidate, Comparison
 
 needs_checkers = pytest.mark.skipif(
     importlib.util.find_spec("if_verifiable") is None,
@@ -176,12 +177,15 @@ MESSAGES = [{"role": "user", "content": ROW["prompt"]}]
 def test_judge_prefers_what_follows_more():
     """Scores: both followed 1; one followed and half of the other 0.5 + 0.25 / 2 = 0.625; one 0.5."""
     judge = follows(nearness_weight=0.5, softness=0.1)
+    assert isinstance(judge, HasScores)
     texts = {"<<a>>": 1.0, "<<a": 0.625, "a": 0.5, "a, <<b>>": 0.5 + 0.25 / 2, "": 0.0}
     for a, score_a in texts.items():
         for b, score_b in texts.items():
             ((p, reason, scores),) = judge([Comparison(MESSAGES, ROW, a, b)])
             assert scores == {"a": pytest.approx(score_a), "b": pytest.approx(score_b)}
             assert p == pytest.approx(1 / (1 + math.exp(-(score_a - score_b) / 0.1)))
+            one_by_one = judge.scores([Candidate(MESSAGES, ROW, text) for text in (a, b)])
+            assert one_by_one == [scores["a"], scores["b"]] and judge.compare_scores(*one_by_one) == p
     assert reason == "A follows 0, B 0 of 2"
     ((p, _, _),) = follows(nearness_weight=0.0, softness=0.0)([Comparison(MESSAGES, ROW, "<<a", "a")])
     assert p == 0.5  # neither follows more, strictly

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from xpo_jax.judges.scores import win_probability
-from xpo_jax.values import Comparison, Message, Verdict
+from xpo_jax.values import Candidate, Comparison, Message, Verdict
 
 from .checks import Graded, grade
 
@@ -44,6 +44,14 @@ class Follows:
         """Judge each comparison; the scores of the verdict hold the score of both answers."""
         return [self._verdict(_grade(c.row, c.a), _grade(c.row, c.b)) for c in comparisons]
 
+    def scores(self, candidates: Sequence[Candidate]) -> list[float]:
+        """Return the score of each answer."""
+        return [self._score(_grade(c.row, c.text)) for c in candidates]
+
+    def compare_scores(self, a: float, b: float) -> float:
+        """Return the probability that an answer with score `a` is better than one with score `b`."""
+        return win_probability(a, b, self._softness)
+
     def parts(self, messages: Sequence[Message], text: str) -> dict[str, float]:
         """Return the fraction of instructions that an answer follows, whether it follows all, and its score."""
         row = self._rows.get(messages[-1]["content"])
@@ -67,7 +75,7 @@ class Follows:
     def _verdict(self, a: Graded, b: Graded) -> Verdict:
         scores = {"a": self._score(a), "b": self._score(b)}
         counts = f"A follows {sum(a.followed)}, B {sum(b.followed)} of {len(a.followed)}"
-        return Verdict(win_probability(scores["a"], scores["b"], self._softness), counts, scores)
+        return Verdict(self.compare_scores(scores["a"], scores["b"]), counts, scores)
 
 
 def follows(*, nearness_weight: float, softness: float) -> Follows:
