@@ -122,4 +122,4 @@ def test_attention_of_a_decoded_token_has_one_kernel_for_mask_and_softmax():
     compiled = json.loads(done.stdout)
     assert compiled["opcodes"] == ["fusion"] * 6
     caches, scores = 2 * 8 * 2 * (1024 + 128) * 64 * 2, 8 * 14 * (1024 + 128) * 4
-    assert compiled["moved"] < 1.05 * (caches + 3 * scores)
+    assert compiled["moved"] < 1.1 * (caches + 3 * scores)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from xpo_jax.algorithm.batch_shapes import SAMPLERS
 from xpo_jax.reporting.console import field_table, text_table
 from xpo_jax.runtime import sharding
 
@@ -90,7 +91,7 @@ def report(
     loops = {
         program.label: loop
         for program in built
-        if program.name in ("sample", "ahead")
+        if program.name in SAMPLERS
         for loop in [compiled.decode_loop(planned, program)]
         if loop is not None
     }

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 
 from xpo_jax.algorithm import packing
+from xpo_jax.algorithm.batch_shapes import SAMPLERS
 from xpo_jax.runtime.backend import BackendError
 
 from . import estimate, hlo, work
@@ -120,16 +121,13 @@ def planned_total(s: estimate.Setup, label: str) -> int | None:
     name, _, length = label.partition(" ")
     longest = packing.sequence_lengths(s.prompt_tokens, s.response_tokens)[-1]
     tokens = int(length.partition("=")[2] or 0)
-    if name in ("sample", "ahead"):
-        s = dataclasses.replace(
-            s, prompt_tokens=tokens, reference_steps=s.reference_steps if name == "ahead" else 1
-        )
+    if name in SAMPLERS:
+        s = dataclasses.replace(work.one_call(s, name), prompt_tokens=tokens)
     elif tokens and tokens not in (longest, s.judge.tokens if s.judge else None):
         return None
     phases, judge = estimate.memory(s), "judge" if s.judge and s.judge.model else "reference"
     parts = {
-        "sample": ("sample", {"policy, for sampling", "KV cache", "one layer"}),
-        "ahead": ("sample", {"policy, for sampling", "KV cache", "one layer"}),
+        **dict.fromkeys(SAMPLERS, ("sample", {"policy, for sampling", "KV cache", "one layer"})),
         "score": ("score", {"reference", "one layer", "logits chunk"}),
         "judge": ("judge", {judge, "KV cache", "one layer"}),
         "accumulate": ("gradient", phases["gradient"].keys() - {"optimizer state", "reference", "judge"}),
@@ -150,9 +148,9 @@ def phases(s: estimate.Setup, compiled: Sequence[Compiled]) -> dict[str, int]:
 
     A phase is left out if one of its programs was refused.
     """
-    by_name: dict[str, list[Compiled]] = {}
+    by_name: dict[str, list[Compiled]] = {program.name: [] for program in compiled}
     for program in compiled:
-        by_name.setdefault(program.name, []).append(program)
+        by_name[program.name].append(program)
 
     def most(*names: str) -> int | None:
         return max((program.total for name in names for program in by_name.get(name, [])), default=None)
@@ -163,7 +161,7 @@ def phases(s: estimate.Setup, compiled: Sequence[Compiled]) -> dict[str, int]:
     state, copy, masters = (max(program.outputs for program in by_name[name]) for name in needed)
     reference = copy + estimate.base(s)
     judge = estimate.sampling_copy(s.judge.model, s.mesh, s.dtype) if s.judge and s.judge.model else 0
-    sampled = most("sample", "ahead")  # or its copy of the weights is made, from the masters
+    sampled = most(*SAMPLERS)  # or its copy of the weights is made, from the masters
     made = max(program.outputs + program.temporaries for program in by_name["for_sampling"])
     # a program's total includes the weights that are its arguments: one of the two copies, or the state
     both = {
@@ -211,9 +209,9 @@ def decode_loop(s: estimate.Setup, program: Compiled) -> DecodeLoop | None:
     name = loop.calls("body")
     if name not in module.computations:
         return None
-    steps = s.reference_steps if program.name == "ahead" else 1
-    tokens = program.tokens or s.prompt_tokens
-    s = dataclasses.replace(s, prompt_tokens=tokens, batch_size=s.batch_size * steps)
+    call = work.one_call(s, program.name)
+    rows = call.batch_size * call.reference_steps * call.candidates
+    s = dataclasses.replace(call, prompt_tokens=program.tokens or s.prompt_tokens, batch_size=rows)
     body = module.computations[name]
     return DecodeLoop(
         hlo.total(module, name),
@@ -292,7 +290,7 @@ _NAMES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "float64": "f6
 
 def wrong_dtype(program: Compiled, dtype: Any) -> str | None:
     """Return the dtype of a sampling or scoring program's largest argument, if it is not the mesh's."""
-    if program.name not in ("sample", "ahead", "score", "judge"):
+    if program.name not in (*SAMPLERS, "score", "judge"):
         return None
     entry = program.module.computations[program.module.entry]
     leaves = [leaf for i in entry.values() if i.opcode == "parameter" for leaf in i.leaves]

@@ -20,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as PS
 
 from xpo_jax.algorithm import packing
+from xpo_jax.algorithm.batch_shapes import SAMPLERS
 from xpo_jax.models.attention_kernels import SPLASH
 from xpo_jax.models.layers import BLOCKS
 
@@ -79,7 +80,7 @@ def parts(s: estimate.Setup, compiled: Sequence[Compiled]) -> list[Part]:
     """
     measured = []
     for program in compiled:
-        if program.name in ("sample", "ahead"):
+        if program.name in SAMPLERS:
             measured.append(_prefill(s, program))
         if program.name == "accumulate":
             measured += _layers(s, program)

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 from xpo_jax.models.family import ModelConfig
 
 from . import estimate
+
+
+def one_call(s: estimate.Setup, name: str) -> estimate.Setup:
+    """Return the setup with the rows of one program of the sampler: several steps in "ahead", candidates in its own."""
+    return dataclasses.replace(
+        s,
+        reference_steps=s.reference_steps if name == "ahead" else 1,
+        candidates=s.candidates if name == "candidates" else 1,
+    )
 
 
 def forward_flops(model: ModelConfig, tokens: int, pairs: int, logits: int) -> int:

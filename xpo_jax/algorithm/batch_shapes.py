@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+SAMPLERS = ("sample", "ahead", "candidates")  # the names of the sampler's programs, see `BatchShapes.sampled`
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BatchShapes:
