@@ -162,7 +162,7 @@ def _judge(
     recorder: RunRecorder,
     timer: Timer,
     step: int,
-    pairs: choosing.Pairs,
+    pairs: choosing.UnjudgedPairs,
     scored: list[Array],
 ) -> tuple[tuple[Verdicts, np.ndarray], ask.ShardSummary]:
     """Judge this process's rows of a step and log their pairs.

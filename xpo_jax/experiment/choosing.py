@@ -25,7 +25,7 @@ from xpo_jax.runtime.collectives import run_and_gather
 from xpo_jax.values import Array, Params, Prompts, Samples, Verdicts
 
 
-class Pairs(NamedTuple):
+class UnjudgedPairs(NamedTuple):
     """The pairs of a step, before their verdicts.
 
     prompts: a row for each pair, see `pairing.Chosen`.
@@ -85,7 +85,7 @@ class Chooser:
         policy: Params,
         reference: Params,
         recorded: Mapping[str, float],
-    ) -> Pairs:
+    ) -> UnjudgedPairs:
         """Choose the pairs of a batch.
 
         Args:
@@ -108,10 +108,10 @@ class Chooser:
 
     def _pairs(
         self, prompts: Prompts, samples: tuple[Samples, Samples], judge: Judge, **scores: Any
-    ) -> Pairs:
+    ) -> UnjudgedPairs:
         with self._timer("sample"):
             texts = self._decode(samples[0]), self._decode(samples[1])
-        return Pairs(prompts, samples, texts, judge, **scores)
+        return UnjudgedPairs(prompts, samples, texts, judge, **scores)
 
     def _rewards(
         self, prompts: Prompts, candidates: pairing.Candidates, policy: Params, reference: Params
@@ -132,7 +132,7 @@ class Chooser:
         candidates: pairing.Candidates,
         samples: list[Samples],
         recorded: Mapping[str, float],
-    ) -> Pairs:
+    ) -> UnjudgedPairs:
         judge, loss = self._judge, self._loss
         assert isinstance(judge, HasScores), "judge_factory.py refuses others"
         loses, collective = ~candidates.finished & loss.unfinished_loses, contract.is_collective(judge)
