@@ -90,11 +90,11 @@ def attend_by_splash(q: Array, keys: Causal, interpret: Any = False) -> Array:
     scaled = narrow(q.astype(wide(q.dtype)) * H**-0.5, q.dtype).swapaxes(2, 3)
     rows = [x.reshape(B * C, -1, T, H) for x in (scaled, keys.k, keys.v)]
     rows = [jnp.pad(x, [(0, 0), (0, 0), (0, padding), (0, 0)]) for x in rows]
-    out: Array = jax.lax.map(lambda row: _attend(*row, block, interpret=interpret), (*rows, runs))
+    out: Array = jax.lax.map(lambda row: _attend(*row, block=block, interpret=interpret), (*rows, runs))
     return out[:, :, :T].reshape(B, C, N, T, H).swapaxes(2, 3)
 
 
-def _attend(q: Array, k: Array, v: Array, runs: Runs, block: int, *, interpret: Any) -> Array:
+def _attend(q: Array, k: Array, v: Array, runs: Runs, *, block: int, interpret: Any) -> Array:
     """Attend, for one row: q [N T H], k and v [K T H], runs of i32[T], in blocks."""
     # imported here: only TPUs need Pallas
     from jax.experimental.pallas.ops.tpu.splash_attention import BlockSizes
