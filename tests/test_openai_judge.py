@@ -510,7 +510,9 @@ def test_openai_reasoning_reads_the_last_line_and_logs_the_text():
     assert contradiction == (None, "the verdicts at the end contradict each other: A, B", {})
     assert none.p is None and "the last line is no verdict" in none.reason and tie.p == 0.5
     for reason in ("length", "content_filter", None):
-        with FakeOpenAI(scripted, finish_reason=reason) as server:  # the last line is not the one that was meant
+        with FakeOpenAI(
+            scripted, finish_reason=reason
+        ) as server:  # the last line is not the one that was meant
             (cut,) = build(server, **REASONING)(queried[:1])
         assert cut.p is None and "was cut off (finish_reason" in cut.reason
 

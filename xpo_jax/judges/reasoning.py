@@ -7,8 +7,8 @@ The run's own sampler draws what the model writes. The last line must be "Verdic
 `completion_parsing.from_last_line` reads it. What it cannot read, or what was cut off, is no verdict. Nothing that an
 answer says is read as a verdict, because only what the model itself has written is read, and of that the end.
 
-A verdict is a function of the judge's seed, the rendered comparison and the number of the vote, and of nothing else in the
-batch: a run that resumes gets the verdicts that it had.
+A verdict is a function of the judge's seed, the rendered comparison and the number of the vote, and of nothing else in
+the batch: a run that resumes gets the verdicts that it had.
 
 Left out on purpose: asking in both orders (`judging.both_orders` does that for any judge), and a server's model, which
 `openai.py` asks (mode "reasoning"). The model runs in `device_sampler.py`.
