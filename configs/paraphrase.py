@@ -249,7 +249,7 @@ def embedded() -> ConfigDict:
             # rate is kept as well.
             "keep_last": 2,
             "keep_every": None,  # or a multiple of every_steps: also keep those, for later study
-            "export": "last",  # or "best", by held-out win rate; requires evaluation.every_steps
+            "export": "last",  # or "best", "best_score", "best_objective": docs/evaluation.md
         }
     )
 

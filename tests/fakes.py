@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
-from xpo_jax.values import Answer, Candidate, Comparison, Verdict
+from xpo_jax.values import Answer, Candidate, Comparison, Message, Verdict
 
 
 class LongerText:
@@ -91,6 +91,13 @@ class Patchy(Recording):
             (None if len(c.a) > len(c.b) else float("nan")) if self.fails(c.a, c.b) else answer
             for c, answer in zip(comparisons, super().__call__(comparisons), strict=True)
         ]
+
+
+class Scored(LongerText):
+    """Act as `LongerText`, and report the number of vowels as the score of an answer."""
+
+    def parts(self, messages: Sequence[Message], text: str) -> dict[str, float]:
+        return {"score": float(sum(text.count(vowel) for vowel in "aeiou"))}
 
 
 class Miscounting:

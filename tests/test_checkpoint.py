@@ -23,7 +23,7 @@ from file_helpers import files_of_at_most
 from xpo_jax.checkpointing import manifest
 from xpo_jax.checkpointing.checkpoint import CheckpointError, Checkpoints, latest, restore, save, verify
 from xpo_jax.checkpointing.manifest import MANIFEST
-from xpo_jax.checkpointing.retention import kept_steps
+from xpo_jax.checkpointing.retention import best_step, kept_steps, steps_in
 
 
 @pytest.fixture(scope="module")
@@ -340,6 +340,26 @@ def test_remove_outlasts_other_writers(saved, tmp_path, monkeypatch):
 
 
 # ---- retention ----------------------------------------------------------------------------------
+
+
+def test_best_by_another_criterion_is_unknown(tmp_path):
+    """A run that resumes with another `checkpoint.export` does not compare a win rate with a reward."""
+    for step, score, criterion in (
+        (1, 0.9, "win rate"),
+        (2, 0.3, "reward"),
+        (3, 0.2, "reward"),
+        (4, None, "reward"),
+    ):
+        with Checkpoints(tmp_path, keep_last=None, criterion=criterion) as checkpoints:
+            checkpoints.save(step, make_state(step), {}, score=score)
+    assert (
+        best_step(tmp_path) == 1
+        and best_step(tmp_path, "reward") == 2
+        and best_step(tmp_path, "other") is None
+    )
+    with Checkpoints(tmp_path, keep_last=1, criterion="reward") as checkpoints:
+        checkpoints.save(5, make_state(5), {}, score=0.1)
+    assert steps_in(tmp_path) == [2, 5]
 
 
 def test_kept_steps_are_newest_multiples_and_best():

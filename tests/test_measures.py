@@ -14,6 +14,7 @@ from xpo_jax.evaluation.statistics import (
     distinct,
     length_controlled,
     mean_interval,
+    reward,
     win_rate,
     win_share,
 )
@@ -39,6 +40,50 @@ def test_mean_interval_leaves_out_what_was_not_judged():
 def test_a_share_is_of_what_was_judged():
     assert win_share(np.array([[1.0, 0.0], [0.5, math.nan]])) == 0.5
     assert math.isnan(win_share(np.array([math.nan])))
+
+
+def drawn(rng, prompts, gap=1.0):
+    """Draw wins by Bradley-Terry verdicts on a reward difference that varies by prompt, and a KL that goes with it."""
+    difference = gap + rng.normal(0, 0.1, prompts)
+    wins = (rng.random((prompts, 2, 4)) < expit(difference)[:, None, None]).astype(float)
+    return wins, 3.0 + 4.0 * (wins.mean((1, 2)) - 0.5) + rng.normal(0, 2.0, prompts)
+
+
+def test_objective_by_hand():
+    wins = [np.array([1.0, 0.0]), np.array([1.0, 1.0]), np.array([0.5, math.nan]), np.array([math.nan])]
+    value = reward(wins, np.array([1.0, 2.0, 3.0, 6.0]))
+    rate = (0.5 + 1 + 0.5 + 0.5) / 4
+    assert value.mean == pytest.approx(math.log(rate / (1 - rate)))
+    slope = 0.75 / (rate * (1 - rate))
+    assert value.variance == pytest.approx(slope**2 * (1 / 12) / 3)
+    assert value.kl_variance == pytest.approx(np.var([1, 2, 3, 6], ddof=1) / 4)
+    assert value.covariance == pytest.approx(slope * np.cov([0.5, 1, 0.5], [1, 2, 3])[0, 1] / 4)
+    objective = value.objective(3.0, 0.2)
+    assert objective.mean == pytest.approx(value.mean - 0.6)
+    variance = value.variance - 0.4 * value.covariance + 0.04 * value.kl_variance
+    assert objective.high - objective.low == pytest.approx(2 * 1.96 * math.sqrt(variance))
+    assert all(math.isnan(x) for x in reward([np.array([1.0])], np.array([1.0])).objective(1.0, 0.1))
+    won = reward([np.array([1.0])] * 10, np.ones(10))
+    assert won.mean == pytest.approx(math.log(21)) and won.variance > 0
+
+
+@pytest.mark.parametrize(("prompts", "beta"), [(100, 0.1), (300, 0.5)])
+def test_objective_interval_contains_the_truth_and_counts_the_covariance(prompts, beta):
+    rng, covered, without, times = np.random.default_rng(0), 0, 0, 1000
+    wins, kl = drawn(rng, 200_000)
+    rate = wins.mean()
+    truth = math.log(rate / (1 - rate)) - beta * kl.mean()
+    for _ in range(times):
+        wins, kl = drawn(rng, prompts)
+        value = reward(list(wins), kl)
+        low, high = value.objective(float(kl.mean()), beta)[1:]
+        covered += low <= truth <= high
+        low, high = value._replace(covariance=0.0).objective(float(kl.mean()), beta)[1:]
+        without += low <= truth <= high
+    assert 0.93 <= covered / times <= 0.97
+    assert without > covered  # too wide: policies that win more also move further
+    difference = 1.0  # the reward that the verdicts were drawn from, which hardly varies
+    assert math.log(rate / (1 - rate)) == pytest.approx(difference, abs=0.02)
 
 
 def coverage(gap, prompts, times=1000, spread=0.7):

@@ -35,7 +35,7 @@ def top(tmp_path):
 
 
 def test_card_states_origin_and_measurements(top):
-    text = card(top, HUB, HUB, FOUND, held_out=1000)
+    text = card(top, HUB, HUB, FOUND, held_out=1000, step=4)
     assert text.startswith(
         "---\n"
         'base_model: "some-one/Tiny"\n'
@@ -61,16 +61,18 @@ def test_card_states_origin_and_measurements(top):
 
 
 def test_card_states_the_chat_template_arguments(top):
-    assert "chat_template_arguments" not in card(top, HUB, HUB, FOUND, held_out=3)
+    assert "chat_template_arguments" not in card(top, HUB, HUB, FOUND, held_out=3, step=4)
     top.data["chat_template_arguments"] = {"enable_thinking": False}
-    text = card(top, HUB, HUB, FOUND, held_out=3)
+    text = card(top, HUB, HUB, FOUND, held_out=3, step=4)
     assert '"chat_template_arguments": {\n    "enable_thinking": false\n  }\n}\n```' in text
 
 
 def test_card_names_nothing_of_the_machine(top, tmp_path):
     folder = Model("/users/someone/models/Qwen `2.5`", Path("/users/someone/models/Qwen `2.5`"))
     other = Model("../elsewhere/reference", Path("../elsewhere/reference"))
-    text = card(top, folder, other, FOUND | {"win_rate": None, "valid": None, "kl": float("nan")}, held_out=3)
+    text = card(
+        top, folder, other, FOUND | {"win_rate": None, "valid": None, "kl": float("nan")}, held_out=3, step=4
+    )
     assert 'base_model: "Qwen `2.5`"\n' in text and "\n`Qwen 2.5`, trained with" in text
     assert "the reference, `reference`, by" in text
     assert "| this model |\n|---|---|---|\n| win rate against the reference | 50.0% | no verdicts |\n" in text
@@ -84,5 +86,16 @@ def test_card_of_an_adapter_states_its_settings_and_no_path(tmp_path):
     with config.ignore_type():
         config.lora.rank, config.lora.start = 4, "/users/someone/adapter"
     top = configs.build(settings.Experiment, config, "config")
-    text = card(top, HUB, HUB, FOUND, held_out=1000)
+    text = card(top, HUB, HUB, FOUND, held_out=1000, step=4)
     assert '"lora"' in text and '"rank": 4' in text and "someone/adapter" not in text
+
+
+def test_card_states_by_what_and_how_surely_a_policy_was_chosen(top):
+    values = {"exported_value": 0.61234, "exported_value_low": 0.6, "exported_value_high": 0.62}
+    chosen = {"exported_by": "mean score", **values}
+    text = card(top, HUB, HUB, {**FOUND, **chosen}, held_out=1000, step=2)
+    assert (
+        "# Tiny, after 2 steps of XPO\n" in text
+        and "\nAfter step 2, the best of its run, on 1000 held-out" in text
+    )
+    assert "| chosen by: mean score |  | 0.6123 [0.6, 0.62] |\n\n## Settings" in text

@@ -57,7 +57,7 @@ class Checkpoints:
       path: their folder; made by the first `save`.
       keep_last: how many of the newest are kept; None for all.
       keep_every: checkpoints of multiples of this step are kept, too; None for no others.
-      background: whether `save` returns before the new checkpoint is complete.
+      background: whether `save` returns before the new checkpoint is complete. criterion: of the scores.
     """
 
     def __init__(
@@ -67,8 +67,9 @@ class Checkpoints:
         keep_last: int | None,
         keep_every: int | None = None,
         background: bool = True,
+        criterion: str = retention.WIN_RATE,
     ):
-        self._path = paths.absolute(path)
+        self._path, self._criterion = paths.absolute(path), criterion
         self._keep_last, self._keep_every, self._background = keep_last, keep_every, background
         self._thread: threading.Thread | None = None
         self._failure: CheckpointError | None = None
@@ -104,7 +105,7 @@ class Checkpoints:
         folder = self._path / str(step)
         state = jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf), state)
         metadata = {"format": _FORMAT, "version": 1, "step": step, "hold": hold, "needs": needs}
-        metadata["score"] = None if score is None else float(score)
+        metadata |= {"score": None if score is None else float(score), "criterion": self._criterion}
         with all_or_none("starting a checkpoint"), _as_checkpoint_error(folder):
             text = json.dumps(
                 {**metadata, "leaves": leaves.describe(state), "extra": extra}, indent=1, allow_nan=False
@@ -182,9 +183,8 @@ class Checkpoints:
             return
         if distributed.is_lead_process():
             try:
-                retention.remove_old(
-                    self._path, int(folder.name), keep_last=self._keep_last, keep_every=self._keep_every
-                )
+                keep = {"keep_last": self._keep_last, "keep_every": self._keep_every}
+                retention.remove_old(self._path, int(folder.name), **keep, criterion=self._criterion)
             except Exception as error:  # tried again after the next one; this one is complete
                 _log.warning("%s: older checkpoints cannot be removed (%s)", self._path, error)
 

@@ -1,7 +1,7 @@
 """Which checkpoints are kept: the newest, those of certain steps, the best, what these need, and what is held.
 
-A checkpoint's checkpoint.json holds its score, the step that it needs, and whether it is held, so that the rule is the
-same after a restart.
+A checkpoint's checkpoint.json holds its score and by which criterion, the step that it needs, and whether it is held,
+so that the rule is the same after a restart.
 
 Left out on purpose: Orbax's CheckpointManager with its preservation policies (LatestN, EveryNSteps, BestN). It counts
 a checkpoint as complete, and removes older ones, as soon as its files are committed. Here that moment is when the
@@ -21,6 +21,7 @@ from etils import epath
 from xpo_jax.checkpointing import manifest
 
 METADATA = "checkpoint.json"
+WIN_RATE = "win rate"  # what a score is, unless checkpoint.json names another criterion
 
 
 def kept_steps(
@@ -39,9 +40,9 @@ def kept_steps(
     return steps if best is None else steps | {best}
 
 
-def best_step(root: epath.Path) -> int | None:
-    """Return the step of the sealed checkpoint with the highest score; None if none has a score."""
-    return _best({step: _metadata(root / str(step)).get("score") for step in steps_in(root)})
+def best_step(root: epath.Path, criterion: str = WIN_RATE) -> int | None:
+    """Return the step of the sealed checkpoint with the highest score by this criterion; None if none has one."""
+    return _best({step: _score(_metadata(root / str(step)), criterion) for step in steps_in(root)})
 
 
 def _best(scores: Mapping[int, float | None]) -> int | None:
@@ -49,7 +50,9 @@ def _best(scores: Mapping[int, float | None]) -> int | None:
     return max(known)[1] if known else None
 
 
-def remove_old(root: epath.Path, newest: int, *, keep_last: int | None, keep_every: int | None) -> None:
+def remove_old(
+    root: epath.Path, newest: int, *, keep_last: int | None, keep_every: int | None, criterion: str = WIN_RATE
+) -> None:
     """Remove checkpoints that are not kept, and what a killed process left half-written, up to a step.
 
     Later ones are left alone: they were passed over when the run resumed, and will be written again.
@@ -58,13 +61,14 @@ def remove_old(root: epath.Path, newest: int, *, keep_last: int | None, keep_eve
       root: the folder of the checkpoints.
       newest: a step whose checkpoint is complete.
       keep_last, keep_every: see `kept_steps`.
+      criterion: of the best; scores by another one count as unknown.
 
     Raises:
       OSError: a file cannot be read or removed.
     """
     steps = [step for step in steps_in(root) if step <= newest]
     metadata = {step: _metadata(root / str(step)) for step in steps}
-    scores = {step: entries.get("score") for step, entries in metadata.items() if entries}
+    scores = {step: _score(entries, criterion) for step, entries in metadata.items() if entries}
     to_keep = kept_steps(scores, keep_last=keep_last, keep_every=keep_every)
     needed = {metadata[step].get("needs") for step in to_keep}
     for step in steps:
@@ -78,6 +82,11 @@ def steps_in(root: epath.Path) -> list[int]:
         return []
     names = [f.name for f in root.iterdir() if re.fullmatch("0|[1-9][0-9]*", f.name) and f.is_dir()]
     return sorted(map(int, names))
+
+
+def _score(metadata: Mapping[str, Any], criterion: str) -> float | None:
+    """Return a checkpoint's score, None if it has none or one by another criterion."""
+    return metadata.get("score") if metadata.get("criterion", WIN_RATE) == criterion else None
 
 
 def _metadata(folder: epath.Path) -> dict[str, Any]:

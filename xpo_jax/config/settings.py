@@ -211,16 +211,17 @@ class Checkpoint:
 
     Args:
       every_steps: save after every multiple of this; None saves only after the last step, and where a run ends early.
-      keep_last: how many of the newest stay; None for all. The one with the best held-out win rate stays as well.
+      keep_last: how many of the newest stay; None for all. The best one, see `export`, stays as well.
       keep_every: those after a multiple of this stay, too; None for no others.
-      export: the policy that is exported at the end: the last, or the one with the best held-out win rate, which needs
-        evaluation.every_steps.
+      export: the policy that is exported at the end: the last, or the best of those that were evaluated, by held-out
+        win rate ("best", and what stays with "last"), by the judge's mean score, or by E[r] - beta KL; see
+        evaluation/selection.py.
     """
 
     every_steps: int | None
     keep_last: int | None
     keep_every: int | None
-    export: Literal["last", "best"]
+    export: Literal["last", "best", "best_score", "best_objective"]
 
     def __post_init__(self) -> None:
         for name in ("every_steps", "keep_last", "keep_every"):

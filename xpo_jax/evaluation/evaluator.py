@@ -34,8 +34,7 @@ class Opponents(NamedTuple):
     """What the policy's samples meet in every evaluation of a run.
 
     batches: the held-out prompts, in the shapes that the run's programs are compiled for.
-    reference: the reference's weights, as they are sampled from.
-    reference_samples: R, per prompt.
+    reference: its weights, as they are sampled from. reference_samples: R, per prompt.
     answers: per batch B texts, which the policy's samples meet too ("" in padding rows); None for none.
     """
 
@@ -288,6 +287,7 @@ def _summarise(totals: _Totals, *, against_answers: bool) -> Evaluation:
         controlled=statistics.length_controlled(totals.wins, totals.differences),
         against_answers=statistics.win_rate(totals.against_answers) if against_answers else None,
         kl=float(np.mean(totals.kl)),
+        reward=statistics.reward(totals.wins, np.array(totals.kl)),
         kl_per_token=float(np.sum(totals.kl) / np.sum(totals.tokens)),
         entropy=float(np.sum(totals.surprisal) / np.sum(totals.tokens)),
         policy={name: mean for name, (mean, _) in means["policy"].items()} | variety["policy"],

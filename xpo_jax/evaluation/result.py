@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from xpo_jax.evaluation.statistics import Rate
+from xpo_jax.evaluation.statistics import Rate, Reward
 from xpo_jax.judges import outcomes
 
 
@@ -23,6 +23,7 @@ class Evaluation:
     policy, reference: means over all samples of what the judge's `parts` reports of an answer (valid, copy,
       score, ...), with "tokens" and "unfinished"; only the latter two for a judge without `parts`. And the
       first answers' "distinct_1" and "distinct_2", see `statistics.distinct`.
+    reward: as the win rate implies it, see `statistics.Reward`.
     intervals: the half width of the 95 % interval over prompts of each mean in `policy`, and of "kl".
     queries: comparisons that the judge was queried for.
     counts: by how much the judge's `stats` increased, by name.
@@ -39,6 +40,7 @@ class Evaluation:
     controlled: Rate
     against_answers: Rate | None
     kl: float
+    reward: Reward
     kl_per_token: float
     entropy: float
     policy: Mapping[str, float]

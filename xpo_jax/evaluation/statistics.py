@@ -31,6 +31,57 @@ class Rate(NamedTuple):
     high: float
 
 
+class Reward(NamedTuple):
+    """The mean reward of the policy over the reference's, as the win rate implies it, and how sure it is.
+
+    mean: logit of the win rate, nats. With Bradley-Terry verdicts, P(win) = sigmoid(r - r'), it is the mean difference
+      of the rewards if that hardly varies between comparisons, and closer to 0 if it does. It is finite where every
+      comparison was won: half a prompt is added to the wins, and half a one to the losses.
+    variance, kl_variance, covariance: of it, of the mean KL and of both, over prompts.
+    """
+
+    mean: float
+    variance: float
+    kl_variance: float
+    covariance: float
+
+    def objective(self, kl: float, beta: float) -> Rate:
+        """Return E[r] - beta KL, nats, over the reference's, with its 95 % interval (delta method).
+
+        Both parts come from the same samples, so their covariance counts.
+
+        Args:
+          kl: mean KL, nats per sequence. beta: of the loss.
+        """
+        value = self.mean - beta * kl
+        variance = self.variance - 2 * beta * self.covariance + beta**2 * self.kl_variance
+        half = NORMAL * math.sqrt(max(variance, 0.0))
+        return Rate(value, value - half, value + half)
+
+
+def reward(wins: Sequence[np.ndarray], kl: np.ndarray) -> Reward:
+    """Return the reward that the win rate implies, see `Reward`; nan for fewer than two prompts with a verdict.
+
+    Args:
+      wins: per prompt f64[...], as for `win_rate`. kl: f64[n], of the same prompts.
+    """
+    shares = np.array([win_share(prompt) for prompt in wins])
+    judged = ~np.isnan(shares)
+    n, prompts = int(judged.sum()), len(shares)
+    if n < 2:
+        return Reward(math.nan, math.nan, math.nan, math.nan)
+    rate = (float(shares[judged].sum()) + 0.5) / (n + 1)
+    slope = n / (n + 1) / (rate * (1 - rate))
+    spread = float(shares[judged].var(ddof=1))
+    variance = (
+        spread / n if spread else rate * (1 - rate) / n
+    )  # where all are equal, that of as many coin tosses
+    shared = float(np.cov(shares[judged], kl[judged])[0, 1]) / prompts
+    return Reward(
+        math.log(rate / (1 - rate)), slope**2 * variance, float(kl.var(ddof=1)) / prompts, slope * shared
+    )
+
+
 def mean_interval(per_prompt: np.ndarray) -> tuple[float, float]:
     """Return the mean of f64[n] and the half width of its 95 % interval (normal approximation); nan if empty."""
     values = per_prompt[~np.isnan(per_prompt)]

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from xpo_jax.evaluation.evaluator import Evaluator
 from xpo_jax.evaluation.result import Evaluation
-from xpo_jax.evaluation.statistics import Rate
+from xpo_jax.evaluation.statistics import Rate, Reward
 from xpo_jax.io.files import atomic_write, to_json
 from xpo_jax.judges.limits import FailureTolerance
 from xpo_jax.reporting import summary
@@ -64,6 +64,8 @@ class EvaluationCache:
         precedes = self.restored_step is not None and step <= self.restored_step
         if not precedes and entry.get("devices") != self._key["devices"]:
             return None
+        if entry["evaluation"].keys() != {field.name for field in dataclasses.fields(Evaluation)}:
+            return None  # written by another version
         return _Cached(_evaluation(entry["evaluation"]), entry["failure_tolerance"])
 
     def store(self, step: int, evaluation: Evaluation, failure_tolerance: Sequence[Any]) -> None:
@@ -140,8 +142,17 @@ def _evaluation(fields: Mapping[str, Any]) -> Evaluation:
     def rate(value: Sequence[float | None] | None) -> Rate | None:
         return None if value is None else Rate(*map(numbers, value))
 
+    def reward(value: Sequence[float | None]) -> Reward:
+        return Reward(*map(numbers, value))
+
     def unchanged(value: Any) -> Any:
         return value
 
-    decode = {"samples": unchanged, "outcomes": unchanged, "controlled": rate, "against_answers": rate}
+    decode: dict[str, Callable[[Any], Any]] = {
+        "samples": unchanged,
+        "outcomes": unchanged,
+        "controlled": rate,
+        "against_answers": rate,
+    }
+    decode["reward"] = reward
     return Evaluation(**{name: decode.get(name, numbers)(value) for name, value in fields.items()})

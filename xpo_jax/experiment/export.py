@@ -14,22 +14,29 @@ from xpo_jax.values import Params
 
 
 def export(
-    components: Components, directory: RunDir, params: Params, start: Evaluation, latest: Evaluation
+    components: Components,
+    directory: RunDir,
+    params: Params,
+    start: Evaluation,
+    latest: Evaluation,
+    *,
+    step: int,
 ) -> dict[str, Any]:
     """Write the export and print the tables of the end.
 
     Args:
       components, directory: of the run.
       params: float32 master weights; with adapters theirs, which are exported merged and, in adapter/, alone.
-      start, latest: the evaluation before the first step, and that of `params`.
+      start, latest: the evaluation before the first step, and that of `params`. step: of `params`.
 
     Returns:
       The part of the run's result that the evaluations give.
     """
     config, models = components.config, components.models
-    measured = summary.result_fields(start, latest)
+    selection = components.selection
+    measured = {**summary.result_fields(start, latest), **selection.result(latest)}
     card = model_card.card(
-        config.top, models.policy, models.reference, measured, held_out=len(latest.samples)
+        config.top, models.policy, models.reference, measured, held_out=len(latest.samples), step=step
     )
     sampling = config.sampling
     generation = {
@@ -60,4 +67,6 @@ def export(
     with all_or_none("writing samples"):
         directory.write_samples("held_out", latest.samples)
     print(summary.end_tables(start, latest, summary.example_samples(latest, config.top.seed)), flush=True)
+    if line := selection.line(step, latest):
+        print(f"\n{line}", flush=True)
     return measured

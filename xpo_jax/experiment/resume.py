@@ -23,6 +23,7 @@ from xpo_jax.checkpointing import checkpoint
 from xpo_jax.checkpointing.checkpoint import CheckpointError, Checkpoints
 from xpo_jax.checkpointing.retention import best_step
 from xpo_jax.config import settings
+from xpo_jax.evaluation.selection import Selection
 from xpo_jax.experiment.run_directory import RunDir
 from xpo_jax.runtime.collectives import run_on_lead
 from xpo_jax.values import TrainState
@@ -155,7 +156,7 @@ class CheckpointSession:
 
     Args:
       run: the run directory.
-      schedule: when checkpoints are saved, and which stay.
+      schedule: when checkpoints are saved, and which stay. selection: which is the best.
       reference_step: see `settings.Model`; a checkpoint keeps that of the step in which its reference was the policy.
       identity: as `check_identity` returns it.
       restored_step: the step that the run resumes from, which is saved already; None for a new run.
@@ -165,20 +166,25 @@ class CheckpointSession:
         self,
         run: RunDir,
         schedule: settings.Checkpoint,
+        selection: Selection,
         *,
         reference_step: Callable[[int], int],
         identity: Mapping[str, Any],
         restored_step: int | None,
     ):
         self._run, self._schedule, self._reference_step = run, schedule, reference_step
+        self._selection = selection
         self._identity, self._saved = identity, restored_step
         self._checkpoints = Checkpoints(
-            run.checkpoints, keep_last=schedule.keep_last, keep_every=schedule.keep_every
+            run.checkpoints,
+            keep_last=schedule.keep_last,
+            keep_every=schedule.keep_every,
+            criterion=selection.criterion,
         )
 
     def is_due(self, step: int, *, evaluated: bool) -> bool:
         """Return whether the state after `step` steps is saved even if the run continues."""
-        best = evaluated and self._schedule.export == "best"
+        best = evaluated and self._selection.chooses
         becomes_reference = step > 0 and self._reference_step(step) == step
         every = self._schedule.every_steps
         return best or becomes_reference or bool(every and step and step % every == 0)
@@ -188,7 +194,7 @@ class CheckpointSession:
 
         Args:
           status: at the end of that step.
-          score: the held-out win rate; None if it was not evaluated.
+          score: see `Selection.score`; None if it was not evaluated.
         """
         if self._saved == step:
             return
@@ -206,8 +212,9 @@ class CheckpointSession:
         return self._run.checkpoints / str(step)
 
     def best(self) -> int | None:
-        """Return the step with the best held-out win rate among the checkpoints; None if the judge had no verdict."""
-        best: int | None = run_on_lead("looking for the best checkpoint", best_step, self._run.checkpoints)
+        """Return the step with the best score among the checkpoints; None if the judge had no verdict."""
+        root, criterion = self._run.checkpoints, self._selection.criterion
+        best: int | None = run_on_lead("looking for the best checkpoint", best_step, root, criterion)
         return best
 
     def __enter__(self) -> Self:

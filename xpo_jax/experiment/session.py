@@ -11,7 +11,6 @@ Left out on purpose: everything that a step does.
 from __future__ import annotations
 
 import dataclasses
-import math
 import signal
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -220,7 +219,8 @@ class Session:
 
     def _record_evaluation(self, evaluated: Evaluated) -> None:
         if evaluated.is_new:
-            self._step.metrics |= evaluated.evaluation.metrics()
+            chosen_by = self._components.selection.metrics(evaluated.evaluation)
+            self._step.metrics |= {**evaluated.evaluation.metrics(), **chosen_by}
             self.counters.evaluation_queries += evaluated.evaluation.queries
 
     def _settle(self, *, evaluated: bool) -> None:
@@ -239,8 +239,7 @@ class Session:
             self._components.judging.failure_tolerance.state,
             self._ready.restored.offsets_after({name: offset for _, name, offset in values}),
         )
-        win_rate = self._latest.win_rate
-        step.score = win_rate if evaluated and math.isfinite(win_rate) else None
+        step.score = self._components.selection.score(self._latest) if evaluated else None
         if self.should_stop() or stop or self._checkpoints.is_due(step.number, evaluated=evaluated):
             self._save()
         if stop:
@@ -271,14 +270,13 @@ class Session:
         config, programs = components.config, components.programs
         context.watchdog.beat("exporting")
         compiled, exported = context.compilations.count - self._ready.compilations, done
-        if config.checkpoint.export == "best" and (best := self._checkpoints.best()) not in (None, done):
+        if components.selection.chooses and (best := self._checkpoints.best()) not in (None, done):
             assert best is not None
             exported = best
             state = resume.restore_state(self._directory, exported, programs.abstract_state)
             self._latest = self._ready.evaluate(programs.policy(base, state.params), exported).evaluation
-        measured = export(
-            components, self._directory, state.params, self._ready.start.evaluation, self._latest
-        )
+        start = self._ready.start.evaluation
+        measured = export(components, self._directory, state.params, start, self._latest, step=exported)
         if self.ended_by != "steps":
             limits = {f"evaluation.{name}": value for name, value in config.evaluation.stops.items()}
             limits["judging.max_queries"] = config.judging.max_queries

@@ -28,6 +28,7 @@ from xpo_jax.config import settings
 from xpo_jax.config.evaluation import Evaluation
 from xpo_jax.config.loss import Loss, make_loss
 from xpo_jax.evaluation.evaluator import Evaluator, Opponents
+from xpo_jax.evaluation.selection import Selection
 from xpo_jax.experiment.data_setup import Data, load_data
 from xpo_jax.experiment.judge_factory import Judging, make_judges, make_judging
 from xpo_jax.io.user_paths import expand
@@ -108,6 +109,7 @@ class Components(NamedTuple):
     judging: Judging
     programs: Programs
     replay: ReplayBuffer
+    selection: Selection
 
 
 def prepare(config: ConfigDict) -> Components:
@@ -119,6 +121,8 @@ def prepare(config: ConfigDict) -> Components:
     groups, loss_fn = _groups(config)
     coefficients = Coefficients(*groups.loss.coefficients(loss_fn, groups.top.steps))
     top, offline = groups.top, groups.top.offline is not None
+    beta, every_steps = coefficients.beta(top.steps - 1), groups.evaluation.every_steps
+    selection = Selection(groups.checkpoint.export, beta, every_steps)
     groups.replay.check(
         top.batch_size, offline=offline, renewed=groups.model.reference_every_steps is not None
     )
@@ -155,7 +159,7 @@ def prepare(config: ConfigDict) -> Components:
         seed=top.seed,
         pad_token=data.prompts.pad_id,
     )
-    return Components(groups, coefficients, models, data, judging, programs, replay)
+    return Components(groups, coefficients, models, data, judging, programs, replay, selection)
 
 
 def _groups(config: ConfigDict) -> tuple[Groups, LossFn]:

@@ -161,8 +161,9 @@ def start(context: Context) -> Start:
     print(summary.evaluation_line("before", start_evaluation.evaluation), flush=True)
     summary.warn(outcomes.problem(start_evaluation.evaluation.outcomes), "before the first step")
     summary.warn(contract.doubt(components.judging.evaluation_judge), "before the first step")
-    # raises if a stopping criterion uses a metric that this judge does not report
+    # both raise if a criterion, of stopping or of the export, uses a metric that this judge does not report
     ended_by(start_evaluation.evaluation, start_evaluation.evaluation, **components.config.evaluation.stops)
+    components.selection.check(start_evaluation.evaluation)
     ready = Ready(
         context, weights.state, weights.restored, identity, evaluate, start_evaluation, declared, compilations
     )
@@ -194,6 +195,7 @@ def open_session(ready: Ready, console: Sequence[str], *, asks_judge: bool) -> I
     checkpoints = CheckpointSession(
         directory,
         config.checkpoint,
+        ready.context.components.selection,
         reference_step=config.model.reference_step,
         identity=ready.identity,
         restored_step=ready.restored.step,

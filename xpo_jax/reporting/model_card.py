@@ -18,7 +18,13 @@ SETTINGS = ("steps", "batch_size", "seed", "loss", "optimizer", "sampling")
 
 
 def card(
-    top: Experiment, policy: Model, reference: Model, result: Mapping[str, Any], *, held_out: int
+    top: Experiment,
+    policy: Model,
+    reference: Model,
+    result: Mapping[str, Any],
+    *,
+    held_out: int,
+    step: int,
 ) -> str:
     """Return the text of the card.
 
@@ -26,7 +32,8 @@ def card(
       top: the config.
       policy: the model that training started from.
       reference: the model that it was compared with.
-      result: the last evaluation, from `summary.result_fields`.
+      result: the evaluation of the exported policy, from `summary.result_fields`, and why it was chosen, from
+        `Selection.result`. step: after which it is.
       held_out: the number of prompts in that evaluation.
     """
     base, commit = policy.name, f" (commit {policy.commit})" if policy.commit else ""
@@ -46,20 +53,25 @@ def card(
             f" figures below {measured_by}.",
         )
     )
+    when = (
+        "At the end of training,"
+        if "exported_by" not in result
+        else f"After step {step}, the best of its run,"
+    )
     return f"""---
 base_model: {json.dumps(base, ensure_ascii=False)}
 library_name: transformers
 pipeline_tag: text-generation
 ---
 
-# {base.rpartition("/")[2]}, after {top.steps} steps of {method}
+# {base.rpartition("/")[2]}, after {step} steps of {method}
 
 {_code(base)}{commit}, trained with the loss of
 [Exploratory Preference Optimization](https://arxiv.org/abs/2405.21046) by xpo_jax: {how}
 
 ## Measured
 
-At the end of training, on {held_out} held-out prompts, by the judge {measured_by}. The interval is one of 95 %, over
+{when} on {held_out} held-out prompts, by the judge {measured_by}. The interval is one of 95 %, over
 the prompts of this one run.
 
 | | reference | this model |
@@ -84,6 +96,9 @@ def _rows(result: Mapping[str, Any]) -> str:
     for name, key in (("valid answers", "valid"), ("copies of the input", "copy_rate")):
         if result[key] is not None:  # not every judge reports it
             rows.append((name, f"{result[f'{key}_reference']:.1%}", f"{result[key]:.1%}"))
+    if "exported_by" in result:
+        ends = [result[f"exported_value{end}"] for end in ("", "_low", "_high")]
+        rows.append((f"chosen by: {result['exported_by']}", "", "{:.4g} [{:.4g}, {:.4g}]".format(*ends)))
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
