@@ -163,12 +163,17 @@ def run(options: argparse.Namespace) -> int:
                 "prompt": row["prompt"],
                 "instructions": row["instruction_id_list"],
                 "answers": [m.answers.texts[i] for m in measured],
+                "finished": [bool(m.answers.finished[i]) for m in measured],
                 "followed": [m.followed[i] for m in measured],
             }
             for i, row in enumerate(rows)
         ]
         lines += [
-            {**row, "answers": [m.unrelated.texts[i] for m in measured]}
+            {
+                **row,
+                "answers": [m.unrelated.texts[i] for m in measured],
+                "finished": [bool(m.unrelated.finished[i]) for m in measured],
+            }
             for i, row in enumerate(unrelated.rows())
         ]
         atomic_write(options.answers, "".join(to_json(line) + "\n" for line in lines))
