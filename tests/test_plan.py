@@ -206,6 +206,21 @@ def test_memory_of_a_tiny_model_on_a_mesh_by_hand():
     assert all("judge" not in parts for parts in shared.values())
 
 
+def test_reasoning_judge_is_planned_as_the_sampler_of_its_rows():
+    """Its keys and values are those of the prompts and of what it writes; its work that of the policy's samples."""
+    setup = dataclasses.replace(planned((2, 2, 2)), prompt_tokens=32, response_tokens=16, batch_size=8)
+    judge = estimate.Judge(None, 8, 32, 2, new_tokens=16)
+    memory = estimate.memory(dataclasses.replace(setup, judge=judge))
+    assert (
+        memory["judge"]["KV cache"]
+        == memory["sample"]["KV cache"]
+        == 2 * (32 + 16) * estimate.kv_bytes_per_token(estimate.local(TINY, setup.mesh), setup.itemsize)
+    )
+    assert memory["judge"]["one layer"] == memory["sample"]["one layer"]
+    phases = work.flops(dataclasses.replace(setup, judge=judge))
+    assert phases["judge"] == phases["sample"]  # two comparisons for each prompt, as many as candidates
+
+
 def batch_bytes(s):
     """The arguments of sample and accumulate besides weights: one device's shard of a batch, and scalars."""
     rows, P = s.batch_size // s.shards, s.prompt_tokens

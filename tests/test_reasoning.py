@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from golden_llm_judge import LLM_JUDGE_MODEL
+from ml_collections import ConfigDict
 from tiny_run import changed_config, one_sequence_length, run_contents, run_name
 
 from xpo_jax.config import loader as configs
@@ -388,6 +389,15 @@ def test_too_many_positions_are_refused():
 def test_invalid_settings_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         build(**changes)
+
+
+def test_docs_example_is_a_judge_that_asks_for_its_last_line():
+    text = (Path(__file__).parents[1] / "docs" / "judges.md").read_text(encoding="utf-8")
+    examples = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (example,) = (code for code in examples if '"name": "reasoning"' in code)
+    config = ConfigDict()
+    exec(example, {"config": config, "ConfigDict": ConfigDict})
+    assert configs.build(reasoning, config.judge, "judge").queries_per_comparison == 1
 
 
 # ---- a whole run ----------------------------------------------------------------------------------
