@@ -217,7 +217,7 @@ def test_values_that_are_out_of_range_or_inconsistent(folder, overrides, expecte
     [
         (
             "paraphrasing",
-            "judge.name: 'paraphrasing' is unknown; choose paraphrase, llm, openai, reward_model, ",
+            "judge.name: 'paraphrasing' is unknown; choose paraphrase, llm, reasoning, openai, reward_model, ",
         ),
         ("nothing_here:Judge", "judge.name: no module 'nothing_here', seen from "),
         ("fakes:Longest", "judge.name: module 'fakes' has no 'Longest'; did you mean 'LongerText'?"),
