@@ -228,8 +228,8 @@ def memory(s: Setup) -> dict[str, dict[str, int]]:
         "gradients": masters,
         **_backward(s, shard, micro, masters),
     }
-    # XLA keeps the old moments beside the new ones, because a step that is not finite is undone; on a TPU in place
-    replaced = 0 if s.platform == "tpu" else always["optimizer state"]
+    # on a CPU XLA keeps the old moments beside the new ones, because a step that is not finite is undone
+    replaced = always["optimizer state"] if s.platform == "cpu" else 0
     phases["apply"] = {"gradients": masters, "optimizer, replaced": replaced}
     return {name: {**always, **parts} for name, parts in phases.items()}
 
