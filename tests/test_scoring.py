@@ -81,8 +81,12 @@ def test_recorded_scores_are_not_asked_for_again_and_count():
     [
         (KeyError("gone"), "the judge failed: KeyError"),
         ([1.0], "5 answers were to be scored, and scores"),
-        ([1.0, None, math.inf, math.nan, 2.0], "no finite score for 3 answers"),
-        (["high"] * 5, "the judge failed: ValueError"),
+        (
+            [1.0, None, math.inf, math.nan, 2.0],
+            "scores() gave 3 of 5 answers no finite number, the first None",
+        ),
+        ([1.0, *["high"] * 3, 2.0], "scores() gave 3 of 5 answers no finite number, the first 'high'"),
+        ([1.0, *[True] * 3, 2.0], "scores() gave 3 of 5 answers no finite number, the first True"),
     ],
 )
 def test_failure_costs_the_scores_and_is_the_reason_of_missing_verdicts(outcome, words):
@@ -95,6 +99,24 @@ def test_failure_costs_the_scores_and_is_the_reason_of_missing_verdicts(outcome,
     )
     (verdict,) = judge([Comparison(prompts().messages[0], prompts().rows[0], "ddd", "ddd")])
     assert verdict.p is None and words in verdict.reason
+
+
+@pytest.mark.parametrize("p", ["A", 2, None, True, math.nan])
+def test_comparison_of_scores_that_is_no_probability_ends_the_run(p):
+    judge = Failing([2.0, 1.0])
+    judge.compare_scores = lambda a, b: p
+    scores = dict.fromkeys(
+        (scoring.key(Candidate(prompts().messages[0], prompts().rows[0], t)) for t in ("ddd", "bb")), 1.0
+    )
+    with pytest.raises(JudgeError, match=r"compare_scores\(1, 1\) returned .*; return the probability"):
+        scoring.ScoredJudge(judge, scores, "")(
+            [Comparison(prompts().messages[0], prompts().rows[0], "ddd", "bb")]
+        )
+    judge.compare_scores = lambda a, b: 1
+    (verdict,) = scoring.ScoredJudge(judge, scores, "")(
+        [Comparison(prompts().messages[0], prompts().rows[0], "ddd", "bb")]
+    )
+    assert verdict.p == 1.0 and isinstance(verdict.p, float)
 
 
 def test_judge_error_ends_the_run():

@@ -55,6 +55,7 @@ def test_measures_are_those_that_their_names_state():
         "eval/export_high": 0.75,
     }
     assert chosen["best_score"].line(3, seen) == "exported: step 3, the best by mean score: 0.5 [0.25, 0.75]"
+    assert chosen["best_score"].line(0, seen).startswith("exported: step 0, the untrained start, the best by")
     assert chosen["best_objective"].result(seen)["exported_by"] == "E[r] - beta KL, nats, beta 0.1"
 
 

@@ -46,7 +46,8 @@ class Loss:
             raise ValueError(f"candidates is {self.candidates}, must be at least 1")
         if self.candidates > 1 and self.pairing is None:
             raise ValueError(
-                f"pairing is None, but candidates is {self.candidates}; name a rule that pairs them, or set it to 1"
+                f"pairing is None, but candidates is {self.candidates}; name a rule that pairs them, such as"
+                " 'uncertain', or set candidates to 1"
             )
         if self.candidates == 1 and self.pairing is not None:
             raise ValueError(

@@ -106,7 +106,8 @@ class Selection:
         """Return one line on what is exported, "" if it is the last."""
         if not self.chooses:
             return ""
-        return f"exported: step {step}, the best by {self.criterion}: {written(self.measure(evaluation))}"
+        which = f"step {step}" if step else "step 0, the untrained start"
+        return f"exported: {which}, the best by {self.criterion}: {written(self.measure(evaluation))}"
 
 
 def written(measure: Rate) -> str:

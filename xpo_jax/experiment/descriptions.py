@@ -11,6 +11,9 @@ from xpo_jax.experiment.setup import Components
 from xpo_jax.judges.contract import HasModels
 from xpo_jax.models.hf.end_tokens import describe_end_tokens
 
+# Fields of the built-in losses that the opening table shows where they differ from these.
+_USUAL = {"second_candidate": "reference", "bonus": "linear", "bonus_sample": "second", "flip_rate": 0.0}
+
 
 def summary_rows(components: Components) -> dict[str, str]:
     """Return the rows of the opening table that describe the config."""
@@ -37,7 +40,10 @@ def summary_rows(components: Components) -> dict[str, str]:
         f" {top.steps} steps, {data.batches.steps_per_epoch} per epoch",
         "candidates": groups.loss.summary,
         "replay": groups.replay.summary,
-        "loss": f"{top.loss['name']}, beta {beta:g}, alpha {alpha:g} (alpha / beta {alpha / beta:g})",
+        "loss": f"{top.loss['name']}, beta {beta:g}, alpha {alpha:g} (alpha / beta {alpha / beta:g})"
+        + "".join(
+            f", {name} {value}" for name, value in top.loss.items() if _USUAL.get(name, value) != value
+        ),
     }
     return {name: text for name, text in rows.items() if text}
 

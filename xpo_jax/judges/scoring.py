@@ -12,6 +12,7 @@ score.
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypedDict
 
@@ -114,10 +115,10 @@ def _call(judge: HasScores, candidates: Sequence[Candidate]) -> tuple[list[float
             returned = judge.scores(
                 [Candidate(copied(c.messages), copied(c.row), c.text) for c in candidates]
             )
-        scores = [math.nan if score is None else float(score) for score in returned]
-        if len(scores) != len(candidates):
+        returned = list(returned)
+        if len(returned) != len(candidates):
             raise ValueError(
-                f"{len(candidates)} answers were to be scored, and scores() returned {len(scores)}"
+                f"{len(candidates)} answers were to be scored, and scores() returned {len(returned)}"
             )
     except JudgeError:
         raise
@@ -126,8 +127,19 @@ def _call(judge: HasScores, candidates: Sequence[Candidate]) -> tuple[list[float
             raise
         reason = shorten(f"the judge failed: {error_line(error, with_class=True)}", MAX_REASON_CHARACTERS)
         return [math.nan] * len(candidates), reason
-    missing = sum(not math.isfinite(score) for score in scores)
-    return scores, f"the judge gave no finite score for {missing} answers" if missing else ""
+    scores = [float(score) if _is_finite(score) else math.nan for score in returned]
+    missing = [score for score in returned if not _is_finite(score)]
+    if not missing:
+        return scores, ""
+    first = shorten(repr(missing[0]), 80)
+    return scores, (
+        f"the judge's scores() gave {len(missing)} of {len(scores)} answers no finite number, the first {first}"
+    )
+
+
+def _is_finite(score: Any) -> bool:
+    """Return whether a judge returned a finite number; a bool is none, because it may mean that an answer won."""
+    return isinstance(score, numbers.Real) and not isinstance(score, bool) and math.isfinite(score)
 
 
 class ScoredJudge:
@@ -151,7 +163,13 @@ class ScoredJudge:
         if math.isnan(a) or math.isnan(b):
             return Verdict(None, self._failure or "no score")
         scores = {"a": {"score": a}, "b": {"score": b}}
-        return Verdict(self._judge.compare_scores(a, b), f"A {a:.4g}; B {b:.4g}", scores)
+        p = self._judge.compare_scores(a, b)
+        if not _is_finite(p) or not 0 <= p <= 1:
+            raise JudgeError(
+                f"the judge's compare_scores({a:.4g}, {b:.4g}) returned {shorten(repr(p), 80)}; return the probability"
+                " that the first is better, from 0 to 1"
+            )
+        return Verdict(float(p), f"A {a:.4g}; B {b:.4g}", scores)
 
 
 class Scored(NamedTuple):
