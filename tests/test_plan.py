@@ -456,6 +456,21 @@ def test_flops_of_a_step_by_hand():
     assert work.flops(planned(remat=True))["update"] == (3 * (layers + logits), 4 * (layers + logits))
 
 
+def test_flops_of_more_candidates_and_pairs():
+    """Four of the policy share a prefill; ten pairs of five are scored and learned from, or one that was ranked."""
+    one, four = (work.flops(dataclasses.replace(planned(), candidates=K)) for K in (1, 4))
+    assert four["update"] == one["update"] and four["score"] == one["score"]
+    weights, scores, table = 2 * 1920, 2 * 4 * 16, 2 * 16 * 40
+    answer = 2 * weights * 5 + scores * 5 * (8 + 6) + table * 6
+    assert four["sample"][0] - one["sample"][0] == 3 * 16 * answer
+    every = work.flops(dataclasses.replace(planned(), candidates=4, pairs=10))
+    assert [every[phase][0] for phase in ("score", "update")] == [
+        10 * one[phase][0] for phase in ("score", "update")
+    ]
+    ranked = work.flops(dataclasses.replace(planned(), candidates=4, ranked=True))
+    assert ranked["score"][0] == (1 + 2 * 3) * one["score"][0]
+
+
 @pytest.mark.parametrize(("size", "milliseconds"), [("0.5B", 0.21), ("1.5B", 0.64), ("7B", 2.95)])
 def test_decode_bytes_give_the_floor_of_a_token(size, milliseconds):
     """Weights alone, bfloat16, at 4.8 TB/s."""

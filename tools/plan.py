@@ -90,10 +90,12 @@ def decode_lines(s: estimate.Setup, bandwidth: float) -> str:
     if bandwidth:
         seconds = (weights + cache) / bandwidth
         # the policy's samples, and 1/k of a call that draws the reference's for k steps
-        both = s.response_tokens * ((1 + 1 / k) * weights + 2 * cache) / bandwidth
+        drawn = 1 + s.candidates
+        all_of_step = s.response_tokens * ((1 + 1 / k) * weights + drawn * cache) / bandwidth
+        which = "both" if drawn == 2 else f"all {drawn}"
         rows["decode, at least"] = (
             f"{1e3 * weights / bandwidth:.2f} ms for the weights + {1e3 * cache / bandwidth:.2f} ms, at most"
-            f" {s.batch_size / seconds:,.0f} tokens/s; both candidates of a step {both:.3g} s"
+            f" {s.batch_size / seconds:,.0f} tokens/s; {which} candidates of a step {all_of_step:.3g} s"
         )
     return field_table(rows)
 

@@ -48,6 +48,7 @@ class Setup:
       optimizer: an optax transformation. lora: which weights are trained.
       judge: None for a judge on the host.
       reference_steps: steps whose reference samples are drawn in one call. candidates: of the policy, a prompt.
+      pairs: of a prompt that are learned from. ranked: whether these are chosen by implicit rewards.
       kernels: of attention, see `attention_kernels.choose`. platform: of the devices, see `sharding.platform`.
     """
 
@@ -67,6 +68,8 @@ class Setup:
     judge: Judge | None = None
     reference_steps: int = 1
     candidates: int = 1
+    pairs: int = 1
+    ranked: bool = False
     prefill_rows: int | None = None
     kernels: Kernels = ONLY_EINSUM
     platform: str = "cpu"

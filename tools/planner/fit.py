@@ -18,6 +18,7 @@ from jax.sharding import AbstractMesh, AxisType
 from ml_collections import ConfigDict
 
 from xpo_jax.algorithm.optimizer import make_optimizer
+from xpo_jax.algorithm.pairing import REWARDED
 from xpo_jax.algorithm.sampling import Sampling
 from xpo_jax.config import loader as configs
 from xpo_jax.config import settings
@@ -103,6 +104,8 @@ def setup(source: Source) -> tuple[estimate.Setup, ConfigDict]:
         if loss.second_candidate == "reference" and top.offline is None
         else 1,
         candidates=1 if top.offline is not None else loss.candidates,
+        pairs=loss.pairs_per_prompt,
+        ranked=loss.pairing in REWARDED,
         prefill_rows=layout.prefill_rows,
         kernels=choose(model.attention, source.platform, dtype=dtype, head_dim=shapes.head_dim),
         platform=source.platform,

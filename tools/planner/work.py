@@ -41,19 +41,23 @@ def flops(s: estimate.Setup) -> dict[str, tuple[int, int]]:
     remat the layers.
     """
     B, P, T = s.batch_size, s.prompt_tokens, s.response_tokens
-    answers, last = (
-        estimate.CANDIDATES * B,
-        T - 1,
-    )  # the first token needs only the prompt, the last is never read
+    last = T - 1  # the first token needs only the prompt, the last is never read
     forward = functools.partial(forward_flops, s.model)
-    sample = forward(answers * (P + last), answers * (P * P + last * (P + T)), answers * T)
-    layers = forward(B * P + answers * last, B * P * P + answers * last * (P + last), 0)
+    # the policy's candidates share a prefill; the second candidate has its own
+    encoded, drawn = 2 * B, (s.candidates + 1) * B
+    sample = forward(encoded * P + drawn * last, encoded * P * P + drawn * last * (P + T), drawn * T)
+    rows = s.pairs * B
+    answers = estimate.CANDIDATES * rows
+    layers = forward(rows * P + answers * last, rows * P * P + answers * last * (P + last), 0)
     logits = forward(0, 0, answers * T)
-    phases = {"sample": (sample, sample), "score": (layers + logits, layers + logits)}
+    # to rank the candidates, two at a time are scored by policy and reference; then the reference scores the pairs
+    scorings = 1 + (2 * -(-(s.candidates + 1) // 2) if s.ranked else 0)
+    score = scorings * (layers + logits)
+    phases = {"sample": (sample, sample), "score": (score, score)}
     if s.judge:
-        rows, tokens, written = s.judge.comparisons * B, s.judge.tokens, max(s.judge.new_tokens, 1)
+        asked, tokens, written = s.judge.comparisons * B, s.judge.tokens, max(s.judge.new_tokens, 1)
         fed, pairs = tokens + written - 1, tokens**2 + (written - 1) * (tokens + written)
-        judge = forward_flops(s.judge.model or s.model, rows * fed, rows * pairs, rows * written)
+        judge = forward_flops(s.judge.model or s.model, asked * fed, asked * pairs, asked * written)
         phases["judge"] = (judge, judge)
     passes = 2 if s.lora.rank else 3
     computed = passes * layers + (passes + 1) * logits + (layers if s.remat else 0)

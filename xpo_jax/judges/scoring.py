@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict, TypeGuard
 
 import numpy as np
 
@@ -137,7 +137,7 @@ def _call(judge: HasScores, candidates: Sequence[Candidate]) -> tuple[list[float
     )
 
 
-def _is_finite(score: Any) -> bool:
+def _is_finite(score: Any) -> TypeGuard[float]:
     """Return whether a judge returned a finite number; a bool is none, because it may mean that an answer won."""
     return isinstance(score, numbers.Real) and not isinstance(score, bool) and math.isfinite(score)
 
