@@ -21,7 +21,7 @@ def test_profile_names_the_parts_of_two_steps(tmp_path):
     events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
     names = [event.get("name") for event in events]
     assert {part: names.count(part) for part in ("sample", "judge", "score", "update")} == {
-        "sample": 2,
+        "sample": 4,  # drawn, then decoded
         "judge": 2,
         "score": 2,
         "update": 2,
