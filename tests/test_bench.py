@@ -55,6 +55,7 @@ def test_part_flops_of_equal_lengths_is_that_of_the_planner():
     s = SimpleNamespace(
         model=S, batch_size=8, prompt_tokens=16, response_tokens=24, judge=None, remat=False, lora=OFF
     )
+    s.candidates, s.pairs, s.ranked = 1, 1, False
     planned, flops = work.flops(s), part_flops(S, 16, response_lengths("fixed", 8, 24))
     assert flops["prefill"] + flops["decode"] == planned["sample"][0]
     assert (flops["score"], flops["accumulate"]) == (planned["score"][0], planned["update"][0])

@@ -55,9 +55,11 @@ def flops(s: estimate.Setup) -> dict[str, tuple[int, int]]:
     score = scorings * (layers + logits)
     phases = {"sample": (sample, sample), "score": (score, score)}
     if s.judge:
-        asked, tokens, written = s.judge.comparisons * B, s.judge.tokens, max(s.judge.new_tokens, 1)
+        comparisons, tokens, written = s.judge.comparisons * B, s.judge.tokens, max(s.judge.new_tokens, 1)
         fed, pairs = tokens + written - 1, tokens**2 + (written - 1) * (tokens + written)
-        judge = forward_flops(s.judge.model or s.model, asked * fed, asked * pairs, asked * written)
+        judge = forward_flops(
+            s.judge.model or s.model, comparisons * fed, comparisons * pairs, comparisons * written
+        )
         phases["judge"] = (judge, judge)
     passes = 2 if s.lora.rank else 3
     computed = passes * layers + (passes + 1) * logits + (layers if s.remat else 0)
