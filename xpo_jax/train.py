@@ -71,17 +71,18 @@ def _train(context: Context) -> dict[str, Any]:
             session.begin_step(done)
 
             # Sample the candidates. The judge needs their texts, so the host waits for them.
+            prompts = batches[done]
             becomes_reference = reference_step(done + 1) == done + 1  # the policy after this step
             with timer("sample"):
                 sampled = programs.sample(
-                    policy, batches[done], stream=Stream.TRAINING, step=done, candidate=policy_candidates
+                    policy, prompts, stream=Stream.TRAINING, step=done, candidate=policy_candidates
                 )
                 prefetcher.dispatch(reference if second_is_reference else policy, done)
                 candidates = (programs.fetch(sampled), prefetcher.take(done))
 
             # Choose the pairs: with two candidates a prompt there is one, else by the rule that the config names.
             pairs = chooser.choose(
-                batches[done],
+                prompts,
                 *candidates,
                 policy=policy,
                 reference=reference,

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 
 from tools.ifeval import prompts
-from tools.ifeval.checks import grade
+from tools.ifeval.checks import grade, score
 
 NEARNESS_WEIGHT = 0.5  # as judge.nearness_weight in configs/ifeval.py
 
@@ -32,11 +32,7 @@ def reward(completions: list[Any], rules: list[str], **_: Any) -> list[float]:
     scores = []
     for completion, rule in zip(completions, map(json.loads, rules), strict=True):
         graded = grade(rule["instruction_id_list"], rule["kwargs"], completion[0]["content"])
-        parts = [
-            1.0 if follows else NEARNESS_WEIGHT * near
-            for follows, near in zip(graded.followed, graded.nearness, strict=True)
-        ]
-        scores.append(sum(parts) / len(parts))
+        scores.append(score(graded, NEARNESS_WEIGHT))
     return scores
 
 

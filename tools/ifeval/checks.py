@@ -59,6 +59,15 @@ def grade(instructions: Sequence[str], arguments: Sequence[Arguments], answer: s
     return Graded(tuple(followed), tuple(near))
 
 
+def score(graded: Graded, nearness_weight: float) -> float:
+    """Return the mean over instructions of 1 where one is followed, else of `nearness_weight` times its nearness."""
+    parts = [
+        1.0 if follows else nearness_weight * near
+        for follows, near in zip(graded.followed, graded.nearness, strict=True)
+    ]
+    return sum(parts) / len(parts)
+
+
 @functools.cache
 def _checker(name: str, arguments: str) -> Any:
     """Return the benchmark's checker of one instruction with its arguments, which are JSON."""

@@ -12,7 +12,7 @@ from typing import Any
 from xpo_jax.judges.scores import win_probability
 from xpo_jax.values import Candidate, Comparison, Message, Verdict
 
-from .checks import Graded, grade
+from .checks import Graded, grade, score
 
 
 class Follows:
@@ -66,11 +66,7 @@ class Follows:
         }
 
     def _score(self, graded: Graded) -> float:
-        scores = [
-            1.0 if follows else self._nearness_weight * near
-            for follows, near in zip(graded.followed, graded.nearness, strict=True)
-        ]
-        return sum(scores) / len(scores)
+        return score(graded, self._nearness_weight)
 
     def _verdict(self, a: Graded, b: Graded) -> Verdict:
         scores = {"a": self._score(a), "b": self._score(b)}

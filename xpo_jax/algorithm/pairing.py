@@ -134,11 +134,13 @@ class Chosen(NamedTuple):
     """Pairs in the place of prompts: M for each prompt, next to each other.
 
     prompts: B M rows; the position of a pair is that of its prompt, times M, plus its number.
-    samples: the first and the second one of each pair.
+    samples: the first and the second one of each pair. numbers: i[B M 2], of these two. rows: i[B M], of the prompt.
     """
 
     prompts: Prompts
     samples: tuple[Samples, Samples]
+    numbers: np.ndarray
+    rows: np.ndarray
 
 
 def take_pairs(prompts: Prompts, candidates: Candidates, chosen: Int[np.ndarray, "B M"]) -> Chosen:
@@ -162,4 +164,4 @@ def take_pairs(prompts: Prompts, candidates: Candidates, chosen: Int[np.ndarray,
         position=np.asarray(prompts.position)[rows] * M + np.tile(np.arange(M, dtype=np.int32), B),
         valid=prompts.valid[rows],
     )
-    return Chosen(repeated, (one(0), one(1)))
+    return Chosen(repeated, (one(0), one(1)), pairs, rows)

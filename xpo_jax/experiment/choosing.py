@@ -1,7 +1,7 @@
 """From the candidates of a step to the pairs that are judged and learned from, see algorithm/pairing.py.
 
-With two candidates a prompt there is nothing to choose, and nothing here runs. Rules that need the policy's implicit
-rewards compute them on the devices. Rules that need scores ask the judge here, and what then compares the answers is
+With two candidates a prompt there is nothing to choose. Rules that need the policy's implicit rewards compute them on
+the devices. Rules that need scores ask the judge here, and what then compares the answers is
 a `ScoredJudge`. Their scores go into the pairs log, so that an interrupted run does not ask for them a second time.
 """
 
@@ -94,24 +94,23 @@ class Chooser:
           recorded: scores from before the run was interrupted, see `scoring.score_rows`.
         """
         loss, count = self._loss, self._loss.candidates
-        policys = pairing.split(first, count)
-        samples = [policys[0], second, *policys[1:]]
+        of_policy = pairing.split(first, count)
+        samples = [of_policy[0], second, *of_policy[1:]]
         if loss.pairing is None:
-            return self._pairs(prompts, (samples[0], second), self._judge)
+            return self._unscored(prompts, (samples[0], second))
         candidates = pairing.stack(samples)
         if loss.scores_answers:
             return self._by_scores(prompts, candidates, samples, recorded)
         rewards = self._rewards(prompts, candidates, policy, reference)
         informative = pairing.informative(candidates, unfinished_loses=loss.unfinished_loses)
-        chosen = pairing.choose_by_rewards(loss.pairing, rewards, informative)
-        return self._pairs(*pairing.take_pairs(prompts, candidates, chosen[:, None]), self._judge)
+        numbers = pairing.choose_by_rewards(loss.pairing, rewards, informative)
+        chosen = pairing.take_pairs(prompts, candidates, numbers[:, None])
+        return self._unscored(chosen.prompts, chosen.samples)
 
-    def _pairs(
-        self, prompts: Prompts, samples: tuple[Samples, Samples], judge: Judge, **scores: Any
-    ) -> UnjudgedPairs:
+    def _unscored(self, prompts: Prompts, samples: tuple[Samples, Samples]) -> UnjudgedPairs:
         with self._timer("sample"):
             texts = self._decode(samples[0]), self._decode(samples[1])
-        return UnjudgedPairs(prompts, samples, texts, judge, **scores)
+        return UnjudgedPairs(prompts, samples, texts, self._judge)
 
     def _rewards(
         self, prompts: Prompts, candidates: pairing.Candidates, policy: Params, reference: Params
@@ -123,7 +122,7 @@ class Chooser:
             packed = self._programs.pack(prompts, candidates.tokens[two], candidates.lengths[two])
             dispatched.append([self._programs.score(weights, packed) for weights in (policy, reference)])
         with self._timer("score"):
-            ratios = [policys - references for policys, references in jax.device_get(dispatched)]
+            ratios = [of_policy - of_reference for of_policy, of_reference in jax.device_get(dispatched)]
         return np.concatenate(ratios)[: len(candidates.tokens)]
 
     def _by_scores(
@@ -137,7 +136,8 @@ class Chooser:
         assert isinstance(judge, HasScores), "judge_factory.py refuses others"
         loses, collective = ~candidates.finished & loss.unfinished_loses, contract.is_collective(judge)
         with self._timer("sample"):
-            texts = [[self._read(text) for text in self._decode(s)] for s in samples]
+            decoded = [self._decode(s) for s in samples]
+        texts = [[self._read(text) for text in column] for column in decoded]
 
         def score() -> tuple[None, scoring.ScoreSummary]:
             return None, scoring.score_rows(
@@ -154,11 +154,11 @@ class Chooser:
         ranked = np.where(loses, -np.inf, scored.scores)
         if loss.pairing == "all":
             pairs = len(pairing.all_pairs(len(texts)))
-            chosen = np.tile(np.arange(pairs), (len(prompts.valid), 1))
+            numbers = np.tile(np.arange(pairs), (len(prompts.valid), 1))
         else:
-            chosen = pairing.choose_by_scores(str(loss.pairing), ranked)[:, None]
+            numbers = pairing.choose_by_scores(str(loss.pairing), ranked)[:, None]
         log = {
-            int(position) * chosen.shape[1]: [
+            int(position) * numbers.shape[1]: [
                 {"text": column[row], "score": _number(scored.scores[number, row])}
                 for number, column in enumerate(texts)
             ]
@@ -166,12 +166,13 @@ class Chooser:
             if prompts.valid[row]
         }
         by_key = scoring.scores_by_key(prompts, texts, scored.scores)
-        return self._pairs(
-            *pairing.take_pairs(prompts, candidates, chosen),
-            scoring.ScoredJudge(judge, by_key, scored.failure),
-            scored=scored,
-            log=log,
+        chosen = pairing.take_pairs(prompts, candidates, numbers)
+        first, second = (
+            [decoded[number][row] for number, row in zip(side, chosen.rows, strict=True)]
+            for side in chosen.numbers.T
         )
+        compares = scoring.ScoredJudge(judge, by_key, scored.failure)
+        return UnjudgedPairs(chosen.prompts, chosen.samples, (first, second), compares, scored, log)
 
     def _read(self, text: str) -> str:
         """Return what the judge reads of an answer."""

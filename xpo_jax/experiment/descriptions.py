@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from xpo_jax.algorithm.losses import BonusLoss
 from xpo_jax.config import loader as configs
 from xpo_jax.experiment.setup import Components
 from xpo_jax.judges.contract import HasModels
 from xpo_jax.models.hf.end_tokens import describe_end_tokens
 
-# Fields of the built-in losses that the opening table shows where they differ from these.
-_USUAL = {"second_candidate": "reference", "bonus": "linear", "bonus_sample": "second", "flip_rate": 0.0}
+# What the opening table shows of a loss only where it differs: the fields with a default.
+_USUAL = {"second_candidate": "reference"} | {
+    field.name: field.default
+    for field in dataclasses.fields(BonusLoss)
+    if field.default is not dataclasses.MISSING
+}
 
 
 def summary_rows(components: Components) -> dict[str, str]:

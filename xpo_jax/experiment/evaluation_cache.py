@@ -153,6 +153,6 @@ def _evaluation(fields: Mapping[str, Any]) -> Evaluation:
         "outcomes": unchanged,
         "controlled": rate,
         "against_answers": rate,
+        "reward": reward,
     }
-    decode["reward"] = reward
     return Evaluation(**{name: decode.get(name, numbers)(value) for name, value in fields.items()})

@@ -17,7 +17,8 @@ import numpy as np
 
 from xpo_jax.data.pairs_log import content_hash, read_pairs
 from xpo_jax.io.files import atomic_write, to_json
-from xpo_jax.values import Prompts, RecordedVerdict, Verdict
+from xpo_jax.judges.scoring import key
+from xpo_jax.values import Candidate, Prompts, RecordedVerdict, Verdict
 
 JOURNAL = "verdicts-journal.jsonl"
 
@@ -78,7 +79,7 @@ class Journal:
     def recorded_scores(self, step: int) -> dict[str, float]:
         """Return the scores of answers to a step's prompts, by `scoring.key`."""
         return {
-            content_hash(record["messages"], record["row"], candidate["text"], ""): candidate["score"]
+            key(Candidate(record["messages"], record["row"], candidate["text"])): candidate["score"]
             for record in self._scored
             if record["step"] == step
             for candidate in record["candidates"]

@@ -124,14 +124,7 @@ def call_judge(judge: Judge, comparisons: Sequence[Comparison]) -> list[Verdict]
     except JudgeError as error:
         raise JudgeError(_shorten(str(error))) from error
     except BaseException as error:  # a judge is arbitrary code and can fail in any way
-        if not is_own_error(error):
-            raise
-        if isinstance(error, SystemExit):
-            raise JudgeError(f"the judge: {exit_line(error)}{_location(error)}") from error
-        location = _location(error)
-        text = f"the judge failed: {type(error).__name__}: {_message(error)}"
-        reason = _shorten(text, MAX_REASON_CHARACTERS - len(location)) + location
-        return [Verdict(None, reason)] * len(comparisons)
+        return [Verdict(None, failure_reason(error))] * len(comparisons)
     try:
         is_list = isinstance(answers, Sequence) and not isinstance(answers, (str, bytes, bytearray))
         is_list |= isinstance(answers, np.ndarray) and answers.ndim == 1
@@ -146,6 +139,22 @@ def call_judge(judge: Judge, comparisons: Sequence[Comparison]) -> list[Verdict]
         )
         return [Verdict(None, reason)] * len(comparisons)
     return [parse(answer) for answer in items]
+
+
+def failure_reason(error: BaseException) -> str:
+    """Return the reason why there is no verdict, where a judge raised `error`; call it in the handler.
+
+    Raises:
+      JudgeError: the judge ended the program.
+      BaseException: the error itself, if it is not the judge's own, such as an interrupt.
+    """
+    if not is_own_error(error):
+        raise error
+    location = _location(error)
+    if isinstance(error, SystemExit):
+        raise JudgeError(f"the judge: {exit_line(error)}{location}") from error
+    text = f"the judge failed: {type(error).__name__}: {_message(error)}"
+    return _shorten(text, MAX_REASON_CHARACTERS - len(location)) + location
 
 
 def parse(answer: Answer) -> Verdict:

@@ -20,12 +20,12 @@ import numpy as np
 
 from xpo_jax.data.pairs_log import content_hash
 from xpo_jax.io.copies import copied
-from xpo_jax.io.text import error_line, shorten
-from xpo_jax.judges.answers import MAX_REASON_CHARACTERS
+from xpo_jax.io.text import shorten
+from xpo_jax.judges.answers import failure_reason
 from xpo_jax.judges.ask import judge_stats
 from xpo_jax.judges.contract import HasScores, JudgeError
 from xpo_jax.runtime import distributed
-from xpo_jax.runtime.user_code import is_own_error, surroundings_restored
+from xpo_jax.runtime.user_code import surroundings_restored
 from xpo_jax.values import Candidate, Comparison, Prompts, Verdict, Verdicts
 
 
@@ -123,10 +123,7 @@ def _call(judge: HasScores, candidates: Sequence[Candidate]) -> tuple[list[float
     except JudgeError:
         raise
     except BaseException as error:  # a judge is arbitrary code and can fail in any way
-        if not is_own_error(error):
-            raise
-        reason = shorten(f"the judge failed: {error_line(error, with_class=True)}", MAX_REASON_CHARACTERS)
-        return [math.nan] * len(candidates), reason
+        return [math.nan] * len(candidates), failure_reason(error)
     scores = [float(score) if _is_finite(score) else math.nan for score in returned]
     missing = [score for score in returned if not _is_finite(score)]
     if not missing:
