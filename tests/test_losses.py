@@ -360,6 +360,25 @@ def test_make_loss_refuses_in_one_line_with_the_field(change, words):
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("change", "alpha", "updates", "words"),
+    [
+        ({"second_candidate": "policy"}, 1e-3, 1, "no mean effect on pairs that the policy has just drawn; raise replay"),
+        ({"second_candidate": "policy"}, 0.0, 1, ""),
+        ({"second_candidate": "policy"}, 1e-3, 2, ""),
+        ({"second_candidate": "policy", "bonus": "bounded"}, 1e-3, 1, ""),
+        ({"second_candidate": "policy", "bonus_sample": "rejected"}, 1e-3, 1, ""),
+        ({}, 1e-3, 1, ""),
+        ({"bonus": "bounded"}, 0.2, 1, "outweighs even a clear verdict: loss.alpha 0.2 >= 2 * loss.beta 0.1; lower"),
+        ({"bonus": "bounded"}, 0.19, 1, ""),
+    ],
+)
+def test_bonus_that_does_nothing_or_too_much_is_doubted(change, alpha, updates, words):
+    settings, loss = make_loss(GROUP | change)
+    doubt = settings.doubt(loss, alpha, 0.1, updates=updates)
+    assert words in doubt and bool(words) == bool(doubt) and "\n" not in doubt
+
+
 def test_bonus_with_two_policy_samples_is_accepted():
     settings, loss = make_loss(GROUP | {"second_candidate": "policy"})
     alpha, _ = settings.coefficients(loss, 1)

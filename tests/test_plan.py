@@ -576,6 +576,10 @@ def test_main_needs_no_weights_and_shows_time_only_for_a_known_device(capsys, tm
         (["--devices=8", "--config.mesh.fsdp=3"], "mesh: data -1 x fsdp 3 x tensor 1 is not 8"),
         (["--devices=128"], "batch_size 64 is not divisible by mesh.data x mesh.fsdp = 128"),
         (["--devices=4", "--config.mesh.tensor=4"], "key_values: 2 is not divisible by mesh.tensor=4"),
+        (
+            ["--config.loss.candidates=2", "--config.loss.pairing=all", "--config.judging.both_orders=True"],
+            "judging.both_orders is True, but with loss.pairing='all' every answer is scored by itself",
+        ),
         (["--config.layout.micro_batch_rows=0"], "layout.micro_batch_rows is 0, must be at least 1"),
     ],
 )

@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 
 from tools import rare_mode
+from tools.sweeps import schedule
+from tools.sweeps.spec import Sweep
+from xpo_jax.config.loader import load
 from xpo_jax.values import Comparison
 
 
@@ -52,9 +55,27 @@ def test_main_fits_the_reference_and_trains(tmp_path, monkeypatch, capsys):
     good = float(out.split("gives F with ")[1].split(",")[0])
     letters = float(out.split("one of the letters with ")[1].split("\n")[0])
     assert good == pytest.approx(0.01, rel=0.15) and letters == pytest.approx(1, abs=0.02)
-    lines = (tmp_path / "0.01" / "updates_1_alpha_0.1_seed_0" / "pairs.jsonl").read_text().splitlines()
+    lines = (tmp_path / "0.01" / "runs" / "plain_0.1" / "seed_0" / "pairs.jsonl").read_text().splitlines()
     assert len(lines) == 3 * rare_mode.BATCH
-    assert [line.split()[0] for line in out.splitlines()[-3:]] == ["0", "0.02", "0.1"]
+    assert [line.split("  ")[0] for line in out.splitlines()[-3:]] == ["plain, 0", "plain, 0.02", "plain, 0.1"]
+
+
+def test_arms_are_valid_configs_and_change_what_they_name(tmp_path):
+    arms = rare_mode.arms(tmp_path, factors=True)
+    sweep = Sweep(tmp_path / "runs", arms, (0, 7), None)
+    schedule.check(sweep)
+    assert len({arm.slug for arm in arms}) == len(arms)
+    configs = {
+        run.arm.name: load(run.arm.config, run.overrides) for run in schedule.plan(sweep, {}) if run.seed == 7
+    }
+    plain = configs["plain, 0"]
+    assert (plain.seed, plain.judge.seed, plain.loss.alpha, plain.replay.updates) == (7, 7, 0.0, 1)
+    assert configs["plain, 0.02"].loss.alpha == pytest.approx(0.02 * plain.loss.beta)
+    assert configs["replay, 0"].replay.updates == 4 and configs["replay, 0"].loss.alpha == 0.0
+    assert configs["bounded, 0.02"].loss.alpha == pytest.approx(4 * configs["plain, 0.02"].loss.alpha)
+    assert configs["alpha to 0, 0.02"].loss.alpha["end"] == 0.0
+    sgd = configs["SGD, 0"].optimizer
+    assert sgd.learning_rate / sgd.eps == pytest.approx(rare_mode.SGD_RATE)
 
 
 def test_main_invalid_input_is_one_line(capsys):

@@ -1,38 +1,40 @@
 """Measure whether exploration pays in a network: a small Qwen2 with a rare good answer, trained by ordinary runs.
 
-    python -m tools.rare_mode --out=FOLDER [--mass=0.001] [--updates=1]
+    python -m tools.rare_mode --out=FOLDER [--factors] [--mass=0.001] [--jobs=2]
 
 This is the bandit of tools/research/bandit.py as text: an answer is a letter, A to M, and a digit, 0 to 5. Five
 letters are common in the reference, eight are rare and equally likely, and one of these is the good one: its reward is
 3, that of the others 0.5 to 1 (common), 0 (rare) and -1 (any other text). A model of two layers is fitted to these
 probabilities, and is then policy and reference of ordinary runs: sampling, judge, update, logs. So, unlike in the
-bandit, answers share weights; and nothing is replayed unless --updates is above 1, the number of updates for each
-batch of verdicts, all but the first on past pairs.
+bandit, answers share weights; and nothing is replayed unless an arm says so.
 
 It counts the verdicts until half of a batch of the policy's answers begin with the good letter; for the optimum, more
-than nine tenths do. It prints, for each alpha / beta and seed, these verdicts ("> n" if the run ended before), the
-fraction of good answers at the end, and the fraction of the policy's answers that are not a letter and a digit.
+than nine tenths do. It prints, for each arm and seed, these verdicts ("> n" if the run ended before), the fraction of
+good answers at the end, and the fraction of the policy's answers that are not a letter and a digit.
+
+--factors adds the arms that change one thing each: replay, SGD, no rare tokens in samples, a hotter second candidate,
+both candidates from the policy, the bounded bonus, the bonus on the rejected answer, and alpha falling to 0. Where a
+factor also matters without a bonus, a second arm has it with alpha 0, to compare with.
 
 Examples:
-  python -m tools.rare_mode --out=build/rare_mode                  five seeds of three arms, about ten minutes
-  python -m tools.rare_mode --out=build/rare_mode --mass=0.03      a less rare good answer
-  python -m tools.rare_mode --out=build/rare_mode --updates=4      with replay
+  python -m tools.rare_mode --out=build/rare_mode                     five seeds of three arms, about ten minutes
+  python -m tools.rare_mode --out=build/rare_mode --factors --jobs=2  all arms, more than an hour
+  python -m tools.rare_mode --out=build/rare_mode --mass=0.03         a less rare good answer
 
-Runs that FOLDER already holds are read and not repeated. Exit status: 0 done, 2 invalid input (one line explains),
-130 interrupted.
+It can be stopped at any time; runs that FOLDER holds are read and not repeated. Exit status: 0 done, 1 some runs
+failed, 2 invalid input (one line explains), 130 interrupted.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import random
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,20 +46,23 @@ from ml_collections import ConfigDict
 from configs.paraphrase import embedded
 from tools.cli import Parser, exit_status, path_argument
 from tools.research import bandit
+from tools.sweep import divide_cores, execute
+from tools.sweeps import schedule
+from tools.sweeps.spec import Arm, Sweep
 from xpo_jax.algorithm.logps import response_logps
 from xpo_jax.models.hf import model_folder, weights
 from xpo_jax.models.registry import family
 from xpo_jax.reporting.console import text_table
 from xpo_jax.reporting.summary import progress
-from xpo_jax.train import train
 from xpo_jax.values import Comparison
 
 LETTERS, DIGITS = "ABCDEFGHIJKLM", "012345"
 GOOD = LETTERS[bandit.COMMON]
-RATIOS, SEEDS = (0.0, 0.02, 0.1), 5
+SEEDS = 5
 BETA, STEPS, BATCH = 0.2, 400, 64
 # With 1e-2, alpha 0 and seed 0 reach the goal earlier, but lose it again for a while.
 LEARNING_RATE = 3e-3
+SGD_RATE = 0.3
 TEMPLATE = "{text}"
 SHAPE = {
     "hidden_size": 32,
@@ -160,22 +165,66 @@ def _prompts(chance: random.Random, n: int) -> list[str]:
 # ---- the runs ---------------------------------------------------------------------------------------
 
 
-def run_config(folder: Path, name: str, *, ratio: float, seed: int, updates: int = 1) -> ConfigDict:
+class Factor(NamedTuple):
+    """Fields of a config that differ from the plain run's, and the values of alpha / beta to run with them."""
+
+    fields: Mapping[str, Any]
+    ratios: tuple[float, ...] = (0.0, 0.02)
+
+
+PLAIN = Factor({}, (0.0, 0.02, 0.1))
+FACTORS = {
+    "replay": Factor({"replay.updates": 4}),
+    # An eps far above every gradient makes Adam into SGD with momentum b1, at learning_rate / eps.
+    "SGD": Factor({"optimizer.eps": 1e3, "optimizer.learning_rate": 1e3 * SGD_RATE}),
+    # No text but a letter and a digit is drawn: a rare letter has 0.003 of the likeliest token's probability.
+    "no junk drawn": Factor({"sampling.min_p": 5e-4}),
+    "two of the policy": Factor({"loss.second_candidate": "policy"}),
+    "two of the policy, replay": Factor({"loss.second_candidate": "policy", "replay.updates": 4}),
+    # Four times alpha, so that the slope at pi = ref is the linear bonus's.
+    "bounded": Factor({"loss.bonus": "bounded", "loss.alpha": 4 * 0.02 * BETA}, (0.02,)),
+    "on the rejected": Factor({"loss.bonus_sample": "rejected"}, (0.02,)),
+    "alpha to 0": Factor(
+        {"loss.alpha": {"kind": "linear", "start": 0.02 * BETA, "end": 0.0, "steps": STEPS // 4}}, (0.02,)
+    ),
+    "replay, alpha to 0": Factor(
+        {
+            "replay.updates": 4,
+            "loss.alpha": {"kind": "linear", "start": 0.02 * BETA, "end": 0.0, "steps": STEPS // 4},
+        },
+        (0.02,),
+    ),
+}
+
+
+def arms(folder: Path, *, factors: bool) -> tuple[Arm, ...]:
+    """Return the arms: a factor at one alpha / beta each."""
+    chosen = {"plain": PLAIN} | (FACTORS if factors else {})
+    made = []
+    for name, factor in chosen.items():
+        for ratio in factor.ratios:
+            slug = f"{name} {ratio:g}".replace(",", "").replace(" ", "_")
+            fields = {"steps": STEPS, "loss.alpha": ratio * BETA, "judge.seed": "{seed}", **factor.fields}
+            config = f"{Path(__file__)}:{folder}"
+            made.append(Arm(f"{name}, {ratio:g}", slug, config, fields, None, tuned=False))
+    return tuple(made)
+
+
+def get_config(folder: str) -> ConfigDict:
     """Return the embedded default with this model, judge and prompts."""
     config = embedded()
-    config.run_dir, config.seed = str(folder / name), seed
     config.steps, config.batch_size = STEPS, BATCH
-    config.data.train, config.data.held_out = str(folder / "train.jsonl"), str(folder / "held_out.jsonl")
+    config.data.train, config.data.held_out = f"{folder}/train.jsonl", f"{folder}/held_out.jsonl"
     config.data.template = ({"role": "user", "content": TEMPLATE},)
     config.data.max_prompt_tokens, config.data.buckets = 24, (24,)
-    config.model.path = str(folder / "model")
+    config.model.path = f"{folder}/model"
     config.sampling.max_new_tokens, config.sampling.temperature = 4, 1.0
-    config.judge = ConfigDict({"name": "tools.rare_mode:judge", "seed": seed})
-    config.loss.beta, config.loss.alpha = BETA, ratio * BETA
-    config.replay.updates = updates
+    config.judge = ConfigDict({"name": "tools.rare_mode:judge", "seed": 0})
+    config.loss.beta, config.loss.alpha = BETA, 0.0
     config.optimizer.learning_rate, config.optimizer.schedule = LEARNING_RATE, "constant"
     config.layout.micro_batch_rows = BATCH // 4
     config.evaluation.prompts, config.evaluation.reference_samples = 8, 1
+    config.checkpoint.every_steps = None
     config.logging.table_every_steps, config.logging.tensorboard = STEPS, False
     return config
 
@@ -203,37 +252,46 @@ def run(argv: Sequence[str]) -> int:
     parser = Parser(prog="python -m tools.rare_mode", description=__doc__)
     parser.add_argument("--out", type=path_argument, required=True, help="folder of the model and the runs")
     parser.add_argument("--mass", type=float, default=0.001, help="probability of each rare letter (0.001)")
+    parser.add_argument("--factors", action="store_true", help="add the arms that change one thing each")
     parser.add_argument(
-        "--updates", type=int, default=1, help="updates for each batch of verdicts (1: no replay)"
+        "--jobs", type=int, default=1, help="concurrent runs, each on its part of the cores (1)"
     )
     options = parser.parse_args(argv)
-    folder = options.out / f"{options.mass:g}"
+    cores, folder = divide_cores(options.jobs), options.out / f"{options.mass:g}"
     if not (folder / "model" / "model.safetensors").is_file():
         build_model(folder / "model", options.mass)
     for name, n in (("train", 512), ("held_out", 8)):
         rows = (json.dumps({"text": text}) + "\n" for text in _prompts(random.Random(name), n))
         (folder / f"{name}.jsonl").write_text("".join(rows))
-    cells = []
-    for ratio in RATIOS:
-        results = []
-        for seed in range(SEEDS):
-            name = f"updates_{options.updates}_alpha_{ratio:g}_seed_{seed}"
-            with open(folder / f"{name}.txt", "w") as log, contextlib.redirect_stdout(log):
-                train(run_config(folder, name, ratio=ratio, seed=seed, updates=options.updates))
-            good, other, verdicts = fractions(folder / name)
-            at_goal = good >= 0.5
-            count = f"{verdicts[at_goal.argmax()]}" if at_goal.any() else f"> {verdicts[-1]}"
-            results.append((count, f"{good[-10:].mean():.2f}", f"{other.mean():.3f}"))
-            print(name, *results[-1], file=sys.stderr, flush=True)
-        cells.append([f"{ratio:g}", *(", ".join(column) for column in zip(*results, strict=True))])
+    sweep = Sweep(folder / "runs", arms(folder, factors=options.factors), tuple(range(SEEDS)), None)
+    schedule.check(sweep)
+    ended, failures = execute(sweep, cores)
     heads = [
-        "alpha/beta",
+        "arm, alpha/beta",
         "verdicts, by seed",
         "good share in the last ten batches",
         "other texts, of all",
     ]
+    cells = [[arm.name, *_columns(sweep, arm, ended)] for arm in sweep.arms]
     print(text_table(heads, cells, width=150))
-    return 0
+    for line in failures:
+        print(f"rare_mode: {line}", file=sys.stderr)
+    return int(bool(failures))
+
+
+def _columns(sweep: Sweep, arm: Arm, ended: schedule.Ended) -> list[str]:
+    """Return what the runs of an arm came to, by seed: verdicts, good share, other texts."""
+    results = []
+    for seed in sweep.seeds:
+        folder = schedule.run_dir(sweep, arm, None, seed)
+        if ended[folder] is None:
+            results.append(("failed", "failed", "failed"))
+            continue
+        good, other, verdicts = fractions(folder)
+        at_goal = good >= 0.5
+        count = f"{verdicts[at_goal.argmax()]}" if at_goal.any() else f"> {verdicts[-1]}"
+        results.append((count, f"{good[-10:].mean():.2f}", f"{other.mean():.3f}"))
+    return [", ".join(column) for column in zip(*results, strict=True)]
 
 
 def main(argv: Sequence[str]) -> int:

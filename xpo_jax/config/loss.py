@@ -10,7 +10,7 @@ from typing import Any, Literal
 from ml_collections import ConfigDict
 
 from xpo_jax.algorithm import pairing
-from xpo_jax.algorithm.losses import LOSSES, LossFn
+from xpo_jax.algorithm.losses import LOSSES, BonusLoss, LossFn
 from xpo_jax.config.schema import ConfigError, build, resolve, schedule, suggestion
 
 Schedule = Callable[[int], float]
@@ -76,6 +76,27 @@ class Loss:
     def queries_per_prompt(self, per_comparison: int) -> int:
         """Return what is put to the judge for each prompt at most: a comparison, or answers that are scored."""
         return self.candidates + 1 if self.scores_answers else per_comparison
+
+    def doubt(self, loss: LossFn, alpha: float, beta: float, *, updates: int) -> str:
+        """Return what makes the bonus do nothing, or too much, and how to fix it, in one line; "" for nothing.
+
+        Args:
+          alpha, beta: at the first step. updates: of a step, see `settings.Replay`.
+        """
+        if not isinstance(loss, BonusLoss) or not alpha:
+            return ""
+        independent = loss.bonus_sample == "second" and self.pairing is None
+        if self.second_candidate == "policy" and loss.bonus == "linear" and independent and updates == 1:
+            return (
+                "the bonus has no mean effect on pairs that the policy has just drawn; raise replay.updates, set"
+                " loss.alpha to 0, or choose loss.bonus='bounded'"
+            )
+        if loss.bonus == "bounded" and alpha >= 2 * beta:
+            return (
+                f"the bonus outweighs even a clear verdict: loss.alpha {alpha:g} >= 2 * loss.beta {beta:g}; lower"
+                " loss.alpha"
+            )
+        return ""
 
     def coefficients(self, loss: LossFn, steps: int) -> tuple[Schedule, Schedule]:
         """Return alpha and beta as functions of the step, checked at every step of the run.

@@ -16,6 +16,7 @@ from typing import Any
 
 from xpo_jax.evaluation.result import Evaluation
 from xpo_jax.evaluation.statistics import Rate
+from xpo_jax.judges.contract import HasParts, Judge
 
 MEASURES = {
     "last": "win rate",
@@ -62,6 +63,14 @@ class Selection:
     @property
     def _is_objective(self) -> bool:
         return self.export == "best_objective"
+
+    def check_judge(self, judge: Judge) -> None:
+        """Raise ValueError if the judge of evaluations reports no parts, and the choice needs one."""
+        if self.export == "best_score" and not isinstance(judge, HasParts):
+            raise ValueError(
+                "checkpoint.export is 'best_score', but the judge has no method parts(messages, text), which reports"
+                " \"score\"; export 'best' or 'best_objective', or add it"
+            )
 
     def check(self, evaluation: Evaluation) -> None:
         """Raise ValueError if the judge does not report what the choice needs."""

@@ -178,9 +178,8 @@ def make_judging(
     """Build the limits on the judges.
 
     Raises:
-      ValueError: the queries do not suffice for a step, or the rule that pairs candidates does not suit the judge.
+      ValueError: the queries do not suffice for a step.
     """
-    check_pairing(loss, judges.training, both_orders=judging.both_orders, offline=offline)
     opponents = evaluation.reference_samples + (data.answers is not None)
     comparisons = sum(int(batch.valid.sum()) for batch in data.held_out) * POLICY_SAMPLES * opponents
     per_comparison = (1 + judging.both_orders) * queries_per_comparison(judges.training)

@@ -30,7 +30,7 @@ from xpo_jax.config.loss import Loss, make_loss
 from xpo_jax.evaluation.evaluator import Evaluator, Opponents
 from xpo_jax.evaluation.selection import Selection
 from xpo_jax.experiment.data_setup import Data, load_data
-from xpo_jax.experiment.judge_factory import Judging, make_judges, make_judging
+from xpo_jax.experiment.judge_factory import Judging, check_pairing, make_judges, make_judging
 from xpo_jax.io.user_paths import expand
 from xpo_jax.judges.contract import DeviceJudge
 from xpo_jax.models import attention_kernels
@@ -103,6 +103,7 @@ class Components(NamedTuple):
     """What `prepare` builds."""
 
     config: Groups
+    loss: LossFn
     coefficients: Coefficients
     models: Models
     data: Data
@@ -129,6 +130,8 @@ def prepare(config: ConfigDict) -> Components:
     updates = top.steps * groups.replay.updates
     optimizer = configs.build(make_optimizer, config.optimizer, "optimizer", steps=updates)
     judges = make_judges(config.judge, groups.evaluation)
+    check_pairing(groups.loss, judges.training, both_orders=groups.judging.both_orders, offline=offline)
+    selection.check_judge(judges.evaluation)
     mesh = configs.build(sharding.make_mesh, config.mesh, "mesh")
     sharding.check_rows(mesh, batch_size=top.batch_size)
     judges.probe()
@@ -159,7 +162,7 @@ def prepare(config: ConfigDict) -> Components:
         seed=top.seed,
         pad_token=data.prompts.pad_id,
     )
-    return Components(groups, coefficients, models, data, judging, programs, replay, selection)
+    return Components(groups, loss_fn, coefficients, models, data, judging, programs, replay, selection)
 
 
 def _groups(config: ConfigDict) -> tuple[Groups, LossFn]:
