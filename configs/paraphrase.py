@@ -150,6 +150,9 @@ def embedded() -> ConfigDict:
     config.judging = ConfigDict(
         {
             "both_orders": False,  # the rules do not depend on the order
+            # 1 for a judge that takes as long as a step: it decides on the next step's pairs, drawn one update early,
+            # while this step updates the policy. docs/judges.md
+            "steps_behind": 0,
             "hide_thinking": False,  # True: the judge reads answers without their <think>...</think> blocks
             "max_queries": None,  # or your budget: the run ends before it would exceed it
             # A pair without a verdict is left out of the update. The run ends after three batches in a row in which

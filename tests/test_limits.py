@@ -60,6 +60,9 @@ def test_budget_reserves_the_last_evaluation():
     # 200 for the last evaluation, 16 for the step, 200 more if a periodic one follows the step
     assert budget.allows(784, 0, 8) and not budget.allows(785, 0, 8)
     assert budget.allows(584, 2, 8) and not budget.allows(585, 2, 8)
+    # two steps, of which the second, or the first, is followed by a periodic evaluation
+    assert budget.allows(572, 1, 8, 6) and not budget.allows(573, 1, 8, 6)
+    assert budget.allows(572, 2, 6, 8) and not budget.allows(573, 2, 6, 8)
     with pytest.raises(
         ValueError,
         match=r"^judging.max_queries is 415, .* 200 queries each and a step 16: set it to at least 416",

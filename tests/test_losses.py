@@ -363,13 +363,23 @@ def test_make_loss_refuses_in_one_line_with_the_field(change, words):
 @pytest.mark.parametrize(
     ("change", "alpha", "updates", "words"),
     [
-        ({"second_candidate": "policy"}, 1e-3, 1, "no mean effect on pairs that the policy has just drawn; raise replay"),
+        (
+            {"second_candidate": "policy"},
+            1e-3,
+            1,
+            "no mean effect on pairs that the policy has just drawn; raise",
+        ),
         ({"second_candidate": "policy"}, 0.0, 1, ""),
         ({"second_candidate": "policy"}, 1e-3, 2, ""),
         ({"second_candidate": "policy", "bonus": "bounded"}, 1e-3, 1, ""),
         ({"second_candidate": "policy", "bonus_sample": "rejected"}, 1e-3, 1, ""),
         ({}, 1e-3, 1, ""),
-        ({"bonus": "bounded"}, 0.2, 1, "outweighs even a clear verdict: loss.alpha 0.2 >= 2 * loss.beta 0.1; lower"),
+        (
+            {"bonus": "bounded"},
+            0.2,
+            1,
+            "outweighs even a clear verdict: loss.alpha 0.2 >= 2 * loss.beta 0.1; lower",
+        ),
         ({"bonus": "bounded"}, 0.19, 1, ""),
     ],
 )

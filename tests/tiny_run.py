@@ -127,6 +127,7 @@ def tiny_config(folder: Path) -> ConfigDict:
             "judging": {
                 "both_orders": False,
                 "hide_thinking": False,
+                "steps_behind": 0,
                 "max_queries": None,
                 "max_failed_fraction": 0.5,
                 "max_failed_batches": 2,

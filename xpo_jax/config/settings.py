@@ -104,6 +104,9 @@ class Judging:
       both_orders: query twice, the second time with A and B exchanged: soft verdicts are averaged, hard ones that
         differ tie. Twice the queries; judge/position_flip_rate shows whether that pays.
       hide_thinking: the judge, and only it, reads answers without <think>...</think> blocks; see judges/thinking.py.
+      steps_behind: 0, or 1: a step's pairs are drawn one update early, by the policy before the last one, and the judge
+        is asked about them while the update before is still under way. For a judge that takes about as long as a step,
+        or longer; see `experiment/judged_pairs.py`.
       max_queries: queries that a run may put to the judge, including those of evaluations, or None; see
         `values.Verdicts`. A run ends, with its last evaluation and export, before a step after which that evaluation
         would exceed the limit.
@@ -116,6 +119,7 @@ class Judging:
 
     both_orders: bool
     hide_thinking: bool
+    steps_behind: int
     max_queries: int | None
     max_failed_fraction: float
     max_failed_batches: int
@@ -129,6 +133,8 @@ class Judging:
     def __post_init__(self) -> None:
         if self.max_queries is not None and self.max_queries < 1:
             raise ValueError(f"max_queries is {self.max_queries}, must be at least 1, or None for no limit")
+        if self.steps_behind not in (0, 1):
+            raise ValueError(f"steps_behind is {self.steps_behind}, must be 0 or 1")
         if not 0 <= self.max_failed_fraction <= 1:
             raise ValueError(f"max_failed_fraction is {self.max_failed_fraction}, must be from 0 to 1")
         if self.max_failed_batches < 1:

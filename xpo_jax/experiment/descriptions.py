@@ -40,6 +40,7 @@ def summary_rows(components: Components) -> dict[str, str]:
         "judge": top.judge["name"]
         + (", queried in both orders" if judging.both_orders else "")
         + (", without <think> blocks" if judging.hide_thinking else "")
+        + (", asked one step ahead" if judging.steps_behind else "")
         + (f"; at most {judging.max_queries} queries" if judging.max_queries is not None else "")
         + (f"; of evaluations: {groups.evaluation.judge['name']}" if groups.evaluation.judge else ""),
         "batch": f"{top.batch_size} prompts, updated {groups.layout.micro_batch_rows} rows per device at a time;"

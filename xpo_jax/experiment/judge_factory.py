@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -153,6 +153,29 @@ def check_pairing(loss: Loss, judge: Judge, *, both_orders: bool, offline: bool)
         )
 
 
+def check_steps_behind(
+    judging: settings.Judging, loss: Loss, judge: Judge, *, offline: bool, renewed: bool
+) -> None:
+    """Raise ValueError where pairs cannot be drawn one update early.
+
+    Args:
+      renewed: whether `model.reference_every_steps` is set.
+    """
+    if not judging.steps_behind:
+        return
+    for bad, why in (
+        (offline, "offline names recorded pairs, and no judge is asked"),
+        (is_collective(judge), "this judge runs on the devices, which an update needs"),
+        (
+            loss.pairing is not None,
+            f"loss.pairing is {loss.pairing!r}, which needs the present policy or judge",
+        ),
+        (renewed, "model.reference_every_steps copies the policy, which is not known early"),
+    ):
+        if bad:
+            raise ValueError(f"judging.steps_behind is 1, but {why}; set it to 0")
+
+
 class Judging(NamedTuple):
     """The judges of training and of evaluations, the queries that the run may make, and the failures it tolerates."""
 
@@ -161,9 +184,15 @@ class Judging(NamedTuple):
     budget: Budget
     failure_tolerance: FailureTolerance
 
-    def spent(self, queries: int, evaluation_queries: int) -> int:
-        """Return the queries that count towards the budget, from those of training and of evaluations."""
-        return queries + (evaluation_queries if self.evaluation_judge is self.judge else 0)
+    def affords(self, queries: int, evaluation_queries: int, steps: range, rows: Sequence[int]) -> bool:
+        """Return whether the budget covers some steps and the evaluations after them, see `Budget.allows`.
+
+        Args:
+          queries, evaluation_queries: so far, of training and of evaluations; of the same judge they count together.
+          rows: valid rows of each of the steps.
+        """
+        spent = queries + (evaluation_queries if self.evaluation_judge is self.judge else 0)
+        return self.budget.allows(spent, steps.start, *rows)
 
 
 def make_judging(

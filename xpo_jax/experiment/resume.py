@@ -52,11 +52,13 @@ class Status:
     failure_tolerance: the state of `judges.limits.FailureTolerance`; () for a new run.
     offsets: the length in bytes of each process's pairs log, by file name; also of those that earlier starts had and
       the present one has not.
+    drawn: samples for the next step that were drawn already, as `judged_pairs.PairMaker.drawn` returns them.
     """
 
     counters: Mapping[str, int]
     failure_tolerance: Sequence[Any]
     offsets: Mapping[str, int]
+    drawn: Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +78,11 @@ class Restored:
     def offsets(self) -> Mapping[str, int]:
         """The lengths that the pairs logs had, by file name."""
         return {} if self.status is None else self.status.offsets
+
+    @property
+    def drawn(self) -> Mapping[str, Any]:
+        """Samples for the next step, see `Status`."""
+        return {} if self.status is None else self.status.drawn
 
     def offsets_after(self, written: Mapping[str, int]) -> dict[str, int]:
         """Return the lengths of all pairs logs, given those that the present processes have written.

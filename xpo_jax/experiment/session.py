@@ -4,15 +4,14 @@
     Session   what its loop works with; `startup.open_session` makes it
 
 The loops are train.py, which samples and queries a judge, and offline.py, which learns from recorded verdicts.
-
-Left out on purpose: everything that a step does.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import operator
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -89,11 +88,12 @@ class Ready(NamedTuple):
 
 @dataclasses.dataclass
 class _Step:
-    """The results of the last step; status and score from when they are written."""
+    """The results of the last step; status and score from when they are written, pairs: name and length of the log."""
 
     number: int
     state: TrainState
     metrics: dict[str, Any]
+    pairs: tuple[str, int]
     status: Status | None = None
     score: float | None = None
 
@@ -101,9 +101,10 @@ class _Step:
 class Session:
     """A run in its loop.
 
-    counters: what the run has counted; a loop adds its queries and skipped updates. recorder: the logs.
-    learning, progress: take what became of each step's pairs.
+    counters: what the run has counted; a loop adds its queries and skipped updates. recorder: the logs. learning,
+    progress: take what became of each step's pairs.
     ended_by: the config's field that ends the run at the current step, or "".
+    drawn: returns what a checkpoint after a number of steps must keep of samples, see `resume.Status`.
     """
 
     def __init__(
@@ -117,19 +118,17 @@ class Session:
     ):
         self._ready, self._checkpoints, self._profiler = ready, checkpoints, profiler
         self._components, self._directory = ready.context.components, ready.context.directory
-        self._asks_judge = asks_judge
-        self.recorder, self.ended_by = recorder, ""
+        self._asks_judge, self.recorder, self.ended_by = asks_judge, recorder, ""
+        self.drawn: Callable[[int], Mapping[str, Any]] = lambda _: {}
         status = ready.restored.status
         self.counters = Counters() if status is None else Counters(**status.counters)
         if self._directory.changes:  # which may have fixed what made the run skip updates or learn nothing
             self.counters.skipped_in_a_row = self.counters.indecisive_in_a_row = 0
-        judging = self._components.config.judging
-        self.learning = LearningWatch(
-            self.counters, judging.max_indecisive_steps, self._components.judging.judge
-        )
+        limit = self._components.config.judging.max_indecisive_steps
+        self.learning = LearningWatch(self.counters, limit, self._components.judging.judge)
         self.progress = JudgeProgress(self._components, ready.start.evaluation)
         self._latest, self._evaluated = ready.start.evaluation, False
-        self._step = _Step(ready.step, ready.state, {})
+        self._step = _Step(ready.step, ready.state, {}, recorder.pairs_offset())
         if ready.step == 0:
             self._record_evaluation(ready.start)
 
@@ -142,9 +141,7 @@ class Session:
           done: steps so far. policy: as it is sampled from.
         """
         limits = self._components.config.evaluation
-        self.ended_by = self._exhausted(done)
-        periodic = bool(limits.every_steps) and done % limits.every_steps == 0
-        self._evaluated = bool(self.ended_by) or done == 0 or periodic
+        self.ended_by, self._evaluated = self._exhausted(done), self.evaluates(done)
         if self._evaluated and done:
             evaluated = self._ready.evaluate(policy, done)
             self._record_evaluation(evaluated)
@@ -152,6 +149,15 @@ class Session:
             start = self._ready.start.evaluation
             self.ended_by = self.ended_by or ended_by(start, self._latest, **limits.stops)
         self.progress.show(policy, done)
+
+    def evaluates(self, done: int) -> bool:
+        """Return whether the policy after `done` steps is evaluated."""
+        every = self._components.config.evaluation.every_steps
+        return done == 0 or bool(self._exhausted(done)) or (every > 0 and done % every == 0)
+
+    def may_begin(self, steps: range) -> bool:
+        """Return whether there are such steps, and the queries suffice for them."""
+        return steps.stop <= self._components.config.top.steps and self._affords(steps)
 
     def checkpoint_if_due(self, done: int) -> None:
         """Write the metrics of step `done`, and save a checkpoint if one is due.
@@ -175,22 +181,20 @@ class Session:
                 raise ValueError(f"step {done}: {problem}; the last weights are in {folder}, see report.html")
 
     def should_stop(self) -> bool:
-        """Return whether the run ends after the current step; `ended_by` says why."""
-        return bool(self.ended_by)
+        """Return whether the run ends after this step."""
+        return self.ended_by != ""
 
     def begin_step(self, done: int) -> None:
-        """Start or stop the profiler, once `done` steps have completed and another one follows."""
+        """Start or stop the profiler, after `done` steps and before another one."""
         self._profiler.at(done)
 
     def record_step(self, done: int, state: TrainState, metrics: Mapping[str, Any]) -> None:
         """Take the results of a step; `checkpoint_if_due` writes them.
 
         Args:
-          done: steps so far.
-          state: after this step; it can be saved until the next update donates its buffers.
-          metrics: of this step.
+          done: steps so far. metrics: of this one. state: after it, to be saved until the next update donates it.
         """
-        self._step = _Step(done, state, dict(metrics))
+        self._step = _Step(done, state, dict(metrics), self.recorder.pairs_offset())
 
     def save_now(self) -> epath.Path:
         """Save the state after the last recorded step, wait for it, and return the checkpoint's folder."""
@@ -202,25 +206,24 @@ class Session:
 
     def save_if_possible(self) -> epath.Path | None:
         """Do what `save_now` does, but return None where an update has taken the state's memory already."""
-        if any(
-            leaf.is_deleted() for leaf in jax.tree.leaves(self._step.state) if isinstance(leaf, jax.Array)
-        ):
-            return None
-        return self.save_now()
+        arrays = [leaf for leaf in jax.tree.leaves(self._step.state) if isinstance(leaf, jax.Array)]
+        return None if any(array.is_deleted() for array in arrays) else self.save_now()
 
     def _exhausted(self, done: int) -> str:
         """Return "steps" or "judging.max_queries" where there may be no further step, else ""."""
         if done >= self._components.config.top.steps:
             return "steps"
-        rows = int(self._components.data.batches[done].valid.sum()) if self._asks_judge else 0
-        judging = self._components.judging
-        spent = judging.spent(self.counters.queries, self.counters.evaluation_queries)
-        return "" if judging.budget.allows(spent, done, rows) else "judging.max_queries"
+        return "" if self._affords(range(done, done + 1)) else "judging.max_queries"
+
+    def _affords(self, steps: range) -> bool:
+        batches, counters = self._components.data.batches, self.counters
+        rows = [int(batches[step].valid.sum()) if self._asks_judge else 0 for step in steps]
+        return self._components.judging.affords(counters.queries, counters.evaluation_queries, steps, rows)
 
     def _record_evaluation(self, evaluated: Evaluated) -> None:
         if evaluated.is_new:
-            chosen_by = self._components.selection.metrics(evaluated.evaluation)
-            self._step.metrics |= {**evaluated.evaluation.metrics(), **chosen_by}
+            self._step.metrics |= evaluated.evaluation.metrics()
+            self._step.metrics |= self._components.selection.metrics(evaluated.evaluation)
             self.counters.evaluation_queries += evaluated.evaluation.queries
 
     def _settle(self, *, evaluated: bool) -> None:
@@ -230,7 +233,7 @@ class Session:
 
         def write() -> list[Any]:
             self.recorder.write_step(step.number, step.metrics, samples)
-            return [self._ready.context.signals.received, *self.recorder.pairs_offset()]
+            return [self._ready.context.signals.received, *step.pairs]
 
         values = run_on_all("writing metrics", write)
         stop = next((number for number, _, _ in values if number), None)
@@ -238,6 +241,7 @@ class Session:
             dataclasses.asdict(self.counters),
             self._components.judging.failure_tolerance.state,
             self._ready.restored.offsets_after({name: offset for _, name, offset in values}),
+            self.drawn(step.number),
         )
         step.score = self._components.selection.score(self._latest) if evaluated else None
         if self.should_stop() or stop or self._checkpoints.is_due(step.number, evaluated=evaluated):
@@ -260,27 +264,25 @@ class Session:
         """Export, and print the results.
 
         Args:
-          state: after the last step. done: steps.
-          base: the weights that are not trained, see `Programs.policy`.
+          state: after the last step. done: steps. base: what is not trained, see `Programs.policy`.
 
         Returns:
           The result of the run, except for its seconds.
         """
-        components, context = self._components, self._ready.context
-        config, programs = components.config, components.programs
+        components, context, config = self._components, self._ready.context, self._components.config
         context.watchdog.beat("exporting")
         compiled, exported = context.compilations.count - self._ready.compilations, done
         if components.selection.chooses and (best := self._checkpoints.best()) not in (None, done):
             assert best is not None
             exported = best
-            state = resume.restore_state(self._directory, exported, programs.abstract_state)
-            self._latest = self._ready.evaluate(programs.policy(base, state.params), exported).evaluation
+            state = resume.restore_state(self._directory, exported, components.programs.abstract_state)
+            self._latest = self._ready.evaluate(
+                components.programs.policy(base, state.params), exported
+            ).evaluation
         start = self._ready.start.evaluation
         measured = export(components, self._directory, state.params, start, self._latest, step=exported)
         if self.ended_by != "steps":
-            limits = {f"evaluation.{name}": value for name, value in config.evaluation.stops.items()}
-            limits["judging.max_queries"] = config.judging.max_queries
-            limit = limits[self.ended_by]
+            limit = operator.attrgetter(self.ended_by)(config)
             print(f"\nended after {done} of {config.top.steps} steps: {self.ended_by} is {limit}")
         return {
             "steps": done,

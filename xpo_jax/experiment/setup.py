@@ -30,7 +30,13 @@ from xpo_jax.config.loss import Loss, make_loss
 from xpo_jax.evaluation.evaluator import Evaluator, Opponents
 from xpo_jax.evaluation.selection import Selection
 from xpo_jax.experiment.data_setup import Data, load_data
-from xpo_jax.experiment.judge_factory import Judging, check_pairing, make_judges, make_judging
+from xpo_jax.experiment.judge_factory import (
+    Judging,
+    check_pairing,
+    check_steps_behind,
+    make_judges,
+    make_judging,
+)
 from xpo_jax.io.user_paths import expand
 from xpo_jax.judges.contract import DeviceJudge
 from xpo_jax.models import attention_kernels
@@ -131,6 +137,13 @@ def prepare(config: ConfigDict) -> Components:
     optimizer = configs.build(make_optimizer, config.optimizer, "optimizer", steps=updates)
     judges = make_judges(config.judge, groups.evaluation)
     check_pairing(groups.loss, judges.training, both_orders=groups.judging.both_orders, offline=offline)
+    check_steps_behind(
+        groups.judging,
+        groups.loss,
+        judges.training,
+        offline=offline,
+        renewed=groups.model.reference_every_steps is not None,
+    )
     selection.check_judge(judges.evaluation)
     mesh = configs.build(sharding.make_mesh, config.mesh, "mesh")
     sharding.check_rows(mesh, batch_size=top.batch_size)

@@ -11,6 +11,7 @@ many processes agrees after every step anyway, see `collectives.run_on_all`.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import faulthandler
 import os
@@ -44,18 +45,28 @@ class Stopped(BaseException):
         self.status, self.on_all_processes = 128 + number, on_all_processes
 
 
-_interruptible = 0  # how many blocks of `interruptible` are open; signals are handled in the main thread
+_interruptible: collections.Counter[int] = (
+    collections.Counter()
+)  # blocks of `interruptible` that are open, by thread
 
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """In here the first signal ends the run at once even where it is deferred, for example in a wait for a person."""
-    global _interruptible
-    _interruptible += 1
+    """In here the first signal ends the run at once even where it is deferred, for example in a wait for a person.
+
+    Signals are handled in the main thread. In another one, this ends the main thread's wait for it, see
+    `Signals.check_wait`.
+    """
+    thread = threading.get_ident()
+    _interruptible[thread] += 1
     try:
         yield
     finally:
-        _interruptible -= 1
+        _interruptible[thread] -= 1
+
+
+def _stopped(number: int) -> Stopped:
+    return Stopped(number, f"stopped by {signal.Signals(number).name}; run the same command to resume")
 
 
 class Signals(contextlib.AbstractContextManager["Signals"]):
@@ -90,6 +101,11 @@ class Signals(contextlib.AbstractContextManager["Signals"]):
         finally:
             self._deferring = False
 
+    def check_wait(self, thread: int | None) -> None:
+        """Raise `Stopped` if a signal was received and that thread, which the caller waits for, is `interruptible`."""
+        if self.received is not None and _interruptible[thread or 0]:
+            raise _stopped(self.received)
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         self._counted += number != signal.SIGHUP
@@ -99,8 +115,8 @@ class Signals(contextlib.AbstractContextManager["Signals"]):
         if self.received is not None:
             return
         self.received = number
-        if not self._deferring or _interruptible:
-            raise Stopped(number, f"stopped by {name}; run the same command to resume")
+        if not self._deferring or _interruptible[threading.main_thread().ident or 0]:
+            raise _stopped(number)
         again = "" if number == signal.SIGHUP else "; send it again to exit at once"
         write_past_buffers(f"xpo_jax: {name}: finishing the current step, then saving{again}\n")
 

@@ -1,0 +1,55 @@
+"""A call that runs in a thread of its own while the main thread goes on."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+_POLL_SECONDS = 0.2  # between two looks at what may end a wait
+
+
+class BackgroundCall(Generic[T]):
+    """A call in a daemon thread, so that a process which ends does not wait for it.
+
+    Args:
+      function: what is called.
+      after: a call that must have ended before, so that no two of them run at once.
+    """
+
+    def __init__(self, function: Callable[[], T], *, after: BackgroundCall[T] | None = None):
+        self._function, self._after = function, after
+        self._value: T
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="judge", daemon=True)
+        self._thread.start()
+
+    @property
+    def ended(self) -> bool:
+        """Whether `wait` returns, or raises, at once."""
+        return not self._thread.is_alive()
+
+    def wait(self, check: Callable[[int | None], None]) -> T:
+        """Return what the call returned, or raise what it raised.
+
+        Args:
+          check: called with the thread's identity now and then; what it raises ends the wait and not the call.
+        """
+        while True:
+            self._thread.join(_POLL_SECONDS)
+            if self.ended:
+                break
+            check(self._thread.ident)
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+    def _run(self) -> None:
+        if self._after is not None:
+            self._after._thread.join()
+            self._after = None  # or the results of all earlier calls would stay alive
+        try:
+            self._value = self._function()
+        except BaseException as error:
+            self._error = error
