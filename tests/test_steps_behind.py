@@ -46,7 +46,7 @@ class Watched:
         cls.inside += 1
         cls.met |= cls.inside > 1
         cls.threads.append(threading.current_thread().name)
-        time.sleep(0.03)
+        time.sleep(0.3 if cls.threads[-1] == "judge" else 0.03)
         cls.inside -= 1
         if len(cls.threads) == cls.fail_at:
             raise JudgeError("the server is gone")

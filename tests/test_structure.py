@@ -193,7 +193,8 @@ def test_each_part_is_read_by_few():
     assert importers("xpo_jax.main") == set()
     loops = {"xpo_jax.train", "xpo_jax.offline"}
     assert all(importers(loop) <= {"xpo_jax.main"} for loop in loops)
-    readers = ("startup", "starting_weights", "session", "export", "descriptions", "inputs", "judge_progress")
+    readers = ("startup", "starting_weights", "session", "export", "descriptions", "inputs")
+    readers += ("judge_progress", "judged_pairs")
     around = {f"xpo_jax.experiment.{name}" for name in readers}
     assert importers("xpo_jax.experiment.startup") <= loops
     assert importers("xpo_jax.experiment.session") <= {"xpo_jax.experiment.startup", *loops}

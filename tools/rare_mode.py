@@ -173,6 +173,7 @@ class Factor(NamedTuple):
 
 
 PLAIN = Factor({}, (0.0, 0.02, 0.1))
+FADING = {"kind": "linear", "start": 0.02 * BETA, "end": 0.0, "steps": STEPS // 4}
 FACTORS = {
     "replay": Factor({"replay.updates": 4}),
     # An eps far above every gradient makes Adam into SGD with momentum b1, at learning_rate / eps.
@@ -184,16 +185,8 @@ FACTORS = {
     # Four times alpha, so that the slope at pi = ref is the linear bonus's.
     "bounded": Factor({"loss.bonus": "bounded", "loss.alpha": 4 * 0.02 * BETA}, (0.02,)),
     "on the rejected": Factor({"loss.bonus_sample": "rejected"}, (0.02,)),
-    "alpha to 0": Factor(
-        {"loss.alpha": {"kind": "linear", "start": 0.02 * BETA, "end": 0.0, "steps": STEPS // 4}}, (0.02,)
-    ),
-    "replay, alpha to 0": Factor(
-        {
-            "replay.updates": 4,
-            "loss.alpha": {"kind": "linear", "start": 0.02 * BETA, "end": 0.0, "steps": STEPS // 4},
-        },
-        (0.02,),
-    ),
+    "alpha to 0": Factor({"loss.alpha": FADING}, (0.02,)),
+    "replay, alpha to 0": Factor({"replay.updates": 4, "loss.alpha": FADING}, (0.02,)),
 }
 
 

@@ -25,7 +25,7 @@ def summary_rows(components: Components) -> dict[str, str]:
     """Return the rows of the opening table that describe the config."""
     groups, models, data = components.config, components.models, components.data
     top, model, judging = groups.top, groups.model, groups.judging
-    alpha, beta = (at(0) for at in components.coefficients)
+    alpha, beta = components.coefficients.alpha(0), components.coefficients.beta(0)
     overlap = data.prompts.overlap()
     rows = {
         "model": f"{models.policy.described}; reference: "

@@ -132,6 +132,26 @@ def make_judges(group: ConfigDict, evaluation: Evaluation) -> Judges:
     return Judges(judge, other)
 
 
+def check_judge(judge: Judge, judging: settings.Judging, loss: Loss, *, offline: bool, renewed: bool) -> None:
+    """Raise ValueError where the judge of training does not suit how the run uses it.
+
+    Args:
+      renewed: whether `model.reference_every_steps` is set.
+    """
+    check_pairing(loss, judge, both_orders=judging.both_orders, offline=offline)
+    for bad, why in (
+        (offline, "offline names recorded pairs, and no judge is asked"),
+        (is_collective(judge), "this judge runs on the devices, which an update needs"),
+        (
+            loss.pairing is not None,
+            f"loss.pairing is {loss.pairing!r}, which needs the present policy or judge",
+        ),
+        (renewed, "model.reference_every_steps copies the policy, which is not known early"),
+    ):
+        if judging.steps_behind and bad:
+            raise ValueError(f"judging.steps_behind is 1, but {why}; set it to 0")
+
+
 def check_pairing(loss: Loss, judge: Judge, *, both_orders: bool, offline: bool) -> None:
     """Raise ValueError where the rule that pairs candidates does not suit the run."""
     if loss.pairing is None:
@@ -151,29 +171,6 @@ def check_pairing(loss: Loss, judge: Judge, *, both_orders: bool, offline: bool)
             f"judging.both_orders is True, but with loss.pairing={loss.pairing!r} every answer is scored by itself, in"
             " no order; set it to False"
         )
-
-
-def check_steps_behind(
-    judging: settings.Judging, loss: Loss, judge: Judge, *, offline: bool, renewed: bool
-) -> None:
-    """Raise ValueError where pairs cannot be drawn one update early.
-
-    Args:
-      renewed: whether `model.reference_every_steps` is set.
-    """
-    if not judging.steps_behind:
-        return
-    for bad, why in (
-        (offline, "offline names recorded pairs, and no judge is asked"),
-        (is_collective(judge), "this judge runs on the devices, which an update needs"),
-        (
-            loss.pairing is not None,
-            f"loss.pairing is {loss.pairing!r}, which needs the present policy or judge",
-        ),
-        (renewed, "model.reference_every_steps copies the policy, which is not known early"),
-    ):
-        if bad:
-            raise ValueError(f"judging.steps_behind is 1, but {why}; set it to 0")
 
 
 class Judging(NamedTuple):

@@ -32,8 +32,7 @@ from xpo_jax.evaluation.selection import Selection
 from xpo_jax.experiment.data_setup import Data, load_data
 from xpo_jax.experiment.judge_factory import (
     Judging,
-    check_pairing,
-    check_steps_behind,
+    check_judge,
     make_judges,
     make_judging,
 )
@@ -65,10 +64,11 @@ class Groups(NamedTuple):
 
 
 class Coefficients(NamedTuple):
-    """The coefficients of the loss as functions of the step, from 0."""
+    """The coefficients of the loss as functions of the step, from 0; and `Loss.doubt` of the first ones."""
 
     alpha: Callable[[int], float]
     beta: Callable[[int], float]
+    doubt: str
 
 
 class Models(NamedTuple):
@@ -109,7 +109,6 @@ class Components(NamedTuple):
     """What `prepare` builds."""
 
     config: Groups
-    loss: LossFn
     coefficients: Coefficients
     models: Models
     data: Data
@@ -126,24 +125,16 @@ def prepare(config: ConfigDict) -> Components:
       ValueError: anything that can be known to be wrong before a run directory is made, in one line.
     """
     groups, loss_fn = _groups(config)
-    coefficients = Coefficients(*groups.loss.coefficients(loss_fn, groups.top.steps))
+    alpha, beta = groups.loss.coefficients(loss_fn, groups.top.steps)
+    doubt = groups.loss.doubt(loss_fn, alpha(0), beta(0), updates=groups.replay.updates)
     top, offline = groups.top, groups.top.offline is not None
-    beta, every_steps = coefficients.beta(top.steps - 1), groups.evaluation.every_steps
-    selection = Selection(groups.checkpoint.export, beta, every_steps)
-    groups.replay.check(
-        top.batch_size, offline=offline, renewed=groups.model.reference_every_steps is not None
-    )
+    selection = Selection(groups.checkpoint.export, beta(top.steps - 1), groups.evaluation.every_steps)
+    renewed = groups.model.reference_every_steps is not None
+    groups.replay.check(top.batch_size, offline=offline, renewed=renewed)
     updates = top.steps * groups.replay.updates
     optimizer = configs.build(make_optimizer, config.optimizer, "optimizer", steps=updates)
     judges = make_judges(config.judge, groups.evaluation)
-    check_pairing(groups.loss, judges.training, both_orders=groups.judging.both_orders, offline=offline)
-    check_steps_behind(
-        groups.judging,
-        groups.loss,
-        judges.training,
-        offline=offline,
-        renewed=groups.model.reference_every_steps is not None,
-    )
+    check_judge(judges.training, groups.judging, groups.loss, offline=offline, renewed=renewed)
     selection.check_judge(judges.evaluation)
     mesh = configs.build(sharding.make_mesh, config.mesh, "mesh")
     sharding.check_rows(mesh, batch_size=top.batch_size)
@@ -175,7 +166,8 @@ def prepare(config: ConfigDict) -> Components:
         seed=top.seed,
         pad_token=data.prompts.pad_id,
     )
-    return Components(groups, loss_fn, coefficients, models, data, judging, programs, replay, selection)
+    coefficients = Coefficients(alpha, beta, doubt)
+    return Components(groups, coefficients, models, data, judging, programs, replay, selection)
 
 
 def _groups(config: ConfigDict) -> tuple[Groups, LossFn]:

@@ -161,13 +161,7 @@ def start(context: Context) -> Start:
     print(summary.evaluation_line("before", start_evaluation.evaluation), flush=True)
     summary.warn(outcomes.problem(start_evaluation.evaluation.outcomes), "before the first step")
     summary.warn(contract.doubt(components.judging.evaluation_judge), "before the first step")
-    groups, coefficients = components.config, components.coefficients
-    summary.warn(
-        groups.loss.doubt(
-            components.loss, coefficients.alpha(0), coefficients.beta(0), updates=groups.replay.updates
-        ),
-        "before the first step",
-    )
+    summary.warn(components.coefficients.doubt, "before the first step")
     # both raise if a criterion, of stopping or of the export, uses a metric that this judge does not report
     ended_by(start_evaluation.evaluation, start_evaluation.evaluation, **components.config.evaluation.stops)
     components.selection.check(start_evaluation.evaluation)

@@ -1,4 +1,4 @@
-"""A call that runs in a thread of its own while the main thread goes on."""
+"""A call that runs in a thread of its own, beside the main thread."""
 
 from __future__ import annotations
 
