@@ -35,12 +35,14 @@ def test_step_table_narrow_console_shows_the_first_metrics(capsys, monkeypatch):
     names = ["loss/dpo", "judge/win_rate", "eval/win_rate", "time/a", "time/b"]
     table = console.StepTable(names, every_steps=2, total_steps=5)
     for step in range(1, 6):
-        table.update(step, {"loss/dpo": 0.6931471, "judge/win_rate": 0.5 * step, "eval/win_rate": 1e-5})
+        evaluated = {"eval/win_rate": 1e-5} if step == 3 else {}
+        table.update(step, {"loss/dpo": 0.6931471, "judge/win_rate": 0.5 * step, **evaluated})
     assert capsys.readouterr().out.splitlines() == [
         "  step        dpo  judge/win_rate  eval/win_rate          a",
-        "     2     0.6931          1.0000       1.00e-05          -",
-        "     4     0.6931          2.0000       1.00e-05          -",
-        "     5     0.6931          2.5000       1.00e-05          -",
+        "     2     0.6931          1.0000              -          -",
+        "     3     0.6931          1.5000       1.00e-05          -",
+        "     4     0.6931          2.0000              -          -",
+        "     5     0.6931          2.5000              -          -",
     ]
 
 

@@ -260,12 +260,12 @@ def run(argv: Sequence[str]) -> int:
     schedule.check(sweep)
     ended, failures = execute(sweep, cores)
     heads = [
-        "arm, alpha/beta",
+        "alpha/beta",
         "verdicts, by seed",
         "good share in the last ten batches",
         "other texts, of all",
     ]
-    cells = [[arm.name, *_columns(sweep, arm, ended)] for arm in sweep.arms]
+    cells = [[arm.name.removeprefix("plain, "), *_columns(sweep, arm, ended)] for arm in sweep.arms]
     print(text_table(heads, cells, width=150))
     for line in failures:
         print(f"rare_mode: {line}", file=sys.stderr)

@@ -110,7 +110,7 @@ class StepTable:
 
     Args:
       metrics: names of its columns, most important first. Those that do not fit into the width are left out.
-      every_steps: print every n-th step, and the last.
+      every_steps: print every n-th step, the last, and those with an evaluation, after which a run may end early.
       total_steps: the last step.
     """
 
@@ -123,7 +123,7 @@ class StepTable:
 
     def update(self, step: int, values: Mapping[str, Any]) -> None:
         """Print a step's row if it is due and has one of the columns' metrics."""
-        due = step % self._every == 0 or step == self._total
+        due = step % self._every == 0 or step == self._total or any(n.startswith("eval/") for n in values)
         if not due or self._heads.keys().isdisjoint(values):
             return
         width, cells, heads = console_width(), [f"{step:>6}"], ["  step"]

@@ -47,7 +47,7 @@ class Metrics:
           others: get the same, see `writers.opened`, which closes them.
           first_step: the step that the run resumes from; the others drop what they have of later ones.
           console: names of the metrics in the console's table, see `console.StepTable`.
-          console_every_steps: every n-th step has a row in that table, and the last.
+          console_every_steps: every n-th step has a row in that table, see `console.StepTable`.
           writes: whether this process writes and shows anything at all.
         """
         self._path = Path(run_path) / "metrics.jsonl"
