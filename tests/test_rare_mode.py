@@ -57,11 +57,7 @@ def test_main_fits_the_reference_and_trains(tmp_path, monkeypatch, capsys):
     assert good == pytest.approx(0.01, rel=0.15) and letters == pytest.approx(1, abs=0.02)
     lines = (tmp_path / "0.01" / "runs" / "plain_0.1" / "seed_0" / "pairs.jsonl").read_text().splitlines()
     assert len(lines) == 3 * rare_mode.BATCH
-    assert [line.split("  ")[0] for line in out.splitlines()[-3:]] == [
-        "plain, 0",
-        "plain, 0.02",
-        "plain, 0.1",
-    ]
+    assert [line.split("  ")[0] for line in out.splitlines()[-3:]] == ["0", "0.02", "0.1"]
 
 
 def test_arms_are_valid_configs_and_change_what_they_name(tmp_path):
