@@ -115,9 +115,10 @@ def test_judge_is_asked_in_one_thread_at_a_time_and_not_during_evaluations(folde
         steps=4,
         evaluation__every_steps=1,
     )
-    status, _, err = run_name(folder, "watched", config)
+    status, out, err = run_name(folder, "watched", config)
     assert status == 0, err
     assert not Watched.met
+    assert "asked one step ahead" in out
     assert Watched.threads.count("judge") == 4 and "MainThread" in Watched.threads
 
 
@@ -211,8 +212,9 @@ def test_signal_ends_a_wait_for_a_thread_that_waits_for_a_person():
         call = BackgroundCall(person)
         waiting.wait(5)
         signal.raise_signal(signal.SIGTERM)  # held back in this thread
-        with pytest.raises(Stopped, match="stopped by SIGTERM"):
-            call.wait(signals.check_wait)
+        for waited_for in (call, BackgroundCall(person, after=call)):
+            with pytest.raises(Stopped, match="stopped by SIGTERM"):
+                waited_for.wait(signals.check_wait)
         go.set()
         call.wait(lambda _: None)
         signals.check_wait(None)  # nobody waits for a person any more

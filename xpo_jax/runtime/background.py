@@ -34,16 +34,22 @@ class BackgroundCall(Generic[T]):
         """Return what the call returned, or raise what it raised.
 
         Args:
-          check: called with the thread's identity now and then; what it raises ends the wait and not the call.
+          check: called now and then with the identity of the thread, and of those that must have ended before; what it
+            raises ends the wait and not the call.
         """
         while True:
             self._thread.join(_POLL_SECONDS)
             if self.ended:
                 break
-            check(self._thread.ident)
+            for thread in self._threads():
+                check(thread)
         if self._error is not None:
             raise self._error
         return self._value
+
+    def _threads(self) -> list[int | None]:
+        after = self._after  # which the thread sets to None
+        return [self._thread.ident, *([] if after is None else after._threads())]
 
     def _run(self) -> None:
         if self._after is not None:
