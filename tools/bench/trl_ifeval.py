@@ -2,10 +2,10 @@
 
     trl/bin/python -m tools.bench.trl_ifeval MODEL OUT --steps=40
 
-MODEL is the folder that `python -m tools.ifeval --convert` prints. It runs in an environment of its own with TRL,
-PyTorch and the package if-verifiable, in the root of the repository, and imports only the prompts and the checkers of
-this project. Both candidates are the policy's, as TRL draws them; the reward is the judge's score. OUT then holds the
-trained model, for `python -m tools.ifeval MODEL OUT`. The last line is JSON: the seconds of training, and the pairs.
+MODEL is the folder that `python -m tools.ifeval --convert` prints. It runs in an environment of its own, which
+docs/ifeval.md makes, in the root of the repository, and imports only the prompts and the checkers of this project.
+Both candidates are the policy's, as TRL draws them; the reward is the judge's score. OUT then holds the trained model,
+for `python -m tools.ifeval MODEL OUT`. The last line is JSON: the seconds of training, and the pairs.
 """
 
 from __future__ import annotations
