@@ -55,14 +55,17 @@ def test_budget_reserves_the_last_evaluation():
     limits = {"queries_per_prompt": 2, "queries_per_comparison": 2, "comparisons_per_evaluation": 100}
     free = Budget(None, **limits, every_steps=2)
     free.check(8)
-    assert free.allows(10**9, 0, 8)
+    assert free.allows(10**9, 0, 8, evaluated=True)
     budget = Budget(1000, **limits, every_steps=3)
     # 200 for the last evaluation, 16 for the step, 200 more if a periodic one follows the step
-    assert budget.allows(784, 0, 8) and not budget.allows(785, 0, 8)
-    assert budget.allows(584, 2, 8) and not budget.allows(585, 2, 8)
+    assert budget.allows(784, 0, 8, evaluated=True) and not budget.allows(785, 0, 8, evaluated=True)
+    assert budget.allows(584, 2, 8, evaluated=True) and not budget.allows(585, 2, 8, evaluated=True)
+    # the same before the evaluation at step 3, which is then to be paid as well
+    assert budget.allows(584, 3, 8, evaluated=False) and not budget.allows(585, 3, 8, evaluated=False)
+    assert budget.allows(784, 3, 8, evaluated=True) and not budget.allows(785, 3, 8, evaluated=True)
     # two steps, of which the second, or the first, is followed by a periodic evaluation
-    assert budget.allows(572, 1, 8, 6) and not budget.allows(573, 1, 8, 6)
-    assert budget.allows(572, 2, 6, 8) and not budget.allows(573, 2, 6, 8)
+    assert budget.allows(572, 1, 8, 6, evaluated=True) and not budget.allows(573, 1, 8, 6, evaluated=True)
+    assert budget.allows(572, 2, 6, 8, evaluated=True) and not budget.allows(573, 2, 6, 8, evaluated=True)
     with pytest.raises(
         ValueError,
         match=r"^judging.max_queries is 415, .* 200 queries each and a step 16: set it to at least 416",

@@ -385,7 +385,7 @@ def test_make_loss_refuses_in_one_line_with_the_field(change, words):
 )
 def test_bonus_that_does_nothing_or_too_much_is_doubted(change, alpha, updates, words):
     settings, loss = make_loss(GROUP | change)
-    doubt = settings.doubt(loss, alpha, 0.1, updates=updates)
+    doubt = settings.doubt(loss, alpha, 0.1, fresh_pairs=updates == 1)
     assert words in doubt and bool(words) == bool(doubt) and "\n" not in doubt
 
 

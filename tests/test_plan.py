@@ -580,6 +580,10 @@ def test_main_needs_no_weights_and_shows_time_only_for_a_known_device(capsys, tm
             ["--config.loss.candidates=2", "--config.loss.pairing=all", "--config.judging.both_orders=True"],
             "judging.both_orders is True, but with loss.pairing='all' every answer is scored by itself",
         ),
+        (
+            ["--config.judging.steps_behind=1", "--config.model.reference_every_steps=4"],
+            "judging.steps_behind is 1, but model.reference_every_steps copies the policy",
+        ),
         (["--config.layout.micro_batch_rows=0"], "layout.micro_batch_rows is 0, must be at least 1"),
     ],
 )

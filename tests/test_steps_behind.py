@@ -5,14 +5,18 @@ import signal
 import threading
 import time
 
+import numpy as np
 import pytest
 from fakes import Counting
 from shared_fixtures import STEPS
-from tiny_run import changed_config, killed_at_update, read_metrics, run_contents, run_name
+from tiny_run import Killed, changed_config, killed_at_update, read_metrics, run_contents, run_name
 
+from xpo_jax.experiment import session
+from xpo_jax.experiment.early_samples import EarlySamples, fingerprint
 from xpo_jax.judges.contract import JudgeError
 from xpo_jax.runtime.background import BackgroundCall
 from xpo_jax.runtime.interruption import Signals, Stopped, interruptible
+from xpo_jax.values import Prompts, Samples
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -155,6 +159,24 @@ def test_budget_counts_what_is_under_way(folder, run):
     assert sum(json.loads(line)["shown"] is not None for line in logged) == ends[1]["judge_queries"]
 
 
+def test_run_that_ends_early_and_is_killed_in_its_export_resumes_to_the_same(run, folder, monkeypatch):
+    """The next step's pairs were begun; they are judged and logged, and counted, though nothing learns from them."""
+    early = {"judging__steps_behind": 1, "evaluation__stop_kl": 1e-9, "optimizer__learning_rate": 0.3}
+    early |= {"optimizer__warmup_steps": 0, "evaluation__judge": {"name": "fakes:LongerText"}}
+    assert run("early", **early)[0] == 0
+    expected = run_contents(folder / "early")
+    assert expected["result"]["steps"] == 3 and max(texts(folder / "early")) == 3
+
+    def killed(*_, **__):
+        raise Killed
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(session, "export", killed)
+        run("early_killed", **early)
+    assert run("early_killed", **early)[0] == 0
+    assert run_contents(folder / "early_killed") == expected
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -218,3 +240,46 @@ def test_signal_ends_a_wait_for_a_thread_that_waits_for_a_person():
         go.set()
         call.wait(lambda _: None)
         signals.check_wait(None)  # nobody waits for a person any more
+
+
+# ---- what a checkpoint keeps ------------------------------------------------------------------------
+
+
+def test_early_samples_come_back_as_they_were_through_json():
+    rng = np.random.default_rng(0)
+    samples = tuple(
+        Samples(rng.integers(0, 99, (6, 4), np.int32), np.int32([4, 1, 2, 3, 4, 4]), rng.random(6) < 0.5)
+        for _ in range(2)
+    )
+    early = EarlySamples(7, "a hash", samples)
+    back = EarlySamples.decoded(json.loads(json.dumps(early.encoded())))
+    assert (back.step, back.prompts) == (7, "a hash") and EarlySamples.decoded({}) is None
+    for one, other in zip(early.samples, back.samples, strict=True):
+        for a, b in zip(one, other, strict=True):
+            assert a.dtype == b.dtype
+            np.testing.assert_array_equal(a, b)
+
+
+def test_fingerprint_is_that_of_what_was_drawn_for():
+    tokens, lengths = np.int32([[1, 2, 9], [3, 4, 5]]), np.int32([2, 3])
+    prompts = Prompts(({}, {}), ((), ()), tokens, lengths, np.int32([0, 1]), np.array([True, True]))
+    first = fingerprint(prompts, 8)
+    padded = prompts._replace(tokens=np.int32([[1, 2, 0, 0], [3, 4, 5, 0]]))
+    assert fingerprint(padded, 8) == first  # padding says nothing
+    for other in (
+        fingerprint(prompts, 9),
+        fingerprint(prompts._replace(tokens=np.int32([[1, 7, 9], [3, 4, 5]])), 8),
+        fingerprint(prompts._replace(valid=np.array([True, False])), 8),
+        fingerprint(prompts._replace(lengths=np.int32([3, 2])), 8),
+    ):
+        assert other != first
+
+
+def test_accepted_change_of_the_prompts_draws_again(run, folder):
+    """Samples that were drawn early for other prompts are not used for these."""
+    with killed_at_update(3):
+        run("changed", judging__steps_behind=1)
+    time.sleep(0.3)
+    status, _, err, _ = run("changed", "--accept-changes", judging__steps_behind=1, batch_size=4)
+    assert status == 0, err
+    assert len(texts(folder / "changed")[3]) == 4

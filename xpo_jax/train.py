@@ -40,13 +40,15 @@ def _train(context: Context) -> dict[str, Any]:
     done = ready.step
     with (
         startup.open_session(ready, CONSOLE, asks_judge=True) as session,
-        PairMaker(components, session.recorder, timer, context.signals, ready.restored.drawn) as maker,
+        PairMaker(
+            components, session.recorder, timer, context.signals, context.watchdog, ready.restored.drawn
+        ) as maker,
     ):
         session.drawn = maker.drawn
         replay.refill(session.recorder.past_pairs)
         while True:
             # Between two steps.
-            if session.evaluates(done):
+            if components.judging.evaluates_too and session.evaluates(done):
                 maker.wait_for_judge()  # which takes one call at a time
             session.evaluate_if_due(done, policy)
             session.checkpoint_if_due(done)
@@ -113,7 +115,10 @@ def _train(context: Context) -> dict[str, Any]:
             done += 1
             session.record_step(done, state, metrics)
 
-        for step in maker.begun:  # begun early, before the run turned out to end here
+        # Pairs that were begun early, before the run turned out to end here, are judged and logged, too.
+        if maker.has_restored(done):
+            maker.begin(done, policy, reference)
+        for step in maker.begun:
             session.counters.queries += maker.finish(step).verdicts.queries
 
     policy = reference = None  # frees their memory for the export

@@ -24,7 +24,7 @@ from xpo_jax.config import loader as configs
 from xpo_jax.config import settings
 from xpo_jax.config.loss import make_loss
 from xpo_jax.data.prompts import load_prompts
-from xpo_jax.experiment.judge_factory import check_pairing, make_judge
+from xpo_jax.experiment.judge_factory import check_judge, make_judge
 from xpo_jax.io.user_paths import expand
 from xpo_jax.models.attention_kernels import choose
 from xpo_jax.models.family import ModelConfig
@@ -77,13 +77,13 @@ def setup(source: Source) -> tuple[estimate.Setup, ConfigDict]:
     configs.check(load_prompts, config.data, "data", provided=("tokenizer", "max_new_tokens", "check"))
     mesh = build(_mesh, config.mesh, "mesh", devices=source.devices)
     shapes = model_shapes(source.model or model.path)
-    if loss.pairing is not None:  # only then is the judge itself made, which may be the user's code
-        check_pairing(
-            loss,
-            make_judge(config.judge, "judge"),
-            both_orders=config.judging.both_orders,
-            offline=top.offline is not None,
-        )
+    judging = build(settings.Judging, config.judging, "judging")
+    if (
+        loss.pairing is not None or judging.steps_behind
+    ):  # only then is the judge made, which may be the user's code
+        renewed = model.reference_every_steps is not None
+        made = make_judge(config.judge, "judge")
+        check_judge(made, judging, loss, offline=top.offline is not None, renewed=renewed)
     judge = _judge(config.judge, orders=1 + config.judging.both_orders)
     sharding.check_rows(
         mesh, batch_size=top.batch_size, **({"judge.batch_size": judge.rows} if judge else {})

@@ -77,16 +77,16 @@ class Loss:
         """Return what is put to the judge for each prompt at most: a comparison, or answers that are scored."""
         return self.candidates + 1 if self.scores_answers else per_comparison
 
-    def doubt(self, loss: LossFn, alpha: float, beta: float, *, updates: int) -> str:
+    def doubt(self, loss: LossFn, alpha: float, beta: float, *, fresh_pairs: bool) -> str:
         """Return what makes the bonus do nothing, or too much, and how to fix it, in one line; "" for nothing.
 
         Args:
-          alpha, beta: at the first step. updates: of a step, see `settings.Replay`.
+          alpha, beta: at the first step. fresh_pairs: whether the policy learns only from what it has just drawn.
         """
         if not isinstance(loss, BonusLoss) or not alpha:
             return ""
         independent = loss.bonus_sample == "second" and self.pairing is None
-        if self.second_candidate == "policy" and loss.bonus == "linear" and independent and updates == 1:
+        if self.second_candidate == "policy" and loss.bonus == "linear" and independent and fresh_pairs:
             return (
                 "the bonus has no mean effect on pairs that the policy has just drawn; raise replay.updates, set"
                 " loss.alpha to 0, or choose loss.bonus='bounded'"

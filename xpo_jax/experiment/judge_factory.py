@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -181,15 +181,14 @@ class Judging(NamedTuple):
     budget: Budget
     failure_tolerance: FailureTolerance
 
-    def affords(self, queries: int, evaluation_queries: int, steps: range, rows: Sequence[int]) -> bool:
-        """Return whether the budget covers some steps and the evaluations after them, see `Budget.allows`.
+    @property
+    def evaluates_too(self) -> bool:
+        """Whether the judge of training is asked in evaluations, too."""
+        return self.evaluation_judge is self.judge
 
-        Args:
-          queries, evaluation_queries: so far, of training and of evaluations; of the same judge they count together.
-          rows: valid rows of each of the steps.
-        """
-        spent = queries + (evaluation_queries if self.evaluation_judge is self.judge else 0)
-        return self.budget.allows(spent, steps.start, *rows)
+    def spent(self, queries: int, evaluation_queries: int) -> int:
+        """Return the queries that count towards the budget, from those of training and of evaluations."""
+        return queries + (evaluation_queries if self.evaluates_too else 0)
 
 
 def make_judging(

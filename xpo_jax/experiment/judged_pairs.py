@@ -3,18 +3,19 @@
 A step begins its pairs and then finishes them. With `judging.steps_behind` the pairs of the next step are begun before
 those of this one are finished, so that the judge, in a thread of its own, decides on them while the devices update:
 
-    devices  sample 1 | update 0 | sample 2 | update 1 | ...
-    judge    0 ....... 1 .................. 2 .........
+    devices  sample 0 | sample 1 |          | update 0 | sample 2 |          | update 1 | sample 3 | ...
+    judge               0 ..................  1 ............................   2 ...............
 
-Step n is then drawn by the policy of step n - 1: the loss is right for pairs of any origin, and their log-probabilities
-are those of the policy that is updated. What was drawn early is in the checkpoint, because its policy is gone by then.
+Step n is then drawn by the policy before update n - 1: the loss is right for pairs of any origin, and their
+log-probabilities are those of the policy that is updated. What was drawn early is in the checkpoint.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Self
+import sys
+from collections.abc import Callable
+from typing import NamedTuple, Self
 
 import jax
 import numpy as np
@@ -25,6 +26,7 @@ from xpo_jax.algorithm.prefetch import ReferencePrefetcher
 from xpo_jax.data.pairs_log import pair_records
 from xpo_jax.evaluation import evaluator
 from xpo_jax.experiment.choosing import Chooser, UnjudgedPairs, pack_and_score
+from xpo_jax.experiment.early_samples import EarlySamples, fingerprint
 from xpo_jax.experiment.run_recorder import RunRecorder
 from xpo_jax.experiment.setup import Components
 from xpo_jax.judges import ask, contract
@@ -32,7 +34,7 @@ from xpo_jax.reporting.metrics import Timer
 from xpo_jax.runtime import distributed
 from xpo_jax.runtime.background import BackgroundCall
 from xpo_jax.runtime.collectives import run_and_gather
-from xpo_jax.runtime.interruption import Signals, Stopped
+from xpo_jax.runtime.interruption import Signals, Stopped, Watchdog
 from xpo_jax.runtime.rng import Stream
 from xpo_jax.values import Array, Params, Prompts, Samples, Verdicts
 
@@ -69,15 +71,16 @@ class _Begun(NamedTuple):
 
 
 class PairMaker:
-    """Makes the pairs of each step of a run; a context that at an error logs what the judge has answered already.
+    """Makes the pairs of each step of a run.
 
-    Where a signal stops the run, it waits for the judge first, so that no verdict is asked for twice.
+    A context: where a signal or an error ends the run, it waits for the judge and logs its verdicts, so that they are
+    not asked for twice.
 
     Args:
-      components, recorder: of the run.
+      components: of the run. recorder: logs the pairs.
       timer: takes the seconds of sampling, judging and scoring.
-      signals: of the process, for waits.
-      restored: as `drawn` returned it to the checkpoint that the run resumes from; {} for none.
+      signals, watchdog: of the process, for waits.
+      restored: as `drawn` returned it to the checkpoint that the run resumes from.
     """
 
     def __init__(
@@ -86,10 +89,11 @@ class PairMaker:
         recorder: RunRecorder,
         timer: Timer,
         signals: Signals,
-        restored: Mapping[str, Any],
+        watchdog: Watchdog,
+        restored: EarlySamples | None,
     ):
-        self._components, self._recorder = components, recorder
-        self._timer, self._signals, self._restored = timer, signals, restored
+        self._components, self._recorder, self._timer = components, recorder, timer
+        self._signals, self._watchdog, self._restored = signals, watchdog, restored
         top, model, loss = components.config.top, components.config.model, components.config.loss
         self._prefetcher = ReferencePrefetcher(
             components.programs,
@@ -149,9 +153,8 @@ class PairMaker:
 
     def finish(self, step: int) -> JudgedPairs:
         """Wait for the verdicts on the pairs of a step that was begun, and log them."""
-        begun = self._begun[step]
+        begun = self._begun.pop(step)
         (local, ref_logps), summaries = run_and_gather("judging", self._judge, step, begun)
-        del self._begun[step]
         return JudgedPairs(
             begun.pairs.prompts,
             begun.pairs.samples,
@@ -164,34 +167,56 @@ class PairMaker:
         )
 
     def wait_for_judge(self) -> None:
-        """Wait until the judge has answered all that it was asked."""
-        for begun in self._begun.values():
-            if begun.call is not None:
-                begun.call.wait(self._signals.check_wait)
+        """Wait until the judge has answered all that it was asked; `finish` raises what went wrong."""
+        calls = [begun.call for begun in self._begun.values() if begun.call is not None]
+        with self._timer("judge"):
+            for call in calls:
+                self._watchdog.beat("waiting for the judge")
+                call.join(self._signals.check_wait)
 
-    def drawn(self, step: int) -> dict[str, Any]:
-        """Return the samples of a step if they were drawn early, as JSON values; else {}."""
+    def drawn(self, step: int) -> EarlySamples | None:
+        """Return the samples of a step if they were drawn early."""
         begun = self._begun.get(step)
-        if begun is None or not self._components.config.judging.steps_behind:
-            return {}
-        samples = [{name: x.tolist() for name, x in drawn._asdict().items()} for drawn in begun.drawn]
-        return {"step": step, "samples": samples}
+        if begun is None or begun.call is None:
+            return None
+        return EarlySamples(step, self._fingerprint(step), begun.drawn)
+
+    def has_restored(self, step: int) -> bool:
+        """Return whether the samples of a step were drawn early, by a start of the run that was interrupted."""
+        restored = self._restored
+        return restored is not None and restored.step == step and restored.prompts == self._fingerprint(step)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        for step, begun in self._begun.items():
-            if begun.call is not None and (begun.call.ended or isinstance(error, Stopped)):
-                with contextlib.suppress(
-                    Exception, Stopped
-                ):  # the error that ends the run is the one to report
-                    self._log(step, begun, begun.call.wait(self._signals.check_wait))
+        waits = {step: begun for step, begun in self._begun.items() if begun.call is not None}
+        if not isinstance(error, Exception | Stopped) or not waits:
+            return
+        if (
+            not all(begun.call and begun.call.ended for begun in waits.values())
+            and distributed.is_lead_process()
+        ):
+            print("xpo_jax: waiting for the judge, whose verdicts are kept", file=sys.stderr, flush=True)
+        with contextlib.suppress(Exception, Stopped):  # the error that ends the run is the one to report
+            for step, begun in waits.items():
+                self._log(step, begun, self._answer(begun))
+            if isinstance(error, Stopped) and error.on_all_processes:
+                self._recorder.push()
+
+    def _answer(self, begun: _Begun) -> Verdicts:
+        if begun.call is None:
+            return begun.ask()
+        self._watchdog.beat("waiting for the judge")
+        return begun.call.wait(self._signals.check_wait)
+
+    def _fingerprint(self, step: int) -> str:
+        return fingerprint(self._components.data.batches[step], self._components.programs.max_new_tokens)
 
     def _draw(self, step: int, policy: Params, second: Params) -> tuple[Samples, Samples]:
         """Return the policy's candidates and the second one, on the host: the judge needs their texts."""
-        if self._restored.get("step") == step:
-            return _samples(self._restored["samples"][0]), _samples(self._restored["samples"][1])
+        if self._restored is not None and self.has_restored(step):
+            return self._restored.samples
         programs, prompts = self._components.programs, self._components.data.batches[step]
         candidates = policy_numbers(self._components.config.loss.candidates)
         with self._timer("sample"):
@@ -205,7 +230,6 @@ class PairMaker:
         """Return the call that asks the judge: each process about its local rows, a collective judge about all."""
         judge, config = pairs.judge, self._components.config
         local_rows, collective = distributed.local_rows(pairs.prompts), contract.is_collective(judge)
-        recorded = {} if collective else self._recorder.recorded_verdicts(step, local_rows, pairs.texts)
         first, second = pairs.samples
         return lambda: ask.ask(
             judge,
@@ -220,13 +244,13 @@ class PairMaker:
             both_orders=config.judging.both_orders,
             hide_thinking=config.judging.hide_thinking,
             shown_seed=(config.top.seed, Stream.TRAINING, step),
-            recorded=recorded,
+            recorded={} if collective else self._recorder.recorded_verdicts(step, local_rows, pairs.texts),
         )
 
     def _judge(self, step: int, begun: _Begun) -> tuple[tuple[Verdicts, np.ndarray], ask.ShardSummary]:
         """Return the verdicts with the reference's log-probabilities, and the summary for all processes."""
         with self._timer("judge"):
-            verdicts = begun.ask() if begun.call is None else begun.call.wait(self._signals.check_wait)
+            verdicts = self._answer(begun)
         with self._timer("score"):  # the rest of the scoring, which ran while the judge worked
             ref_logps = self._log(step, begun, verdicts)
         return (verdicts, ref_logps), ask.summarize_shard(verdicts)
@@ -241,11 +265,3 @@ class PairMaker:
         )
         self._recorder.write_pairs(pairs.with_scores(records))
         return ref_logps
-
-
-def _samples(saved: Mapping[str, Any]) -> Samples:
-    return Samples(
-        np.array(saved["tokens"], np.int32),
-        np.array(saved["lengths"], np.int32),
-        np.array(saved["finished"], bool),
-    )

@@ -24,6 +24,7 @@ from xpo_jax.checkpointing.checkpoint import CheckpointError, Checkpoints
 from xpo_jax.checkpointing.retention import best_step
 from xpo_jax.config import settings
 from xpo_jax.evaluation.selection import Selection
+from xpo_jax.experiment.early_samples import EarlySamples
 from xpo_jax.experiment.run_directory import RunDir
 from xpo_jax.runtime.collectives import run_on_lead
 from xpo_jax.values import TrainState
@@ -52,13 +53,18 @@ class Status:
     failure_tolerance: the state of `judges.limits.FailureTolerance`; () for a new run.
     offsets: the length in bytes of each process's pairs log, by file name; also of those that earlier starts had and
       the present one has not.
-    drawn: samples for the next step that were drawn already, as `judged_pairs.PairMaker.drawn` returns them.
+    drawn: samples for the next step, if they were drawn already.
     """
 
     counters: Mapping[str, int]
     failure_tolerance: Sequence[Any]
     offsets: Mapping[str, int]
-    drawn: Mapping[str, Any]
+    drawn: EarlySamples | None = None
+
+    def as_extra(self) -> dict[str, Any]:
+        """Return it as a checkpoint carries it, as JSON values."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {**fields, "drawn": {} if self.drawn is None else self.drawn.encoded()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,9 +86,9 @@ class Restored:
         return {} if self.status is None else self.status.offsets
 
     @property
-    def drawn(self) -> Mapping[str, Any]:
+    def drawn(self) -> EarlySamples | None:
         """Samples for the next step, see `Status`."""
-        return {} if self.status is None else self.status.drawn
+        return None if self.status is None else self.status.drawn
 
     def offsets_after(self, written: Mapping[str, int]) -> dict[str, int]:
         """Return the lengths of all pairs logs, given those that the present processes have written.
@@ -120,14 +126,16 @@ def restore(run: RunDir, step: int, like: TrainState) -> tuple[TrainState, Resto
       CheckpointError: it does not fit this run, or was saved by another version.
     """
     state, extra = checkpoint.restore(run.checkpoints, step, like, verified=True)
-    fields = [field.name for field in dataclasses.fields(Status)]
+    fields = "counters", "failure_tolerance", "offsets"
     if not {*fields, "config", "reference"} <= extra.keys():
         raise CheckpointError(
             f"{run.checkpoints / str(step)}: was saved by another version of xpo_jax; finish the run with that"
             " version, or give another --config.run_dir"
         )
     identity = {name: extra[name] for name in ("config", "reference")}
-    return state, Restored(step, Status(**{name: extra[name] for name in fields}), identity)
+    drawn = EarlySamples.decoded(extra.get("drawn", {}))
+    status = Status(extra["counters"], extra["failure_tolerance"], extra["offsets"], drawn)
+    return state, Restored(step, status, identity)
 
 
 def restore_state(run: RunDir, step: int, like: TrainState) -> TrainState:
@@ -206,7 +214,7 @@ class CheckpointSession:
         if self._saved == step:
             return
         self._run.push()  # first, so that the logs reach at least as far as the newest checkpoint
-        extra = {**self._identity, **dataclasses.asdict(status)}
+        extra = {**self._identity, **status.as_extra()}
         self._checkpoints.save(step, state, extra, score=score, needs=self._reference_step(step) or None)
         self._saved = step
 

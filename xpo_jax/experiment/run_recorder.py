@@ -40,6 +40,10 @@ class RunRecorder:
         """Append to the pairs log, before the update learns from it; see `pairs_log.pair_records`."""
         self._pairs.append(records)
 
+    def push(self) -> None:
+        """Copy what was written to the run's bucket, if it is in one; all processes call it."""
+        self._run.push()
+
     def past_pairs(self) -> list[dict[str, Any]]:
         """Return the records of the pairs logs of all processes so far, without texts and rows, in no order."""
         by_position = {

@@ -19,6 +19,7 @@ from etils import epath
 
 from xpo_jax.evaluation.result import ended_by
 from xpo_jax.experiment import resume
+from xpo_jax.experiment.early_samples import EarlySamples
 from xpo_jax.experiment.evaluation_cache import CachedEvaluator, Evaluated
 from xpo_jax.experiment.export import export
 from xpo_jax.experiment.judge_progress import JudgeProgress
@@ -119,7 +120,7 @@ class Session:
         self._ready, self._checkpoints, self._profiler = ready, checkpoints, profiler
         self._components, self._directory = ready.context.components, ready.context.directory
         self._asks_judge, self.recorder, self.ended_by = asks_judge, recorder, ""
-        self.drawn: Callable[[int], Mapping[str, Any]] = lambda _: {}
+        self.drawn: Callable[[int], EarlySamples | None] = lambda _: None
         status = ready.restored.status
         self.counters = Counters() if status is None else Counters(**status.counters)
         if self._directory.changes:  # which may have fixed what made the run skip updates or learn nothing
@@ -135,11 +136,7 @@ class Session:
     # ---- between two steps ----
 
     def evaluate_if_due(self, done: int, policy: Params) -> None:
-        """Evaluate the policy if that is due after `done` steps, and determine whether the run ends here.
-
-        Args:
-          done: steps so far. policy: as it is sampled from.
-        """
+        """Evaluate the policy, as it is sampled from, if that is due, and determine whether the run ends here."""
         limits = self._components.config.evaluation
         self.ended_by, self._evaluated = self._exhausted(done), self.evaluates(done)
         if self._evaluated and done:
@@ -157,7 +154,7 @@ class Session:
 
     def may_begin(self, steps: range) -> bool:
         """Return whether there are such steps, and the queries suffice for them."""
-        return steps.stop <= self._components.config.top.steps and self._affords(steps)
+        return steps.stop <= self._components.config.top.steps and self._affords(steps, evaluated=True)
 
     def checkpoint_if_due(self, done: int) -> None:
         """Write the metrics of step `done`, and save a checkpoint if one is due.
@@ -213,12 +210,15 @@ class Session:
         """Return "steps" or "judging.max_queries" where there may be no further step, else ""."""
         if done >= self._components.config.top.steps:
             return "steps"
-        return "" if self._affords(range(done, done + 1)) else "judging.max_queries"
+        # at the loop's first step the evaluation that is due there is counted already
+        affordable = self._affords(range(done, done + 1), evaluated=done == self._ready.step)
+        return "" if affordable else "judging.max_queries"
 
-    def _affords(self, steps: range) -> bool:
-        batches, counters = self._components.data.batches, self.counters
+    def _affords(self, steps: range, *, evaluated: bool) -> bool:
+        batches, counters, judging = self._components.data.batches, self.counters, self._components.judging
         rows = [int(batches[step].valid.sum()) if self._asks_judge else 0 for step in steps]
-        return self._components.judging.affords(counters.queries, counters.evaluation_queries, steps, rows)
+        spent = judging.spent(counters.queries, counters.evaluation_queries)
+        return judging.budget.allows(spent, steps.start, *rows, evaluated=evaluated)
 
     def _record_evaluation(self, evaluated: Evaluated) -> None:
         if evaluated.is_new:
@@ -272,13 +272,12 @@ class Session:
         components, context, config = self._components, self._ready.context, self._components.config
         context.watchdog.beat("exporting")
         compiled, exported = context.compilations.count - self._ready.compilations, done
-        if components.selection.chooses and (best := self._checkpoints.best()) not in (None, done):
-            assert best is not None
+        best = self._checkpoints.best() if components.selection.chooses else None
+        if best is not None and best != done:
             exported = best
             state = resume.restore_state(self._directory, exported, components.programs.abstract_state)
-            self._latest = self._ready.evaluate(
-                components.programs.policy(base, state.params), exported
-            ).evaluation
+            policy = components.programs.policy(base, state.params)
+            self._latest = self._ready.evaluate(policy, exported).evaluation
         start = self._ready.start.evaluation
         measured = export(components, self._directory, state.params, start, self._latest, step=exported)
         if self.ended_by != "steps":

@@ -122,15 +122,16 @@ class Budget:
                 f" at least {least}, or lower evaluation.prompts or evaluation.reference_samples"
             )
 
-    def allows(self, spent: int, step: int, *rows: int) -> bool:
+    def allows(self, spent: int, step: int, *rows: int, evaluated: bool) -> bool:
         """Return whether the budget covers some steps, the evaluations that may follow them, and the last evaluation.
 
         Args:
           spent: queries so far.
           step: number of the first of them, from 0.
           rows: valid rows of each.
+          evaluated: whether `spent` has those of an evaluation that is due before the first of them.
         """
-        ends = range(step + 1, step + 1 + len(rows))
+        ends = range(step + evaluated, step + 1 + len(rows))
         evaluations = sum(bool(self._every_steps) and end % self._every_steps == 0 for end in ends)
         needed = self._per_prompt * sum(rows) + (1 + evaluations) * self._evaluation_queries
         return self.max_queries is None or spent + needed <= self.max_queries

@@ -11,7 +11,7 @@ _POLL_SECONDS = 0.2  # between two looks at what may end a wait
 
 
 class BackgroundCall(Generic[T]):
-    """A call in a daemon thread, so that a process which ends does not wait for it.
+    """A call in a daemon thread. A process that ends does not wait for it, but may for threads that it has started.
 
     Args:
       function: what is called.
@@ -31,7 +31,14 @@ class BackgroundCall(Generic[T]):
         return not self._thread.is_alive()
 
     def wait(self, check: Callable[[int | None], None]) -> T:
-        """Return what the call returned, or raise what it raised.
+        """Wait as `join` does; return what the call returned, or raise what it raised."""
+        self.join(check)
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+    def join(self, check: Callable[[int | None], None]) -> None:
+        """Wait until the call has ended, whatever came of it.
 
         Args:
           check: called now and then with the identity of the thread, and of those that must have ended before; what it
@@ -43,9 +50,6 @@ class BackgroundCall(Generic[T]):
                 break
             for thread in self._threads():
                 check(thread)
-        if self._error is not None:
-            raise self._error
-        return self._value
 
     def _threads(self) -> list[int | None]:
         after = self._after  # which the thread sets to None

@@ -118,7 +118,8 @@ class Signals(contextlib.AbstractContextManager["Signals"]):
         if not self._deferring or _interruptible[threading.main_thread().ident or 0]:
             raise _stopped(number)
         again = "" if number == signal.SIGHUP else "; send it again to exit at once"
-        write_past_buffers(f"xpo_jax: {name}: finishing the current step, then saving{again}\n")
+        doing = "ending the wait" if any(_interruptible.values()) else "finishing the current step"
+        write_past_buffers(f"xpo_jax: {name}: {doing}, then saving{again}\n")
 
 
 class Watchdog(contextlib.AbstractContextManager["Watchdog"]):
