@@ -114,7 +114,7 @@ def test_run_exports_the_best_objective_and_resumes_to_the_same(run, folder):
 
 
 def test_run_exports_the_best_mean_score(run, folder):
-    status, _, err = run("counting", checkpoint__export="best_score")
+    status, _, err, _ = run("counting", checkpoint__export="best_score")
     assert status == 2 and "the judge has no method parts(messages, text)" in err and err.count("\n") == 1
     assert not (folder / "counting").exists() and not Counting.batches
     assert run("score", judge={"name": "fakes:Scored"}, checkpoint__export="best_score")[0] == 0

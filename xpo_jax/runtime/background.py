@@ -38,7 +38,7 @@ class BackgroundCall(Generic[T]):
         return self._value
 
     def join(self, check: Callable[[int | None], None]) -> None:
-        """Wait until the call has ended, whatever came of it.
+        """Wait until the call has ended, in an error or not.
 
         Args:
           check: called now and then with the identity of the thread, and of those that must have ended before; what it
