@@ -40,9 +40,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             "votes_folder": "runs/human_votes",
         }
     )
-    config.judging.steps_behind = (
-        1  # the next eight are there at once; the policy learns while a person reads them
-    )
+    config.judging.steps_behind = 1  # the policy learns from eight choices during the next eight
     config.judging.max_failed_fraction = 1.0  # a skipped comparison has no verdict, and that is no failure
 
     config.replay.updates = 4  # a choice costs more than an update

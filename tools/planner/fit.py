@@ -78,9 +78,8 @@ def setup(source: Source) -> tuple[estimate.Setup, ConfigDict]:
     mesh = build(_mesh, config.mesh, "mesh", devices=source.devices)
     shapes = model_shapes(source.model or model.path)
     judging = build(settings.Judging, config.judging, "judging")
-    if (
-        loss.pairing is not None or judging.steps_behind
-    ):  # only then is the judge made, which may be the user's code
+    if loss.pairing is not None or judging.steps_behind:
+        # only then is the judge made, which may be the user's code
         renewed = model.reference_every_steps is not None
         made = make_judge(config.judge, "judge")
         check_judge(made, judging, loss, offline=top.offline is not None, renewed=renewed)

@@ -41,6 +41,16 @@ class UnjudgedPairs(NamedTuple):
     scored: scoring.Scored | None = None
     log: Mapping[int, Sequence[Mapping[str, Any]]] = {}
 
+    @property
+    def tokens(self) -> np.ndarray:
+        """The responses, i32[S B T]."""
+        return np.stack([samples.tokens for samples in self.samples])
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Their lengths, i32[S B]."""
+        return np.stack([samples.lengths for samples in self.samples])
+
     def counted(self, verdicts: Verdicts) -> Verdicts:
         """Return verdicts on these pairs with the queries and counts of all that was put to the judge."""
         return verdicts if self.scored is None else self.scored.counted(verdicts)

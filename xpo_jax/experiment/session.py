@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import operator
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -95,6 +95,7 @@ class _Step:
     state: TrainState
     metrics: dict[str, Any]
     pairs: tuple[str, int]
+    drawn: EarlySamples | None = None
     status: Status | None = None
     score: float | None = None
 
@@ -105,7 +106,6 @@ class Session:
     counters: what the run has counted; a loop adds its queries and skipped updates. recorder: the logs. learning,
     progress: take what became of each step's pairs.
     ended_by: the config's field that ends the run at the current step, or "".
-    drawn: returns what a checkpoint after a number of steps must keep of samples, see `resume.Status`.
     """
 
     def __init__(
@@ -120,7 +120,6 @@ class Session:
         self._ready, self._checkpoints, self._profiler = ready, checkpoints, profiler
         self._components, self._directory = ready.context.components, ready.context.directory
         self._asks_judge, self.recorder, self.ended_by = asks_judge, recorder, ""
-        self.drawn: Callable[[int], EarlySamples | None] = lambda _: None
         status = ready.restored.status
         self.counters = Counters() if status is None else Counters(**status.counters)
         if self._directory.changes:  # which may have fixed what made the run skip updates or learn nothing
@@ -178,20 +177,23 @@ class Session:
                 raise ValueError(f"step {done}: {problem}; the last weights are in {folder}, see report.html")
 
     def should_stop(self) -> bool:
-        """Return whether the run ends after this step."""
-        return self.ended_by != ""
+        """Return whether the run ends after this step; `ended_by` says why."""
+        return bool(self.ended_by)
 
     def begin_step(self, done: int) -> None:
         """Start or stop the profiler, after `done` steps and before another one."""
         self._profiler.at(done)
 
-    def record_step(self, done: int, state: TrainState, metrics: Mapping[str, Any]) -> None:
+    def record_step(
+        self, done: int, state: TrainState, metrics: Mapping[str, Any], drawn: EarlySamples | None = None
+    ) -> None:
         """Take the results of a step; `checkpoint_if_due` writes them.
 
         Args:
           done: steps so far. metrics: of this one. state: after it, to be saved until the next update donates it.
+          drawn: see `resume.Status`.
         """
-        self._step = _Step(done, state, dict(metrics), self.recorder.pairs_offset())
+        self._step = _Step(done, state, dict(metrics), self.recorder.pairs_offset(), drawn)
 
     def save_now(self) -> epath.Path:
         """Save the state after the last recorded step, wait for it, and return the checkpoint's folder."""
@@ -210,12 +212,11 @@ class Session:
         """Return "steps" or "judging.max_queries" where there may be no further step, else ""."""
         if done >= self._components.config.top.steps:
             return "steps"
-        # at the loop's first step the evaluation that is due there is counted already
-        affordable = self._affords(range(done, done + 1), evaluated=done == self._ready.step)
-        return "" if affordable else "judging.max_queries"
+        counted = done == self._ready.step  # whether the evaluation that is due here is in the counters
+        return "" if self._affords(range(done, done + 1), evaluated=counted) else "judging.max_queries"
 
     def _affords(self, steps: range, *, evaluated: bool) -> bool:
-        batches, counters, judging = self._components.data.batches, self.counters, self._components.judging
+        counters, batches, judging = self.counters, self._components.data.batches, self._components.judging
         rows = [int(batches[step].valid.sum()) if self._asks_judge else 0 for step in steps]
         spent = judging.spent(counters.queries, counters.evaluation_queries)
         return judging.budget.allows(spent, steps.start, *rows, evaluated=evaluated)
@@ -241,7 +242,7 @@ class Session:
             dataclasses.asdict(self.counters),
             self._components.judging.failure_tolerance.state,
             self._ready.restored.offsets_after({name: offset for _, name, offset in values}),
-            self.drawn(step.number),
+            step.drawn,
         )
         step.score = self._components.selection.score(self._latest) if evaluated else None
         if self.should_stop() or stop or self._checkpoints.is_due(step.number, evaluated=evaluated):

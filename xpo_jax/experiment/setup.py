@@ -30,12 +30,7 @@ from xpo_jax.config.loss import Loss, make_loss
 from xpo_jax.evaluation.evaluator import Evaluator, Opponents
 from xpo_jax.evaluation.selection import Selection
 from xpo_jax.experiment.data_setup import Data, load_data
-from xpo_jax.experiment.judge_factory import (
-    Judging,
-    check_judge,
-    make_judges,
-    make_judging,
-)
+from xpo_jax.experiment.judge_factory import Judging, check_judge, make_judges, make_judging
 from xpo_jax.io.user_paths import expand
 from xpo_jax.judges.contract import DeviceJudge
 from xpo_jax.models import attention_kernels

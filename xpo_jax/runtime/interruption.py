@@ -45,9 +45,8 @@ class Stopped(BaseException):
         self.status, self.on_all_processes = 128 + number, on_all_processes
 
 
-_interruptible: collections.Counter[int] = (
-    collections.Counter()
-)  # blocks of `interruptible` that are open, by thread
+# blocks of `interruptible` that are open, by thread
+_interruptible: collections.Counter[int] = collections.Counter()
 
 
 @contextlib.contextmanager
