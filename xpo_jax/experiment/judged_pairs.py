@@ -64,7 +64,7 @@ class JudgedPairs(NamedTuple):
     summaries: list[ask.ShardSummary]
 
 
-class _Asked(NamedTuple):
+class _Pending(NamedTuple):
     """Pairs with the question about them; `call` asks it already, or it is asked when they are waited for."""
 
     of_step: ScoredPairs
@@ -95,12 +95,12 @@ class JudgeQueue:
     ):
         self._components, self._recorder, self._timer = components, recorder, timer
         self._signals, self._watchdog, self._restored = signals, watchdog, restored
-        self._asked: dict[int, _Asked] = {}
+        self._pending: dict[int, _Pending] = {}
 
     @property
     def steps(self) -> list[int]:
         """The steps whose pairs the judge was asked about and which are not finished."""
-        return list(self._asked)
+        return list(self._pending)
 
     def restored(self, step: int) -> tuple[Samples, Samples] | None:
         """Return the candidates of a step if they were drawn early by a start of the run that was interrupted."""
@@ -110,61 +110,61 @@ class JudgeQueue:
 
     def drawn(self, step: int) -> EarlySamples | None:
         """Return the candidates of a step if they were drawn early, for a checkpoint."""
-        if step not in self._asked:
+        if step not in self._pending:
             return None
-        return EarlySamples(step, self._fingerprint(step), self._asked[step].of_step.candidates)
+        return EarlySamples(step, self._fingerprint(step), self._pending[step].of_step.candidates)
 
     def put(self, step: int, of_step: ScoredPairs) -> None:
         """Ask the judge about a step's pairs: in `finish`, or with `judging.steps_behind` in a thread from now on."""
         question, call = self._question(step, of_step.pairs), None
         if self._components.config.judging.steps_behind:
-            earlier = [asked.call for asked in self._asked.values()]
+            earlier = [pending.call for pending in self._pending.values()]
             call = BackgroundCall(question, after=earlier[-1] if earlier else None)
-        self._asked[step] = _Asked(of_step, question, call)
+        self._pending[step] = _Pending(of_step, question, call)
 
     def wait(self) -> None:
         """Wait until the judge has answered all that it was asked; `finish` raises what went wrong."""
         with self._timer("judge"):
-            for asked in self._asked.values():
-                if asked.call is not None:
+            for pending in self._pending.values():
+                if pending.call is not None:
                     self._watchdog.beat("waiting for the judge")
-                    asked.call.join(self._signals.check_wait)
+                    pending.call.join(self._signals.check_wait)
 
     def finish(self, step: int) -> JudgedPairs:
         """Wait for the verdicts on a step's pairs, and log them."""
-        asked = self._asked.pop(step)
-        (local, ref_logps), summaries = run_and_gather("judging", self._judge, step, asked)
-        verdicts = asked.of_step.pairs.counted(ask.merge_shards(local, summaries))
-        return JudgedPairs(asked.of_step, ref_logps, verdicts, summaries)
+        pending = self._pending.pop(step)
+        (local, ref_logps), summaries = run_and_gather("judging", self._judge, step, pending)
+        verdicts = pending.of_step.pairs.counted(ask.merge_shards(local, summaries))
+        return JudgedPairs(pending.of_step, ref_logps, verdicts, summaries)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        calls = [asked.call for asked in self._asked.values() if asked.call is not None]
+        calls = [pending.call for pending in self._pending.values() if pending.call is not None]
         if not isinstance(error, Exception | Stopped) or not calls:
             return
         if not all(call.ended for call in calls) and distributed.is_lead_process():
             print("xpo_jax: waiting for the judge, whose verdicts are kept", file=sys.stderr, flush=True)
         with contextlib.suppress(Exception, Stopped):  # the error that ends the run is the one to report
-            for step, asked in self._asked.items():
-                self._log(step, asked.of_step, self._answer(asked))
+            for step, pending in self._pending.items():
+                self._log(step, pending.of_step, self._answer(pending))
             if isinstance(error, Stopped) and error.on_all_processes:
                 self._recorder.push()
 
-    def _judge(self, step: int, asked: _Asked) -> tuple[tuple[Verdicts, np.ndarray], ask.ShardSummary]:
+    def _judge(self, step: int, pending: _Pending) -> tuple[tuple[Verdicts, np.ndarray], ask.ShardSummary]:
         """Return the verdicts with the reference's log-probabilities, and the summary for all processes."""
         with self._timer("judge"):
-            verdicts = self._answer(asked)
+            verdicts = self._answer(pending)
         with self._timer("score"):  # the rest of the scoring, which ran while the judge worked
-            ref_logps = self._log(step, asked.of_step, verdicts)
+            ref_logps = self._log(step, pending.of_step, verdicts)
         return (verdicts, ref_logps), ask.summarize_shard(verdicts)
 
-    def _answer(self, asked: _Asked) -> Verdicts:
-        if asked.call is None:
-            return asked.question()
+    def _answer(self, pending: _Pending) -> Verdicts:
+        if pending.call is None:
+            return pending.question()
         self._watchdog.beat("waiting for the judge")
-        return asked.call.wait(self._signals.check_wait)
+        return pending.call.wait(self._signals.check_wait)
 
     def _question(self, step: int, pairs: UnjudgedPairs) -> Callable[[], Verdicts]:
         """Return the call that asks the judge: each process about its local rows, a collective judge about all."""
