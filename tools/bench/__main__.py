@@ -24,6 +24,9 @@ Examples:
 with one of TRL's, and prints the ratios of the medians. TRL runs in its own environment, with the extra `peer`. With
 GLIBC_TUNABLES=glibc.malloc.hugetlb=1 before the command both use huge pages, see docs/performance.md.
 
+A warning at the end says when the machine was too busy for the figures to be believed. tools.bench.matrix measures many
+shapes, one after the other.
+
 Exit status: 0 done, 2 invalid input (one line explains), 130 interrupted.
 """
 
@@ -158,6 +161,7 @@ def bench(options: argparse.Namespace) -> int:
         print("compiling ...", file=sys.stderr, flush=True)
         parts = Bench(Step(folder, workload), judge=options.judge)
         ready = time.perf_counter()
+        other = machine.others()
         peak = machine.peak_flops(parts.step.dtype)
         bandwidths = {
             name: machine.bandwidth(part.bytes // part.passes)
@@ -178,6 +182,9 @@ def bench(options: argparse.Namespace) -> int:
 
             with jax.profiler.trace(str(options.profile)):
                 parts.step.run()
+    step = parts.parts["step"].seconds
+    peaks = peak, machine.peak_flops(parts.step.dtype)
+    doubts = machine.doubts(other, peaks, max(step) / min(step))
     results = figures.figures(parts, peak, bandwidths)
     programs, counter = parts.step.programs, parts.step.counter
     about = {
@@ -193,10 +200,12 @@ def bench(options: argparse.Namespace) -> int:
         "rounds": options.repeat,
     }
     print(figures.report(parts, about, results, peer))
+    if doubts:
+        print(f"bench: warning: do not believe this; on a busy machine {', '.join(doubts)}", file=sys.stderr)
     if options.json:
         ratios = peer.ratios(parts) if peer else {}
         options.json.write_text(
-            json.dumps({"about": about, "parts": results, "peer": ratios}, indent=1) + "\n"
+            json.dumps({"about": about, "parts": results, "peer": ratios, "doubts": doubts}, indent=1) + "\n"
         )
     return 0
 

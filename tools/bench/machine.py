@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -45,3 +46,34 @@ def bandwidth(size: int) -> float:
         return array
 
     return 2 * array.nbytes / best_of(copied, 21)
+
+
+def others(seconds: float = 1.0) -> float | None:
+    """Return how many threads of other programs were running on average, during a second; None except on Linux.
+
+    Not the load average: after a benchmark, it counts that for minutes.
+    """
+    counts, file = [], Path("/proc/loadavg")
+    if not file.exists():
+        return None
+    for _ in range(20):
+        time.sleep(seconds / 20)
+        counts.append(int(file.read_text().split()[3].split("/")[0]) - 1)  # this thread is one
+    return sum(counts) / len(counts)
+
+
+def doubts(other: float | None, peaks: tuple[float, float], spread: float) -> list[str]:
+    """Return why a measurement should not be believed, in a few words each.
+
+    Args:
+      other: what `others` returned before it. peaks: FLOP/s before and after it.
+      spread: the slowest of its rounds over the fastest.
+    """
+    reasons = []
+    if other is not None and other >= 0.5:
+        reasons.append(f"{other:.1f} other threads were running")
+    if (change := peaks[1] / peaks[0] - 1) and abs(change) >= 0.1:
+        reasons.append(f"the peak changed by {change:+.0%}")
+    if spread >= 1.3:
+        reasons.append(f"the slowest round took {spread:.1f} times the fastest")
+    return reasons
