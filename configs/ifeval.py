@@ -47,7 +47,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     elif arg is not None:
         raise ValueError(f"configs/ifeval.py takes briefer or nothing after the colon, not {arg!r}")
     config.loss.beta = 0.1
-    config.loss.alpha = 1e-5
+    config.loss.second_candidate = "policy"  # learned more than a pair with the reference, see docs/ifeval.md
+    config.loss.alpha = 0.0
     config.loss.unfinished_loses = False
     config.optimizer.learning_rate = 3e-5
     config.optimizer.schedule = "constant"
