@@ -308,8 +308,13 @@ def test_examples_of_the_documents_are_valid_sweeps(tmp_path, monkeypatch):
     assert total(sweep_of(tmp_path, content)) == 3 * (3 * 2 + 5)
     check(sweep_of(tmp_path, content | {"arms": json.loads(f"{{{arms}}}")}))
     ours = read("tools/sweeps/embedded.json")
-    check(ours)
     assert ours.folder == Path("runs/embedded") and ours.arms[0].overrides["loss.alpha"] == 0
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "tools/sweeps").glob("*.json")), ids=lambda file: file.stem)
+def test_sweeps_of_the_repository_are_valid(file, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    check(read(str(file)))
 
 
 # ---- running ----------------------------------------------------------------------------------------
