@@ -68,13 +68,30 @@ def test_the_worst_shape_stands_first_and_nothing_is_measured_twice(tmp_path, be
         "--peer_python=p",
     ]
     assert matrix.main(argv) == 0
-    lines = rows(capsys.readouterr().out)
+    printed = capsys.readouterr().out
+    assert "do not believe S_8x64_64: busy" in printed
+    lines = rows(printed)
     assert [line.split()[1] for line in lines] == ["8", "32", "1"]
-    assert lines[0].split()[6] == "1.5" and lines[0].endswith("busy")
+    assert lines[0].split()[6] == "1.5"
     assert len(json.loads((tmp_path / "matrix.json").read_text())) == len(ran) == 3
-    (tmp_path / "S_8x64_64.json").unlink()
-    assert matrix.main(argv) == 0
-    assert len(ran) == 4 and "--batch=8" in ran[-1]
+    (file,) = tmp_path.glob("S_8x64_64_*.json")
+    for content in (None, "", "{}"):  # a file that is gone, and what a full disk leaves
+        file.unlink() if content is None else file.write_text(content)
+        assert matrix.main(argv) == 0
+        assert "--batch=8" in ran.pop() and len(ran) == 3
+
+
+def test_other_options_and_other_models_are_other_measurements(tmp_path, bench, capsys):
+    results, ran = bench
+    results[1] = figures(0.1, ratio=3.0)
+    folder = tmp_path / "S"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    out = [f"--out={tmp_path / 'out'}", "--batches=1", "--prompts=64", "--answers=64"]
+    peer = ["--peer=trl", "--peer_python=p"]
+    for extra in ([], ["--repeat=3"], ["--cores=1"], peer, [f"--models={folder}"], [f"--models={folder}/"]):
+        assert matrix.main([*out, "--models=S", *extra]) == 0
+    assert len(ran) == 5 and ran[-1][3] == str(folder)
 
 
 def test_a_shape_that_fails_is_named_and_the_others_are_printed(tmp_path, bench, capsys):
@@ -96,7 +113,11 @@ def test_a_shape_that_fails_is_named_and_the_others_are_printed(tmp_path, bench,
         ("--batches=1,x", "--batches: 'x' is not a number"),
         ("--prompts=", "--prompts: '' is not a number"),
         ("--answers=1", "--answers: '1' is not a number of at least 2"),
-        ("--batches=8,8", "two shapes would have the same file"),
+        ("--batches=8,08", "names the same twice"),
+        ("--answers=4,04", "names the same twice"),
+        ("--batches=²", "'²' is not a number"),
+        ("--cores=0", "--cores=0: a positive number"),
+        ("--repeat=0", "--repeat=0: a positive number"),
         ("--peer=trl", "must be given together"),
     ],
 )

@@ -5,12 +5,13 @@
 
 Every combination is one `python -m tools.bench` in a process of its own, whose figures and output are kept in FOLDER;
 "lognormal" are responses of 40 tokens on average and 128 at most. It can be stopped at any time: the same command reads
-what FOLDER holds and measures the rest. --list prints the commands and measures nothing.
+what FOLDER holds and measures the rest; other rounds, cores or peers are measured as well. --list prints
+the commands and measures nothing.
 
 The table has one row for each shape: seconds of a step and of the generation of both candidates, TRL's as a multiple of
-these where a peer was named, what fraction of the floor decoding, scoring and the sum of gradients are at, and why the
-machine may have been too busy for the row to be believed. Rows are sorted by the step's multiple, or without a peer by
-the step's fraction of the floor. FOLDER/matrix.json holds all figures of all shapes.
+these where a peer was named, and what fraction of the floor decoding, scoring and the sum of gradients are at. Below it
+stands which rows should not be believed, because the machine was too busy. Rows are sorted by the step's multiple, or
+without a peer by the step's fraction of the floor. FOLDER/matrix.json holds all figures of the rows.
 
 Examples:
   python -m tools.bench.matrix --out=build/matrix --models=S --batches=8 --cores=1
@@ -23,6 +24,7 @@ Exit status: 0 done, 1 some shapes failed, 2 invalid input (one line explains), 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import itertools
 import json
 import subprocess
@@ -33,11 +35,12 @@ from typing import Any, NamedTuple
 
 from tools.bench.__main__ import SIZES
 from tools.cli import Parser, exit_status, path_argument
+from xpo_jax.io.user_paths import expand
 from xpo_jax.reporting.console import progress, text_table
 
 LOGNORMAL, LONGEST = "lognormal", 128  # the answers' distribution, and the most tokens of one
-HEADS = ("model", "batch", "prompt", "answer", "step, s", "generation, s", "TRL / step", "TRL / generation")
 PARTS = ("decode", "score", "accumulate")
+WIDTH = 120  # of the table where there is no terminal
 
 
 class Shape(NamedTuple):
@@ -50,24 +53,41 @@ class Shape(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The name of its files."""
+        """The shape in a few characters."""
         return f"{Path(self.model).name}_{self.batch}x{self.prompt}_{self.answer}"
+
+    def arguments(self, options: argparse.Namespace) -> list[str]:
+        """Return the arguments of tools.bench, all but where its figures go."""
+        model = self.model if self.model in SIZES else str(Path(self.model).resolve())
+        flags = [f"--batch={self.batch}", f"--prompt={self.prompt}", f"--repeat={options.repeat}"]
+        if self.answer == LOGNORMAL:
+            flags += [f"--new={LONGEST}", "--lengths=lognormal"]
+        else:
+            flags += [f"--new={self.answer}"]
+        if options.cores:
+            flags += [f"--cores={options.cores}"]
+        if options.peer:
+            flags += [f"--peer={options.peer}", f"--peer_python={options.peer_python}"]
+        return [model, *flags]
+
+    def file(self, options: argparse.Namespace) -> Path:
+        """Return the file of its figures, another one for other arguments."""
+        folder: Path = options.out
+        digest = hashlib.sha256("\n".join(self.arguments(options)).encode()).hexdigest()
+        return folder / f"{self.name}_{digest[:8]}.json"
 
     def command(self, options: argparse.Namespace) -> list[str]:
         """Return the command that measures it."""
-        lengths = [f"--new={LONGEST}", "--lengths=lognormal"]
-        flags = [f"--batch={self.batch}", f"--prompt={self.prompt}", f"--repeat={options.repeat}"]
-        flags += lengths if self.answer == LOGNORMAL else [f"--new={self.answer}"]
-        flags += [f"--cores={options.cores}"] if options.cores else []
-        flags += (
-            [f"--peer={options.peer}", f"--peer_python={options.peer_python}"] if options.peer_python else []
-        )
-        return [sys.executable, "-m", __package__, self.model, *flags, f"--json={self.figures(options)}"]
+        arguments = [*self.arguments(options), f"--json={self.file(options)}"]
+        return [sys.executable, "-m", str(__package__), *arguments]
 
-    def figures(self, options: argparse.Namespace) -> Path:
-        """Return the file of its figures."""
-        folder: Path = options.out
-        return folder / f"{self.name}.json"
+    def figures(self, options: argparse.Namespace) -> dict[str, Any] | None:
+        """Return what was measured; None if that is missing, or the file holds something else."""
+        try:
+            read = json.loads(self.file(options).read_text())
+        except (OSError, ValueError):
+            return None
+        return read if isinstance(read, dict) and {"parts", "peer", "doubts"} <= read.keys() else None
 
 
 def parse(argv: Sequence[str]) -> tuple[list[Shape], argparse.Namespace]:
@@ -90,73 +110,81 @@ def parse(argv: Sequence[str]) -> tuple[list[Shape], argparse.Namespace]:
     options = parser.parse_args(argv)
     if bool(options.peer) != bool(options.peer_python):
         raise ValueError("--peer=trl and --peer_python=PYTHON must be given together; see --help")
-    models = options.models.split(",")
+    for name in ("repeat", "cores"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name}={value}: a positive number is expected")
+    models = [expand(model) for model in options.models.split(",")]
     for model in models:
         if model not in SIZES and not (Path(model) / "config.json").is_file():
             raise ValueError(f"--models: {model!r} is not S, M or a folder with config.json")
-    batches, prompts = (_numbers(options, name, least=1) for name in ("batches", "prompts"))
-    answers = options.answers.split(",")
-    _numbers(argparse.Namespace(answers=[a for a in answers if a != LOGNORMAL]), "answers", least=2)
+    batches, prompts = (_numbers(name, getattr(options, name), least=1) for name in ("batches", "prompts"))
+    answers = [
+        text if text == LOGNORMAL else str(_numbers("answers", text, least=2)[0])
+        for text in options.answers.split(",")
+    ]
     shapes = [Shape(*values) for values in itertools.product(models, batches, prompts, answers)]
-    if twice := {shape.name for shape in shapes if [s.name for s in shapes].count(shape.name) > 1}:
-        raise ValueError(f"two shapes would have the same file: {', '.join(sorted(twice))}")
+    if len({shape.file(options) for shape in shapes}) < len(shapes):
+        raise ValueError("--models, --batches, --prompts, --answers: one of them names the same twice")
+    if options.out.exists() and not options.out.is_dir():
+        raise ValueError(f"--out={options.out}: is not a folder")
     return shapes, options
 
 
-def _numbers(options: argparse.Namespace, name: str, *, least: int) -> list[int]:
-    texts = getattr(options, name)
-    texts = texts.split(",") if isinstance(texts, str) else texts
-    for text in texts:
-        if not text.isdigit() or int(text) < least:
-            raise ValueError(f"--{name}: {text!r} is not a number of at least {least}")
-    return [int(text) for text in texts]
+def _numbers(name: str, text: str, *, least: int) -> list[int]:
+    for number in text.split(","):
+        if not (number.isascii() and number.isdigit()) or int(number) < least:
+            raise ValueError(f"--{name}: {number!r} is not a number of at least {least}")
+    return [int(number) for number in text.split(",")]
 
 
 def measure(shapes: Sequence[Shape], options: argparse.Namespace) -> list[Shape]:
     """Measure what was not measured yet; return the shapes that failed."""
+    missing = [shape for shape in shapes if shape.figures(options) is None]
+    if not missing:
+        return []
     failed = []
-    for shape in progress([s for s in shapes if not s.figures(options).exists()], "measuring"):
-        log = options.out / f"{shape.name}.log"
+    for shape in progress(missing, "measuring"):
+        log = shape.file(options).with_suffix(".log")
         with log.open("w") as output:
             status = subprocess.run(
                 shape.command(options), stdout=output, stderr=subprocess.STDOUT
             ).returncode
-        if status or not shape.figures(options).exists():
+        if status or shape.figures(options) is None:
             last = log.read_text().strip().rsplit("\n", 1)[-1]
             print(f"{shape.name}: ended with status {status}: {last} ({log})", file=sys.stderr)
             failed.append(shape)
     return failed
 
 
-def row(shape: Shape, figures: Mapping[str, Any]) -> tuple[float, list[Any]]:
-    """Return what a shape is sorted by, and its row."""
-    parts, peer = figures["parts"], figures["peer"]
-    ratios = [peer[name][2] for name in ("step", "generation")] if peer else [None, None]
-    generation = peer["generation"][0] if peer else 2 * parts["sample"]["seconds"]
-    of_floor = [parts[name]["fraction_of_floor"] for name in PARTS]
-    cells = [
-        *shape,
-        f"{parts['step']['seconds']:.3g}",
-        f"{generation:.3g}",
-        *(None if ratio is None else f"{ratio:.1f}" for ratio in ratios),
-        *(f"{fraction:.0%}" for fraction in of_floor),
-        "; ".join(figures["doubts"]),
-    ]
-    return (ratios[0] or parts["step"]["fraction_of_floor"]), cells
+def row(shape: Shape, figures: Mapping[str, Any], *, peer: bool) -> tuple[float, list[Any]]:
+    """Return what a shape is sorted by, and its row, with TRL's columns if there is a peer."""
+    parts, ratios = figures["parts"], figures["peer"]
+    generation = ratios["generation"][0] if peer else 2 * parts["sample"]["seconds"]
+    cells = [*shape, f"{parts['step']['seconds']:.3g}", f"{generation:.3g}"]
+    if peer:
+        cells += [f"{ratios[name][2]:.1f}" for name in ("step", "generation")]
+    cells += [f"{parts[name]['fraction_of_floor']:.0%}" for name in PARTS]
+    return (ratios["step"][2] if peer else parts["step"]["fraction_of_floor"]), cells
 
 
-def table(shapes: Sequence[Shape], options: argparse.Namespace) -> str:
-    """Return the table of all shapes that were measured, and write matrix.json."""
-    figures = {
-        shape: json.loads(shape.figures(options).read_text())
-        for shape in shapes
-        if shape.figures(options).exists()
-    }
-    everything = [{**shape._asdict(), **measured} for shape, measured in figures.items()]
+def report(shapes: Sequence[Shape], options: argparse.Namespace) -> str:
+    """Return the table of the shapes that were measured, with the doubts below, and write matrix.json."""
+    measured = {shape: figures for shape in shapes if (figures := shape.figures(options)) is not None}
+    everything = [{**shape._asdict(), **figures} for shape, figures in measured.items()]
     (options.out / "matrix.json").write_text(json.dumps(everything, indent=1) + "\n")
-    rows = sorted((row(shape, measured) for shape, measured in figures.items()), key=lambda pair: pair[0])
-    heads = [*HEADS, *(f"{part}, of floor" for part in PARTS), "doubts"]
-    return text_table(heads, [cells for _, cells in rows])
+    peer = bool(options.peer)
+    rows = sorted((row(*item, peer=peer) for item in measured.items()), key=lambda pair: pair[0])
+    heads = ["model", "batch", "prompt", "answer", "step, s", "generation, s"]
+    heads += ["TRL / step", "TRL / generation"] if peer else []
+    heads += [f"{part}, of floor" for part in PARTS]
+    width = None if sys.stdout.isatty() else WIDTH
+    doubts = [
+        f"do not believe {shape.name}: {', '.join(figures['doubts'])}"
+        for shape, figures in measured.items()
+        if figures["doubts"]
+    ]
+    return "\n".join([text_table(heads, [cells for _, cells in rows], width), *doubts])
 
 
 def run(argv: Sequence[str]) -> int:
@@ -168,7 +196,7 @@ def run(argv: Sequence[str]) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     failed = measure(shapes, options)
     if len(failed) < len(shapes):
-        print(table(shapes, options))
+        print(report(shapes, options))
     return int(bool(failed))
 
 

@@ -16,11 +16,6 @@ import os
 import time
 from typing import Any
 
-import torch
-from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
-
 from tools.ifeval import prompts
 from tools.ifeval.checks import grade, score
 
@@ -45,6 +40,13 @@ def main() -> None:
     parser.add_argument("--learning_rate", type=float, default=3e-5)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+
+    # here, so that --help needs none of them
+    import torch
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
+
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     policy, reference = (
         AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32) for _ in range(2)
