@@ -45,7 +45,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if arg == "briefer":
         config.judge = ConfigDict({"name": "xpo_jax.tools.ifeval.judge:briefer"})
     elif arg is not None:
-        raise ValueError(f"configs/ifeval.py takes briefer or nothing after the colon, not {arg!r}")
+        raise ValueError(f"the argument after the colon is briefer or nothing, not {arg!r}")
     config.loss.beta = 0.1
     config.loss.second_candidate = "policy"  # learned more than a pair with the reference, see docs/ifeval.md
     config.loss.alpha = 0.0

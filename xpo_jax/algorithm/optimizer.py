@@ -72,7 +72,7 @@ def make_optimizer(
         ),
         (
             warmup >= steps,
-            f"warmup_steps {warmup_steps} >= steps {steps}: the run would end before the peak; lower it",
+            f"warmup_steps {warmup_steps:g} >= steps {steps}: the run would end before the peak; lower it",
         ),
         (b1 is not None and not 0 <= b1 < 1, f"b1 is {b1}, must be in [0, 1)"),
         (b2 is not None and not 0 <= b2 < 1, f"b2 is {b2}, must be in [0, 1)"),
