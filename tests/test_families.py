@@ -62,8 +62,8 @@ def test_transformers_gives_our_logits_of_a_run_s_export(name, tmp_path):
     export = tmp_path / "run" / "export"
     tokens = np.random.default_rng(0).integers(0, 259, (3, 17)).astype(np.int32)
     with torch.no_grad():
-        theirs = AutoModelForCausalLM.from_pretrained(export, dtype=torch.float32).eval()
-        expected = theirs(torch.from_numpy(tokens.astype(np.int64))).logits.numpy()
+        loaded = AutoModelForCausalLM.from_pretrained(export, dtype=torch.float32).eval()
+        expected = loaded(torch.from_numpy(tokens.astype(np.int64))).logits.numpy()
     graphdef, _ = registry.abstract_model(CONFIGS[name], stacked=True)
     model = nnx.merge(graphdef, model_folder.load_params(export, CONFIGS[name]))
     ours = np.asarray(model.unembed(model.prefill(tokens)[0]))
