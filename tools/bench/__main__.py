@@ -24,7 +24,7 @@ Examples:
 with one of TRL's, and prints the ratios of the medians. TRL runs in its own environment, with the extra `peer`. With
 GLIBC_TUNABLES=glibc.malloc.hugetlb=1 before the command both use huge pages, see docs/performance.md.
 
-A warning at the end says when the machine was too busy for the figures to be believed. tools.bench.matrix measures many
+A warning at the end says when the machine was too busy for the figures to be trusted. tools.bench.matrix measures many
 shapes, one after the other.
 
 Exit status: 0 done, 2 invalid input (one line explains), 130 interrupted.
@@ -201,7 +201,7 @@ def bench(options: argparse.Namespace) -> int:
     }
     print(figures.report(parts, about, results, peer))
     if doubts:
-        print(f"bench: warning: do not believe this; on a busy machine {', '.join(doubts)}", file=sys.stderr)
+        print(f"bench: warning: do not trust these figures: {', '.join(doubts)}", file=sys.stderr)
     if options.json:
         ratios = peer.ratios(parts) if peer else {}
         options.json.write_text(

@@ -51,7 +51,7 @@ def bandwidth(size: int) -> float:
 def others(seconds: float = 1.0) -> float | None:
     """Return how many threads of other programs were running on average, during a second; None except on Linux.
 
-    Not the load average: after a benchmark, it counts that for minutes.
+    Not the load average, which still counts a benchmark minutes after its end.
     """
     counts, file = [], Path("/proc/loadavg")
     if not file.exists():
@@ -72,7 +72,8 @@ def doubts(other: float | None, peaks: tuple[float, float], spread: float) -> li
     reasons = []
     if other is not None and other >= 0.5:
         reasons.append(f"{other:.1f} other threads were running")
-    if (change := peaks[1] / peaks[0] - 1) and abs(change) >= 0.1:
+    change = peaks[1] / peaks[0] - 1
+    if abs(change) >= 0.1:
         reasons.append(f"the peak changed by {change:+.0%}")
     if spread >= 1.3:
         reasons.append(f"the slowest round took {spread:.1f} times the fastest")

@@ -5,12 +5,12 @@
 
 Every combination is one `python -m tools.bench` in a process of its own, whose figures and output are kept in FOLDER;
 "lognormal" are responses of 40 tokens on average and 128 at most. It can be stopped at any time: the same command reads
-what FOLDER holds and measures the rest; other rounds, cores or peers are measured as well. --list prints
-the commands and measures nothing.
+what FOLDER holds and measures the rest, while other rounds, cores or peers are measured as well. --list prints the
+commands and measures nothing.
 
 The table has one row for each shape: seconds of a step and of the generation of both candidates, TRL's as a multiple of
-these where a peer was named, and what fraction of the floor decoding, scoring and the sum of gradients are at. Below it
-stands which rows should not be believed, because the machine was too busy. Rows are sorted by the step's multiple, or
+these where a peer was named, and how near their floors decoding, scoring and accumulating gradients are. Lines below it
+name the rows that should not be trusted, because the machine was too busy. Rows are sorted by the step's multiple, or
 without a peer by the step's fraction of the floor. FOLDER/matrix.json holds all figures of the rows.
 
 Examples:
@@ -176,7 +176,7 @@ def report(shapes: Sequence[Shape], options: argparse.Namespace) -> str:
     peer = bool(options.peer)
     rows = sorted((row(*item, peer=peer) for item in measured.items()), key=lambda pair: pair[0])
     heads = ["model", "batch", "prompt", "answer", "step, s", "generation, s"]
-    heads += ["TRL / step", "TRL / generation"] if peer else []
+    heads += ["step, TRL / ours", "generation, TRL / ours"] if peer else []
     heads += [f"{part}, of floor" for part in PARTS]
     width = None if sys.stdout.isatty() else WIDTH
     doubts = [
