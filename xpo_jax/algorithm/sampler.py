@@ -227,11 +227,12 @@ def prefill(
 def take(tree: Any, rows: Array) -> Any:
     """Take rows i32[G b] of each shard: arrays [G*B ...] become [G*b ...], and nothing leaves its shard."""
 
-    def one(x: Array) -> Array:
+    @jax.jit  # traced once for the caches of all layers
+    def one(x: Array, rows: Array) -> Array:
         grouped = x.reshape(len(rows), -1, *x.shape[1:])
         return jax.vmap(lambda x, rows: x[rows])(grouped, rows).reshape(-1, *x.shape[1:])
 
-    return jax.tree.map(one, tree)
+    return jax.tree.map(lambda x: one(x, rows), tree)
 
 
 def put(x: Array, rows: Array, new: Array) -> Array:

@@ -243,22 +243,24 @@ class Decoder(nnx.Module):
             x = constrain(x, "data", "fsdp")
         x = constrain(x, ROWS, None)
 
-        def layer(block: Block, x: Array, cached: Any) -> tuple[Array, Any]:
+        unrolled = isinstance(self.layers, nnx.List)
+        split = [nnx.split(block) for block in self.layers] if unrolled else [nnx.split(self.layers)]
+        graphdef = split[0][0]
+
+        def layer(params: Any, x: Array, cached: Any) -> tuple[Array, Any]:
+            block = nnx.merge(graphdef, params)
             x, cached = block(x, (B, C, T), angles, functools.partial(segments, both=cached))
             return constrain(x, ROWS, None), cached
 
-        if isinstance(self.layers, nnx.List):
-            out = []
-            for i, block in enumerate(self.layers):
-                x, cached = layer(block, x, None if caches is None else caches[i])
+        if unrolled:
+            traced_once, out = jax.jit(layer), []  # layers have the same shapes
+            for i, (_, params) in enumerate(split):
+                x, cached = traced_once(params, x, None if caches is None else caches[i])
                 out.append(cached)
             return self.norm(x), out
 
-        graphdef, stacked = nnx.split(self.layers)
-
         def body(x: Array, inputs: Any) -> tuple[Array, Any]:
-            params, cached = inputs
-            return layer(nnx.merge(graphdef, params), x, cached)
+            return layer(inputs[0], x, inputs[1])
 
-        x, out = jax.lax.scan(jax.checkpoint(body) if self.remat else body, x, (stacked, caches))
+        x, out = jax.lax.scan(jax.checkpoint(body) if self.remat else body, x, (split[0][1], caches))
         return self.norm(x), out
