@@ -59,7 +59,7 @@ DECODED = """
 import json
 import jax, jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec as PS
-from tools.planner import hlo, topology
+from tools.planner import hlo, topology, traffic
 from xpo_jax.models import attention_kernels
 from xpo_jax.models.layers import Segment, before
 from xpo_jax.runtime import sharding
@@ -80,7 +80,7 @@ given = array(B, 1, 1, N, H), *caches, array(B, dtype=jnp.int32), array(1, dtype
 with jax.set_mesh(mesh):
     module = hlo.parse(jax.jit(decoded).lower(*given).compile().as_text())
 kernels = [i for i in module.computations[module.entry].values() if i.opcode not in hlo.FREE]
-print(json.dumps({"opcodes": [i.opcode for i in kernels], "moved": sum(hlo.total(module, module.entry))}))
+print(json.dumps({"opcodes": [i.opcode for i in kernels], "moved": sum(traffic.total(module, module.entry))}))
 """
 
 

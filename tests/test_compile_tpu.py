@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from tools.planner.program_code import PASS, SAMPLER
+
 REPOSITORY = Path(__file__).parents[1]
 SCRIPT = """
 import json, sys
-from tools.planner import compiled, estimate, hlo, programs, topology
+from tools.planner import compiled, findings, hlo, programs, topology
 from tools.planner.fit import Source, setup
 named = topology.parse("v5e-8")
 devices = topology.devices(named)
@@ -23,11 +25,12 @@ wanted = [p for p in programs.longest(declared.programs) if p[0].split()[0] != "
 built, refused = compiled.compile_all(wanted, lambda line: print(line, file=sys.stderr))
 loops = {p.label: compiled.decode_loop(planned, p) for p in built if p.name == "sample"}
 loop = next(iter(loops.values()))
-plan = {name: sum(parts.values()) for name, parts in estimate.memory(planned).items()}
+plan = compiled.planned_phases(planned)
 print(json.dumps({
-    "refused": refused, "findings": compiled.findings(planned, built, loops, declared.spec.dtype),
+    "refused": refused, "findings": findings.findings(planned, built, loops, declared.spec.dtype),
     "dtype": declared.spec.dtype.name, "gathered": loop.gathered, "moved": sum(loop.moved) / loop.floor,
     "programs": {p.name: [p.arguments, p.outputs, p.aliased, p.temporaries] for p in built},
+    "code": {p.name: p.code / planned.model.num_hidden_layers for p in built},
     "permutes": {p.name: p.collectives["collective-permute"] for p in built},
     "planned": {p.name: compiled.planned_total(planned, p.label) for p in built},
     "phases": {name: size / plan[name] for name, size in compiled.phases(planned, built).items()},
@@ -132,6 +135,9 @@ def test_programs_of_qwen_0_5b_compile_for_a_v5e_8():
     assert result["permutes"]["accumulate"] == 0
     assert result["gathered"] == 0 and result["moved"] < 1.1
     assert all(0.9 < ratio < 1.1 for ratio in result["phases"].values())
+    # per layer, which the planner counts for every program
+    assert result["code"]["sample"] == pytest.approx(SAMPLER, rel=0.3)
+    assert result["code"]["score"] == pytest.approx(PASS, rel=0.3)
     # one embedding is gathered, not all weights; and no device holds a float32 gradient of the complete embedding twice
     assert result["programs"]["for_sampling"][3] < 0.65 * weights
     assert result["programs"]["accumulate"][3] < 2 * weights

@@ -13,9 +13,22 @@ from fake_models import TINY
 from tiny_run import tiny_config, write_config
 
 from tools import plan
-from tools.planner import compile_report, compiled, cycles, estimate, hlo, programs, topology
+from tools.planner import (
+    compile_report,
+    compiled,
+    cycles,
+    estimate,
+    findings,
+    hlo,
+    programs,
+    topology,
+    traffic,
+)
 from tools.planner.fit import Source, setup
 from tools.planner.hardware import DEVICES
+from tools.planner.judge import Judge
+from tools.planner.program_code import PASS, REST, SAMPLER, program_code
+from xpo_jax.algorithm.packing import sequence_lengths
 from xpo_jax.models import attention_kernels
 
 # Hand-made, in the form of the TPU compiler's text: a loop whose body reads a weight, a slice of a stacked array, and a
@@ -44,6 +57,9 @@ TEXT = """HloModule jit_sample, is_scheduled=true, input_output_alias={ {0}: (1,
   %cache = f32[16,128]{1,0} get-tuple-element(%param.1), index=3
   %new = f32[1,128]{1,0:T(1,128)S(1)} get-tuple-element(%param.1), index=4
   %fusion.1 = bf16[8,128]{1,0:T(8,128)(2,1)S(1)} fusion(%stack, %i), kind=kLoop, calls=%fused_slice
+  %kernel.1 = f32[8]{0:S(1)} custom-call(%new), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\\"block_q\\": 512}"
+}}, metadata={op_name="jit(sample)/pallas_call"}
   %copy-start.1 = (f32[256,128]{1,0:T(8,128)S(1)}, f32[256,128]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%weight)
   %copy-done.1 = f32[256,128]{1,0:T(8,128)S(1)} copy-done(%copy-start.1)
   %slice-start.1 = ((f32[256,128]{1,0:T(8,128)}), f32[64,128]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) slice-start(%weight), slice={[0:64], [0:128]}
@@ -75,10 +91,18 @@ BODY = MODULE.computations["body"]
 
 
 def moved(name):
-    return tuple(hlo.traffic(MODULE, BODY, BODY[name]))
+    return tuple(traffic.traffic(MODULE, BODY, BODY[name]))
 
 
 # ---- the text -------------------------------------------------------------------------------------
+
+
+def test_an_instruction_of_several_lines_ends_neither_itself_nor_its_computation():
+    """As those of Pallas kernels, whose attributes go on in lines that begin with braces."""
+    assert BODY["kernel.1"].op_name == "jit(sample)/pallas_call"
+    assert {"copy-start.1", "tuple.1"} <= BODY.keys() and list(MODULE.computations) == [
+        "fused_slice", "fused_update", "body", "cond", "main.1_spmd",
+    ]  # fmt: skip
 
 
 def test_parse_names_entry_operands_and_results():
@@ -127,14 +151,14 @@ def test_traffic_of_slices_updates_and_arrays_on_the_chip():
     assert moved("fusion.2") == (0, 128 * 4)  # in place: one row, which comes from the chip
     assert moved("copy.1") == (16 * 128 * 4, 16 * 128 * 4)
     assert moved("all-gather-start.1") == (16 * 128 * 4, 32 * 128 * 4)
-    once = hlo.total(MODULE, "body")
+    once = traffic.total(MODULE, "body")
     assert once == (
         2048 + 131072 + 32768 + 8192 + 8192,
         512 + 8192 + 16384,
     )
     entry = MODULE.computations[MODULE.entry]
     assert hlo.trips(MODULE, entry["while.1"]) == 24
-    assert hlo.traffic(MODULE, entry, entry["while.1"]) == (24 * once.read, 24 * once.written)
+    assert traffic.traffic(MODULE, entry, entry["while.1"]) == (24 * once.read, 24 * once.written)
 
 
 # As the GPU compiler writes it: the sums of a split product, of which some columns are needed; probabilities, computed
@@ -183,7 +207,7 @@ ENTRY %main (a: f32[4,8,96], b: f32[8,1000], c: f32[8], d: s32[8,2]) -> f32[8,25
 def test_traffic_of_a_fusion_counts_what_its_slices_need_of_an_operand():
     module = hlo.parse(ON_A_GPU)
     entry = module.computations["main"]
-    moved = {name: tuple(hlo.traffic(module, entry, entry[name])) for name in entry}
+    moved = {name: tuple(traffic.traffic(module, entry, entry[name])) for name in entry}
     assert moved["fusion.1"] == (4 * 8 * 16 * 4, 8 * 16 * 2)  # four partial sums of each element
     # of the logits a block per row, for which padding counts as if it were read: 250 of 256
     assert moved["fusion.3"] == (8 * 250 * 4 + 8 * 4 + 8 * 2 * 4, 8 * 256 * 4)
@@ -319,6 +343,40 @@ def test_phases_add_up_what_is_live_at_once(tiny):
     assert compiled.phases(tiny.planned, [p for p in tiny.built if p.name != "init"]) == {}
 
 
+def test_code_of_programs_that_were_not_compiled_counts_as_the_longest_of_their_name():
+    sizes = {"sample P=8": 5, "score W=16": 3, "zeros": 1}
+    built = [SimpleNamespace(label=label, name=label.split()[0], code=code) for label, code in sizes.items()]
+    declared = [
+        (label, None)
+        for label in ("sample P=4", "sample P=8", "score W=12", "score W=16", "zeros", "refused")
+    ]
+    assert compile_report.all_code(built, declared) == 5 + 5 + 3 + 3 + 1
+
+
+def test_planned_code_is_that_of_every_program_of_a_run_on_a_tpu(tiny):
+    """Counted by the labels that a run declares."""
+    tpu = dataclasses.replace(tiny.planned, platform="tpu", buckets=3)
+    assert program_code(tiny.planned) == program_code(dataclasses.replace(tpu, platform="gpu")) == 0
+    layers = tpu.model.num_hidden_layers
+    widths = len(sequence_lengths(tpu.prompt_tokens, tpu.response_tokens))
+    per_layer = (program_code(tpu) - (widths + 1) * REST) / layers
+    assert per_layer == 3 * SAMPLER + widths * PASS
+    # two samplers a bucket: one of the policy and one of the reference's samples for two steps
+    both = dataclasses.replace(tpu, reference_steps=2)
+    assert program_code(both) - program_code(tpu) == layers * 3 * SAMPLER
+    for new_tokens, of_a_bucket in ((0, PASS), (8, SAMPLER)):
+        judge = Judge(None, 8, 32, 1, new_tokens, buckets=2)
+        assert (
+            program_code(dataclasses.replace(tpu, judge=judge)) - program_code(tpu)
+            == layers * 2 * of_a_bucket
+        )
+    memory = estimate.memory(tpu)
+    assert {parts["code"] for parts in memory.values()} == {program_code(tpu)}
+    assert compiled.planned_phases(tpu) == {
+        phase: sum(parts.values()) - program_code(tpu) for phase, parts in memory.items()
+    }
+
+
 def test_planned_total_of_programs_without_temporaries_is_exact(tiny):
     for name in ("init", "zeros"):
         program = tiny.by_name[name]
@@ -334,26 +392,26 @@ def test_findings_of_a_run_as_it_is_are_none(tiny):
     assert loops["sample"].floor == sum(plan.work.decode_bytes(tiny.planned))
     assert not loops["sample"].collectives and sum(loops["sample"].moved) > loops["sample"].floor
     loops["sample"] = loops["sample"]._replace(caches_written=0)  # XLA's CPU compiler copies small caches
-    assert compiled.findings(tiny.planned, tiny.built, loops, np.dtype(np.float32)) == []
+    assert findings.findings(tiny.planned, tiny.built, loops, np.dtype(np.float32)) == []
 
 
 def test_findings_name_the_program_and_what_is_wrong(tiny):
     planned, sample = tiny.planned, tiny.by_name["sample"]
     lost = tiny.by_name["apply"]._replace(aliased=0)
-    (line,) = compiled.findings(planned, [lost], {}, np.dtype(np.float32))
+    (line,) = findings.findings(planned, [lost], {}, np.dtype(np.float32))
     assert line.startswith("apply: ") and "donated" in line
-    (line,) = compiled.findings(planned, [sample], {}, np.dtype(ml_dtypes.bfloat16))
+    (line,) = findings.findings(planned, [sample], {}, np.dtype(ml_dtypes.bfloat16))
     assert line.startswith("sample P=") and "arrive as f32, the mesh computes in bfloat16" in line
-    loop = compiled.DecodeLoop(hlo.Traffic(9, 9), 100, 0, 0, Counter())
+    loop = compiled.DecodeLoop(traffic.Traffic(9, 9), 100, 0, 0, Counter())
     weights = plan.work.decode_bytes(planned)[0]
     for wrong, text in (
         (loop._replace(gathered=weights), "gathers"),
         (loop._replace(caches_written=6), "complete keys and values"),
     ):
-        (line,) = compiled.findings(planned, [], {"sample P=8": wrong}, np.dtype(np.float32))
+        (line,) = findings.findings(planned, [], {"sample P=8": wrong}, np.dtype(np.float32))
         assert line.startswith("sample P=8: ") and text in line
     fine = loop._replace(gathered=weights // 4, caches_written=4)
-    assert compiled.findings(planned, [], {"sample P=8": fine}, np.dtype(np.float32)) == []
+    assert findings.findings(planned, [], {"sample P=8": fine}, np.dtype(np.float32)) == []
 
 
 LOOP = """
@@ -390,11 +448,11 @@ def test_caches_written_are_complete_keys_and_values(tiny, copy, size):
 
 
 def test_report_status_is_1_for_findings_and_for_what_does_not_fit(tiny):
-    def status(built=tiny.built, refused=(), memory=1e9, dtype=np.float32):
+    def status(built=tiny.built, refused=(), memory=1e9, dtype=np.float32, code=0):
         device = DEVICES["tpu-v5e"]._replace(memory=memory)
         built = [p for p in built if p.name != "sample"]  # see above: XLA copies small caches
         return compile_report.report(
-            tiny.planned, built, refused, device=device, clock=None, dtype=np.dtype(dtype)
+            tiny.planned, built, refused, device=device, clock=None, dtype=np.dtype(dtype), code=code
         )
 
     text, code = status()
@@ -406,6 +464,7 @@ def test_report_status_is_1_for_findings_and_for_what_does_not_fit(tiny):
     assert code == 1 and "refused: accumulate W=8: out of device memory" in text
     text, code = status(dtype=jnp.bfloat16)
     assert code == 1 and "finding: score" in text
+    assert status(code=0)[1] == 0 and status(code=1e9)[1] == 1  # code takes memory, too
 
 
 def test_longest_has_one_program_of_each_name():

@@ -17,10 +17,11 @@ from xpo_jax.algorithm.batch_shapes import SAMPLERS
 from xpo_jax.reporting.console import field_table, text_table
 from xpo_jax.runtime import sharding
 
-from . import compiled, cycles, estimate, hlo, programs, topology
+from . import compiled, cycles, estimate, findings, hlo, programs, topology
 from .compiled import Compiled, DecodeLoop
 from .fit import Source, setup
 from .hardware import Device
+from .program_code import program_code
 
 GIB = 2**30
 CAVEAT = (
@@ -61,9 +62,19 @@ def run(source: Source, device: Device, options: Options) -> int:
     clock = None
     if sharding.platform(declaration.spec.mesh) == "tpu" and device.peak_flops:
         clock = cycles.calibrate(devices[0], device.peak_flops)
-    text, status = report(planned, built, refused, device=device, clock=clock, dtype=declaration.spec.dtype)
+    code = all_code(built, declaration.programs)
+    text, status = report(
+        planned, built, refused, device=device, clock=clock, dtype=declaration.spec.dtype, code=code
+    )
     print(text)
     return status
+
+
+def all_code(built: Sequence[Compiled], declared: Sequence[programs.Declared]) -> int:
+    """Return the bytes of the code of all declared programs; one not compiled counts as the longest of its name."""
+    sizes = {program.label: program.code for program in built}
+    longest = {program.name: program.code for program in built}  # lengths increase
+    return sum(sizes.get(label, longest.get(label.split()[0], 0)) for label, _ in declared)
 
 
 def use_cache(folder: Path) -> None:
@@ -86,8 +97,9 @@ def report(
     device: Device,
     clock: float | None,
     dtype: Any,
+    code: int,
 ) -> tuple[str, int]:
-    """Return the text of all tables, and the exit status."""
+    """Return the text of all tables, and the exit status; code: see `all_code`."""
     loops = {
         program.label: loop
         for program in built
@@ -96,7 +108,6 @@ def report(
         if loop is not None
     }
     live = compiled.phases(planned, built)
-    code = sum(program.code for program in built)
     blocks = [program_table(planned, built), collective_table(built)]
     blocks += [loop_table(loops)] if loops else []
     if clock:
@@ -104,7 +115,7 @@ def report(
         head = ["part, on one device", "ms by cycles", "ms at the peak", "% of the peak"]
         blocks += [f"{text_table(head, rows)}\n\n{clock / 1e9:.2f} GHz; {CYCLES_CAVEAT}"] if rows else []
     blocks.append(phase_table(planned, live, code))
-    wrong = compiled.findings(planned, built, loops, dtype)
+    wrong = findings.findings(planned, built, loops, dtype)
     blocks += [f"finding: {line}" for line in wrong]
     blocks += [f"refused: {program.label}: {program.message}" for program in refused]
     most = max(live.values(), default=0) + code
@@ -181,9 +192,9 @@ def loop_table(loops: Mapping[str, DecodeLoop]) -> str:
 
 def phase_table(planned: estimate.Setup, live: Mapping[str, int], code: int) -> str:
     """Return what is live together in each phase of a step, beside the planner's."""
-    plan = {name: sum(parts.values()) for name, parts in estimate.memory(planned).items()}
+    plan, planned_code = compiled.planned_phases(planned), program_code(planned)
     rows = [[name, gib(size), gib(plan[name]), round(size / plan[name], 2)] for name, size in live.items()]
-    table = text_table(["live together, GiB per device", "compiled", "planned", "ratio"], rows)
-    return (
-        table + "\n\n" + field_table({"code of all programs": f"{gib(code)} GiB per device, in every phase"})
-    )
+    table = text_table(["live together without code, GiB per device", "compiled", "planned", "ratio"], rows)
+    beside = f", planned {gib(planned_code)}" if planned_code else ""
+    in_all = {"code of all programs": f"{gib(code)} GiB per device, in every phase{beside}"}
+    return f"{table}\n\n{field_table(in_all)}"

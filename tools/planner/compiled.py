@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +17,7 @@ from xpo_jax.algorithm import packing
 from xpo_jax.algorithm.batch_shapes import SAMPLERS
 from xpo_jax.runtime.backend import BackendError
 
-from . import estimate, hlo, work
+from . import estimate, hlo, traffic, work
 from .programs import Declared
 
 
@@ -126,12 +126,18 @@ def planned_total(s: estimate.Setup, label: str) -> int | None:
     elif tokens and tokens not in (longest, s.judge.tokens if s.judge else None):
         return None
     phases, judge = estimate.memory(s), "judge" if s.judge and s.judge.model else "reference"
+    sampled = (
+        "reference" if s.lora.rank else "policy, for sampling"
+    )  # the base and an adapter, or all weights
     parts = {
-        **dict.fromkeys(SAMPLERS, ("sample", {"policy, for sampling", "KV cache", "one layer"})),
+        **dict.fromkeys(SAMPLERS, ("sample", {sampled, "KV cache", "one layer"})),
         "score": ("score", {"reference", "one layer", "logits chunk"}),
         "judge": ("judge", {judge, "KV cache", "one layer"}),
-        "accumulate": ("gradient", phases["gradient"].keys() - {"optimizer state", "reference", "judge"}),
-        "apply": ("apply", phases["apply"].keys() - {"reference", "judge"}),
+        "accumulate": (
+            "gradient",
+            phases["gradient"].keys() - {"optimizer state", "reference", "judge", "code"},
+        ),
+        "apply": ("apply", phases["apply"].keys() - {"reference", "judge", "code"}),
         "init": ("apply", {"master weights", "optimizer state"}),
         "for_sampling": ("sample", {"master weights", "policy, for sampling"}),
         "fingerprint": ("sample", {"reference"}),
@@ -141,6 +147,14 @@ def planned_total(s: estimate.Setup, label: str) -> int | None:
     phase, names = parts[name]
     planned = sum(size for part, size in phases[phase].items() if part in names)
     return planned + (estimate.gathered(s) if name == "for_sampling" else 0)
+
+
+def planned_phases(s: estimate.Setup) -> dict[str, int]:
+    """Return the planner's bytes of each phase of a step, without the code."""
+    return {
+        phase: sum(size for part, size in parts.items() if part != "code")
+        for phase, parts in estimate.memory(s).items()
+    }
 
 
 def phases(s: estimate.Setup, compiled: Sequence[Compiled]) -> dict[str, int]:
@@ -188,7 +202,7 @@ class DecodeLoop(NamedTuple):
       collectives: by kind.
     """
 
-    moved: hlo.Traffic
+    moved: traffic.Traffic
     floor: int
     caches_written: int
     gathered: int
@@ -214,7 +228,7 @@ def decode_loop(s: estimate.Setup, program: Compiled) -> DecodeLoop | None:
     s = dataclasses.replace(call, prompt_tokens=program.tokens or s.prompt_tokens, batch_size=rows)
     body = module.computations[name]
     return DecodeLoop(
-        hlo.total(module, name),
+        traffic.total(module, name),
         sum(work.decode_bytes(s)),
         caches_written(s, module, body),
         sum(
@@ -251,48 +265,5 @@ def caches_written(s: estimate.Setup, module: hlo.Module, body: hlo.Computation)
         results = instruction.leaves[:1] if instruction.opcode.endswith("-start") else instruction.leaves
         cached = [leaf for leaf in results if sorted(leaf.dims) in shapes and not leaf.on_chip]
         if cached and instruction.opcode != "dynamic-update-slice":
-            written += min(sum(x.bytes for x in cached), hlo.traffic(module, body, instruction).written)
+            written += min(sum(x.bytes for x in cached), traffic.traffic(module, body, instruction).written)
     return written
-
-
-# ---- findings --------------------------------------------------------------------------------------
-
-GATHERED, COPIED = 0.5, 0.05  # of the weights; of the floor
-
-
-def findings(
-    s: estimate.Setup, compiled: Sequence[Compiled], loops: Mapping[str, DecodeLoop], dtype: Any
-) -> list[str]:
-    """Return what a compiled program should not do, one line each."""
-    lines = []
-    for program in compiled:
-        if program.donated and program.aliased == 0:
-            lines.append(
-                f"{program.label}: {program.donated} donated argument(s), but no output takes the place of one"
-            )
-        if wide := wrong_dtype(program, dtype):
-            lines.append(f"{program.label}: weights arrive as {wide}, the mesh computes in {dtype.name}")
-    weights, _ = work.decode_bytes(s)
-    for label, loop in loops.items():
-        if loop.gathered > GATHERED * weights:
-            lines.append(
-                f"{label}: each decoded token gathers {loop.gathered / 2**20:,.0f} MiB, more than half of the weights"
-            )
-        if loop.caches_written > COPIED * loop.floor:
-            lines.append(
-                f"{label}: each decoded token writes {loop.caches_written / 2**20:,.0f} MiB of complete keys and values"
-            )
-    return lines
-
-
-_NAMES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "float64": "f64"}
-
-
-def wrong_dtype(program: Compiled, dtype: Any) -> str | None:
-    """Return the dtype of a sampling or scoring program's largest argument, if it is not the mesh's."""
-    if program.name not in (*SAMPLERS, "score", "judge"):
-        return None
-    entry = program.module.computations[program.module.entry]
-    leaves = [leaf for i in entry.values() if i.opcode == "parameter" for leaf in i.leaves]
-    largest = max((x for x in leaves if x.dtype in _NAMES.values()), key=lambda x: x.bytes, default=None)
-    return None if largest is None or largest.dtype == _NAMES[dtype.name] else largest.dtype

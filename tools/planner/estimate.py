@@ -2,8 +2,8 @@
 
 Weights, optimizer state and gradients are exact: they are the sizes of the shards that the sharding rules give. What
 the backward pass saves is read off the traced function (saved.py). The temporaries of a program are an estimate by
-named terms, which tests/test_plan.py compares with what XLA allocates. Left out on purpose: compiled code, buffers of
-collectives, allocator overhead, and the host's memory.
+named terms, which tests/test_plan.py compares with what XLA allocates; so is the code (program_code.py). Left out on
+purpose: buffers of collectives, allocator overhead, and the host's memory.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from xpo_jax.runtime import sharding
 
 from . import saved
 from .judge import Judge
+from .program_code import program_code
 
 CANDIDATES = packing.CANDIDATES  # per prompt
 LANES = 128  # of a TPU's tile
@@ -42,7 +43,7 @@ class Setup:
       model: the shapes of policy and reference.
       mesh: with or without devices.
       dtype: of all computation except master weights, accumulated gradients and the optimizer.
-      prompt_tokens, response_tokens: P and T, the largest buckets.
+      prompt_tokens, response_tokens: P and T, the largest buckets. buckets: of prompts; each has its own programs.
       batch_size: prompts, over all devices.
       micro_batch_rows, chunk_tokens, remat, prefill_rows: see `settings.Layout`.
       optimizer: an optax transformation. lora: which weights are trained.
@@ -73,6 +74,7 @@ class Setup:
     prefill_rows: int | None = None
     kernels: Kernels = ONLY_EINSUM
     platform: str = "cpu"
+    buckets: int = 1
 
     @property
     def shards(self) -> int:
@@ -148,7 +150,7 @@ def kv_bytes_per_token(model: ModelConfig, itemsize: int) -> int:
     return 2 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim * itemsize
 
 
-def _score_bytes(s: Setup, model: ModelConfig, rows: int, tokens: int, queries: int, copies: int) -> int:
+def _score_bytes(s: Setup, model: ModelConfig, rows: int, tokens: int, queries: int, copies: float) -> int:
     """Return the bytes that the attention of rows of tokens takes beside queries, keys and values.
 
     The einsum holds float32 scores of `queries` queries of each row. Blocks hold `copies` of those of a block, and
@@ -161,10 +163,10 @@ def _score_bytes(s: Setup, model: ModelConfig, rows: int, tokens: int, queries: 
         padded = -(-model.head_dim // LANES) * LANES
         return numbers * 3 * padded * s.itemsize + numbers // rows * LANES * 4
     if kernel == EINSUM:
-        return copies * numbers * queries * 4
+        return int(copies * numbers * queries * 4)
     block = -(-tokens // -(-tokens // QUERIES))
     mask = 3 * rows * tokens**2 if kernel == CUDNN and queries < tokens else 0
-    return numbers * (copies * block * 4 + 3 * model.head_dim * s.itemsize) + mask
+    return int(numbers * (copies * block * 4 + 3 * model.head_dim * s.itemsize)) + mask
 
 
 def _layer_working(model: ModelConfig, tokens: int, scores: int, itemsize: int, rank: int = 0) -> int:
@@ -201,6 +203,8 @@ def memory(s: Setup) -> dict[str, dict[str, int]]:
     always = {"master weights": masters, "optimizer state": _optimizer(s), "reference": base(s) + copy}
     if s.judge and s.judge.model:
         always["judge"] = sampling_copy(s.judge.model, s.mesh, s.dtype)
+    if code := program_code(s):
+        always["code"] = code
     calls = _sampling(s, shard, s.reference_steps * rows), _sampling(s, shard, rows, s.candidates)
     phases = {"sample": max(calls, key=lambda parts: sum(parts.values()))}
     W = packing.sequence_lengths(P, T)[-1]
@@ -240,16 +244,18 @@ def memory(s: Setup) -> dict[str, dict[str, int]]:
 def _sampling(s: Setup, shard: ModelConfig, prompts: int, candidates: int = 1) -> dict[str, int]:
     P, T, kv = s.prompt_tokens, s.response_tokens, kv_bytes_per_token(shard, s.itemsize)
     encoded, rows = min(prompts, s.prefill_rows or prompts), prompts * candidates
-    scores = _score_bytes(s, shard, encoded, P, P, copies=2)
+    # where XLA computes a softmax in one kernel, the scores and the probabilities in the compute dtype
+    copies = 1 + s.itemsize / 4 if s.kernels.fuse_rows else 2
+    scores = _score_bytes(s, shard, encoded, P, P, copies)
     # of one layer of the prefill; or logits, probabilities and their sum
     layer = _layer_working(shard, encoded * P, scores, s.itemsize, s.lora.rank)
     working = max(layer, 3 * rows * shard.vocab_size * 4)
     # into the decoder's layout, or for a prompt's candidates
     copied = prompts * P * kv if s.kernels.at(P) == CUDNN or candidates > 1 else 0
     cache = rows * (P + T) * kv + copied
-    if s.platform == "tpu":
-        # the caches of half of the rows exist beside all when the next stage begins; and the prompts' twice, if
-        # sub-batches write them in a loop
+    if s.platform == "tpu" and shard.head_dim < LANES:
+        # The compiler holds such heads in another layout than the projections write. So the caches of half of the rows
+        # exist beside all when the next stage begins, and the prompts' twice, if sub-batches write them in a loop.
         working = max(working, cache // 2 if rows // 2 >= SMALLEST else 0)
         cache += prompts * P * kv if encoded < prompts else 0
     return {"KV cache": cache, "one layer": working}

@@ -116,6 +116,7 @@ def setup(source: Source) -> tuple[estimate.Setup, ConfigDict]:
         prefill_rows=layout.prefill_rows,
         kernels=choose(model.attention, source.platform, dtype=dtype, head_dim=shapes.head_dim),
         platform=source.platform,
+        buckets=len(config.data.buckets),
     )
     return planned, config
 
@@ -167,7 +168,7 @@ def _judge(group: ConfigDict, orders: int) -> Judge | None:
         return None
     model = None if group.path is None else model_shapes(group.path)
     votes, written = (group.votes, group.sampling.max_new_tokens) if group.name == "reasoning" else (1, 0)
-    return Judge(model, group.batch_size, group.buckets[-1], orders * votes, written)
+    return Judge(model, group.batch_size, group.buckets[-1], orders * votes, written, len(group.buckets))
 
 
 # ---- the search for changes ----------------------------------------------------------------------

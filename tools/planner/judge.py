@@ -15,6 +15,7 @@ class Judge(NamedTuple):
       rows, tokens: of a call, over all devices, and in the longest bucket.
       comparisons: per prompt, at most; each vote is one.
       new_tokens: that it writes before its verdict; 0 for a judge that reads probabilities.
+      buckets: lengths that it is compiled for.
     """
 
     model: ModelConfig | None
@@ -22,3 +23,4 @@ class Judge(NamedTuple):
     tokens: int
     comparisons: int
     new_tokens: int = 0
+    buckets: int = 1
