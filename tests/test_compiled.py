@@ -98,7 +98,7 @@ def moved(name):
 
 
 def test_an_instruction_of_several_lines_ends_neither_itself_nor_its_computation():
-    """As those of Pallas kernels, whose attributes go on in lines that begin with braces."""
+    """As those of Pallas kernels, whose attributes fill lines that begin with braces."""
     assert BODY["kernel.1"].op_name == "jit(sample)/pallas_call"
     assert {"copy-start.1", "tuple.1"} <= BODY.keys() and list(MODULE.computations) == [
         "fused_slice", "fused_update", "body", "cond", "main.1_spmd",

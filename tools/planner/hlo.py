@@ -124,7 +124,7 @@ def parse(text: str) -> Module:
 
 
 def _lines(text: str) -> Iterator[str]:
-    """Yield the lines, an instruction's as one: the attributes of a kernel may go on in the next."""
+    """Yield the lines, an instruction's as one: the attributes of a kernel may fill several."""
     whole = ""
     for line in text.splitlines():
         if line.rstrip() and not (_START.match(line) or _COMPUTATION.match(line) or _END.match(line)):

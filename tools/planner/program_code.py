@@ -5,12 +5,9 @@ On other devices it is not in the plan: on a CPU it is small, and the compiler o
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from xpo_jax.algorithm import packing
 
-if TYPE_CHECKING:
-    from .estimate import Setup
+from .shapes import Setup
 
 MIB = 2**20
 # Of programs whose layers are unrolled, per layer, and of all others together. These are round numbers for what was
