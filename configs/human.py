@@ -43,8 +43,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.judging.steps_behind = 1  # the policy learns from eight choices during the next eight
     config.judging.max_failed_fraction = 1.0  # a skipped comparison has no verdict, and that is no failure
 
-    # A choice costs more than an update. Of what was measured with 500 verdicts in rounds of eight, this won most, if not
-    # by more than the noise; with 2,000 it was (docs/choosing.md, "With few verdicts").
+    # A choice costs more than an update. With 500 verdicts in rounds of eight this won most of what was tried, within
+    # the noise; with 2,000 beyond it (docs/choosing.md, "How many verdicts can you afford?").
     config.replay.updates = 4
     config.loss.second_candidate = "policy"
     config.loss.bonus, config.loss.alpha = "bounded", 0.016
