@@ -16,7 +16,6 @@ traced function reads. Tests that patch such a global must not share programs.
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import dataclasses
 import functools
 import gc
@@ -61,8 +60,7 @@ def shared_programs() -> Iterator[None]:
     def compile_once(self: Any, *args: Any) -> jax.stages.Compiled:
         key = self.identity, identity([(x.shape, x.dtype) for x in jax.tree.leaves(args)])
         if key not in _compiled:
-            # at once, not in a thread of `compile_all`: another program may be equal
-            _compiled[key] = contextvars.Context().run(compile_anew, self, *args)
+            _compiled[key] = compile_anew(self, *args)
         self._compiled[compilation._shapes(args)] = _compiled[key]
         return _compiled[key]
 

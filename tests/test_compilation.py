@@ -1,9 +1,6 @@
-"""Several compilers at once; where compiled programs are cached, and what happens where they cannot be."""
+"""Where compiled programs are cached between runs, and what happens where they cannot be."""
 
 import hashlib
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -100,89 +97,3 @@ def test_jaxs_own_variable_is_all_that_counts(tmp_path, monkeypatch, options, ca
     assert {name: getattr(jax.config, name) for name in OPTIONS} == options
     assert list(tmp_path.iterdir()) == []
     assert capsys.readouterr().err == ""
-
-
-# ---- several compilers at once -----------------------------------------------------------------
-
-
-class _Lowered:
-    """A traced program whose compiler does `work`."""
-
-    def __init__(self, work):
-        self.compile = work
-
-
-def _program(name, work, monkeypatch):
-    program = compilation.Program(name, jax.make_mesh((1,), ("x",)), lambda x: x)
-    monkeypatch.setattr(program, "lower", lambda *args: _Lowered(work))
-    return name, lambda: program.compile()
-
-
-def test_compilers_work_at_once_and_labels_come_in_order(monkeypatch):
-    monkeypatch.setattr(compilation.os, "cpu_count", lambda: 2)
-    both = threading.Barrier(2, timeout=60)  # passed only by two compilers at the same time
-    programs = [_program(name, both.wait, monkeypatch) for name in ("first", "second")]
-    assert list(compilation.compile_all(programs)) == ["first", "second"]
-
-
-def test_a_gpu_compiles_one_program_at_a_time(monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    alone, entered = threading.Lock(), []
-
-    def work():
-        assert alone.acquire(blocking=False), "two compilers at once"
-        entered.append(time.sleep(0.05))
-        alone.release()
-
-    list(compilation.compile_all([_program(str(i), work, monkeypatch) for i in range(4)]))
-    assert len(entered) == 4
-
-
-def test_an_error_of_a_compiler_is_raised_and_most_of_what_follows_is_dropped(monkeypatch):
-    monkeypatch.setattr(compilation.os, "cpu_count", lambda: 1)
-    traced, compiled = threading.Event(), []
-
-    def fail():
-        traced.wait(60)
-        raise ValueError("the second one fails")
-
-    def slow():
-        compiled.append(time.sleep(0.05))
-
-    programs = [_program("first", lambda: None, monkeypatch), _program("second", fail, monkeypatch)]
-    programs += [_program(f"slow {i}", slow, monkeypatch) for i in range(40)]
-    labels = []
-    with pytest.raises(ValueError, match="the second one fails"):
-        for label in compilation.compile_all([*programs, ("compiles by itself", traced.set)]):
-            labels.append(label)
-    assert labels == ["first"]
-    time.sleep(0.2)
-    assert len(compiled) < 20
-
-
-def test_programs_are_traced_in_this_thread_under_its_configuration():
-    seen = []
-
-    def double(x):
-        seen.append((threading.current_thread(), jax.config.jax_default_matmul_precision))
-        return 2 * x
-
-    program = compilation.Program("double", jax.make_mesh((1,), ("x",)), double)
-    x = jnp.arange(3.0)
-    with jax.default_matmul_precision("highest"):
-        assert list(compilation.compile_all([("double", lambda: program.compile(x))])) == ["double"]
-    assert seen == [(threading.current_thread(), "highest")]
-    assert program(x).tolist() == [0, 2, 4]
-    assert isinstance(program.compile(x), jax.stages.Compiled)  # elsewhere it is compiled at once
-
-
-def test_the_count_of_compilations_is_that_of_all_threads():
-    counter = compilation.CompilationCounter()
-    with ThreadPoolExecutor(8) as threads:
-        for _ in range(8):
-            threads.submit(
-                lambda: [
-                    counter._on_event("/jax/core/compile/backend_compile_duration", 0.0) for _ in range(2000)
-                ]
-            )
-    assert counter.count == 16_000

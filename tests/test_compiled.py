@@ -27,7 +27,8 @@ from tools.planner import (
 from tools.planner.fit import Source, setup
 from tools.planner.hardware import DEVICES
 from tools.planner.judge import Judge
-from tools.planner.program_code import PASS, REST, SAMPLER, program_code
+from tools.planner.program_code import PASS, SAMPLER, SCANNED, SHARED, program_code
+from xpo_jax.algorithm.batch_shapes import BatchShapes
 from xpo_jax.algorithm.packing import sequence_lengths
 from xpo_jax.models import attention_kernels
 
@@ -354,16 +355,26 @@ def test_code_of_programs_that_were_not_compiled_counts_as_the_longest_of_their_
 
 
 def test_planned_code_is_that_of_every_program_of_a_run_on_a_tpu(tiny):
-    """Counted by the labels that a run declares."""
     tpu = dataclasses.replace(tiny.planned, platform="tpu", buckets=3)
     assert program_code(tiny.planned) == program_code(dataclasses.replace(tpu, platform="gpu")) == 0
     layers = tpu.model.num_hidden_layers
     widths = len(sequence_lengths(tpu.prompt_tokens, tpu.response_tokens))
-    per_layer = (program_code(tpu) - (widths + 1) * REST) / layers
+    per_layer = (program_code(tpu) - (widths + 1) * SCANNED) / layers
     assert per_layer == 3 * SAMPLER + widths * PASS
-    # two samplers a bucket: one of the policy and one of the reference's samples for two steps
-    both = dataclasses.replace(tpu, reference_steps=2)
-    assert program_code(both) - program_code(tpu) == layers * 3 * SAMPLER
+    for reference_steps, candidates in ((2, 1), (1, 4), (2, 4)):
+        shapes = BatchShapes(
+            batch_size=8,
+            prompt_buckets=(8,),
+            micro_batch_rows=1,
+            chunk_tokens=64,
+            prefetch_depth=reference_steps,
+            candidates=candidates,
+        )
+        more = dataclasses.replace(tpu, reference_steps=reference_steps, candidates=candidates)
+        samplers = 3 * (len(shapes.sampled) - 1)
+        assert program_code(more) - program_code(tpu) == layers * samplers * SAMPLER
+    deep = dataclasses.replace(tpu, model=dataclasses.replace(tpu.model, num_hidden_layers=SHARED))
+    assert program_code(deep) == pytest.approx(SHARED / 10 * per_layer + (widths + 1) * SCANNED, abs=1)
     for new_tokens, of_a_bucket in ((0, PASS), (8, SAMPLER)):
         judge = Judge(None, 8, 32, 1, new_tokens, buckets=2)
         assert (

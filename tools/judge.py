@@ -46,9 +46,8 @@ from xpo_jax.io.text import one_line, shorten, visible
 from xpo_jax.judges import answers, contract
 from xpo_jax.judges.contract import DeviceJudge, HasProbe, HasStats, Judge
 from xpo_jax.models.hf import hub, model_folder
-from xpo_jax.reporting.console import progress, text_table
+from xpo_jax.reporting.console import text_table
 from xpo_jax.runtime import sharding
-from xpo_jax.runtime.compilation import compile_all
 from xpo_jax.values import Comparison, Message
 
 from .cli import Parser, as_called, exit_status
@@ -78,9 +77,9 @@ def load_judge(config: ConfigDict, where: str = "judge") -> Judge:
             tokenizer=model_folder.load_tokenizer(folder, model_config),
             dtype=compute_dtype(model.dtype, sharding.platform(mesh)),
         )
-        programs = judge.declared_programs()
-        for _ in progress(compile_all(programs), "compiling", total=len(programs)):
-            pass
+        for label, compile_program in judge.declared_programs():
+            print(f"compiling {label} ...", file=sys.stderr, flush=True)
+            compile_program()
         judge.load(None)
     return judge
 

@@ -42,7 +42,6 @@ from xpo_jax.judges import contract
 from xpo_jax.models.hf import hub, model_folder
 from xpo_jax.reporting.console import text_table
 from xpo_jax.reporting.summary import progress
-from xpo_jax.runtime.compilation import compile_all
 
 from ..cli import Parser, as_called, exit_status, path_argument
 from ..judge import split_arguments
@@ -72,12 +71,11 @@ def compare_models(config: ConfigDict, policy: str) -> tuple[Findings, Rows]:
         )
     judge = p.judging.evaluation_judge
     device_judge = judge if isinstance(judge, contract.DeviceJudge) else None
-    programs = [
-        *p.programs.evaluation_programs(),
-        *(device_judge.declared_programs() if device_judge else ()),
-    ]
-    for _ in progress(compile_all(programs), "compiling", total=len(programs)):
-        pass
+    programs = [compile_program for _, compile_program in p.programs.evaluation_programs()]
+    if device_judge:
+        programs += [call for _, call in device_judge.declared_programs()]
+    for compile_program in progress(programs, "compiling"):
+        compile_program()
     weights, reference = (
         model_folder.load_weights(
             m.folder,

@@ -2,8 +2,8 @@
 
 Weights, optimizer state and gradients are exact: they are the sizes of the shards that the sharding rules give. What
 the backward pass saves is read off the traced function (saved.py). The temporaries of a program are an estimate by
-named terms, which tests/test_plan.py compares with what XLA allocates; so is the code (program_code.py). Left out on
-purpose: buffers of collectives, allocator overhead, and the host's memory.
+named terms, which tests/test_plan.py compares with what XLA allocates. The code is one, too (program_code.py). Left out
+on purpose: buffers of collectives, allocator overhead, and the host's memory.
 """
 
 from __future__ import annotations
@@ -192,7 +192,7 @@ def _sampling(s: Setup, shard: ModelConfig, prompts: int, candidates: int = 1) -
     P, T, kv = s.prompt_tokens, s.response_tokens, kv_bytes_per_token(shard, s.itemsize)
     encoded, rows = min(prompts, s.prefill_rows or prompts), prompts * candidates
     # where XLA computes a softmax in one kernel, the scores and the probabilities in the compute dtype
-    copies = 1 + s.itemsize / 4 if s.kernels.fuse_rows else 2
+    copies = 1 + s.itemsize / 4 if s.kernels.fuse_rows and s.kernels.at(P) == EINSUM else 2
     scores = _score_bytes(s, shard, encoded, P, P, copies)
     # of one layer of the prefill; or logits, probabilities and their sum
     layer = _layer_working(shard, encoded * P, scores, s.itemsize, s.lora.rank)

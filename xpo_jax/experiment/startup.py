@@ -34,7 +34,7 @@ from xpo_jax.reporting.metrics import Metrics
 from xpo_jax.reporting.writers import Writer
 from xpo_jax.runtime import collectives, distributed
 from xpo_jax.runtime.collectives import all_or_none, run_and_gather
-from xpo_jax.runtime.compilation import CompilationCounter, compile_all
+from xpo_jax.runtime.compilation import CompilationCounter
 from xpo_jax.runtime.interruption import Signals, Watchdog
 from xpo_jax.runtime.profiling import Profiler
 from xpo_jax.values import Params, TrainState
@@ -237,9 +237,9 @@ def _compile(context: Context, newest: int | None) -> int:
     fields = {name: text for name, text in fields.items() if text} | descriptions.summary_rows(components)
     print(summary.start_table(components.programs, fields, compilations=len(declared)), flush=True)
     with all_or_none("compiling"):
-        context.watchdog.beat("compiling")
-        for name in summary.progress(compile_all(declared), "compiling", total=len(declared)):
-            context.watchdog.beat(f"compiling what comes after {name}")
+        for name, compile_program in summary.progress(declared, "compiling"):
+            context.watchdog.beat(f"compiling {name}")
+            compile_program()
     return len(declared)
 
 

@@ -246,6 +246,7 @@ class Decoder(nnx.Module):
         unrolled = isinstance(self.layers, nnx.List)
         split = [nnx.split(block) for block in self.layers] if unrolled else [nnx.split(self.layers)]
         graphdef = split[0][0]
+        assert all(other == graphdef for other, _ in split), "layers differ in more than their weights"
 
         def layer(params: Any, x: Array, cached: Any) -> tuple[Array, Any]:
             block = nnx.merge(graphdef, params)

@@ -59,9 +59,9 @@ def attention_used(kernels: Kernels, lengths: Iterable[int]) -> str:
     return "; ".join(f"{name} at {', '.join(map(str, tokens))} tokens" for name, tokens in used.items())
 
 
-def progress(items: Iterable[T], label: str, total: int | None = None) -> Iterable[T]:
+def progress(items: Iterable[T], label: str) -> Iterable[T]:
     """Iterate with a progress bar, see `console.progress`; of many processes, only process 0 shows it."""
-    return console.progress(items, label, total) if distributed.is_lead_process() else items
+    return console.progress(items, label) if distributed.is_lead_process() else items
 
 
 def warn(problem: str, when: str) -> None:

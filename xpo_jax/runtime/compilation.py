@@ -5,17 +5,12 @@ A shape that was not compiled at start-up is an error instead of a silent recomp
 
 from __future__ import annotations
 
-import contextvars
 import hashlib
-import os
 import platform
 import re
 import sys
 import tempfile
-import threading
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,14 +19,6 @@ from jax.sharding import Mesh
 
 from xpo_jax.io.user_paths import user_cache
 from xpo_jax.runtime import backend, distributed
-
-Work = Callable[[], jax.stages.Compiled]
-
-# Takes the compiler's part of `Program.compile`, which otherwise does it at once; see `compile_all`.
-_background: contextvars.ContextVar[Callable[[Work], object] | None] = contextvars.ContextVar(
-    "background", default=None
-)
-MOST_AT_ONCE = 8  # each needs memory of the host; compiling 7B for a TPU one by one took 1.8 GB
 
 
 def _shapes(args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -62,27 +49,12 @@ class Program:
         with jax.set_mesh(self._mesh):
             return self._jit.lower(*args)
 
-    def compile(self, *args: Any) -> jax.stages.Compiled | None:
-        """Compile for arguments like these: arrays or ShapeDtypeStructs.
-
-        Returns:
-          None if called by `compile_all`: it is traced, and the compiler is at work.
-        """
+    def compile(self, *args: Any) -> jax.stages.Compiled:
+        """Compile for arguments like these: arrays or ShapeDtypeStructs."""
         with backend.memory_checked("compiling", self.name):
-            lowered = self.lower(*args)
-        shapes = _shapes(args)
-
-        def finish() -> jax.stages.Compiled:
-            with backend.memory_checked("compiling", self.name):
-                compiled = lowered.compile()
-            self._compiled[shapes] = compiled
-            return compiled
-
-        submit = _background.get()
-        if submit is None:
-            return finish()
-        submit(finish)
-        return None
+            compiled = self.lower(*args).compile()
+        self._compiled[_shapes(args)] = compiled
+        return compiled
 
     def __call__(self, *args: Any) -> Any:
         compiled = self._compiled.get(_shapes(args))
@@ -98,52 +70,15 @@ class Program:
             return compiled(*args)
 
 
-def compile_all(programs: Sequence[tuple[str, Callable[[], object]]]) -> Iterator[str]:
-    """Make the calls that compile programs; yield the label of each when its program is compiled, in their order.
-
-    The calls trace in this thread, one after the other, under the configuration of JAX that holds in it. Meanwhile the
-    compiler works in other threads on those already traced. On a GPU it takes one at a time: it chooses kernels by
-    timing them there.
-
-    Raises:
-      What a call or the compiler raises; what has not begun to compile by then is dropped.
-    """
-    workers = 1 if jax.default_backend() == "gpu" else min(MOST_AT_ONCE, os.cpu_count() or 1)
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="compile")
-    started: deque[tuple[str, list[Future[Any]]]] = deque()
-    try:
-        for label, call in programs:
-            futures: list[Future[Any]] = []
-            token = _background.set(lambda work, to=futures: to.append(pool.submit(work)))  # type: ignore[misc]
-            try:
-                call()
-            finally:
-                _background.reset(token)
-            started.append((label, futures))
-            while started and all(future.done() for future in started[0][1]):
-                yield _completed(*started.popleft())
-        while started:
-            yield _completed(*started.popleft())
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _completed(label: str, futures: Sequence[Future[Any]]) -> str:
-    for future in futures:
-        future.result()
-    return label
-
-
 class CompilationCounter:
     """Counts every compilation by XLA's backend in this process from its creation on."""
 
     def __init__(self) -> None:
-        self.count, self._lock = 0, threading.Lock()
+        self.count = 0
         jax.monitoring.register_event_duration_secs_listener(self._on_event)
 
     def _on_event(self, event: str, duration_secs: float, **_: Any) -> None:
-        with self._lock:  # compilers work in several threads
-            self.count += event == "/jax/core/compile/backend_compile_duration"
+        self.count += event == "/jax/core/compile/backend_compile_duration"
 
 
 # Least recently used entries are evicted. A run of the worked example needs about 10 MB.
