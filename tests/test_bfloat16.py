@@ -189,7 +189,7 @@ def test_decode_loop_converts_no_norm_or_bias_and_draws_the_same(monkeypatch):
     tokens.append(jax.device_get(jax.jit(sampler())(*given)).tokens)
     assert (narrow_vectors, converted()) == (
         0,
-        5 * config.num_hidden_layers + 1,
-    )  # two norms and three biases; the last norm
+        5 + 1,
+    )  # two norms and three biases in the function of all layers; the last norm
     np.testing.assert_array_equal(*tokens)
     assert len(np.unique(tokens[0])) > 10
