@@ -126,9 +126,8 @@ def planned_total(s: estimate.Setup, label: str) -> int | None:
     elif tokens and tokens not in (longest, s.judge.tokens if s.judge else None):
         return None
     phases, judge = estimate.memory(s), "judge" if s.judge and s.judge.model else "reference"
-    sampled = (
-        "reference" if s.lora.rank else "policy, for sampling"
-    )  # the base and an adapter, or all weights
+    # the base and an adapter, or all weights
+    sampled = "reference" if s.lora.rank else "policy, for sampling"
     parts = {
         **dict.fromkeys(SAMPLERS, ("sample", {sampled, "KV cache", "one layer"})),
         "score": ("score", {"reference", "one layer", "logits chunk"}),

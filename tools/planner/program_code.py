@@ -27,9 +27,8 @@ def program_code(s: Setup) -> int:
     # the gradient's, and one for those that copy and apply
     code = _layers(s.model) * (samplers * SAMPLER + widths * PASS) + (widths + 1) * SCANNED
     if s.judge is not None:
-        code += (
-            _layers(s.judge.model or s.model) * s.judge.buckets * (SAMPLER if s.judge.new_tokens else PASS)
-        )
+        layers, size = _layers(s.judge.model or s.model), SAMPLER if s.judge.new_tokens else PASS
+        code += layers * s.judge.buckets * size
     return int(code)
 
 

@@ -261,7 +261,8 @@ class Decoder(nnx.Module):
             return self.norm(x), out
 
         def body(x: Array, inputs: Any) -> tuple[Array, Any]:
-            return layer(inputs[0], x, inputs[1])
+            params, cached = inputs
+            return layer(params, x, cached)
 
         x, out = jax.lax.scan(jax.checkpoint(body) if self.remat else body, x, (split[0][1], caches))
         return self.norm(x), out
