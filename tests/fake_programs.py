@@ -17,7 +17,7 @@ from xpo_jax.algorithm.model_spec import make_model_spec
 from xpo_jax.algorithm.optimizer import Optimizer, make_optimizer
 from xpo_jax.algorithm.programs import Programs
 from xpo_jax.algorithm.sampler import Vocabulary
-from xpo_jax.algorithm.sampling import Sampling
+from xpo_jax.algorithm.sampling import CandidateSampling
 from xpo_jax.models.lora import OFF, LoRA
 from xpo_jax.runtime import sharding
 
@@ -48,7 +48,7 @@ def tiny_programs(
     return Programs(
         make_model_spec(mesh, TINY, dtype=dtype, remat=remat, batch_size=8, prompt_tokens=8, lora=lora),
         BatchShapes(batch_size=8, prompt_buckets=(8,), micro_batch_rows=1, chunk_tokens=32, prefetch_depth=2),
-        Sampling(**sampling),
+        CandidateSampling(**sampling),
         Vocabulary(36, (1, 2), 0),
         optimizer=optimizer or make_optimizer(**ADAMW, steps=4),
         loss=loss or Sigmoid(bonus_clip=5.0),

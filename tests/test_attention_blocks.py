@@ -19,7 +19,7 @@ from xpo_jax.algorithm.model_spec import make_model_spec
 from xpo_jax.algorithm.optimizer import make_optimizer
 from xpo_jax.algorithm.programs import Programs
 from xpo_jax.algorithm.sampler import Vocabulary
-from xpo_jax.algorithm.sampling import Sampling
+from xpo_jax.algorithm.sampling import CandidateSampling
 from xpo_jax.experiment.setup import prepare
 from xpo_jax.models import attention_blocks, attention_kernels
 from xpo_jax.models.attention_kernels import choose, packed_mask
@@ -228,7 +228,7 @@ def test_programs_at_8192_tokens_score_as_the_einsum_does(capsys):
                 BatchShapes(
                     batch_size=B, prompt_buckets=(P,), micro_batch_rows=1, chunk_tokens=64, prefill_rows=1
                 ),
-                Sampling(**{**PLAIN, "max_new_tokens": T}),
+                CandidateSampling(**{**PLAIN, "max_new_tokens": T}),
                 Vocabulary(36, (1, 2), 0),
                 optimizer=make_optimizer(**ADAMW, steps=4),
                 loss=Sigmoid(bonus_clip=5.0),

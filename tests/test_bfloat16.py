@@ -18,7 +18,7 @@ from xpo_jax.algorithm.model_spec import make_model_spec
 from xpo_jax.algorithm.optimizer import make_optimizer
 from xpo_jax.algorithm.programs import Programs
 from xpo_jax.algorithm.sampler import Vocabulary, make_sampler, row_keys
-from xpo_jax.algorithm.sampling import Sampling
+from xpo_jax.algorithm.sampling import CandidateSampling, Sampling
 from xpo_jax.algorithm.update import summarise
 from xpo_jax.models import layers
 from xpo_jax.models.decoder_family import unstack
@@ -47,7 +47,9 @@ def programs_of(dtype, *, remat, attention, **sizes):
             mesh, CONFIG, dtype=dtype, remat=remat, batch_size=B, prompt_tokens=P, attention=attention
         ),
         BatchShapes(batch_size=B, prompt_buckets=(P,), micro_batch_rows=1, chunk_tokens=64),
-        Sampling(max_new_tokens=T, temperature=0.9, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0),
+        CandidateSampling(
+            max_new_tokens=T, temperature=0.9, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0
+        ),
         Vocabulary(CONFIG.vocab_size, (1,), 0),
         optimizer=make_optimizer(**ADAMW, steps=4),
         loss=Sigmoid(bonus_clip=500.0),

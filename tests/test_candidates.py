@@ -165,9 +165,34 @@ def test_bonus_of_a_first_step_follows_from_its_pairs_log(run, variant):
         assert 0 < abs(metrics[3]["loss/xpo"]) < alpha / (2 * beta)
 
 
+@pytest.mark.parametrize("second", ["reference", "policy"])
+def test_second_temperature_is_that_of_the_second_candidate_alone(run, second):
+    """In training; evaluations, and log-probabilities, keep the temperature of the others."""
+
+    def first_step(name, **changes):
+        path = run(f"{name}_{second}", loss__second_candidate=second, judging__both_orders=True, **changes)
+        evaluations = [row for row in read_metrics(path) if "eval/win_rate" in row]
+        return [pair for pair in pairs_of(path) if pair["step"] == 0], evaluations[0], read_metrics(path)[1]
+
+    plain, evaluation, _ = first_step("plain")
+    hot, same_evaluation, metrics = first_step("hot", sampling__second_temperature=4.0)
+    all_hot = first_step("all_hot", sampling__temperature=4.0)[0]
+    assert [tokens(pair)[0] for pair in hot] == [tokens(pair)[0] for pair in plain]
+    assert [tokens(pair)[1] for pair in hot] == [tokens(pair)[1] for pair in all_hot]
+    assert [tokens(pair)[1] for pair in hot] != [tokens(pair)[1] for pair in plain]
+    assert same_evaluation["eval/win_rate"] == evaluation["eval/win_rate"]
+    for pair, other in zip(hot, plain, strict=True):
+        assert pair["ref_logps"][0] == pytest.approx(other["ref_logps"][0], rel=1e-5)
+    assert metrics["rewards/margins"] == 0 and metrics["objective/kl"] == 0
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        (
+            {"sampling__second_temperature": 0.0},
+            "sampling.second_temperature is 0.0, must be positive, or None for that of the others",
+        ),
         ({"loss__candidates": 3}, "loss.pairing is None, but candidates is 3; name a rule"),
         (
             {"loss__pairing": "uncertain"},

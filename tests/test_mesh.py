@@ -19,7 +19,7 @@ from xpo_jax.algorithm.optimizer import make_optimizer
 from xpo_jax.algorithm.packing import sequence_lengths
 from xpo_jax.algorithm.programs import Programs
 from xpo_jax.algorithm.sampler import Vocabulary
-from xpo_jax.algorithm.sampling import Sampling
+from xpo_jax.algorithm.sampling import CandidateSampling
 from xpo_jax.algorithm.update import SUMS, init_state, make_apply
 from xpo_jax.models.qwen2 import Qwen2Config
 from xpo_jax.runtime import sharding
@@ -53,7 +53,9 @@ def programs(sizes, config=SMALL, *, T=T, optimizer=ADAMW, dtype=jnp.float32, ch
             prompt_tokens=shapes["prompt_buckets"][-1],
         ),
         BatchShapes(chunk_tokens=chunk_tokens, **shapes),
-        Sampling(max_new_tokens=T, temperature=0.9, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0),
+        CandidateSampling(
+            max_new_tokens=T, temperature=0.9, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0
+        ),
         Vocabulary(size=config.vocab_size - 24, end_tokens=(1, 2), pad_token=0),
         optimizer=make_optimizer(**optimizer),
         loss=Sigmoid(bonus_clip=500.0),

@@ -27,7 +27,7 @@ from xpo_jax.algorithm.optimizer import make_optimizer
 from xpo_jax.algorithm.packing import MIN_MEAN_SLOTS, sequence_lengths
 from xpo_jax.algorithm.programs import Programs
 from xpo_jax.algorithm.sampler import Vocabulary
-from xpo_jax.algorithm.sampling import Sampling
+from xpo_jax.algorithm.sampling import CandidateSampling
 from xpo_jax.models.attention_kernels import choose
 from xpo_jax.models.lora import LoRA
 from xpo_jax.runtime import sharding
@@ -97,7 +97,7 @@ def compiled(s, which, fields=ADAMW):
             chunk_tokens=s.chunk_tokens,
             prefill_rows=s.prefill_rows,
         ),
-        Sampling(
+        CandidateSampling(
             max_new_tokens=s.response_tokens,
             temperature=1.0,
             top_k=0,

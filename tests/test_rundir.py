@@ -95,6 +95,16 @@ def test_a_run_continues_with_changed_fields_that_may_change(tmp_path):
     assert "(seed: 0 there, 1 here)" in refusal(tmp_path, seed)
 
 
+def test_a_new_field_that_is_off_keeps_no_older_run_from_resuming(tmp_path):
+    with RunDir.open(tmp_path, CONFIG):
+        (tmp_path / "metrics.jsonl").touch()
+    newer = json.loads(CONFIG) | {"sampling": {"second_temperature": None}}
+    with RunDir.open(tmp_path, json.dumps(newer)) as run:
+        assert run.changes == () and run.result is None
+    newer["sampling"]["second_temperature"] = 2.0
+    assert "(sampling.second_temperature: absent there, 2.0 here)" in refusal(tmp_path, json.dumps(newer))
+
+
 def test_a_run_that_did_no_work_starts_again(tmp_path):
     with RunDir.open(tmp_path, CONFIG) as run:
         run.write_environment({})

@@ -21,9 +21,26 @@ ROOT = Path(__file__).parents[1]
 RARE = bandit.make_bandit(0.01, beta=0.2)
 
 
-def a_run(*, seed=0, alpha=0.0, temperature=1.0, on_policy=False, known=RARE):
+def a_run(
+    *,
+    seed=0,
+    alpha=0.0,
+    temperature=1.0,
+    second=None,
+    on_policy=False,
+    fading=np.inf,
+    fresh=False,
+    known=RARE,
+):
     return bandit.Run(
-        known, jnp.float32(alpha), jnp.float32(temperature), jnp.bool_(on_policy), jnp.int32(seed)
+        known,
+        jnp.float32(alpha),
+        jnp.float32(temperature),
+        jnp.float32(second or temperature),
+        jnp.bool_(on_policy),
+        jnp.float32(fading),
+        jnp.bool_(fresh),
+        jnp.int32(seed),
     )
 
 
@@ -134,12 +151,42 @@ def test_play_draws_and_judges_by_the_stated_probabilities():
             warm.sum(axis) / n, np.sqrt(reference) / np.sqrt(reference).sum(), atol=0.01
         )
 
+    warm = after(a_run(second=2.0), rounds=1, pairs=n, optimizer=STILL).counts
+    np.testing.assert_allclose(warm.sum(1) / n, reference, atol=0.01)
+    np.testing.assert_allclose(warm.sum(0) / n, np.sqrt(reference) / np.sqrt(reference).sum(), atol=0.01)
+
     # far from the reference: the policy samples one candidate, or both
     for on_policy, expected in ((False, reference[5]), (True, 1.0)):
         run, policy = a_run(on_policy=on_policy), np.where(np.arange(13) == 5, 50.0, 0.0)
         counts = after(run, rounds=1, pairs=n, optimizer=STILL, policy=policy).counts
         assert counts[5].sum() == n
         np.testing.assert_allclose(counts[5, 5] / n, expected, atol=0.01)
+
+
+def test_fresh_pairs_are_those_of_the_last_round():
+    kept, fresh = (after(a_run(fresh=fresh), rounds=3) for fresh in (False, True))
+    assert (kept.counts.sum(), fresh.counts.sum()) == (12, 4)
+    assert 4 < fresh.queries <= 12  # verdicts are counted all the same
+    only_last = one_round(a_run(), after(a_run(fresh=True), rounds=2)._replace(counts=0, wins=0), 2, ADAM, 4)
+    np.testing.assert_array_equal(fresh.params["logits"], only_last.params["logits"])
+
+
+def test_alpha_falls_to_0_over_the_rounds_and_the_loss_of_a_pair_is_a_choice():
+    counts, wins = jnp.ones((13, 13)), jnp.full((13, 13), 0.5)
+    params = {"logits": jnp.arange(13.0)}
+
+    def loss(alpha, **options):
+        fading = options.pop("fading", np.inf)
+        return float(bandit.loss(params, a_run(alpha=alpha, fading=fading), counts, wins, **options))
+
+    without, bonus = loss(0.0), loss(0.04) - loss(0.0)
+    assert abs(bonus) > 0.01 and loss(0.04, index=1000) == loss(0.04)
+    for index, factor in ((0, 1), (2, 0.5), (4, 0), (9, 0)):
+        assert loss(0.04, fading=4.0, index=index) - without == pytest.approx(factor * bonus, abs=1e-6)
+    ratio = 0.2 * (jax.nn.log_softmax(params["logits"]) - np.log(RARE.reference))
+    expected = 0.04 * np.mean(1 / (1 + np.exp(-np.float64(ratio))) - 0.5) / 0.2
+    bounded = loss(0.04, of_pairs=sample_efficiency.LOSSES["bounded"]) - without
+    assert bounded == pytest.approx(expected, abs=1e-6)
 
 
 def test_simulate_runs_are_independent():
@@ -260,7 +307,11 @@ def test_and_with_the_wrong_sign_it_costs(quick, arm):
 
 
 def test_every_setting_begins_with_what_it_is_compared_to():
-    for all_cases in (sample_efficiency.cases(quick=False), sample_efficiency.rate_cases()):
+    for all_cases in (
+        sample_efficiency.cases(quick=False),
+        sample_efficiency.rate_cases(),
+        sample_efficiency.factor_cases(),
+    ):
         firsts = {}
         for case in all_cases:
             firsts.setdefault(case.setting, case)
@@ -309,7 +360,11 @@ def test_without_matplotlib_a_figure_is_refused_before_the_run(monkeypatch, tmp_
 
 @pytest.mark.parametrize(
     ("argv", "message"),
-    [(["--quik"], "unrecognized arguments: --quik"), (["--rates", "--quick"], "--rates cannot be combined")],
+    [
+        (["--quik"], "unrecognized arguments: --quik"),
+        (["--rates", "--quick"], "--rates cannot be combined"),
+        (["--rates", "--factors"], "--rates cannot be combined"),
+    ],
 )
 def test_main_invalid_input_is_one_line(argv, message, capsys):
     assert sample_efficiency.main(argv) == 2
@@ -320,6 +375,7 @@ def test_the_document_shows_every_arm():
     """Its table is the command's, with a line for each setting and arm, and its figure is beside it."""
     text = (ROOT / "docs" / "sample_efficiency.md").read_text(encoding="utf-8")
     lines = {tuple(re.split(r"  +", line)[:2]) for line in text.splitlines()}
-    assert [c for c in sample_efficiency.cases(quick=False) if (c.setting, c.arm) not in lines] == []
+    all_cases = [*sample_efficiency.cases(quick=False), *sample_efficiency.factor_cases()]
+    assert [c for c in all_cases if (c.setting, c.arm) not in lines] == []
     figures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)
     assert figures and all((ROOT / "docs" / figure).is_file() for figure in figures)

@@ -11,7 +11,7 @@ from scipy.stats import chisquare
 
 from xpo_jax.algorithm import pairing
 from xpo_jax.algorithm.sampler import make_sampler, row_keys
-from xpo_jax.algorithm.sampling import Sampling, draw, truncate
+from xpo_jax.algorithm.sampling import CandidateSampling, Sampling, draw, truncate
 from xpo_jax.runtime import sharding
 
 PLAIN = {
@@ -98,6 +98,22 @@ def test_the_chi_square_test_can_fail():
     logits = np.asarray(markov()[1]["table"], np.float64)[4] / 1.1  # another temperature
     p = np.exp(logits) / np.exp(logits).sum()
     assert chisquare(counts, p * 20_000).pvalue < 1e-4
+
+
+def test_rows_with_temperatures_of_their_own_pass_a_chi_square_test():
+    """Two candidates of each prompt: the settings' temperature and twice that, against float64 NumPy."""
+    prompts, V = 20_000, 10
+    graphdef, params = markov()
+    sampler = make_sampler(graphdef, settings(max_new_tokens=1), vocab_size=V, end_tokens=(1, 2), pad_token=0)
+    ones = jnp.ones(prompts, jnp.int32)
+    keys = row_keys(0, 0, 0, jnp.arange(2 * prompts), 0)
+    arguments = (params, 4 * ones[:, None], ones, ones > 0, keys)
+    drawn = jax.jit(sampler)(*arguments, jnp.tile(jnp.array([1.0, 2.0]), prompts)).tokens[:, 0]
+    for candidate, temperature in enumerate((1.0, 2.0)):
+        p = np.exp(np.asarray(params["table"], np.float64)[4] / temperature)
+        counts = np.bincount(drawn[candidate::2], minlength=V)
+        assert chisquare(counts, p / p.sum() * prompts).pvalue > 1e-4
+    np.testing.assert_array_equal(drawn[::2], jax.jit(sampler)(*arguments).tokens[::2, 0])
 
 
 def test_draw_over_a_vocabulary_of_152k():
@@ -320,6 +336,12 @@ def test_truncation_keeps_at_least_the_likeliest():
 def test_bad_settings_are_refused(change, words):
     with pytest.raises(ValueError, match=words):
         settings(**change)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
+def test_second_temperature_must_be_positive(temperature):
+    with pytest.raises(ValueError, match=f"second_temperature is {temperature}, must be positive, or None"):
+        CandidateSampling(**PLAIN, second_temperature=temperature)
 
 
 # ---- prefill in sub-batches --------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from xpo_jax.algorithm.optimizer import make_optimizer
 from xpo_jax.algorithm.packing import Packer, sequence_lengths
 from xpo_jax.algorithm.programs import Programs
 from xpo_jax.algorithm.sampler import Vocabulary, make_sampler, row_keys
-from xpo_jax.algorithm.sampling import Sampling
+from xpo_jax.algorithm.sampling import CandidateSampling
 from xpo_jax.algorithm.update import gather_pair_targets, make_accumulate, zeros
 from xpo_jax.models.decoder_family import unstack
 from xpo_jax.models.hf.model_folder import param_shapes
@@ -38,7 +38,9 @@ CONFIG = dataclasses.replace(TINY, num_attention_heads=16, num_key_value_heads=8
 B, P, T, SEED = 16, 8, 6, 11
 ENDS = (30, 31, 32, 33, 37)
 VOCABULARY = Vocabulary(size=38, end_tokens=ENDS, pad_token=37)
-SAMPLING = Sampling(max_new_tokens=T, temperature=0.9, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0)
+SAMPLING = CandidateSampling(
+    max_new_tokens=T, temperature=0.9, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0
+)
 LOSS, ENTROPY_WEIGHT, CHUNK = Sigmoid(bonus_clip=500.0), 0.01, 32
 SCORING = {"temperature": 0.9, "vocab_size": 38, "chunk_tokens": 32}
 

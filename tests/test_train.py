@@ -27,7 +27,7 @@ from tiny_run import HELD_OUT_ROWS, TRAIN_ROWS, one_sequence_length, run_main, t
 from xpo_jax.algorithm.optimizer import make_optimizer
 from xpo_jax.algorithm.programs import Programs
 from xpo_jax.algorithm.sampler import make_sampler, row_keys
-from xpo_jax.algorithm.sampling import Sampling
+from xpo_jax.algorithm.sampling import CandidateSampling
 from xpo_jax.algorithm.update import init_state
 from xpo_jax.checkpointing import checkpoint
 from xpo_jax.data.pairs_log import read_pairs
@@ -406,7 +406,7 @@ def replay(pairs, folder):
 
     sampler = make_sampler(
         graphdef(SPEAKING, stacked=False),
-        Sampling(**config.sampling),
+        CandidateSampling(**config.sampling),
         vocab_size=259,
         end_tokens=ENDS,
         pad_token=0,

@@ -122,6 +122,7 @@ def tiny_config(folder: Path) -> ConfigDict:
                 "min_p": 0.0,
                 "repetition_penalty": 1.0,
                 "end_tokens": None,
+                "second_temperature": None,
             },
             "judge": {"name": "fakes:LongerText"},
             "judging": {

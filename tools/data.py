@@ -23,7 +23,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from xpo_jax.algorithm.sampling import Sampling
+from xpo_jax.algorithm.sampling import CandidateSampling
 from xpo_jax.config import loader as configs
 from xpo_jax.config import settings
 from xpo_jax.data.prompts import load_prompts
@@ -52,7 +52,7 @@ def run(argv: Sequence[str]) -> int:
     arguments = configs.split_argv(rest)
     config = configs.load(str(arguments.spec), arguments.overrides)
     top = configs.build(settings.Experiment, config, "config")
-    sampling = configs.build(Sampling, config.sampling, "sampling")
+    sampling = configs.build(CandidateSampling, config.sampling, "sampling")
     folder = hub.find(configs.build(settings.Model, config.model, "model").path).folder
     tokenizer = model_folder.load_tokenizer(folder, model_folder.read_config(folder))
 

@@ -12,8 +12,8 @@ It counts the verdicts until half of a batch of the policy's answers begin with 
 than nine tenths do. It prints, for each arm and seed, these verdicts ("> n" if the run ended before), the fraction of
 good answers at the end, and the fraction of the policy's answers that are not a letter and a digit.
 
---factors adds the arms that change one thing each: replay, SGD, no junk drawn, both candidates from the policy, the
-bounded bonus, the bonus on the rejected answer, and alpha falling to 0. Where a factor also matters without a bonus, a
+--factors adds the arms that change one thing each: replay, SGD, no junk drawn, both candidates from the policy, a hotter
+second candidate, the bounded bonus, the bonus on the rejected answer, and alpha falling to 0. Where a factor also matters without a bonus, a
 second arm has it with alpha 0, to compare with.
 
 Examples:
@@ -182,6 +182,7 @@ FACTORS = {
     "no junk drawn": Factor({"sampling.min_p": 5e-4}),
     "two of the policy": Factor({"loss.second_candidate": "policy"}),
     "two of the policy, replay": Factor({"loss.second_candidate": "policy", "replay.updates": 4}),
+    "second at temperature 2": Factor({"sampling.second_temperature": 2.0}),
     # Four times alpha, so that the slope at pi = ref is the linear bonus's.
     "bounded": Factor({"loss.bonus": "bounded", "loss.alpha": 4 * 0.02 * BETA}, (0.02,)),
     "on the rejected": Factor({"loss.bonus_sample": "rejected"}, (0.02,)),

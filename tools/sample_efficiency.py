@@ -1,6 +1,6 @@
 """Measure where exploration pays: judge queries with and without XPO's bonus on a bandit with a known optimum.
 
-    python -m tools.sample_efficiency [--quick] [--rates] [--out=FOLDER]
+    python -m tools.sample_efficiency [--quick | --rates | --factors] [--out=FOLDER]
 
 Five arms are common in the reference, eight are rare, and one rare arm is by far the best. Loss and optimizer are
 those of a training run (tools/research/bandit.py). It counts the verdicts until the policy's KL-regularised value is
@@ -18,6 +18,7 @@ Examples:
   python -m tools.sample_efficiency --quick                12 seeds, the settings that matter most
   python -m tools.sample_efficiency --out=build/bandit     also results.json and the figure (needs the extra "report")
   python -m tools.sample_efficiency --rates                compare learning rates
+  python -m tools.sample_efficiency --factors              change one thing each, without and with junk arms
 
 Exit status: 0 done, 2 invalid input (one line explains), 130 interrupted.
 """
@@ -25,6 +26,7 @@ Exit status: 0 done, 2 invalid input (one line explains), 130 interrupted.
 from __future__ import annotations
 
 import functools
+import math
 import sys
 import textwrap
 import time
@@ -39,6 +41,7 @@ import optax
 from tools.cli import Parser, exit_status, path_argument
 from tools.intervals import Censored, Estimate, median, ratio, reached
 from tools.research import bandit, bandit_figure
+from xpo_jax.algorithm import losses
 from xpo_jax.io.files import atomic_write, to_json
 from xpo_jax.reporting.console import console_width, text_table
 from xpo_jax.reporting.summary import progress
@@ -63,9 +66,21 @@ class Case(NamedTuple):
     ratio: float  # alpha / beta
     bandit: dict[str, Any]  # arguments of make_bandit
     optimizer: str = "adam"
-    temperature: float = 1.0
+    temperature: float = 1.0  # of both candidates
+    second_temperature: float | None = None  # of the second one; None: the same
     on_policy: bool = False
+    fading: float = math.inf  # see bandit.Run
+    fresh: bool = False
+    loss: str = "plain"
     learning_rate: float | None = None  # None: the optimizer's in LEARNING_RATES
+
+
+# A pair's loss. The bounded bonus has four times alpha, so that its slope at pi = ref is the linear one's.
+LOSSES = {
+    "plain": bandit.XPO,
+    "bounded": losses.Sigmoid(bonus_clip=bandit.CLIP, bonus="bounded"),
+    "rejected": losses.Sigmoid(bonus_clip=bandit.CLIP, bonus_sample="rejected"),
+}
 
 
 def _arms(setting: str, ratios: Sequence[float] = RATIOS, **fields: Any) -> list[Case]:
@@ -94,6 +109,34 @@ def cases(*, quick: bool) -> list[Case]:
     return all_cases
 
 
+def factor_cases() -> list[Case]:
+    """Return the cases that change one thing each, as the arms of tools.rare_mode do."""
+    all_cases = []
+    for setting, arguments in (
+        (CURVES, {"mass": 1e-3}),
+        ("50 junk arms", {"mass": 1e-3, "junk": 50}),
+    ):
+        plain = _arms(setting, RATIOS[:2], bandit=arguments)
+        all_cases += plain
+        for name, fields in (
+            ("fresh pairs", {"fresh": True}),
+            ("two of the policy", {"on_policy": True}),
+            ("second at temperature 2", {"second_temperature": 2.0}),
+        ):
+            all_cases += [case._replace(arm=f"{name}, {case.ratio:g}", **fields) for case in plain]
+        bonus = plain[1]
+        all_cases += [
+            bonus._replace(arm="bounded, 0.02", loss="bounded", ratio=4 * bonus.ratio),
+            bonus._replace(
+                arm="two of the policy, bounded, 0.02", loss="bounded", ratio=4 * bonus.ratio, on_policy=True
+            ),
+            bonus._replace(arm="on the rejected, 0.02", loss="rejected"),
+            bonus._replace(arm="0.02 to 0 in 128 rounds", fading=128.0),
+        ]
+        all_cases += _arms(f"{setting}, SGD", RATIOS[:2], bandit=arguments, optimizer="sgd")
+    return all_cases
+
+
 def rate_cases() -> list[Case]:
     """Return alpha 0 and one other alpha at each learning rate, in settings that alpha 0 solves within the budget."""
     return [
@@ -110,12 +153,12 @@ def rate_cases() -> list[Case]:
 
 def simulate(all_cases: Sequence[Case], *, seeds: int, rounds: int) -> list[bandit.Curve]:
     """Return the curves [seeds rounds] of each case; with junk arms, only a quarter of the rounds, which cost 20 x."""
-    groups: dict[tuple[str, float, int], list[int]] = {}
+    groups: dict[tuple[str, float, str, int], list[int]] = {}
     for index, case in enumerate(all_cases):
         rate = case.learning_rate or LEARNING_RATES[case.optimizer]
-        groups.setdefault((case.optimizer, rate, case.bandit.get("junk", 0)), []).append(index)
+        groups.setdefault((case.optimizer, rate, case.loss, case.bandit.get("junk", 0)), []).append(index)
     curves: dict[int, bandit.Curve] = {}
-    for number, ((optimizer, rate, junk), members) in enumerate(groups.items(), 1):
+    for number, ((optimizer, rate, loss, junk), members) in enumerate(groups.items(), 1):
         label = (
             f"{number}/{len(groups)}: {len(members)} x {seeds} runs, {optimizer}{', junk' if junk else ''}"
         )
@@ -125,6 +168,7 @@ def simulate(all_cases: Sequence[Case], *, seeds: int, rounds: int) -> list[band
             pairs=PAIRS,
             updates=UPDATES,
             rounds=rounds // 4 if junk else rounds,
+            of_pairs=LOSSES[loss],
             progress=functools.partial(progress, label=label),
         )
         for position, index in enumerate(members):
@@ -138,7 +182,10 @@ def _run(case: Case, seed: int) -> bandit.Run:
         bandit.make_bandit(beta=BETA, **case.bandit),
         jnp.float32(case.ratio * BETA),
         jnp.float32(case.temperature),
+        jnp.float32(case.second_temperature or case.temperature),
         jnp.bool_(case.on_policy),
+        jnp.float32(case.fading),
+        jnp.bool_(case.fresh),
         jnp.int32(seed),
     )
 
@@ -244,20 +291,25 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--rates", action="store_true", help="compare learning rates instead; not with --quick"
     )
+    parser.add_argument("--factors", action="store_true", help="change one thing each instead")
     parser.add_argument("--out", type=path_argument, help="folder for results.json and the figure")
     options = parser.parse_args(argv)
-    if options.rates and (options.quick or options.out):
-        raise ValueError("--rates cannot be combined with --quick or --out")
+    instead = [f"--{name}" for name in ("rates", "factors") if getattr(options, name)]
+    if instead and (options.quick or options.out or len(instead) > 1):
+        raise ValueError(f"{instead[0]} cannot be combined with --quick, --out or another table")
     if options.out:
         bandit_figure.require()
         options.out.mkdir(parents=True, exist_ok=True)
-    all_cases = rate_cases() if options.rates else cases(quick=options.quick)
+    if options.rates or options.factors:
+        all_cases = rate_cases() if options.rates else factor_cases()
+    else:
+        all_cases = cases(quick=options.quick)
     seeds, rounds = 12 if options.quick else 32, 1024 if options.quick or options.rates else 4096
     begun = time.monotonic()
     curves = simulate(all_cases, seeds=seeds, rounds=rounds)
     rows = evaluate(all_cases, curves)
-    if options.rates:
-        print(rates_table(rows))
+    if options.rates or options.factors:
+        print(rates_table(rows) if options.rates else table(rows))
         return 0
     about = {
         "beta": BETA,

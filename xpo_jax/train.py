@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from xpo_jax.algorithm.pairing import policy_numbers
+from xpo_jax.algorithm.pairing import SECOND, policy_numbers
 from xpo_jax.algorithm.prefetch import ReferencePrefetcher
 from xpo_jax.experiment import startup
 from xpo_jax.experiment.choosing import Chooser, pack_and_score
@@ -44,7 +44,7 @@ def _train(context: Context) -> dict[str, Any]:
     state, base, policy, reference, ready = startup.start(context)
     done = ready.step
     prefetcher = ReferencePrefetcher(
-        programs, batches, steps, reference_step, stream=Stream.TRAINING, candidate=1
+        programs, batches, steps, reference_step, stream=Stream.TRAINING, candidate=SECOND
     )
     chooser = Chooser(
         programs,

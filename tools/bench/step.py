@@ -27,7 +27,7 @@ from xpo_jax.algorithm.optimizer import Optimizer, make_optimizer
 from xpo_jax.algorithm.prefetch import concat_batches
 from xpo_jax.algorithm.programs import Programs
 from xpo_jax.algorithm.sampler import Vocabulary, make_sampler, row_keys
-from xpo_jax.algorithm.sampling import Sampling
+from xpo_jax.algorithm.sampling import CandidateSampling
 from xpo_jax.models.attention_kernels import AUTO, choose_for
 from xpo_jax.models.family import ModelConfig
 from xpo_jax.models.hf import model_folder
@@ -149,8 +149,8 @@ class Step:
             seed=SEED,
         )
 
-    def _sampling(self, new_tokens: int) -> Sampling:
-        return Sampling(
+    def _sampling(self, new_tokens: int) -> CandidateSampling:
+        return CandidateSampling(
             max_new_tokens=new_tokens,
             temperature=1.0,
             top_k=0,

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from xpo_jax.algorithm.optimizer import make_optimizer
 from xpo_jax.algorithm.pairing import REWARDED
-from xpo_jax.algorithm.sampling import Sampling
+from xpo_jax.algorithm.sampling import CandidateSampling
 from xpo_jax.config import loader as configs
 from xpo_jax.config import settings
 from xpo_jax.config.loss import make_loss
@@ -70,7 +70,7 @@ def setup(source: Source) -> tuple[estimate.Setup, ConfigDict]:
     build = configs.build
     top = build(settings.Experiment, config, "config")
     model = build(settings.Model, config.model, "model")
-    sampling = build(Sampling, config.sampling, "sampling")
+    sampling = build(CandidateSampling, config.sampling, "sampling")
     loss, _ = make_loss(config.loss)
     layout = build(settings.Layout, config.layout, "layout")
     optimizer = build(make_optimizer, config.optimizer, "optimizer", steps=top.steps)

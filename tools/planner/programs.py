@@ -21,7 +21,7 @@ from xpo_jax.algorithm.model_spec import ModelSpec, compute_dtype, make_model_sp
 from xpo_jax.algorithm.optimizer import make_optimizer
 from xpo_jax.algorithm.programs import Programs
 from xpo_jax.algorithm.sampler import Vocabulary
-from xpo_jax.algorithm.sampling import Sampling
+from xpo_jax.algorithm.sampling import CandidateSampling, Sampling
 from xpo_jax.config import loader as configs
 from xpo_jax.config import settings
 from xpo_jax.config.loss import make_loss
@@ -64,7 +64,7 @@ def declare(planned: Setup, config: ConfigDict, devices: Sequence[Any]) -> Decla
     top = build(settings.Experiment, config, "config")
     model = build(settings.Model, config.model, "model")
     layout = build(settings.Layout, config.layout, "layout")
-    sampling = build(Sampling, config.sampling, "sampling")
+    sampling = build(CandidateSampling, config.sampling, "sampling")
     replay = build(settings.Replay, config.replay, "replay")
     loss, loss_fn = make_loss(config.loss)
     mesh = sharding.mesh_over(devices, **config.mesh)

@@ -84,14 +84,17 @@ def optimum(bandit: Bandit) -> Array:
 class Run(NamedTuple):
     """One run. Numbers are scalar arrays, so that runs can be stacked.
 
-    The temperature applies to sampling from policy and reference. Unlike in a training run, it does not apply to loss
-    and value, so that all settings have the same optimum.
+    Temperatures apply to sampling from policy and reference. Unlike in a training run, they do not apply to loss and
+    value, so that all settings have the same optimum.
     """
 
     bandit: Bandit
-    alpha: Array  # f32[]
-    temperature: Array  # f32[]
+    alpha: Array  # f32[], in the first round
+    temperature: Array  # f32[], of the first candidate
+    second_temperature: Array  # f32[], of the second one
     on_policy: Array  # bool[]: the policy samples both candidates
+    fading: Array  # f32[]: the round from which on alpha is 0, to which it falls linearly; inf keeps it
+    fresh: Array  # bool[]: updates see the round's own pairs alone
     seed: Array  # i32[]
 
 
@@ -100,8 +103,8 @@ class Learner(NamedTuple):
 
     params: dict[str, Array]  # logits f32[K]
     opt_state: Any
-    counts: Array  # f32[K K], number of pairs by their arms (policy, reference)
-    wins: Array  # f32[K K], wins of the policy's arm; a tie is half a win
+    counts: Array  # f32[K K], number of pairs by their arms (first, second candidate)
+    wins: Array  # f32[K K], wins of the first candidate's arm; a tie is half a win
     queries: Array  # i32[], verdicts so far
 
 
@@ -112,20 +115,35 @@ class Curve(NamedTuple):
     queries: Array
 
 
-def loss(params: dict[str, Array], run: Run, counts: Array, wins: Array) -> Array:
-    """Return the XPO loss over all pairs; those of the same two arms count as one, with their win rate as verdict."""
+XPO = losses.Sigmoid(bonus_clip=CLIP)
+
+
+def loss(
+    params: dict[str, Array],
+    run: Run,
+    counts: Array,
+    wins: Array,
+    *,
+    of_pairs: losses.LossFn = XPO,
+    index: Array | int = 0,
+) -> Array:
+    """Return the loss over pairs; those of the same two arms count as one, with their win rate as verdict.
+
+    Args:
+      counts, wins: f32[K K], see `Learner`. of_pairs: the loss of single pairs. index: of the round, for alpha.
+    """
     arms = len(run.bandit.reference)
     first, second = (x.ravel() for x in np.indices((arms, arms)))
 
     def pair_logps(logps: Array) -> Array:
         return jnp.stack([logps[first], logps[second]])
 
-    terms = losses.Sigmoid(bonus_clip=CLIP)(
+    terms = of_pairs(
         pair_logps(jax.nn.log_softmax(params["logits"])),
         pair_logps(jnp.log(run.bandit.reference)),
         (wins / jnp.maximum(counts, 1)).ravel(),
         beta=run.bandit.beta,
-        alpha=run.alpha,
+        alpha=run.alpha * jnp.maximum(1 - index / run.fading, 0),
     )
     return losses.total(terms, counts.ravel(), counts.sum())
 
@@ -162,6 +180,8 @@ def play(
     run: Run,
     learner: Learner,
     index: Array,
+    *,
+    of_pairs: losses.LossFn = XPO,
 ) -> tuple[Learner, tuple[Array, Array]]:
     """Play one round: draw `pairs` pairs, ask the judge, take `updates` steps.
 
@@ -172,20 +192,22 @@ def play(
     keys = jax.random.split(jax.random.fold_in(jax.random.key(run.seed), index), 3)
     reference, policy = jnp.log(run.bandit.reference), learner.params["logits"]
 
-    def draw(key: Array, logits: Array) -> Array:
-        return jax.random.categorical(key, logits / run.temperature, shape=(pairs,))
+    def draw(key: Array, logits: Array, temperature: Array) -> Array:
+        return jax.random.categorical(key, logits / temperature, shape=(pairs,))
 
-    first, second = draw(keys[0], policy), draw(keys[1], jnp.where(run.on_policy, policy, reference))
+    first = draw(keys[0], policy, run.temperature)
+    second = draw(keys[1], jnp.where(run.on_policy, policy, reference), run.second_temperature)
     judged = first != second
     p = jax.nn.sigmoid(run.bandit.rewards[first] - run.bandit.rewards[second])
     won = jnp.where(judged, jax.random.uniform(keys[2], (pairs,)) < p, 0.5)
     policy_arms, reference_arms = jax.nn.one_hot(first, arms), jax.nn.one_hot(second, arms)
-    counts = learner.counts + policy_arms.T @ reference_arms
-    wins = learner.wins + (policy_arms * won[:, None]).T @ reference_arms
+    kept = jnp.where(run.fresh, 0.0, 1.0)
+    counts = kept * learner.counts + policy_arms.T @ reference_arms
+    wins = kept * learner.wins + (policy_arms * won[:, None]).T @ reference_arms
 
     def update(_: int, carry: tuple[Any, Any]) -> tuple[Any, Any]:
         params, opt_state = carry
-        grads = jax.grad(loss)(params, run, counts, wins)
+        grads = jax.grad(loss)(params, run, counts, wins, of_pairs=of_pairs, index=index)
         changes, opt_state = optimizer.update(grads, opt_state, params)
         return optax.apply_updates(params, changes), opt_state
 
@@ -201,6 +223,7 @@ def simulate(
     pairs: int,
     updates: int,
     rounds: int,
+    of_pairs: losses.LossFn = XPO,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> Curve:
     """Simulate all runs at once, as one vmapped scan.
@@ -209,6 +232,7 @@ def simulate(
       runs: with the same number of arms.
       pairs, updates: per round; see `play`.
       rounds: a multiple of 64, the length of the compiled scan.
+      of_pairs: the loss of single pairs.
       progress: wraps the loop over these scans.
 
     Returns:
@@ -223,7 +247,7 @@ def simulate(
     @jax.jit
     def chunk(runs: Run, learners: Learner, begin: Array) -> tuple[Learner, tuple[Array, Array]]:
         def one(run: Run, learner: Learner) -> tuple[Learner, tuple[Array, Array]]:
-            step = functools.partial(play, optimizer, pairs, updates, run)
+            step = functools.partial(play, optimizer, pairs, updates, run, of_pairs=of_pairs)
             return jax.lax.scan(step, learner, begin + jnp.arange(CHUNK))
 
         return jax.vmap(one)(runs, learners)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from xpo_jax.algorithm.optimizer import make_optimizer
-from xpo_jax.algorithm.sampling import Sampling
+from xpo_jax.algorithm.sampling import CandidateSampling
 from xpo_jax.config import loader as configs
 from xpo_jax.config import settings
 from xpo_jax.config.evaluation import Evaluation
@@ -180,7 +180,7 @@ def _check(run: Planned) -> None:
     for name in ("model", "judging", "layout", "replay", "checkpoint", "logging"):
         configs.build(getattr(settings, name.capitalize()), config[name], name)
     configs.build(Evaluation, config.evaluation, "evaluation")
-    configs.build(Sampling, config.sampling, "sampling")
+    configs.build(CandidateSampling, config.sampling, "sampling")
     configs.build(LoRA, config.lora, "lora")
     loss_settings, loss = make_loss(config.loss)
     loss_settings.coefficients(loss, top.steps)

@@ -55,8 +55,11 @@ def split(samples: Samples, count: int) -> list[Samples]:
     return [Samples(*(x[:, number] for x in rows)) for number in range(count)]
 
 
+SECOND = 1  # the number of the second candidate
+
+
 def policy_numbers(count: int) -> tuple[int, ...]:
-    """Return the numbers of the `count` candidates that the policy draws first: all but 1, the second candidate's."""
+    """Return the numbers of the `count` candidates that the policy draws first: all but `SECOND`."""
     return (0, *range(2, count + 1))
 
 

@@ -13,11 +13,13 @@ from xpo_jax.algorithm.losses import LossFn
 from xpo_jax.algorithm.model_spec import ModelSpec
 from xpo_jax.algorithm.optimizer import Optimizer
 from xpo_jax.algorithm.packing import CANDIDATES, Packed
+from xpo_jax.algorithm.pairing import SECOND
 from xpo_jax.algorithm.sampler import Vocabulary, make_sampler, row_keys
-from xpo_jax.algorithm.sampling import Sampling
+from xpo_jax.algorithm.sampling import CandidateSampling
 from xpo_jax.algorithm.update import SUMS, PairTargets, init_state, make_accumulate, make_apply, zeros
 from xpo_jax.runtime import sharding
 from xpo_jax.runtime.compilation import Program
+from xpo_jax.runtime.rng import Stream
 from xpo_jax.values import Array, Params, Samples, TrainState
 
 
@@ -50,9 +52,10 @@ def make_shardings(mesh: Mesh) -> Shardings:
 
 
 def sample_program(
-    model: ModelSpec, sampling: Sampling, vocabulary: Vocabulary, seed: int, prefill_rows: int | None
+    model: ModelSpec, sampling: CandidateSampling, vocabulary: Vocabulary, seed: int, prefill_rows: int | None
 ) -> Program:
     """Make the sampler, which derives a key for each row; `candidates` i32[C] are the numbers of those to draw."""
+    second_temperature = sampling.second_temperature
     split = make_shardings(model.mesh)
     sampler = make_sampler(
         model.unstacked,
@@ -74,7 +77,11 @@ def sample_program(
         candidates: Array,
     ) -> Samples:
         keys = jax.vmap(lambda number: row_keys(seed, stream, step, position, number), out_axes=1)(candidates)
-        return sampler(weights, tokens, lengths, valid, keys.reshape(-1))
+        if second_temperature is None:
+            return sampler(weights, tokens, lengths, valid, keys.reshape(-1))
+        second = (candidates == SECOND) & (stream == Stream.TRAINING)
+        temperatures = jnp.where(second, second_temperature, sampling.temperature)
+        return sampler(weights, tokens, lengths, valid, keys.reshape(-1), jnp.tile(temperatures, len(tokens)))
 
     rows, replicated = split.rows, split.replicated
     return Program(

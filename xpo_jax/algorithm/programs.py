@@ -29,7 +29,7 @@ from xpo_jax.algorithm.program_factories import (
     update_programs,
 )
 from xpo_jax.algorithm.sampler import Vocabulary
-from xpo_jax.algorithm.sampling import Sampling
+from xpo_jax.algorithm.sampling import CandidateSampling
 from xpo_jax.algorithm.update import SUMS, PairTargets, gather_pair_targets, init_state
 from xpo_jax.checkpointing.weights_checksum import fingerprint
 from xpo_jax.models import lora
@@ -67,7 +67,7 @@ class Programs:
         self,
         model: ModelSpec,
         shapes: BatchShapes,
-        sampling: Sampling,
+        sampling: CandidateSampling,
         vocabulary: Vocabulary,
         *,
         optimizer: Optimizer,

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec as PS
-from jaxtyping import Bool, Int, Key
+from jaxtyping import Bool, Float, Int, Key
 
 from xpo_jax.algorithm.sampling import Sampling, draw, truncate
 from xpo_jax.models.layers import wide
@@ -44,11 +44,16 @@ STAGES, SMALLEST = 3, 4
 
 
 class Prompt(NamedTuple):
-    """What the decoding of rows reads: random keys, prompt lengths i32[B], and the prompts' keys and values."""
+    """What the decoding of rows reads.
+
+    Random keys, prompt lengths i32[B], the prompts' keys and values, and temperatures f32[B], or None for that of the
+    settings.
+    """
 
     key: Array
     length: Array
     caches: Any
+    temperature: Array | None
 
 
 class Drawn(NamedTuple):
@@ -74,11 +79,11 @@ def make_sampler(
     end_tokens: tuple[int, ...],
     pad_token: int,
     prefill_rows: int | None = None,
-) -> Callable[[Params, Array, Array, Array, Array], Samples]:
+) -> Callable[..., Samples]:
     """Make the function to jit: (params, tokens i32[B P], lengths i32[B], valid bool[B], keys key[B*C]) -> Samples.
 
     It draws C candidates of each prompt, from one prefill: B*C rows, those of a prompt next to each other. Each has a
-    copy of its prompt's keys and values.
+    copy of its prompt's keys and values. A sixth argument, temperatures f32[B*C], replaces that of the settings.
 
     Args:
       graphdef: of the model in its decoding layout (layers unstacked).
@@ -97,6 +102,7 @@ def make_sampler(
         lengths: Int[Array, " B"],
         valid: Bool[Array, " B"],
         keys: Key[Array, " BC"],
+        temperature: Float[Array, " BC"] | None = None,
     ) -> Samples:
         # norms and biases are computed with in float32: converted here, they are not at every layer of every token
         wider = jax.tree.map(lambda p: p.astype(wide(p.dtype)) if p.ndim == 1 else p, params)
@@ -104,7 +110,7 @@ def make_sampler(
         B, P = tokens.shape
         shards = row_shards()
 
-        def choose(hidden: Array, t: Array, keys: Array, seen: Array) -> Array:
+        def choose(hidden: Array, t: Array, prompt: Prompt, seen: Array) -> Array:
             logits = model.unembed(hidden)
             logits = jnp.where(jnp.arange(logits.shape[-1]) < vocab_size, logits, -jnp.inf)
             if penalised:
@@ -112,13 +118,14 @@ def make_sampler(
                 logits = jnp.where(seen, jnp.where(logits < 0, logits * factor, logits / factor), logits)
             if settings.temperature == 0:
                 return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-            logits = truncate(logits / settings.temperature, settings)
-            uniform = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, t)))(keys)
+            divisor = settings.temperature if prompt.temperature is None else prompt.temperature[:, None]
+            logits = truncate(logits / divisor, settings)
+            uniform = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, t)))(prompt.key)
             return draw(logits, uniform)
 
         def record(prompt: Prompt, state: Drawn, hidden: Array, t: Array) -> Drawn:
             """Draw token t and add it to the state."""
-            token = jnp.where(state.done, pad_token, choose(hidden, t, prompt.key, state.seen))
+            token = jnp.where(state.done, pad_token, choose(hidden, t, prompt, state.seen))
             rows = jnp.arange(len(token))
             return state._replace(
                 token=token,
@@ -165,7 +172,7 @@ def make_sampler(
             seen = seen.at[jnp.arange(B)[:, None], in_prompt].set(True)
         zeros, empty = jnp.zeros(B, jnp.int32), jnp.full((B, T), pad_token, jnp.int32)
         prompt, state = (
-            Prompt(keys, lengths, caches),
+            Prompt(keys, lengths, caches, temperature),
             Drawn(zeros, empty, zeros, ~valid, seen, model.empty_caches(B, T)),
         )
         with jax.named_scope("decode"):

@@ -58,6 +58,27 @@ class Sampling:
                 raise ValueError(text)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CandidateSampling(Sampling):
+    """How the candidates of a run are sampled.
+
+    Args:
+      second_temperature: in place of `temperature`, for the second candidate of training pairs alone, so that it is
+        drawn from a flatter (or a steeper) distribution. Log-probabilities stay those at `temperature`: the preference
+        part of a loss is right for pairs of any origin, but the mean of XPO's bonus is not that over samples of the
+        reference any more. None: the same temperature.
+    """
+
+    second_temperature: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.second_temperature is not None and not self.second_temperature > 0:
+            raise ValueError(
+                f"second_temperature is {self.second_temperature}, must be positive, or None for that of the others"
+            )
+
+
 def truncate(logits: Float[Array, "B V"], settings: Sampling) -> Float[Array, "B V"]:
     """Set logits f32[B V], already divided by the temperature, to -inf where top-k, top-p or min-p excludes them."""
     if settings.top_k and settings.top_k < logits.shape[-1]:

@@ -24,12 +24,15 @@ _NEVER_COMPARED = ("run_dir", "distributed.")
 
 
 def compare(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
-    """Return, by name, a line on each field that differs between the run's last config and the present one."""
+    """Return, by name, a line on each field that differs between the run's last config and the present one.
+
+    A field that one of them lacks is equal to None: so a new field, if it is off, keeps no older run from resuming.
+    """
     old, new = _flat(before), _flat(now)
     return {
         name: f"{name}: {old.get(name, 'absent')} there, {new.get(name, 'absent')} here"
         for name in {**old, **new}
-        if old.get(name) != new.get(name) and not name.startswith(_NEVER_COMPARED)
+        if old.get(name, "null") != new.get(name, "null") and not name.startswith(_NEVER_COMPARED)
     }
 
 

@@ -22,7 +22,7 @@ from xpo_jax.algorithm.optimizer import Optimizer, make_optimizer
 from xpo_jax.algorithm.programs import Programs
 from xpo_jax.algorithm.replay_buffer import ReplayBuffer
 from xpo_jax.algorithm.sampler import Vocabulary
-from xpo_jax.algorithm.sampling import Sampling
+from xpo_jax.algorithm.sampling import CandidateSampling, Sampling
 from xpo_jax.config import loader as configs
 from xpo_jax.config import settings
 from xpo_jax.config.evaluation import Evaluation
@@ -48,7 +48,7 @@ class Groups(NamedTuple):
     top: settings.Experiment
     model: settings.Model
     lora: LoRA
-    sampling: Sampling
+    sampling: CandidateSampling
     loss: Loss
     judging: settings.Judging
     replay: settings.Replay
@@ -171,7 +171,7 @@ def _groups(config: ConfigDict) -> tuple[Groups, LossFn]:
     build = configs.build
     top = build(settings.Experiment, config, "config")
     model = build(settings.Model, config.model, "model")
-    sampling = build(Sampling, config.sampling, "sampling")
+    sampling = build(CandidateSampling, config.sampling, "sampling")
     loss, loss_fn = make_loss(config.loss)
     groups = Groups(
         top,
