@@ -164,8 +164,8 @@ def test_play_draws_and_judges_by_the_stated_probabilities():
 
 
 def test_fresh_pairs_are_those_of_the_last_round():
-    kept, fresh = (after(a_run(fresh=fresh), rounds=3) for fresh in (False, True))
-    assert (kept.counts.sum(), fresh.counts.sum()) == (12, 4)
+    replayed, fresh = (after(a_run(fresh=fresh), rounds=3) for fresh in (False, True))
+    assert (replayed.counts.sum(), fresh.counts.sum()) == (12, 4)
     assert 4 < fresh.queries <= 12  # verdicts are counted all the same
     only_last = one_round(a_run(), after(a_run(fresh=True), rounds=2)._replace(counts=0, wins=0), 2, ADAM, 4)
     np.testing.assert_array_equal(fresh.params["logits"], only_last.params["logits"])

@@ -201,9 +201,9 @@ def play(
     p = jax.nn.sigmoid(run.bandit.rewards[first] - run.bandit.rewards[second])
     won = jnp.where(judged, jax.random.uniform(keys[2], (pairs,)) < p, 0.5)
     policy_arms, reference_arms = jax.nn.one_hot(first, arms), jax.nn.one_hot(second, arms)
-    kept = jnp.where(run.fresh, 0.0, 1.0)
-    counts = kept * learner.counts + policy_arms.T @ reference_arms
-    wins = kept * learner.wins + (policy_arms * won[:, None]).T @ reference_arms
+    past = jnp.where(run.fresh, 0.0, 1.0)
+    counts = past * learner.counts + policy_arms.T @ reference_arms
+    wins = past * learner.wins + (policy_arms * won[:, None]).T @ reference_arms
 
     def update(_: int, carry: tuple[Any, Any]) -> tuple[Any, Any]:
         params, opt_state = carry
