@@ -15,7 +15,7 @@ import pytest
 
 from tools import sample_efficiency
 from tools.intervals import Censored, Estimate, median, ratio, reached
-from tools.research import bandit
+from tools.research import bandit, bandit_cases
 
 ROOT = Path(__file__).parents[1]
 RARE = bandit.make_bandit(0.01, beta=0.2)
@@ -185,7 +185,7 @@ def test_alpha_falls_to_0_over_the_rounds_and_the_loss_of_a_pair_is_a_choice():
         assert loss(0.04, fading=4.0, index=index) - without == pytest.approx(factor * bonus, abs=1e-6)
     ratio = 0.2 * (jax.nn.log_softmax(params["logits"]) - np.log(RARE.reference))
     expected = 0.04 * np.mean(1 / (1 + np.exp(-np.float64(ratio))) - 0.5) / 0.2
-    bounded = loss(0.04, of_pairs=sample_efficiency.LOSSES["bounded"]) - without
+    bounded = loss(0.04, of_pairs=bandit_cases.LOSSES["bounded"]) - without
     assert bounded == pytest.approx(expected, abs=1e-6)
 
 
@@ -273,14 +273,14 @@ def test_intervals_cover_the_truth_at_their_level(seeds):
 def quick_curves():
     """The simulation, optimized: it is one of the few programs here whose run takes longer than its compilation."""
     jax.config.update("jax_disable_most_optimizations", False)
-    yield sample_efficiency.simulate(sample_efficiency.cases(quick=True), seeds=12, rounds=1024)
+    yield bandit_cases.simulate(bandit_cases.cases(quick=True), seeds=12, rounds=1024)
     jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="module")
 def quick(quick_curves):
     """The rows of the quick form by setting and arm."""
-    rows = sample_efficiency.evaluate(sample_efficiency.cases(quick=True), quick_curves)
+    rows = sample_efficiency.evaluate(bandit_cases.cases(quick=True), quick_curves)
     return {(row["setting"], row["arm"]): row for row in rows}
 
 
@@ -308,9 +308,9 @@ def test_and_with_the_wrong_sign_it_costs(quick, arm):
 
 def test_every_setting_begins_with_what_it_is_compared_to():
     for all_cases in (
-        sample_efficiency.cases(quick=False),
-        sample_efficiency.rate_cases(),
-        sample_efficiency.factor_cases(),
+        bandit_cases.cases(quick=False),
+        bandit_cases.rate_cases(),
+        bandit_cases.factor_cases(),
     ):
         firsts = {}
         for case in all_cases:
@@ -375,7 +375,7 @@ def test_the_document_shows_every_arm():
     """Its table is the command's, with a line for each setting and arm, and its figure is beside it."""
     text = (ROOT / "docs" / "sample_efficiency.md").read_text(encoding="utf-8")
     lines = {tuple(re.split(r"  +", line)[:2]) for line in text.splitlines()}
-    all_cases = [*sample_efficiency.cases(quick=False), *sample_efficiency.factor_cases()]
+    all_cases = [*bandit_cases.cases(quick=False), *bandit_cases.factor_cases()]
     assert [c for c in all_cases if (c.setting, c.arm) not in lines] == []
     figures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)
     assert figures and all((ROOT / "docs" / figure).is_file() for figure in figures)

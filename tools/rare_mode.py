@@ -13,8 +13,8 @@ than nine tenths do. It prints, for each arm and seed, these verdicts ("> n" if 
 good answers at the end, and the fraction of the policy's answers that are not a letter and a digit.
 
 --factors adds the arms that change one thing each: replay, SGD, no junk drawn, both candidates from the policy, a
-second candidate at a higher temperature, the bounded bonus, the bonus on the rejected answer, and alpha falling to 0. Where a
-factor also matters without a bonus, a second arm has it with alpha 0, to compare with.
+second candidate at a higher temperature, the bounded bonus, the bonus on the rejected answer, and alpha falling to 0.
+Where a factor also matters without a bonus, a second arm has it with alpha 0, to compare with.
 
 Examples:
   python -m tools.rare_mode --out=build/rare_mode                     five seeds of three arms, about ten minutes

@@ -171,10 +171,8 @@ def make_sampler(
             in_prompt = jnp.where(jnp.arange(P)[None] < lengths[:, None], tokens, tokens[:, :1])
             seen = seen.at[jnp.arange(B)[:, None], in_prompt].set(True)
         zeros, empty = jnp.zeros(B, jnp.int32), jnp.full((B, T), pad_token, jnp.int32)
-        prompt, state = (
-            Prompt(keys, lengths, caches, temperature),
-            Drawn(zeros, empty, zeros, ~valid, seen, model.empty_caches(B, T)),
-        )
+        prompt = Prompt(keys, lengths, caches, temperature)
+        state = Drawn(zeros, empty, zeros, ~valid, seen, model.empty_caches(B, T))
         with jax.named_scope("decode"):
             drawn = decode(prompt, record(prompt, state, last, jnp.int32(0)), jnp.int32(0), STAGES)
         return Samples(drawn.tokens, drawn.lengths, drawn.done & valid)
