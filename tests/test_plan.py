@@ -16,7 +16,7 @@ from jax.sharding import AbstractMesh, AxisType
 from tiny_run import tiny_config, write_config
 
 from tools import plan
-from tools.planner import estimate, saved, work
+from tools.planner import estimate, fit, saved, work
 from tools.planner.fit import Source, remedies, setup
 from tools.planner.hardware import DEVICES, MODELS, SIZES, size_of
 from tools.planner.judge import Judge
@@ -516,6 +516,23 @@ def test_remedies_revert_changes_that_a_later_one_makes_unnecessary():
     assert peak(enough) < peak(("layout.micro_batch_rows=1",)) < peak(())
     changes = remedies(source, peak(enough))
     assert (changes.combined, changes.peak) == (enough, peak(enough))
+
+
+def test_fewer_buckets_are_a_remedy_on_a_tpu_alone():
+    """Each length has programs of its own, whose code lies in a TPU's memory; the largest bucket stays."""
+
+    def changes(platform):
+        overrides = ("data.buckets=128,256,512,768,1024",)
+        source = Source(CONFIG.removeprefix("--config="), overrides, 1, "Qwen2.5-0.5B", platform)
+        return source, dict(remedies(source, 0).single)
+
+    source, on_tpu = changes("tpu")
+    one = ("data.buckets=1024",)
+    assert on_tpu[one] < estimate.peak(estimate.memory(setup(source)[0]))[1]
+    assert [change for change in fit.ladders(*setup(source)) if change[-1:] == [one]] == [
+        [("data.buckets=128,512,1024",), ("data.buckets=128,1024",), one]
+    ]
+    assert not [change for change in changes("gpu")[1] if change[0].startswith("data.buckets")]
 
 
 def test_main_without_a_change_that_helps_names_enough_devices(capsys):

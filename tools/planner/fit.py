@@ -7,7 +7,7 @@ and those that turn out to be unnecessary are reverted).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -185,6 +185,12 @@ def ladders(planned: estimate.Setup, config: ConfigDict) -> Iterator[list[Change
     def halved(name: str, value: int, least: int) -> list[Change]:
         return [(f"{name}={value >> i}",) for i in range(1, 20) if value % 2**i == 0 and value >> i >= least]
 
+    def fewer(name: str, sizes: Sequence[int]) -> list[Change]:
+        """Take every second one away, and again, never the largest."""
+        left = [sizes[::-1][:: 2**i][::-1] for i in range(1, len(sizes).bit_length() + 1)]
+        texts = [",".join(map(str, some)) for some in left if len(some) < len(sizes)]
+        return [(f"{name}={text}",) for text in dict.fromkeys(texts)]
+
     yield doubled("fsdp", shape["tensor"], "mesh.data=-1")
     yield halved("layout.reference_steps", planned.reference_steps, 1)
     encoded = planned.reference_steps * planned.batch_size // planned.shards
@@ -193,6 +199,9 @@ def ladders(planned: estimate.Setup, config: ConfigDict) -> Iterator[list[Change
     yield [] if planned.remat else [("layout.remat=True",)]
     yield halved("layout.chunk_tokens", planned.chunk_tokens, 128)
     yield [("optimizer.mu_dtype=bfloat16",)] if config.optimizer.get("mu_dtype") == "float32" else []
+    yield (
+        fewer("data.buckets", config.data.buckets) if planned.platform == "tpu" else []
+    )  # their programs' code
     yield halved("judge.batch_size", planned.judge.rows, planned.shards) if planned.judge else []
     yield doubled("tensor", 1, "mesh.data=1", "mesh.fsdp=-1")
     yield halved("batch_size", planned.batch_size, planned.shards)
