@@ -214,6 +214,7 @@ def get_config(folder: str) -> ConfigDict:
     config.model.path = f"{folder}/model"
     config.sampling.max_new_tokens, config.sampling.temperature = 4, 1.0
     config.judge = ConfigDict({"name": "tools.rare_mode:judge", "seed": 0})
+    config.judging.max_indecisive_steps = None  # an arm that collapses is a result, too
     config.loss.beta, config.loss.alpha = BETA, 0.0
     config.optimizer.learning_rate, config.optimizer.schedule = LEARNING_RATE, "constant"
     config.layout.micro_batch_rows = BATCH // 4
