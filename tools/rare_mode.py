@@ -174,6 +174,8 @@ class Factor(NamedTuple):
 
 PLAIN = Factor({}, (0.0, 0.02, 0.1))
 FADING = {"kind": "linear", "start": 0.02 * BETA, "end": 0.0, "steps": STEPS // 4}
+# Four times alpha, so that the slope at pi = ref is the linear bonus's.
+BOUNDED = {"loss.bonus": "bounded", "loss.alpha": 4 * 0.02 * BETA}
 FACTORS = {
     "replay": Factor({"replay.updates": 4}),
     # An eps far above every gradient makes Adam into SGD with momentum b1, at learning_rate / eps.
@@ -183,8 +185,10 @@ FACTORS = {
     "two of the policy": Factor({"loss.second_candidate": "policy"}),
     "two of the policy, replay": Factor({"loss.second_candidate": "policy", "replay.updates": 4}),
     "second at temperature 2": Factor({"sampling.second_temperature": 2.0}),
-    # Four times alpha, so that the slope at pi = ref is the linear bonus's.
-    "bounded": Factor({"loss.bonus": "bounded", "loss.alpha": 4 * 0.02 * BETA}, (0.02,)),
+    "bounded": Factor(BOUNDED, (0.02,)),
+    "two of the policy, replay, bounded": Factor(
+        {"loss.second_candidate": "policy", "replay.updates": 4, **BOUNDED}, (0.02,)
+    ),
     "on the rejected": Factor({"loss.bonus_sample": "rejected"}, (0.02,)),
     "alpha to 0": Factor({"loss.alpha": FADING}, (0.02,)),
     "replay, alpha to 0": Factor({"replay.updates": 4, "loss.alpha": FADING}, (0.02,)),
