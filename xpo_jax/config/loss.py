@@ -86,11 +86,13 @@ class Loss:
         if not isinstance(loss, BonusLoss) or not alpha:
             return ""
         independent = loss.bonus_sample == "second" and self.pairing is None
-        if self.second_candidate == "policy" and loss.bonus == "linear" and independent and fresh_pairs:
-            return (
-                "the bonus has no mean effect on pairs that the policy has just drawn; raise replay.updates, set"
-                " loss.alpha to 0, or choose loss.bonus='bounded'"
+        if self.second_candidate == "policy" and loss.bonus == "linear" and independent:
+            effect = (
+                "has no mean effect on pairs that the policy has just drawn"
+                if fresh_pairs
+                else "acts through past pairs alone, which has ruined policies (docs/sample_efficiency.md)"
             )
+            return f"the bonus {effect}; set loss.alpha to 0, or choose loss.bonus='bounded'"
         if loss.bonus == "bounded" and alpha >= 2 * beta:
             return (
                 f"the bonus outweighs even a clear verdict: loss.alpha {alpha:g} >= 2 * loss.beta {beta:g}; lower"
