@@ -185,10 +185,10 @@ def ladders(planned: estimate.Setup, config: ConfigDict) -> Iterator[list[Change
     def halved(name: str, value: int, least: int) -> list[Change]:
         return [(f"{name}={value >> i}",) for i in range(1, 20) if value % 2**i == 0 and value >> i >= least]
 
-    def fewer(name: str, sizes: Sequence[int]) -> list[Change]:
+    def thinned(name: str, sizes: Sequence[int]) -> list[Change]:
         """Take every second one away, and again, never the largest."""
         left = [sizes[::-1][:: 2**i][::-1] for i in range(1, len(sizes).bit_length() + 1)]
-        texts = [",".join(map(str, some)) for some in left if len(some) < len(sizes)]
+        texts = [",".join(map(str, fewer)) for fewer in left if len(fewer) < len(sizes)]
         return [(f"{name}={text}",) for text in dict.fromkeys(texts)]
 
     yield doubled("fsdp", shape["tensor"], "mesh.data=-1")
