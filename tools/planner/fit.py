@@ -199,9 +199,8 @@ def ladders(planned: estimate.Setup, config: ConfigDict) -> Iterator[list[Change
     yield [] if planned.remat else [("layout.remat=True",)]
     yield halved("layout.chunk_tokens", planned.chunk_tokens, 128)
     yield [("optimizer.mu_dtype=bfloat16",)] if config.optimizer.get("mu_dtype") == "float32" else []
-    yield (
-        fewer("data.buckets", config.data.buckets) if planned.platform == "tpu" else []
-    )  # their programs' code
+    if planned.platform == "tpu":  # each has programs of its own, whose code lies in the memory
+        yield thinned("data.buckets", config.data.buckets)
     yield halved("judge.batch_size", planned.judge.rows, planned.shards) if planned.judge else []
     yield doubled("tensor", 1, "mesh.data=1", "mesh.fsdp=-1")
     yield halved("batch_size", planned.batch_size, planned.shards)
