@@ -113,7 +113,7 @@ def embedded() -> ConfigDict:
             "max_new_tokens": 32,  # the longest embedded answer has 27
             # At 1.0, 9 % of the answers are invalid; here 2 % are, and they are nearly as diverse.
             "temperature": 0.7,
-            "second_temperature": None,  # or that of the second candidate of a pair, above it for other answers
+            "second_temperature": None,  # or a temperature for the second candidate alone; higher explores more
             # Truncation limits what can be explored, and log-probabilities are those of the full distribution anyway.
             "top_k": 0,
             "top_p": 1.0,

@@ -193,6 +193,10 @@ def test_second_temperature_is_that_of_the_second_candidate_alone(run, second):
             {"sampling__second_temperature": 0.0},
             "sampling.second_temperature is 0.0, must be positive, or None for that of the others",
         ),
+        (
+            {"sampling__second_temperature": 2.0, "offline": {"pairs": "pairs.jsonl"}},
+            "sampling.second_temperature is 2.0, but offline names recorded pairs, and nothing is sampled",
+        ),
         ({"loss__candidates": 3}, "loss.pairing is None, but candidates is 3; name a rule"),
         (
             {"loss__pairing": "uncertain"},

@@ -370,7 +370,12 @@ def test_make_loss_refuses_in_one_line_with_the_field(change, words):
             "no mean effect on pairs that the policy has just drawn; set loss.alpha to 0",
         ),
         ({"second_candidate": "policy"}, 0.0, 1, ""),
-        ({"second_candidate": "policy"}, 1e-3, 2, "acts through past pairs alone, which has ruined policies"),
+        (
+            {"second_candidate": "policy"},
+            1e-3,
+            2,
+            "acts through past pairs alone, which ruined a small network",
+        ),
         ({"second_candidate": "policy"}, 0.0, 2, ""),
         ({"second_candidate": "policy", "bonus": "bounded"}, 1e-3, 1, ""),
         ({"second_candidate": "policy", "bonus_sample": "rejected"}, 1e-3, 1, ""),
@@ -388,6 +393,12 @@ def test_bonus_that_does_nothing_or_too_much_is_doubted(change, alpha, updates, 
     settings, loss = make_loss(GROUP | change)
     doubt = settings.doubt(loss, alpha, 0.1, fresh_pairs=updates == 1)
     assert words in doubt and bool(words) == bool(doubt) and "\n" not in doubt
+
+
+def test_bonus_on_a_second_sample_from_another_distribution_is_not_doubted():
+    settings, loss = make_loss(GROUP | {"second_candidate": "policy"})
+    for fresh_pairs in (True, False):
+        assert not settings.doubt(loss, 1e-3, 0.1, fresh_pairs=fresh_pairs, one_distribution=False)
 
 
 def test_bonus_with_two_policy_samples_is_accepted():

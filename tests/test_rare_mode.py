@@ -74,6 +74,11 @@ def test_arms_are_valid_configs_and_change_what_they_name(tmp_path):
     assert configs["replay, 0"].replay.updates == 4 and configs["replay, 0"].loss.alpha == 0.0
     assert configs["bounded, 0.02"].loss.alpha == pytest.approx(4 * configs["plain, 0.02"].loss.alpha)
     assert configs["alpha to 0, 0.02"].loss.alpha["end"] == 0.0
+    assert configs["second at temperature 2, 0"].sampling.second_temperature == 2.0
+    of_humans = configs["two of the policy, replay, bounded, 0.02"]
+    assert (of_humans.loss.second_candidate, of_humans.loss.bonus) == ("policy", "bounded")
+    assert (of_humans.replay.updates, of_humans.judging.max_indecisive_steps) == (4, None)
+    assert of_humans.loss.alpha == configs["bounded, 0.02"].loss.alpha
     sgd = configs["SGD, 0"].optimizer
     assert sgd.learning_rate / sgd.eps == pytest.approx(rare_mode.SGD_RATE)
 

@@ -101,6 +101,8 @@ def test_a_new_field_that_is_off_keeps_no_older_run_from_resuming(tmp_path):
     newer = json.loads(CONFIG) | {"sampling": {"second_temperature": None}}
     with RunDir.open(tmp_path, json.dumps(newer)) as run:
         assert run.changes == () and run.result is None
+    of_users_code = newer | {"judge": {"timeout": None}}
+    assert "(judge.timeout: absent there, null here)" in refusal(tmp_path, json.dumps(of_users_code))
     newer["sampling"]["second_temperature"] = 2.0
     assert "(sampling.second_temperature: absent there, 2.0 here)" in refusal(tmp_path, json.dumps(newer))
 

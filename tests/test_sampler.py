@@ -116,6 +116,25 @@ def test_rows_with_temperatures_of_their_own_pass_a_chi_square_test():
     np.testing.assert_array_equal(drawn[::2], jax.jit(sampler)(*arguments).tokens[::2, 0])
 
 
+def test_rows_keep_their_temperatures_in_batches_that_shrink():
+    """Of 48 rows, every second one at twice the temperature, each draws what it draws where all rows have its own."""
+    _, _, graphdef, params = tiny()
+    tokens, lengths, _, keys = prompts_of(48, 9)
+    given = (params, tokens, lengths, jnp.ones(48, bool), keys)
+
+    def drawn(temperatures):
+        sampler = make_sampler(
+            graphdef, settings(max_new_tokens=24), vocab_size=36, end_tokens=(1, 2, 3), pad_token=0
+        )
+        return jax.device_get(jax.jit(sampler)(*given, jnp.asarray(temperatures, jnp.float32)))
+
+    mixed, cool, hot = drawn([1.0, 2.0] * 24), drawn([1.0] * 48), drawn([2.0] * 48)
+    assert len(set(mixed.lengths.tolist())) > 5  # rows end at different tokens, so that batches shrink
+    np.testing.assert_array_equal(mixed.tokens[::2], cool.tokens[::2])
+    np.testing.assert_array_equal(mixed.tokens[1::2], hot.tokens[1::2])
+    assert (cool.tokens != hot.tokens).any()
+
+
 def test_draw_over_a_vocabulary_of_152k():
     """The mass in 20 bins of a distribution with a long tail is computed in float64 NumPy."""
     V, rows = 151_936, 4_000
@@ -338,7 +357,7 @@ def test_bad_settings_are_refused(change, words):
         settings(**change)
 
 
-@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf")])
 def test_second_temperature_must_be_positive(temperature):
     with pytest.raises(ValueError, match=f"second_temperature is {temperature}, must be positive, or None"):
         CandidateSampling(**PLAIN, second_temperature=temperature)

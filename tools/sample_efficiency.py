@@ -156,7 +156,9 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--rates", action="store_true", help="compare learning rates instead; not with --quick"
     )
-    parser.add_argument("--factors", action="store_true", help="change one thing each instead")
+    parser.add_argument(
+        "--factors", action="store_true", help="one change per arm, instead of the main table"
+    )
     parser.add_argument("--out", type=path_argument, help="folder for results.json and the figure")
     options = parser.parse_args(argv)
     instead = [f"--{name}" for name in ("rates", "factors") if getattr(options, name)]

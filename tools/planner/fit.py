@@ -186,7 +186,7 @@ def ladders(planned: estimate.Setup, config: ConfigDict) -> Iterator[list[Change
         return [(f"{name}={value >> i}",) for i in range(1, 20) if value % 2**i == 0 and value >> i >= least]
 
     def thinned(name: str, sizes: Sequence[int]) -> list[Change]:
-        """Take every second one away, and again, never the largest."""
+        """Drop every second size repeatedly; the largest stays."""
         left = [sizes[::-1][:: 2**i][::-1] for i in range(1, len(sizes).bit_length() + 1)]
         texts = [",".join(map(str, fewer)) for fewer in left if len(fewer) < len(sizes)]
         return [(f"{name}={text}",) for text in dict.fromkeys(texts)]

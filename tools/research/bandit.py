@@ -93,7 +93,7 @@ class Run(NamedTuple):
     temperature: Array  # f32[], of the first candidate
     second_temperature: Array  # f32[], of the second one
     on_policy: Array  # bool[]: the policy samples both candidates
-    fading: Array  # f32[]: the round from which on alpha is 0, to which it falls linearly; inf keeps it
+    fading: Array  # f32[]: the round at which alpha, falling linearly, reaches 0; inf: constant
     fresh: Array  # bool[]: updates see the round's own pairs alone
     seed: Array  # i32[]
 

@@ -29,6 +29,8 @@ from jaxtyping import Bool, Float, Int
 
 from xpo_jax.values import Prompts, Samples
 
+SECOND = 1  # the number of the second candidate
+
 SCORED, REWARDED = ("best_worst", "best_quantile", "all"), ("uncertain", "optimistic")
 QUARTILE = 0.25
 
@@ -55,12 +57,9 @@ def split(samples: Samples, count: int) -> list[Samples]:
     return [Samples(*(x[:, number] for x in rows)) for number in range(count)]
 
 
-SECOND = 1  # the number of the second candidate
-
-
 def policy_numbers(count: int) -> tuple[int, ...]:
     """Return the numbers of the `count` candidates that the policy draws first: all but `SECOND`."""
-    return (0, *range(2, count + 1))
+    return tuple(number for number in range(count + 1) if number != SECOND)
 
 
 def all_pairs(candidates: int) -> list[tuple[int, int]]:

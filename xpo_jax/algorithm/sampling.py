@@ -6,6 +6,7 @@ The sampler (sampler.py) calls these in its decode loop.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import jax
@@ -63,19 +64,32 @@ class CandidateSampling(Sampling):
     """How the candidates of a run are sampled.
 
     Args:
-      second_temperature: in place of `temperature`, for the second candidate of training pairs alone, so that it is
-        drawn from a flatter (or a steeper) distribution. Log-probabilities stay those at `temperature`: the preference
-        part of a loss is right for pairs of any origin, but the mean of XPO's bonus is not that over samples of the
-        reference any more. None: the same temperature.
+      second_temperature: in place of `temperature`, for the candidate that `loss.second_candidate` samples, in training
+        alone. With more candidates, the rule that pairs them may choose that one or not. Log-probabilities stay those
+        at `temperature`: the preference part of a loss is right for pairs of any origin, but XPO's bonus is then no
+        longer an average over samples of the reference. None: the same temperature.
     """
 
     second_temperature: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.second_temperature is not None and not self.second_temperature > 0:
+        second = self.second_temperature
+        if second is not None and not 0 < second < math.inf:
             raise ValueError(
-                f"second_temperature is {self.second_temperature}, must be positive, or None for that of the others"
+                f"second_temperature is {second}, must be positive, or None for that of the others"
+            )
+
+    def check(self, *, offline: bool) -> None:
+        """Check the settings against those of the run.
+
+        Raises:
+          ValueError: a temperature of samples that are not drawn.
+        """
+        if offline and self.second_temperature is not None:
+            raise ValueError(
+                f"sampling.second_temperature is {self.second_temperature}, but offline names recorded pairs, and"
+                " nothing is sampled; set it to None"
             )
 
 

@@ -77,20 +77,23 @@ class Loss:
         """Return what is put to the judge for each prompt at most: a comparison, or answers that are scored."""
         return self.candidates + 1 if self.scores_answers else per_comparison
 
-    def doubt(self, loss: LossFn, alpha: float, beta: float, *, fresh_pairs: bool) -> str:
+    def doubt(
+        self, loss: LossFn, alpha: float, beta: float, *, fresh_pairs: bool, one_distribution: bool = True
+    ) -> str:
         """Return what makes the bonus do nothing, or too much, and how to fix it, in one line; "" for nothing.
 
         Args:
           alpha, beta: at the first step. fresh_pairs: whether the policy learns only from what it has just drawn.
+          one_distribution: whether two samples of the policy are drawn from one distribution, at one temperature.
         """
         if not isinstance(loss, BonusLoss) or not alpha:
             return ""
-        independent = loss.bonus_sample == "second" and self.pairing is None
+        independent = loss.bonus_sample == "second" and self.pairing is None and one_distribution
         if self.second_candidate == "policy" and loss.bonus == "linear" and independent:
             effect = (
                 "has no mean effect on pairs that the policy has just drawn"
                 if fresh_pairs
-                else "acts through past pairs alone, which has ruined policies (docs/sample_efficiency.md)"
+                else "acts through past pairs alone, which ruined a small network (docs/sample_efficiency.md)"
             )
             return f"the bonus {effect}; set loss.alpha to 0, or choose loss.bonus='bounded'"
         if loss.bonus == "bounded" and alpha >= 2 * beta:

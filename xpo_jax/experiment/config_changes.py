@@ -21,18 +21,25 @@ MAY_CHANGE = (
     "judge.port",  # of a page, which decides nothing
 )
 _NEVER_COMPARED = ("run_dir", "distributed.")
+_OPEN = ("judge.", "evaluation.judge.", "loss.", "optimizer.")
 
 
 def compare(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
     """Return, by name, a line on each field that differs between the run's last config and the present one.
 
-    A field that one of them lacks is equal to None: so a new field, if it is off, keeps no older run from resuming.
+    A field that one of them lacks is equal to None, so that a new field, if it is off, keeps no older run from
+    resuming; except in groups that are arguments of the user's code, where an absent one may be something else.
     """
     old, new = _flat(before), _flat(now)
+
+    def differs(name: str) -> bool:
+        absent = None if name.startswith(_OPEN) else "null"
+        return old.get(name, absent) != new.get(name, absent)
+
     return {
         name: f"{name}: {old.get(name, 'absent')} there, {new.get(name, 'absent')} here"
         for name in {**old, **new}
-        if old.get(name, "null") != new.get(name, "null") and not name.startswith(_NEVER_COMPARED)
+        if differs(name) and not name.startswith(_NEVER_COMPARED)
     }
 
 

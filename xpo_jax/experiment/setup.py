@@ -122,8 +122,12 @@ def prepare(config: ConfigDict) -> Components:
     groups, loss_fn = _groups(config)
     alpha, beta = groups.loss.coefficients(loss_fn, groups.top.steps)
     fresh_pairs = groups.replay.updates == 1 and not groups.judging.steps_behind
-    doubt = groups.loss.doubt(loss_fn, alpha(0), beta(0), fresh_pairs=fresh_pairs)
     top, offline = groups.top, groups.top.offline is not None
+    groups.sampling.check(offline=offline)
+    one_distribution = not offline and groups.sampling.second_temperature is None
+    doubt = groups.loss.doubt(
+        loss_fn, alpha(0), beta(0), fresh_pairs=fresh_pairs, one_distribution=one_distribution
+    )
     selection = Selection(groups.checkpoint.export, beta(top.steps - 1), groups.evaluation.every_steps)
     renewed = groups.model.reference_every_steps is not None
     groups.replay.check(top.batch_size, offline=offline, renewed=renewed)
