@@ -184,7 +184,8 @@ def embedded() -> ConfigDict:
             "flip_rate": 0.0,  # or the fraction of verdicts that are wrong by chance
             "entropy_weight": 0.0,
             "unfinished_loses": True,
-        }
+        },
+        type_safe=False,  # so that alpha and beta may become schedules
     )
 
     # xpo_jax/config/settings.py: Replay
@@ -316,9 +317,9 @@ def pretrained(model: str) -> ConfigDict:
     # The strength of the pull towards the reference. Raise it to 0.3 or 0.4 if answers degenerate, or if objective/kl
     # exceeds about 20 nats while the win rate no longer rises.
     config.loss.beta = 0.1
-    config.loss.alpha = (
-        1e-5  # reported for the paper's first iteration, from which it falls to 0; small against beta
-    )
+    # 1e-5 is reported for the paper's first iteration, from which it falls to 0; small against beta. Where both were
+    # measured, one that falls cost less than a constant one: docs/sample_efficiency.md.
+    config.loss.alpha = {"kind": "linear", "start": 1e-5, "end": 0.0, "steps": config.steps}
     # Set it to 1e-4 if objective/entropy falls towards 0: the two candidates then become alike and teach nothing.
     config.loss.entropy_weight = 0.0
 

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from xpo_jax.config import loader
 from xpo_jax.config.loader import ConfigError
+from xpo_jax.config.loss import make_loss
 from xpo_jax.config.schema import check_increasing
 
 if TYPE_CHECKING:
@@ -477,3 +478,28 @@ def test_schedule_wrong_is_one_line(value, text):
 def test_loader_import_needs_no_jax():
     code = "import sys, xpo_jax.config.loader; assert not {'jax', 'numpy', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+
+
+@pytest.mark.parametrize("name", ["embedded", "Qwen/Qwen2.5-0.5B-Instruct"])
+@pytest.mark.parametrize("field", ["alpha", "beta"])
+def test_a_users_config_may_make_a_schedule_of_a_number_and_the_other_way_round(tmp_path, name, field):
+    """As docs/choosing.md tells it; and the command line may replace either by the other."""
+    schedule = {"kind": "linear", "start": 0.01, "end": 0.005, "steps": 4}
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from configs.paraphrase import get_config as shipped\n\n\n"
+        "def get_config(name):\n"
+        f"    config = shipped({name!r})\n    config.loss.{field} = {schedule!r}\n    return config\n"
+    )
+    config = loader.load(str(file))
+    assert config.loss[field].to_dict() == schedule
+    settings, loss = make_loss(config.loss)
+    assert dict(zip(("alpha", "beta"), settings.coefficients(loss, 4), strict=True))[field](2) == 0.0075
+    assert loader.load(str(file), [f"loss.{field}=0.125"]).loss[field] == 0.125
+
+
+def test_alpha_of_a_pretrained_model_falls_to_0_over_its_run():
+    config = loader.load("paraphrase:Qwen/Qwen2.5-0.5B-Instruct")
+    settings, loss = make_loss(config.loss)
+    alpha, beta = settings.coefficients(loss, config.steps)
+    assert (alpha(0), alpha(config.steps), beta(0)) == (1e-5, 0.0, 0.1)
