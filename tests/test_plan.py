@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import pytest
 from fake_models import TINY
 from jax.sharding import AbstractMesh, AxisType
+from tiny_run import ADAMW as RUN_ADAMW
 from tiny_run import tiny_config, write_config
 
 from tools import plan
@@ -506,7 +507,7 @@ def test_main_changes_that_make_it_fit_are_enough_and_all_needed(capsys):
 
 def test_remedies_revert_changes_that_a_later_one_makes_unnecessary():
     """Smaller micro-batches are tried first and help a little; the smaller optimizer is enough alone."""
-    small = ("batch_size=2", "layout.micro_batch_rows=4", "model.dtype=float32")
+    small = ("batch_size=4", "layout.micro_batch_rows=4", "model.dtype=float32")
     source = Source(CONFIG.removeprefix("--config="), small, 1, "Qwen2.5-0.5B", "cpu")
 
     def peak(change):
@@ -516,6 +517,35 @@ def test_remedies_revert_changes_that_a_later_one_makes_unnecessary():
     assert peak(enough) < peak(("layout.micro_batch_rows=1",)) < peak(())
     changes = remedies(source, peak(enough))
     assert (changes.combined, changes.peak) == (enough, peak(enough))
+
+
+def test_a_micro_batch_has_no_more_rows_than_a_shard_has_pairs():
+    """Neither in the plan nor in a run: further rows would always be empty."""
+    overrides = ("batch_size=4", "layout.micro_batch_rows=8", "mesh.data=2")
+    planned, _ = setup(Source(CONFIG.removeprefix("--config="), overrides, 2, "Qwen2.5-0.5B", "cpu"))
+    shapes = BatchShapes(batch_size=4, prompt_buckets=(8,), micro_batch_rows=8, chunk_tokens=32)
+    assert planned.micro_batch_rows == shapes.rows_per_shard(2) == 2
+    model = make_model_spec(
+        sharding.mesh_over(jax.devices()[:2], data=2, fsdp=1, tensor=1),
+        TINY,
+        dtype=jnp.float32,
+        remat=False,
+        batch_size=4,
+        prompt_tokens=8,
+    )
+    programs = Programs(
+        model,
+        shapes,
+        CandidateSampling(
+            max_new_tokens=8, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0
+        ),
+        Vocabulary(36, (1, 2), 0),
+        optimizer=make_optimizer(**RUN_ADAMW, steps=4),
+        loss=Sigmoid(bonus_clip=5.0),
+        entropy_weight=0.0,
+        seed=0,
+    )
+    assert (programs.packer.rows, programs.packer.shards) == (4, 2)
 
 
 def test_fewer_buckets_are_a_remedy_on_a_tpu_alone():

@@ -101,7 +101,9 @@ def setup(source: Source) -> tuple[estimate.Setup, ConfigDict]:
         prompt_tokens=config.data.buckets[-1],
         response_tokens=sampling.max_new_tokens,
         batch_size=top.batch_size,
-        micro_batch_rows=layout.micro_batch_rows,
+        micro_batch_rows=min(
+            layout.micro_batch_rows, top.batch_size // (mesh.shape["data"] * mesh.shape["fsdp"])
+        ),
         chunk_tokens=layout.chunk_tokens,
         remat=layout.remat,
         optimizer=optimizer.transformation,

@@ -27,6 +27,10 @@ class BatchShapes:
     prefill_rows: int | None = None
     candidates: int = 1
 
+    def rows_per_shard(self, shards: int) -> int:
+        """Return the rows of a micro-batch on each shard: no more than the shard's pairs, which take a row at most."""
+        return min(self.micro_batch_rows, self.batch_size // shards)
+
     @property
     def sampled(self) -> dict[str, tuple[int, int]]:
         """Prompts and candidates of a call, by the name of each program of the sampler."""

@@ -77,7 +77,7 @@ class Programs:
     ):
         self.model, self.shapes, self.max_new_tokens = model, shapes, sampling.max_new_tokens
         self.packer = Packer(
-            rows=shapes.micro_batch_rows * model.shards,
+            rows=shapes.rows_per_shard(model.shards) * model.shards,
             widths=packing.sequence_lengths(shapes.prompt_buckets[-1], sampling.max_new_tokens),
             shards=model.shards,
         )

@@ -191,7 +191,7 @@ class Layout:
     Args:
       micro_batch_rows: rows per device (with mesh.tensor, per group of that many devices) in one gradient computation;
         a row holds one pair of full length, or several shorter ones, see packing.py. Fewer rows leave fewer slots empty
-        and need less memory.
+        and need less memory. There are at most as many as a device has pairs of the batch.
       chunk_tokens: tokens whose logits exist at a time.
       remat: recompute layers in the backward pass instead of storing their activations.
       prefill_rows: prompts per device that the sampler encodes at a time; None: all of its rows. Decoding has all rows.

@@ -25,6 +25,7 @@ def summary_rows(components: Components) -> dict[str, str]:
     """Return the rows of the opening table that describe the config."""
     groups, models, data = components.config, components.models, components.data
     top, model, judging = groups.top, groups.model, groups.judging
+    packer = components.programs.packer
     alpha, beta = components.coefficients.alpha(0), components.coefficients.beta(0)
     overlap = data.prompts.overlap()
     rows = {
@@ -43,7 +44,7 @@ def summary_rows(components: Components) -> dict[str, str]:
         + (", asked one step ahead" if judging.steps_behind else "")
         + (f"; at most {judging.max_queries} queries" if judging.max_queries is not None else "")
         + (f"; of evaluations: {groups.evaluation.judge['name']}" if groups.evaluation.judge else ""),
-        "batch": f"{top.batch_size} prompts, updated {groups.layout.micro_batch_rows} rows per device at a time;"
+        "batch": f"{top.batch_size} prompts, updated {packer.rows // packer.shards} rows per device at a time;"
         f" {top.steps} steps, {data.batches.steps_per_epoch} per epoch",
         "candidates": groups.loss.summary,
         "replay": groups.replay.summary,
