@@ -483,7 +483,7 @@ def test_loader_import_needs_no_jax():
 @pytest.mark.parametrize("name", ["embedded", "Qwen/Qwen2.5-0.5B-Instruct"])
 @pytest.mark.parametrize("field", ["alpha", "beta"])
 def test_a_users_config_may_make_a_schedule_of_a_number_and_the_other_way_round(tmp_path, name, field):
-    """As docs/choosing.md tells it; and the command line may replace either by the other."""
+    """As docs/choosing.md shows; and the command line may replace either by the other."""
     schedule = {"kind": "linear", "start": 0.01, "end": 0.005, "steps": 4}
     file = tmp_path / "mine.py"
     file.write_text(

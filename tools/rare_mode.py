@@ -265,12 +265,7 @@ def run(argv: Sequence[str]) -> int:
     sweep = Sweep(folder / "runs", arms(folder, factors=options.factors), tuple(range(SEEDS)), None)
     schedule.check(sweep)
     ended, failures = execute(sweep, cores)
-    heads = [
-        "alpha/beta",
-        "verdicts, by seed",
-        "good share in the last ten batches",
-        "other texts, of all",
-    ]
+    heads = ["alpha/beta", "verdicts, by seed", "good share in the last ten batches", "other texts, of all"]
     cells = [[arm.name.removeprefix("plain, "), *_columns(sweep, arm, ended)] for arm in sweep.arms]
     print(text_table(heads, cells, width=150))
     for line in failures:
