@@ -165,6 +165,20 @@ def test_bonus_of_a_first_step_follows_from_its_pairs_log(run, variant):
         assert 0 < abs(metrics[3]["loss/xpo"]) < alpha / (2 * beta)
 
 
+def test_second_temperature_is_that_of_candidate_1_among_several(every_pair, run):
+    hot = run("all_hot_second", loss__candidates=3, loss__pairing="all", sampling__second_temperature=4.0)
+    plain, mixed = ([p for p in pairs_of(path) if p["step"] == 0] for path in (every_pair, hot))
+    for i in range(0, len(plain), 6):
+        same = [
+            a["text"] == b["text"]
+            for a, b in zip(plain[i]["candidates"], mixed[i]["candidates"], strict=True)
+        ]
+        assert same[0] and same[2] and same[3]
+    assert [p["candidates"][1]["text"] for p in plain[::6]] != [
+        p["candidates"][1]["text"] for p in mixed[::6]
+    ]
+
+
 @pytest.mark.parametrize("second", ["reference", "policy"])
 def test_second_temperature_is_that_of_the_second_candidate_alone(run, second):
     """In training; evaluations, and log-probabilities, keep the temperature of the others."""

@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType
 from ml_collections import ConfigDict
 
+from xpo_jax.algorithm.batch_shapes import rows_per_shard
 from xpo_jax.algorithm.optimizer import make_optimizer
 from xpo_jax.algorithm.pairing import REWARDED
 from xpo_jax.algorithm.sampling import CandidateSampling
@@ -101,8 +102,8 @@ def setup(source: Source) -> tuple[estimate.Setup, ConfigDict]:
         prompt_tokens=config.data.buckets[-1],
         response_tokens=sampling.max_new_tokens,
         batch_size=top.batch_size,
-        micro_batch_rows=min(
-            layout.micro_batch_rows, top.batch_size // (mesh.shape["data"] * mesh.shape["fsdp"])
+        micro_batch_rows=rows_per_shard(
+            layout.micro_batch_rows, top.batch_size, mesh.shape["data"] * mesh.shape["fsdp"]
         ),
         chunk_tokens=layout.chunk_tokens,
         remat=layout.remat,

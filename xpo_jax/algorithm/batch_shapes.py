@@ -7,6 +7,11 @@ import dataclasses
 SAMPLERS = ("sample", "ahead", "candidates")  # the names of the sampler's programs, see `BatchShapes.sampled`
 
 
+def rows_per_shard(micro_batch_rows: int, batch_size: int, shards: int) -> int:
+    """Return the rows of a micro-batch on each shard: no more than the shard's pairs, which take a row each at most."""
+    return min(micro_batch_rows, batch_size // shards)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BatchShapes:
     """The shapes that a run's programs are compiled for.
@@ -26,10 +31,6 @@ class BatchShapes:
     prefetch_depth: int = 1
     prefill_rows: int | None = None
     candidates: int = 1
-
-    def rows_per_shard(self, shards: int) -> int:
-        """Return the rows of a micro-batch on each shard: no more than the shard's pairs, which take a row at most."""
-        return min(self.micro_batch_rows, self.batch_size // shards)
 
     @property
     def sampled(self) -> dict[str, tuple[int, int]]:

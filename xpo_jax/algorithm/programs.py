@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding
 from jaxtyping import Float, Int
 
 from xpo_jax.algorithm import packing
-from xpo_jax.algorithm.batch_shapes import BatchShapes
+from xpo_jax.algorithm.batch_shapes import BatchShapes, rows_per_shard
 from xpo_jax.algorithm.logps import splits_vocabulary
 from xpo_jax.algorithm.losses import LossFn
 from xpo_jax.algorithm.model_spec import ModelSpec
@@ -77,7 +77,7 @@ class Programs:
     ):
         self.model, self.shapes, self.max_new_tokens = model, shapes, sampling.max_new_tokens
         self.packer = Packer(
-            rows=shapes.rows_per_shard(model.shards) * model.shards,
+            rows=rows_per_shard(shapes.micro_batch_rows, shapes.batch_size, model.shards) * model.shards,
             widths=packing.sequence_lengths(shapes.prompt_buckets[-1], sampling.max_new_tokens),
             shards=model.shards,
         )
