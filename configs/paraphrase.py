@@ -219,15 +219,17 @@ def embedded() -> ConfigDict:
     config.layout = ConfigDict(
         {
             # Rows per device whose gradient is computed at once; a row holds one or two pairs. The metric
-            # update/padding is the fraction of them that is empty.
-            "micro_batch_rows": 4,
-            "chunk_tokens": 4096,
-            "remat": False,
+            # update/padding is the fraction of them that is empty. "auto" chooses by their length and the platform.
+            "micro_batch_rows": "auto",
+            "chunk_tokens": "auto",  # tokens whose logits exist at a time, by the size of the vocabulary
+            # Needs less memory. On a CPU it also takes no longer: docs/performance.md.
+            "remat": True,
             "prefill_rows": None,  # or the prompts per device that the sampler encodes at a time, if they are long
-            # More than 1 draws the reference's samples for several steps in one call. On a CPU a batch of 64 gains
-            # little from that, and each bucket is compiled once more.
-            "reference_steps": 1,
-        }
+            # More than 1 draws the reference's samples for several steps in one call, if the second candidate is its.
+            # "auto" is 1 where a device has 32 prompts or more: they gain little, and each bucket compiles once more.
+            "reference_steps": "auto",
+        },
+        type_safe=False,  # a number may replace "auto"
     )
 
     # xpo_jax/config/evaluation.py: Evaluation
@@ -328,9 +330,6 @@ def pretrained(model: str) -> ConfigDict:
     # A fraction of the steps. The common 100 warm-up steps suit runs of more than a thousand.
     config.optimizer.warmup_steps = 0.1
 
-    config.layout.micro_batch_rows = 2
-    config.layout.chunk_tokens = 1024  # times a vocabulary of 152,000 in float32: 0.6 GB of logits at a time
-    config.layout.remat = True
     # Reads the weights once for the rows of two steps. The judge runs on the same devices, so the reference's samples
     # cannot be drawn while it runs.
     config.layout.reference_steps = 2

@@ -163,15 +163,17 @@ def test_resume_with_another_config_asks_for_its_verdicts_again(run, folder):
     assert texts and texts <= judged
 
 
-def test_resume_on_another_mesh_continues(run, whole, folder):
+def test_resume_on_another_mesh_and_in_another_layout_continues(run, whole, folder):
     """The values are equal (test_checkpoint.py) but later bits are not: rounding may change a sample."""
     Counting.signal_at = (18, signal.SIGTERM)
     assert run("mesh")[0] == 143
     before = (folder / "mesh" / "pairs.jsonl").read_text()
     Counting.signal_at = None
-    status, out, err, _ = run("mesh", mesh={"data": 8, "fsdp": 1, "tensor": 1})
+    changed = {"mesh": {"data": 8, "fsdp": 1, "tensor": 1}, "layout__micro_batch_rows": 1, "layout__remat": True}
+    status, out, err, _ = run("mesh", **changed)
     assert status == 0, err
     assert "mesh.data: 2 there, 8 here" in out and "mesh data 8, fsdp 1, tensor 1" in out  # from one device
+    assert "layout.remat: false there, true here" in out
     contents = run_contents(folder / "mesh")
     assert contents["pairs"].startswith(before) and whole[0]["pairs"].startswith(before)
     assert [row["step"] for row in contents["metrics"]] == list(range(STEPS + 1))

@@ -101,10 +101,18 @@ def decode_lines(s: estimate.Setup, bandwidth: float) -> str:
 
 
 def verdict(source: Source, phases: Mapping[str, Mapping[str, int]], limit: float) -> str:
-    """Return whether it fits, and if not, what would."""
+    """Return whether it fits, also without remat, and if not, what would."""
     name, most = estimate.peak(phases)
     if most <= limit:
-        return f"fits: {gib(most)} of {gib(limit)} GiB at the peak ({name})"
+        fits = f"fits: {gib(most)} of {gib(limit)} GiB at the peak ({name})"
+        stored, _ = setup(source.changed(("layout.remat=False",)))
+        without = estimate.peak(estimate.memory(stored))[1]
+        if setup(source)[0].remat and without <= limit:
+            fits += (
+                f"\n--config.layout.remat=False would fit, too, with {gib(without)} GiB; the update then computes each"
+                " layer three times instead of four"
+            )
+        return fits
     lines = [f"does not fit: {gib(most)} of {gib(limit)} GiB at the peak ({name})"]
     changes = remedies(source, limit)
     if changes.single:

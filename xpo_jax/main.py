@@ -28,7 +28,7 @@ Examples:
   python -m xpo_jax.main --config=runs/paraphrase/config.json --config.run_dir=runs/again
 
 Running the same command again resumes an interrupted run from its last checkpoint. Its config may differ in steps,
-evaluation, logging, checkpoint, mesh and limits; --accept-changes resumes it with any other change, too.
+evaluation, logging, checkpoint, mesh, layout and limits; --accept-changes resumes it with any other change, too.
 --profile writes a trace of two steps into the run directory's profile/, for TensorBoard or ui.perfetto.dev.
 
 NAME is one of the packaged configs, whose comments document the fields. They are in {folder}:

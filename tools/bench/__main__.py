@@ -18,7 +18,7 @@ Examples:
   python -m tools.bench M --batch=32 --new=128 --lengths=lognormal --json=m.json
   python -m tools.bench S --cores=1 --peer=trl --peer_python=trl/bin/python
   python -m tools.bench S --judge=1
-  python -m tools.bench path/to/Qwen2.5-0.5B --batch=64 --prompt=256 --new=256 --remat --profile=traces
+  python -m tools.bench path/to/Qwen2.5-0.5B --batch=64 --prompt=256 --new=256 --no-remat --profile=traces
 
 --peer=trl also steps TRL's XPOTrainer with the same weights, prompts, lengths and cores, alternating one round of ours
 with one of TRL's, and prints the ratios of the medians. TRL runs in its own environment, with the extra `peer`. With
@@ -65,6 +65,11 @@ def shape(width: int, layers: int, inner: int, vocabulary: int) -> dict[str, Any
 SIZES = {"S": (256, 6, 704, 8192), "M": (512, 8, 1408, 32000)}
 
 
+def _auto(text: str) -> int | str:
+    """Return "auto", or the number."""
+    return text if text == "auto" else int(text)
+
+
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line.
 
@@ -86,11 +91,17 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--repeat", type=int, default=5, help="rounds (5)")
     parser.add_argument("--cores", type=int, help="run on N cores, TRL as well (all)")
-    parser.add_argument("--rows", type=int, default=2, help="rows of a micro-batch on each device (2)")
+    parser.add_argument(
+        "--rows", type=_auto, default="auto", help="see layout.micro_batch_rows (auto, as a config has it)"
+    )
     parser.add_argument("--judge", type=float, help="also time a step whose judge takes N seconds elsewhere")
-    parser.add_argument("--reference_steps", type=int, default=1, help="see layout.reference_steps (1)")
-    parser.add_argument("--chunk_tokens", type=int, default=1024, help="see layout.chunk_tokens (1024)")
-    parser.add_argument("--remat", action="store_true", help="see layout.remat")
+    parser.add_argument(
+        "--reference_steps", type=_auto, default="auto", help="see layout.reference_steps (auto)"
+    )
+    parser.add_argument("--chunk_tokens", type=_auto, default="auto", help="see layout.chunk_tokens (auto)")
+    parser.add_argument(
+        "--remat", action=argparse.BooleanOptionalAction, default=True, help="see layout.remat (--remat)"
+    )
     parser.add_argument("--peer", choices=("trl",), help="the library to compare with")
     parser.add_argument("--peer_python", help="the interpreter of its environment")
     parser.add_argument(
@@ -110,7 +121,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "judge",
     ):
         value = getattr(options, name)
-        if value is not None and value < (0 if name == "judge" else 1):
+        if value not in (None, "auto") and value < (0 if name == "judge" else 1):
             raise ValueError(f"--{name}={value}: a positive number is expected")
     if options.new < 2:
         raise ValueError("--new=1: at least 2 is required, because the first token needs no decoding")
@@ -130,7 +141,10 @@ def model(name: str, scratch: Path) -> Path:
 
 def make_workload(options: argparse.Namespace) -> Workload:
     """Return the size of a step."""
+    import jax
+
     from tools.bench import workload
+    from xpo_jax.algorithm.batch_shapes import steps_per_call
 
     return workload.Workload(
         prompts=options.batch,
@@ -140,7 +154,7 @@ def make_workload(options: argparse.Namespace) -> Workload:
         micro_batch_rows=options.rows,
         chunk_tokens=options.chunk_tokens,
         remat=options.remat,
-        reference_steps=options.reference_steps,
+        reference_steps=steps_per_call(options.reference_steps, options.batch, jax.device_count(), None),
     )
 
 
@@ -186,11 +200,13 @@ def bench(options: argparse.Namespace) -> int:
     peaks = peak, machine.peak_flops(parts.step.dtype)
     doubts = machine.doubts(other, peaks, max(step) / min(step))
     results = figures.figures(parts, peak, bandwidths)
-    programs, counter = parts.step.programs, parts.step.counter
+    programs, counter, setup = parts.step.programs, parts.step.counter, parts.step.setup
     about = {
         "model": f"{options.model}, computing in {programs.model.dtype.name},"
         f" {programs.model.parameters:,} parameters",
         "step": f"{options.batch} prompts of {options.prompt} tokens, responses of {options.new} ({options.lengths})",
+        "layout": f"micro-batches of {setup.micro_batch_rows} rows, logits of {setup.chunk_tokens} tokens at a time,"
+        f" remat {'on' if setup.remat else 'off'}, reference samples for {workload.reference_steps} step(s) at a time",
         "machine": f"{len(os.sched_getaffinity(0))} core(s), load {load[0]:.1f} at the start;"
         f" {peak / 1e9:,.1f} GFLOP/s, {min(bandwidths.values()) / 1e9:,.1f} to"
         f" {max(bandwidths.values()) / 1e9:,.1f} GB/s by size",

@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 
 from tools.planner import estimate, work
+from xpo_jax.algorithm.batch_shapes import Auto
 from xpo_jax.models.family import ModelConfig
 from xpo_jax.models.registry import family
 
@@ -35,8 +36,8 @@ class Workload:
     prompt_tokens: int
     lengths: np.ndarray
     new_tokens: int
-    micro_batch_rows: int
-    chunk_tokens: int
+    micro_batch_rows: int | Auto
+    chunk_tokens: int | Auto
     remat: bool
     reference_steps: int = 1
 

@@ -17,8 +17,10 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType
 from ml_collections import ConfigDict
 
-from xpo_jax.algorithm.batch_shapes import rows_per_shard
+from xpo_jax.algorithm.batch_shapes import rows_per_shard, steps_per_call
+from xpo_jax.algorithm.logps import logits_chunk
 from xpo_jax.algorithm.optimizer import make_optimizer
+from xpo_jax.algorithm.packing import sequence_lengths
 from xpo_jax.algorithm.pairing import REWARDED
 from xpo_jax.algorithm.sampling import CandidateSampling
 from xpo_jax.config import loader as configs
@@ -95,6 +97,7 @@ def setup(source: Source) -> tuple[estimate.Setup, ConfigDict]:
     sharding.shardings(mesh, tree, (("key_values", KEY_VALUES), *rules(family(shapes).sharding)))  # type: ignore[arg-type]
     # "auto" is bfloat16 on accelerators
     dtype: Any = np.float32 if model.dtype == "float32" else ml_dtypes.bfloat16
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
     planned = estimate.Setup(
         model=shapes,
         mesh=mesh,
@@ -103,14 +106,20 @@ def setup(source: Source) -> tuple[estimate.Setup, ConfigDict]:
         response_tokens=sampling.max_new_tokens,
         batch_size=top.batch_size,
         micro_batch_rows=rows_per_shard(
-            layout.micro_batch_rows, top.batch_size, mesh.shape["data"] * mesh.shape["fsdp"]
+            layout.micro_batch_rows,
+            top.batch_size,
+            shards,
+            longest=sequence_lengths(config.data.buckets[-1], sampling.max_new_tokens)[-1],
+            platform=source.platform,
         ),
-        chunk_tokens=layout.chunk_tokens,
+        chunk_tokens=logits_chunk(layout.chunk_tokens, mesh, shapes.vocab_size, source.platform),
         remat=layout.remat,
         optimizer=optimizer.transformation,
         lora=lora,
         judge=judge,
-        reference_steps=layout.reference_steps
+        reference_steps=steps_per_call(
+            layout.reference_steps, top.batch_size, shards, model.reference_every_steps
+        )
         if loss.second_candidate == "reference" and top.offline is None
         else 1,
         candidates=1 if top.offline is not None else loss.candidates,

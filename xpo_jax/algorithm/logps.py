@@ -19,6 +19,7 @@ from flax import nnx
 from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Int
 
+from xpo_jax.algorithm.batch_shapes import Auto
 from xpo_jax.algorithm.packing import Packed
 from xpo_jax.models.layers import narrow, wide
 from xpo_jax.runtime.sharding import ROWS, constrain
@@ -104,6 +105,31 @@ def splits_vocabulary(mesh: Mesh | AbstractMesh, vocab_size: int, platform: str)
     """
     shards = mesh.shape["tensor"] * mesh.shape["fsdp"]
     return platform != "cpu" and mesh.shape["fsdp"] > 1 and vocab_size % shards == 0
+
+
+# Bytes of a chunk's logits on each device, with "auto". A chunk reads and writes its part of the table's gradient,
+# eight bytes a number. Computing hides that from four times FLOPs / bandwidth of the memory on: 960 tokens with 197
+# TFLOP/s and 819 GB/s (TPU v5e), or 1,200 with 990 and 3,350 (H100). 640 MiB are 1,024 tokens of Qwen2.5's vocabulary.
+_CHUNK_BYTES = {"cpu": 64 * 2**20}
+_CHUNK_BYTES_OF_ACCELERATORS = 640 * 2**20
+_MOST_CHUNK_TOKENS = 4096
+
+
+def logits_chunk(chunk_tokens: int | Auto, mesh: Mesh | AbstractMesh, vocab_size: int, platform: str) -> int:
+    """Return how many tokens' logits exist at a time, over all devices.
+
+    Args:
+      chunk_tokens: see `settings.Layout`; "auto" is a power of two for each part of a chunk, and there is one for each
+        shard of the rows, or of the data axis where fsdp splits the vocabulary instead.
+      vocab_size: of the table. mesh, platform: of the devices.
+    """
+    if isinstance(chunk_tokens, int):
+        return chunk_tokens
+    parts = mesh.shape["data"]
+    if not splits_vocabulary(mesh, vocab_size, platform):
+        parts *= mesh.shape["fsdp"]
+    tokens = _CHUNK_BYTES.get(platform, _CHUNK_BYTES_OF_ACCELERATORS) // (4 * vocab_size)
+    return parts * min(_MOST_CHUNK_TOKENS, 2 ** (max(1, tokens).bit_length() - 1))
 
 
 class _Head(NamedTuple):

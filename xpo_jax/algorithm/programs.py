@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 
 from xpo_jax.algorithm import packing
 from xpo_jax.algorithm.batch_shapes import BatchShapes, rows_per_shard
-from xpo_jax.algorithm.logps import splits_vocabulary
+from xpo_jax.algorithm.logps import logits_chunk, splits_vocabulary
 from xpo_jax.algorithm.losses import LossFn
 from xpo_jax.algorithm.model_spec import ModelSpec
 from xpo_jax.algorithm.optimizer import Optimizer
@@ -76,11 +76,12 @@ class Programs:
         seed: int,
     ):
         self.model, self.shapes, self.max_new_tokens = model, shapes, sampling.max_new_tokens
-        self.packer = Packer(
-            rows=rows_per_shard(shapes.micro_batch_rows, shapes.batch_size, model.shards) * model.shards,
-            widths=packing.sequence_lengths(shapes.prompt_buckets[-1], sampling.max_new_tokens),
-            shards=model.shards,
+        platform = sharding.platform(model.mesh)
+        widths = packing.sequence_lengths(shapes.prompt_buckets[-1], sampling.max_new_tokens)
+        rows = rows_per_shard(
+            shapes.micro_batch_rows, shapes.batch_size, model.shards, longest=widths[-1], platform=platform
         )
+        self.packer = Packer(rows=rows * model.shards, widths=widths, shards=model.shards)
         self._split = make_shardings(model.mesh)
         self.state = jax.eval_shape(lambda params: init_state(params, optimizer.transformation), model.params)
         self.state_sharding = TrainState(
@@ -94,10 +95,8 @@ class Programs:
         distribution = {
             "temperature": sampling.temperature,
             "vocab_size": vocabulary.size,
-            "chunk_tokens": shapes.chunk_tokens,
-            "split_vocabulary": splits_vocabulary(
-                model.mesh, model.config.vocab_size, sharding.platform(model.mesh)
-            ),
+            "chunk_tokens": logits_chunk(shapes.chunk_tokens, model.mesh, model.config.vocab_size, platform),
+            "split_vocabulary": splits_vocabulary(model.mesh, model.config.vocab_size, platform),
         }
         self.init, self.stack, self.zeros, self.accumulate, self.apply = update_programs(
             model,

@@ -15,6 +15,8 @@ from ml_collections import ConfigDict
 
 from xpo_jax.config.schema import SCHEDULE_FIELDS, ConfigError, abbreviate, finite, suggestion
 
+AUTO = "auto"  # stands where a number or a name may stand as well
+
 
 def override(config: ConfigDict, assignment: str) -> None:
     """Set one field of a config in place.
@@ -59,8 +61,10 @@ def _parse(text: str, old: Any, path: str) -> Any:
         return None
     if isinstance(old, ConfigDict) and set(old.keys()) != SCHEDULE_FIELDS:
         raise ConfigError(f"{path} is a group; override one of its fields: {', '.join(old.keys())}")
-    if old is None or isinstance(old, ConfigDict):
+    if old is None or old == AUTO or isinstance(old, ConfigDict):
         return _guess(text, path)
+    if text == AUTO:
+        return text
     if isinstance(old, bool):
         if text.lower() not in ("true", "false"):
             raise wrong("true or false")

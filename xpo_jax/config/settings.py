@@ -191,23 +191,26 @@ class Layout:
     Args:
       micro_batch_rows: rows per device (with mesh.tensor, per group of that many devices) in one gradient computation;
         a row holds one pair of full length, or several shorter ones, see packing.py. Fewer rows leave fewer slots empty
-        and need less memory. There are at most as many as a device has pairs of the batch.
-      chunk_tokens: tokens whose logits exist at a time.
+        and need less memory. There are at most as many as a device has pairs of the batch. "auto" is as many as have
+        2,560 slots together on an accelerator, 768 on a CPU, and at least one: see algorithm/batch_shapes.py.
+      chunk_tokens: tokens whose logits exist at a time, over all devices; "auto": as many as take at most 640 MiB on an
+        accelerator, 64 on a CPU, and at most 4,096.
       remat: recompute layers in the backward pass instead of storing their activations.
       prefill_rows: prompts per device that the sampler encodes at a time; None: all of its rows. Decoding has all rows.
       reference_steps: steps whose reference samples are drawn in one call, see prefetch.py; needs that many times the
-        keys and values of one batch. No effect where the policy samples both candidates.
+        keys and values of one batch. "auto": as many as have 32 rows per device together, at most 8. No effect where
+        the policy samples both candidates.
     """
 
-    micro_batch_rows: int
-    chunk_tokens: int
+    micro_batch_rows: int | Literal["auto"]
+    chunk_tokens: int | Literal["auto"]
     remat: bool
     prefill_rows: int | None
-    reference_steps: int
+    reference_steps: int | Literal["auto"]
 
     def __post_init__(self) -> None:
         for name in ("micro_batch_rows", "chunk_tokens", "prefill_rows", "reference_steps"):
-            if (value := getattr(self, name)) is not None and value < 1:
+            if isinstance(value := getattr(self, name), int) and value < 1:
                 raise ValueError(f"{name} is {value}, must be at least 1")
 
 

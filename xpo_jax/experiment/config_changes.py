@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-# None of these changes what a step learns, except through rounding on another mesh. `steps` does where the learning
+# None of these changes what a step learns, except through rounding on another mesh or in another layout. `steps` does where the learning
 # rate decays over all of them, which is what somebody who raises it expects.
 MAY_CHANGE = (
     "steps",
@@ -17,6 +17,7 @@ MAY_CHANGE = (
     "logging.",
     "checkpoint.",
     "mesh.",
+    "layout.",
     "judging.max_",
     "judge.port",  # of a page, which decides nothing
 )

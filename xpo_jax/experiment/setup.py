@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from xpo_jax.algorithm.batch_shapes import BatchShapes
+from xpo_jax.algorithm.batch_shapes import BatchShapes, steps_per_call
 from xpo_jax.algorithm.losses import LossFn
 from xpo_jax.algorithm.model_spec import compute_dtype, make_model_spec
 from xpo_jax.algorithm.optimizer import Optimizer, make_optimizer
@@ -237,15 +237,7 @@ def _programs(
     top, model, layout, loss = groups.top, groups.model, groups.layout, groups.loss
     prefetches = loss.second_candidate == "reference" and top.offline is None
     held_out_buckets = {batch.tokens.shape[1] for batch in data.held_out}
-    shapes = BatchShapes(
-        batch_size=top.batch_size,
-        prompt_buckets=tuple(sorted({*data.batches.buckets_used(top.steps), *held_out_buckets})),
-        micro_batch_rows=layout.micro_batch_rows,
-        chunk_tokens=layout.chunk_tokens,
-        prefetch_depth=layout.reference_steps if prefetches else 1,
-        prefill_rows=layout.prefill_rows,
-        candidates=loss.candidates,
-    )
+    prompt_buckets = tuple(sorted({*data.batches.buckets_used(top.steps), *held_out_buckets}))
     spec = make_model_spec(
         mesh,
         models.config,
@@ -254,7 +246,17 @@ def _programs(
         attention=model.attention,
         lora=groups.lora,
         batch_size=top.batch_size,
-        prompt_tokens=shapes.prompt_buckets[-1],
+        prompt_tokens=prompt_buckets[-1],
+    )
+    depth = steps_per_call(layout.reference_steps, top.batch_size, spec.shards, model.reference_every_steps)
+    shapes = BatchShapes(
+        batch_size=top.batch_size,
+        prompt_buckets=prompt_buckets,
+        micro_batch_rows=layout.micro_batch_rows,
+        chunk_tokens=layout.chunk_tokens,
+        prefetch_depth=depth if prefetches else 1,
+        prefill_rows=layout.prefill_rows,
+        candidates=loss.candidates,
     )
     vocabulary = Vocabulary(
         len(models.tokenizer),
