@@ -179,6 +179,7 @@ def test_main_shows_a_row_for_every_part(folder, tmp_path, capsys, monkeypatch):
         "--prompt=4",
         "--new=3",
         "--repeat=2",
+        "--reference_steps=1",  # more have a row of their own
         "--judge=0.01",
         f"--json={tmp_path / 'figures.json'}",
     ]

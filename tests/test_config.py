@@ -498,6 +498,15 @@ def test_a_users_config_may_make_a_schedule_of_a_number_and_the_other_way_round(
     assert loader.load(str(file), [f"loss.{field}=0.125"]).loss[field] == 0.125
 
 
+def test_a_config_that_loads_another_may_replace_auto_by_a_number():
+    """As configs/human.py starts from configs/paraphrase.py."""
+    config = loader.load("paraphrase").unlock()
+    config.layout.micro_batch_rows, config.model.reference_every_steps = 3, 5
+    assert loader.serialize(config) == loader.serialize(
+        loader.load("paraphrase", ["layout.micro_batch_rows=3", "model.reference_every_steps=5"])
+    )
+
+
 def test_alpha_of_a_pretrained_model_falls_to_0_over_its_run():
     config = loader.load("paraphrase:Qwen/Qwen2.5-0.5B-Instruct")
     settings, loss = make_loss(config.loss)

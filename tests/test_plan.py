@@ -507,7 +507,8 @@ def test_main_changes_that_make_it_fit_are_enough_and_all_needed(capsys):
 
 def test_remedies_revert_changes_that_a_later_one_makes_unnecessary():
     """Smaller micro-batches are tried first and help a little; the smaller optimizer is enough alone."""
-    small = ("batch_size=4", "layout.micro_batch_rows=4", "layout.chunk_tokens=1024", "model.dtype=float32")
+    small = ("batch_size=4", "layout.micro_batch_rows=4", "layout.chunk_tokens=4096", "layout.remat=False")
+    small += ("model.dtype=float32",)
     source = Source(CONFIG.removeprefix("--config="), small, 1, "Qwen2.5-0.5B", "cpu")
 
     def peak(change):

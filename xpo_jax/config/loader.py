@@ -135,7 +135,8 @@ def load(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
         )
     for assignment in overrides:
         override(config, assignment)
-    return ConfigDict(plain(config, "")).lock()
+    # not type_safe, because a config that starts from this one may replace "auto" by a number; `check` knows the types
+    return ConfigDict(plain(config, ""), type_safe=False).lock()
 
 
 def serialize(config: Mapping[str, Any] | ConfigDict) -> str:
