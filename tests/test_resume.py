@@ -169,7 +169,11 @@ def test_resume_on_another_mesh_and_in_another_layout_continues(run, whole, fold
     assert run("mesh")[0] == 143
     before = (folder / "mesh" / "pairs.jsonl").read_text()
     Counting.signal_at = None
-    changed = {"mesh": {"data": 8, "fsdp": 1, "tensor": 1}, "layout__micro_batch_rows": 1, "layout__remat": True}
+    changed = {
+        "mesh": {"data": 8, "fsdp": 1, "tensor": 1},
+        "layout__micro_batch_rows": 1,
+        "layout__remat": True,
+    }
     status, out, err, _ = run("mesh", **changed)
     assert status == 0, err
     assert "mesh.data: 2 there, 8 here" in out and "mesh data 8, fsdp 1, tensor 1" in out  # from one device

@@ -53,3 +53,31 @@ def test_run_tests_failed_twice_fails(run, capsys):
 def test_run_tests_interrupted_or_single_worker_is_not_repeated(run, argv, status):
     result, commands = run(argv, (status, []))
     assert result == status and len(commands) == 1
+
+
+def test_run_tests_slow_for_begins_at_the_commits_file_and_names_what_was_left_out(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tests").mkdir()
+    for name, text in {
+        "a": "@pytest.mark.slow",
+        "b": "pytest.mark.slow",
+        "c": "",
+        "d": "pytest.mark.slow",
+    }.items():
+        (tmp_path / "tests" / f"test_{name}.py").write_text(text)
+    clock, commands = iter([0, 5, 15, 25, 35]), []
+
+    def run(command, **options):
+        if command[0] == "git":
+            return subprocess.CompletedProcess(command, 0, "04\n")  # 4 % 3 files is the second
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 2 * (len(commands) == 1))
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr("tools.run_tests.time.monotonic", lambda: next(clock))
+    assert run_tests.main(["--slow_for=20"]) == 1
+    assert [command[-1] for command in commands] == ["tests/test_b.py", "tests/test_d.py"]
+    out = capsys.readouterr().out.splitlines()
+    assert out[-2:] == ["slow: LEFT OUT after 20 s: tests/test_a.py", "slow: FAILED in tests/test_b.py"]

@@ -7,8 +7,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-# None of these changes what a step learns, except through rounding on another mesh or in another layout. `steps` does where the learning
-# rate decays over all of them, which is what somebody who raises it expects.
+# None of these changes what a step learns, except through rounding on another mesh or in another layout. `steps` does
+# where the learning rate decays over all of them, which is what somebody who raises it expects.
 MAY_CHANGE = (
     "steps",
     "max_skipped",
