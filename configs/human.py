@@ -31,6 +31,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # Held-out answers are measured by rules that nobody has to wait for, and that the policy was not trained to please.
     config.evaluation.judge = config.judge.copy_and_resolve_references()
     config.evaluation.prompts = 200
+    config.evaluation.every_steps = (
+        8  # the page shows the latest: pairs of two samples of the policy have no win rate
+    )
     # xpo_jax/judges/human.py: Human
     config.judge = ConfigDict(
         {
@@ -48,7 +51,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.replay.updates = 4
     config.loss.second_candidate = "policy"
     config.loss.bonus, config.loss.alpha = "bounded", 0.016
-    config.layout.reference_steps = 1
+    config.optimizer.warmup_steps = 2  # as measured there; a fraction of the steps would be longer
     config.checkpoint.every_steps = 4
     config.logging.table_every_steps = 1
     return config

@@ -106,6 +106,9 @@ def test_board_several_votes_are_averaged_and_agreement_is_counted(path):
     assert round.board.agreement() == 1.0
     round.board.vote(BEN, ids[1], "B")
     assert round.end() == [Verdict(1.0, "A 2"), Verdict(0.25, "B 1, tie 1")]
+    assert round.board.agreement() == 0.5  # also after the round
+    assert round.board.judge(comparisons(2)) == round.verdicts  # from the file, and counted like others
+    assert round.board.agreement() == 0.5
 
 
 def test_board_undo_takes_the_latest_vote_back_and_shows_its_comparison(path):
@@ -156,7 +159,8 @@ def test_board_interrupted_round_asks_only_for_the_rest(path):
 
 
 def test_vote_file_other_lines_are_left_alone(path):
-    path.write_text('[1]\n{"comparison": 1}\nnot json\n{"comparison": "x", "by": "y", "choice": "C"}\n')
+    others = ["[1]", '{"comparison": 1}', '{"comparison": ["x"], "by": {}, "choice": "A"}', "not json"]
+    path.write_text("\n".join([*others, '{"comparison": "x", "by": "y", "choice": "C"}', ""]))
     assert VoteFile(path).votes("x") == {}
     assert path.read_text().startswith("[1]\n")
 
@@ -266,6 +270,9 @@ def test_page_shows_judges_and_ends(page):
     state = page.vote("tie")
     assert state["taken"] == 2 and state["progress"]["win_rate"] == [0.6, 0.5, 0.7]
     assert state["progress"]["examples"] == [["p", "old", "new"]]
+    page.judge.progress(Progress(4, 16, None, 0, [], held_out=(0.7, 0.6, 0.8, 4), queries=2))
+    state = page.state()
+    assert state["progress"]["held_out"] == [0.7, 0.6, 0.8, 4] and state["taken"] == 2
     assert page.vote("B")["pair"] is None
     assert [verdict.p for verdict in page.end()] == [1.0, 0.5, 0.0]
     assert page.judge.stats() == {"votes": 3}
@@ -334,7 +341,12 @@ def test_differences_are_marked_by_word():
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"port": -1}, "port is -1"), ({"votes": 0}, "votes is 0"), ({"port": 70000}, "port is 70000")],
+    [
+        ({"port": -1}, "port is -1"),
+        ({"votes": 0}, "votes is 0"),
+        ({"port": 70000}, "port is 70000"),
+        ({"votes_folder": " "}, "votes_folder is empty"),
+    ],
 )
 def test_human_invalid_argument_is_refused(path, changes, message):
     with pytest.raises(ValueError, match=message):

@@ -28,7 +28,7 @@ class Clicker:
     """
 
     def __init__(self, monkeypatch, stop_after=None):
-        self._stop_after, self.asked, self.progress = stop_after, [], []
+        self._stop_after, self.asked, self.progress, self.taken = stop_after, [], [], []
 
         def open_page(judge):
             is_new = judge._board is None
@@ -47,6 +47,7 @@ class Clicker:
                 continue
             self.asked.append(shown.id)
             self.progress.append(judge._status()["progress"])
+            self.taken.append(judge._status()["taken"])
             (verdict,) = LongerText()([Comparison(*shown.comparison)])
             board.vote("a" * 16, shown.id, {1.0: "A", 0.0: "B", 0.5: "tie"}[verdict.p])
             if len(self.asked) == self._stop_after:
@@ -103,7 +104,20 @@ def test_run_with_a_human_judge_that_is_stopped_resumes_where_the_person_was(
     assert status == 0, err
     assert "after step 1" in out  # the first round's update was saved
     assert stopped.asked + resumed.asked == whole.asked
+    assert stopped.taken + resumed.taken == whole.taken == list(range(len(whole.asked)))
     assert pairs(tmp_path / "stopped") == pairs(tmp_path / "whole")
+
+
+def test_page_shows_the_held_out_win_rate_where_pairs_have_none(config, tmp_path, monkeypatch):
+    """Between two samples of the policy its win rate is one half, also where it has learned much."""
+    config.loss.second_candidate, config.evaluation.every_steps = "policy", 1
+    clicker = Clicker(monkeypatch)
+    status, _, err = run_name(tmp_path, "both", config)
+    assert status == 0, err
+    assert all(progress["win_rate"] is None for progress in clicker.progress)
+    files = [tmp_path / "both" / "evaluations" / f"{step}.json" for step in range(3)]
+    rates = {step: json.loads(file.read_text())["evaluation"]["win_rate"] for step, file in enumerate(files)}
+    assert {progress["held_out"][::3] for progress in clicker.progress} == {(rates[i], i) for i in range(3)}
 
 
 def test_evaluation_judge_that_runs_on_devices_is_refused(config, tmp_path):

@@ -205,7 +205,7 @@ def test_each_part_is_read_by_few():
     assert families == {f"xpo_jax.models.{family}" for family in ("llama", "qwen2", "qwen3")}
     assert all(importers(family) == {"xpo_jax.models.registry"} for family in families)
     # main loads the config, these read it, and a config may name the loader's helpers
-    reading = ("startup", "setup", "data_setup", "descriptions", "inputs", "judge_factory")
+    reading = ("startup", "setup", "groups", "data_setup", "descriptions", "inputs", "judge_factory")
     readers = {"xpo_jax.main", *(f"xpo_jax.experiment.{name}" for name in reading)}
     assert importers("xpo_jax.config.loader") <= {*readers, *CONFIGS}
     for leaf, modules in LEAVES.items():

@@ -53,6 +53,18 @@ def test_majority_counts_preferences_by_weight_not_their_certainty():
     assert voting.disagreement([0.9, 0.4], [3.0, 1.0]) == pytest.approx(0.25)
 
 
+def test_combine_part_without_verdicts_is_doubted_once_with_its_name():
+    """The others decide alone, and nothing else would say so."""
+    judge = panel("mean", (1.0, "A"), (1.0, Verdict(None, "down")))
+    assert judge.doubt() == ""  # nothing was asked
+    judge([Comparison((), {}, "x", "y")] * 3)
+    assert judge.doubt() == (
+        "j1: no verdict on 3 of the latest 3 comparisons, so the other judges decide alone; its reasons are in"
+        " pairs.jsonl"
+    )
+    assert judge.doubt() == ""
+
+
 def test_combine_majority_is_hard_and_leaves_out_who_has_no_verdict():
     three = (1.0, "A"), (1.0, 0.2), (1.0, 0.6)
     assert panel("majority", *three)([ASKED])[0].p == 1.0

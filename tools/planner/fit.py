@@ -19,21 +19,18 @@ from ml_collections import ConfigDict
 
 from xpo_jax.algorithm.batch_shapes import rows_per_shard, steps_per_call
 from xpo_jax.algorithm.logps import logits_chunk
-from xpo_jax.algorithm.optimizer import make_optimizer
 from xpo_jax.algorithm.packing import sequence_lengths
 from xpo_jax.algorithm.pairing import REWARDED
-from xpo_jax.algorithm.sampling import CandidateSampling
 from xpo_jax.config import loader as configs
-from xpo_jax.config import settings
-from xpo_jax.config.loss import make_loss
 from xpo_jax.data.prompts import load_prompts
+from xpo_jax.experiment.groups import check_groups
 from xpo_jax.experiment.judge_factory import check_judge, make_judge
 from xpo_jax.io.user_paths import expand
 from xpo_jax.models.attention_kernels import choose
 from xpo_jax.models.family import ModelConfig
 from xpo_jax.models.hf import model_folder
 from xpo_jax.models.layers import KEY_VALUES
-from xpo_jax.models.lora import LoRA, join, rules
+from xpo_jax.models.lora import join, rules
 from xpo_jax.models.registry import family
 from xpo_jax.runtime import sharding
 
@@ -70,28 +67,21 @@ def setup(source: Source) -> tuple[estimate.Setup, ConfigDict]:
       ValueError: an invalid config, sizes that do not divide, or a model with unknown shapes.
     """
     config = configs.load(source.spec, source.overrides)
-    build = configs.build
-    top = build(settings.Experiment, config, "config")
-    model = build(settings.Model, config.model, "model")
-    sampling = build(CandidateSampling, config.sampling, "sampling")
-    loss, _ = make_loss(config.loss)
-    layout = build(settings.Layout, config.layout, "layout")
-    optimizer = build(make_optimizer, config.optimizer, "optimizer", steps=top.steps)
+    checked = check_groups(config)
+    groups = checked.groups
+    top, model, loss, layout, lora = groups.top, groups.model, groups.loss, groups.layout, groups.lora
     configs.check(load_prompts, config.data, "data", provided=("tokenizer", "max_new_tokens", "check"))
-    mesh = build(_mesh, config.mesh, "mesh", devices=source.devices)
+    mesh = configs.build(_mesh, config.mesh, "mesh", devices=source.devices)
     shapes = model_shapes(source.model or model.path)
-    judging = build(settings.Judging, config.judging, "judging")
-    if loss.pairing is not None or judging.steps_behind:
+    if loss.pairing is not None or groups.judging.steps_behind:
         # only then is the judge made, which may be the user's code
-        renewed = model.reference_every_steps is not None
         made = make_judge(config.judge, "judge")
-        check_judge(made, judging, loss, offline=top.offline is not None, renewed=renewed)
+        check_judge(made, groups.judging, loss, offline=checked.offline, renewed=checked.renewed)
     judge = _judge(config.judge, orders=1 + config.judging.both_orders)
     sharding.check_rows(
         mesh, batch_size=top.batch_size, **({"judge.batch_size": judge.rows} if judge else {})
     )  # type: ignore[arg-type]
     heads = (top.batch_size, shapes.num_key_value_heads, config.data.buckets[-1], shapes.head_dim)
-    lora = build(LoRA, config.lora, "lora")
     weights = join(estimate.param_shapes(shapes), saved.trained_shapes(shapes, lora))
     tree = {**weights, "key_values": jax.ShapeDtypeStruct(heads, np.float32)}
     sharding.shardings(mesh, tree, (("key_values", KEY_VALUES), *rules(family(shapes).sharding)))  # type: ignore[arg-type]
@@ -103,18 +93,18 @@ def setup(source: Source) -> tuple[estimate.Setup, ConfigDict]:
         mesh=mesh,
         dtype=dtype,
         prompt_tokens=config.data.buckets[-1],
-        response_tokens=sampling.max_new_tokens,
+        response_tokens=groups.sampling.max_new_tokens,
         batch_size=top.batch_size,
         micro_batch_rows=rows_per_shard(
             layout.micro_batch_rows,
             top.batch_size,
             shards,
-            longest=sequence_lengths(config.data.buckets[-1], sampling.max_new_tokens)[-1],
+            longest=sequence_lengths(config.data.buckets[-1], groups.sampling.max_new_tokens)[-1],
             platform=source.platform,
         ),
         chunk_tokens=logits_chunk(layout.chunk_tokens, mesh, shapes.vocab_size, source.platform),
         remat=layout.remat,
-        optimizer=optimizer.transformation,
+        optimizer=checked.optimizer.transformation,
         lora=lora,
         judge=judge,
         reference_steps=steps_per_call(
@@ -179,7 +169,9 @@ def _judge(group: ConfigDict, orders: int) -> Judge | None:
     if group.name not in ("llm", "reasoning"):
         return None
     model = None if group.path is None else model_shapes(group.path)
-    votes, written = (group.votes, group.sampling.max_new_tokens) if group.name == "reasoning" else (1, 0)
+    votes, written = (
+        (group.votes, group.groups.sampling.max_new_tokens) if group.name == "reasoning" else (1, 0)
+    )
     return Judge(model, group.batch_size, group.buckets[-1], orders * votes, written, len(group.buckets))
 
 

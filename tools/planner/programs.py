@@ -18,13 +18,11 @@ from ml_collections import ConfigDict
 
 from xpo_jax.algorithm.batch_shapes import BatchShapes
 from xpo_jax.algorithm.model_spec import ModelSpec, compute_dtype, make_model_spec
-from xpo_jax.algorithm.optimizer import make_optimizer
 from xpo_jax.algorithm.programs import Programs
 from xpo_jax.algorithm.sampler import Vocabulary
-from xpo_jax.algorithm.sampling import CandidateSampling, Sampling
+from xpo_jax.algorithm.sampling import Sampling
 from xpo_jax.config import loader as configs
-from xpo_jax.config import settings
-from xpo_jax.config.loss import make_loss
+from xpo_jax.experiment.groups import check_groups
 from xpo_jax.io.user_paths import expand
 from xpo_jax.judges.device_model import TokenChoiceScorer
 from xpo_jax.judges.device_sampler import CompletionSampler
@@ -60,13 +58,15 @@ def declare(planned: Setup, config: ConfigDict, devices: Sequence[Any]) -> Decla
     Raises:
       ValueError: sizes that do not divide, or a kernel that these devices lack.
     """
-    build = configs.build
-    top = build(settings.Experiment, config, "config")
-    model = build(settings.Model, config.model, "model")
-    layout = build(settings.Layout, config.layout, "layout")
-    sampling = build(CandidateSampling, config.sampling, "sampling")
-    replay = build(settings.Replay, config.replay, "replay")
-    loss, loss_fn = make_loss(config.loss)
+    checked = check_groups(config)
+    groups = checked.groups
+    top, model, layout, sampling, loss = (
+        groups.top,
+        groups.model,
+        groups.layout,
+        groups.sampling,
+        groups.loss,
+    )
     mesh = sharding.mesh_over(devices, **config.mesh)
     dtype = compute_dtype(model.dtype, sharding.platform(mesh))
     attention_kernels.check(model.attention, devices[0], dtype=dtype, head_dim=planned.model.head_dim)
@@ -91,14 +91,13 @@ def declare(planned: Setup, config: ConfigDict, devices: Sequence[Any]) -> Decla
         candidates=planned.candidates,
     )
     vocabulary = _vocabulary(planned, model.path, sampling)
-    steps = top.steps * replay.updates
     programs = Programs(
         spec,
         shapes,
         sampling,
         vocabulary or Vocabulary(planned.model.vocab_size, (planned.model.vocab_size - 1,), 0),
-        optimizer=build(make_optimizer, config.optimizer, "optimizer", steps=steps),
-        loss=loss_fn,
+        optimizer=checked.optimizer,
+        loss=checked.loss_fn,
         entropy_weight=loss.entropy_weight,
         seed=top.seed,
     )

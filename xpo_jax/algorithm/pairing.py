@@ -72,7 +72,7 @@ def all_pairs(candidates: int) -> list[tuple[int, int]]:
 
 def pairs_per_prompt(rule: str | None, candidates: int) -> int:
     """Return how many pairs of a prompt are judged."""
-    return len(all_pairs(candidates)) if rule == "all" else 1
+    return candidates * (candidates - 1) // 2 if rule == "all" else 1  # the length of `all_pairs`
 
 
 def informative(candidates: Candidates, *, unfinished_loses: bool) -> Bool[np.ndarray, "N B"]:

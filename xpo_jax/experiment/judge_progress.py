@@ -8,6 +8,7 @@ import numpy as np
 
 from xpo_jax.evaluation import statistics
 from xpo_jax.evaluation.result import Evaluation
+from xpo_jax.experiment.resume import Counters
 from xpo_jax.experiment.setup import Components
 from xpo_jax.judges.contract import HasProgress, Progress
 from xpo_jax.judges.outcomes import Outcomes
@@ -26,10 +27,13 @@ class JudgeProgress:
     Args:
       components: of the run.
       start: the evaluation before the first step, which a resumed run has, too.
+      counters: of the run, which counts on in them.
     """
 
-    def __init__(self, components: Components, start: Evaluation):
+    def __init__(self, components: Components, start: Evaluation, counters: Counters):
         self._components = components
+        self._counters = counters
+        self._held_out = (start.win_rate, start.low, start.high, 0)
         # of each step: wins, ties, pairs
         self._wins: collections.deque[tuple[int, int, int]] = collections.deque()
         self._first = list(start.samples[:EXAMPLES])
@@ -42,25 +46,32 @@ class JudgeProgress:
         while sum(step[-1] for step in self._wins) - self._wins[0][-1] >= PAIRS:
             self._wins.popleft()
 
-    def show(self, policy: Params, done: int) -> None:
-        """Give the judge the progress after `done` steps; `policy` as it is sampled from."""
+    def show(self, policy: Params, done: int, evaluated: Evaluation | None) -> None:
+        """Give the judge the progress after `done` steps; `policy` as it is sampled from, and an evaluation of it."""
+        if evaluated is not None:
+            self._held_out = (evaluated.win_rate, evaluated.low, evaluated.high, done)
         judge = self._components.judging.judge
         if not isinstance(judge, HasProgress):
             return
         wins, ties, pairs = map(sum, zip(*self._wins, strict=True)) if self._wins else (0, 0, 0)
         shares = np.repeat([1.0, 0.5, 0.0], [wins, ties, pairs - wins - ties])
         rate = statistics.win_rate([share[None] for share in shares])
+        counters, evaluates_too = self._counters, self._components.judging.evaluates_too
+        evaluation = counters.evaluation_queries if evaluates_too else 0
+        of_both = self._components.config.loss.second_candidate == "reference"
         newest = self._sample(policy, done)
         judge.progress(
             Progress(
                 step=done,
                 steps=self._components.config.top.steps,
-                win_rate=(rate.mean, rate.low, rate.high) if pairs > 1 else None,
+                win_rate=(rate.mean, rate.low, rate.high) if of_both and pairs > 1 else None,
                 pairs=pairs,
                 examples=[
                     (row["prompt"], row["policy"], text)
                     for row, text in zip(self._first, newest, strict=True)
                 ],
+                held_out=self._held_out,
+                queries=counters.queries + evaluation,
             )
         )
 

@@ -126,7 +126,7 @@ class Session:
             self.counters.skipped_in_a_row = self.counters.indecisive_in_a_row = 0
         limit = self._components.config.judging.max_indecisive_steps
         self.learning = LearningWatch(self.counters, limit, self._components.judging.judge)
-        self.progress = JudgeProgress(self._components, ready.start.evaluation)
+        self.progress = JudgeProgress(self._components, ready.start.evaluation, self.counters)
         self._latest, self._evaluated = ready.start.evaluation, False
         self._step = _Step(ready.step, ready.state, {}, recorder.pairs_offset())
         if ready.step == 0:
@@ -144,7 +144,7 @@ class Session:
             self._latest = evaluated.evaluation
             start = self._ready.start.evaluation
             self.ended_by = self.ended_by or ended_by(start, self._latest, **limits.stops)
-        self.progress.show(policy, done)
+        self.progress.show(policy, done, self._latest if self._evaluated else None)
 
     def evaluates(self, done: int) -> bool:
         """Return whether the policy after `done` steps is evaluated."""

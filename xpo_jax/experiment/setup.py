@@ -1,13 +1,13 @@
 """From a config to the components of a run, cheapest first, so that mistakes are reported before anything is loaded.
 
-Only this module, data_setup.py, startup.py and session.py read the config. Nothing here writes a file (except into the
-hub's cache) or puts an array on a device.
+Only groups.py, data_setup.py, startup.py, session.py and this module read the config. Nothing here writes a file (but
+into the hub's cache) or puts an array on a device.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,18 +18,17 @@ from ml_collections import ConfigDict
 from xpo_jax.algorithm.batch_shapes import BatchShapes, steps_per_call
 from xpo_jax.algorithm.losses import LossFn
 from xpo_jax.algorithm.model_spec import compute_dtype, make_model_spec
-from xpo_jax.algorithm.optimizer import Optimizer, make_optimizer
+from xpo_jax.algorithm.optimizer import Optimizer
 from xpo_jax.algorithm.programs import Programs
 from xpo_jax.algorithm.replay_buffer import ReplayBuffer
 from xpo_jax.algorithm.sampler import Vocabulary
-from xpo_jax.algorithm.sampling import CandidateSampling, Sampling
+from xpo_jax.algorithm.sampling import Sampling
 from xpo_jax.config import loader as configs
 from xpo_jax.config import settings
-from xpo_jax.config.evaluation import Evaluation
-from xpo_jax.config.loss import Loss, make_loss
 from xpo_jax.evaluation.evaluator import Evaluator, Opponents
 from xpo_jax.evaluation.selection import Selection
 from xpo_jax.experiment.data_setup import Data, load_data
+from xpo_jax.experiment.groups import Coefficients, Groups, check_groups
 from xpo_jax.experiment.judge_factory import Judging, check_judge, make_judges, make_judging
 from xpo_jax.io.user_paths import expand
 from xpo_jax.judges.contract import DeviceJudge
@@ -39,31 +38,6 @@ from xpo_jax.models.hf import adapter, hub, model_folder
 from xpo_jax.models.lora import LoRA
 from xpo_jax.runtime import sharding
 from xpo_jax.values import Params, Samples
-
-
-class Groups(NamedTuple):
-    """The groups of a config that are no factory's arguments, checked one by one and against each other."""
-
-    # long: one field per group
-    top: settings.Experiment
-    model: settings.Model
-    lora: LoRA
-    sampling: CandidateSampling
-    loss: Loss
-    judging: settings.Judging
-    replay: settings.Replay
-    layout: settings.Layout
-    evaluation: Evaluation
-    checkpoint: settings.Checkpoint
-    logging: settings.Logging
-
-
-class Coefficients(NamedTuple):
-    """The coefficients of the loss as functions of the step, from 0; and `Loss.doubt` of the first ones."""
-
-    alpha: Callable[[int], float]
-    beta: Callable[[int], float]
-    doubt: str
 
 
 class Models(NamedTuple):
@@ -119,20 +93,8 @@ def prepare(config: ConfigDict) -> Components:
     Raises:
       ValueError: anything that can be known to be wrong before a run directory is made, in one line.
     """
-    groups, loss_fn = _groups(config)
-    alpha, beta = groups.loss.coefficients(loss_fn, groups.top.steps)
-    fresh_pairs = groups.replay.updates == 1 and not groups.judging.steps_behind
-    top, offline = groups.top, groups.top.offline is not None
-    groups.sampling.check(offline=offline)
-    one_distribution = not offline and groups.sampling.second_temperature is None
-    doubt = groups.loss.doubt(
-        loss_fn, alpha(0), beta(0), fresh_pairs=fresh_pairs, one_distribution=one_distribution
-    )
-    selection = Selection(groups.checkpoint.export, beta(top.steps - 1), groups.evaluation.every_steps)
-    renewed = groups.model.reference_every_steps is not None
-    groups.replay.check(top.batch_size, offline=offline, renewed=renewed)
-    updates = top.steps * groups.replay.updates
-    optimizer = configs.build(make_optimizer, config.optimizer, "optimizer", steps=updates)
+    groups, loss_fn, coefficients, selection, optimizer = checked = check_groups(config)
+    top, offline, renewed = groups.top, checked.offline, checked.renewed
     judges = make_judges(config.judge, groups.evaluation)
     check_judge(judges.training, groups.judging, groups.loss, offline=offline, renewed=renewed)
     selection.check_judge(judges.evaluation)
@@ -166,33 +128,7 @@ def prepare(config: ConfigDict) -> Components:
         seed=top.seed,
         pad_token=data.prompts.pad_id,
     )
-    coefficients = Coefficients(alpha, beta, doubt)
     return Components(groups, coefficients, models, data, judging, programs, replay, selection)
-
-
-def _groups(config: ConfigDict) -> tuple[Groups, LossFn]:
-    """Build the groups that are no factory's arguments, and the loss that the config names."""
-    build = configs.build
-    top = build(settings.Experiment, config, "config")
-    model = build(settings.Model, config.model, "model")
-    sampling = build(CandidateSampling, config.sampling, "sampling")
-    loss, loss_fn = make_loss(config.loss)
-    groups = Groups(
-        top,
-        model,
-        build(LoRA, config.lora, "lora"),
-        sampling,
-        loss,
-        build(settings.Judging, config.judging, "judging"),
-        build(settings.Replay, config.replay, "replay"),
-        build(settings.Layout, config.layout, "layout"),
-        build(Evaluation, config.evaluation, "evaluation"),
-        build(settings.Checkpoint, config.checkpoint, "checkpoint"),
-        build(settings.Logging, config.logging, "logging"),
-    )
-    if sampling.temperature == 0 or sampling.repetition_penalty != 1:
-        raise ValueError("sampling: training needs a temperature above 0 and a repetition_penalty of 1")
-    return groups, loss_fn
 
 
 def _models(model: settings.Model, lora: LoRA, mesh: Mesh) -> Models:

@@ -62,6 +62,9 @@ class Combination:
         self._judges = {name: judge for name, (_, judge) in parts.items()}
         self._weights = {name: weight for name, (weight, _) in parts.items()}
         self._kind, self._call_by_shares = kind, call_by_shares
+        self._asked = 0  # comparisons
+        self._silent = dict.fromkeys(self._judges, 0)  # on how many of them a part had no verdict
+        self._doubted = (0, dict(self._silent))  # both, when they were last looked at
         self._device_judges = [judge for judge in self._judges.values() if isinstance(judge, DeviceJudge)]
         # if any part needs the whole batch on every process, this judge gets it there and shares out what others need
         self.collective = any(map(is_collective, self._judges.values()))
@@ -132,8 +135,16 @@ class Combination:
         }
 
     def doubt(self) -> str:
-        """Return what makes the parts' verdicts doubtful, with the part's name."""
+        """Return what makes the parts' verdicts doubtful, with the part's name; also a part that rarely has one."""
         doubts = {name: doubt(judge) for name, judge in self._judges.items()}
+        (before, silent), self._doubted = self._doubted, (self._asked, dict(self._silent))
+        for name, number in self._silent.items():
+            missing, of = number - silent[name], self._asked - before
+            if missing > of / 2 and not doubts[name]:
+                doubts[name] = (
+                    f"no verdict on {missing} of the latest {of} comparisons, so the other judges decide alone; its"
+                    " reasons are in pairs.jsonl"
+                )
         return "; ".join(f"{name}: {line}" for name, line in doubts.items() if line)
 
     def parts(self, messages: Sequence[Message], text: str) -> dict[str, Any]:
@@ -165,6 +176,9 @@ class Combination:
                 by_part[name] = call(judge, comparisons)
             except JudgeError as error:
                 raise JudgeError(f"{name}: {error}") from error
+        self._asked += len(comparisons)
+        for name, verdicts in by_part.items():
+            self._silent[name] += sum(verdict.p is None for verdict in verdicts)
         rows = zip(*by_part.values(), strict=True)
         return [self._combine(dict(zip(by_part, verdicts, strict=True))) for verdicts in rows]
 

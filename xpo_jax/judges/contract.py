@@ -115,9 +115,11 @@ class Progress(NamedTuple):
 
     step, steps: done, and of the run.
     win_rate: of the policy over the reference in the latest training pairs, with the ends of its 95 % interval; None
-      before the first verdict.
+      before the first verdict, and where both samples of a pair are the policy's.
     pairs: how many pairs that is over.
     examples: a few held-out prompts, each with the policy's first and its newest sample.
+    held_out: the win rate of the latest evaluation, with its interval, and the step after which it was.
+    queries: how many were put to this judge since the run began, also before it was interrupted.
     """
 
     step: int
@@ -125,6 +127,8 @@ class Progress(NamedTuple):
     win_rate: tuple[float, float, float] | None
     pairs: int
     examples: Sequence[tuple[str, str, str]]
+    held_out: tuple[float, float, float, int] | None = None
+    queries: int = 0
 
 
 @runtime_checkable

@@ -42,6 +42,8 @@ class Human:
             raise ValueError(f"port is {port}, must be from 0 (a free one) to 65535")
         if votes < 1:
             raise ValueError(f"votes is {votes}, must be at least 1")
+        if not votes_folder.strip():
+            raise ValueError("votes_folder is empty, must name a folder")
         if not all(importlib.util.find_spec(package) for package in ("starlette", "uvicorn")):
             raise ValueError("the human judge needs a web server: pip install 'xpo_jax[human]'")
         self._port, self._votes, self._folder = port, votes, Path(expand(votes_folder))
@@ -49,6 +51,7 @@ class Human:
         self._server: Any = None
         self._asked = False
         self._progress: Progress | None = None
+        self._earlier: int | None = None  # choices before the program began, in the same run
 
     def probe(self) -> None:
         """Open the page, and print its address."""
@@ -67,6 +70,9 @@ class Human:
 
     def progress(self, progress: Progress) -> None:
         """Show how the run is doing."""
+        if self._earlier is None:
+            here = self._board.taken if self._board else 0
+            self._earlier = max(0, self._votes * progress.queries - here)
         self._progress = progress
 
     def stats(self) -> Mapping[str, float]:
@@ -95,5 +101,6 @@ class Human:
 
     def _status(self) -> dict[str, Any]:
         agreement = self._board.agreement() if self._board and self._votes > 1 else None
+        taken = (self._earlier or 0) + (self._board.taken if self._board else 0)
         progress = None if self._progress is None else self._progress._asdict()
-        return {"votes": self._votes, "agreement": agreement, "progress": progress}
+        return {"votes": self._votes, "taken": taken, "agreement": agreement, "progress": progress}

@@ -67,9 +67,9 @@ class VoteFile:
             try:
                 record = json.loads(line)
                 vote = Vote(*(record[name] for name in Vote._fields))
+                self._count(vote)
             except (ValueError, TypeError, KeyError):  # torn, or not a vote
                 continue
-            self._count(vote)
 
     def votes(self, comparison: str) -> dict[str, str]:
         """Return the choice of each browser that voted on a comparison."""
@@ -136,7 +136,10 @@ class Board:
         self._round: dict[str, _Open] = {}
         self._latest: dict[str, list[str]] = {}  # by browser, the comparisons of this round it voted on
         self._changed = threading.Condition()
-        self.taken = 0  # votes since the program began, those taken back not counted
+        # of the rounds before: comparisons on which all of several votes agree, and those with several
+        self._agreed, self._several = 0, 0
+        # votes since the program began, and those that the file had for its rounds; none that was taken back
+        self.taken = 0
 
     # ---- the judge's side ----
 
@@ -146,11 +149,13 @@ class Board:
         with self._changed:
             self._round = {id: _Open(id, c) for id, c in zip(ids, comparisons, strict=True)}
             self._latest.clear()
+            self.taken += sum(len(self._file.votes(id)) for id in self._round)
             try:
                 while any(map(self._missing, self._round)):
                     self._changed.wait(1)  # a signal is handled between two waits
                 return [_verdict(self._file.votes(id)) for id in ids]
             finally:
+                self._agreed, self._several = self._agreements()
                 self._round = {}
 
     def _missing(self, id: str) -> int:
@@ -210,10 +215,14 @@ class Board:
             self.taken -= 1
 
     def agreement(self) -> float | None:
-        """Return the fraction of the round's comparisons with several votes on which all agree; None without any."""
+        """Return the fraction of the comparisons with several votes on which all agree; None without any."""
         with self._changed:
-            several = [v for v in map(self._choices, self._round) if len(v) > 1]
-        return sum(len(set(choices)) == 1 for choices in several) / len(several) if several else None
+            agreed, several = self._agreements()
+        return agreed / several if several else None
+
+    def _agreements(self) -> tuple[int, int]:
+        several = [v for v in map(self._choices, self._round) if len(v) > 1]
+        return self._agreed + sum(len(set(choices)) == 1 for choices in several), self._several + len(several)
 
     def _choices(self, id: str) -> list[str]:
         return [choice for choice in self._file.votes(id).values() if choice in _P]

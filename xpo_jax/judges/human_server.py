@@ -67,7 +67,11 @@ class Server:
         token = secrets.token_urlsafe(16)
         self.address = f"http://{HOST}:{self._socket.getsockname()[1]}/{token}/"
         config = uvicorn.Config(
-            make_app(board, token, status), log_config=None, access_log=False, lifespan="off"
+            make_app(board, token, status),
+            log_config=None,
+            log_level="error",  # a warning for each request that is not HTTP would flood the run's table
+            access_log=False,
+            lifespan="off",
         )
         self._server = uvicorn.Server(config)
         threading.Thread(
@@ -93,7 +97,6 @@ def make_app(board: Board, token: str, status: Callable[[], Mapping[str, Any]]) 
         return {
             "pair": None if shown is None else _pair(shown),
             "note": note,
-            "taken": board.taken,
             **status(),
         }
 
