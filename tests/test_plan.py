@@ -223,6 +223,20 @@ def test_reasoning_judge_is_planned_as_the_sampler_of_its_rows():
     assert phases["judge"] == phases["sample"]  # two comparisons for each prompt, as many as candidates
 
 
+def test_reasoning_judge_of_a_config_is_planned_with_its_votes_and_what_it_writes(tmp_path):
+    file = tmp_path / "reasoned.py"
+    judge = {"name": "reasoning", "path": None, "batch_size": 4, "buckets": (64,), "votes": 3}
+    file.write_text(
+        "from ml_collections import ConfigDict\n"
+        "from configs.paraphrase import get_config as shipped\n\n\n"
+        "def get_config(arg):\n"
+        f"    config = shipped()\n    config.judge = ConfigDict({judge | {'sampling': {'max_new_tokens': 16}}!r})\n"
+        "    return config\n"
+    )
+    planned, _ = setup(Source(str(file), (), 1, None, "cpu"))
+    assert planned.judge == Judge(None, 4, 64, 3, new_tokens=16)
+
+
 def batch_bytes(s):
     """The arguments of sample and accumulate besides weights: one device's shard of a batch, and scalars."""
     rows, P = s.batch_size // s.shards, s.prompt_tokens

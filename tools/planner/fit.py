@@ -169,9 +169,7 @@ def _judge(group: ConfigDict, orders: int) -> Judge | None:
     if group.name not in ("llm", "reasoning"):
         return None
     model = None if group.path is None else model_shapes(group.path)
-    votes, written = (
-        (group.votes, group.groups.sampling.max_new_tokens) if group.name == "reasoning" else (1, 0)
-    )
+    votes, written = (group.votes, group.sampling.max_new_tokens) if group.name == "reasoning" else (1, 0)
     return Judge(model, group.batch_size, group.buckets[-1], orders * votes, written, len(group.buckets))
 
 

@@ -60,13 +60,7 @@ def declare(planned: Setup, config: ConfigDict, devices: Sequence[Any]) -> Decla
     """
     checked = check_groups(config)
     groups = checked.groups
-    top, model, layout, sampling, loss = (
-        groups.top,
-        groups.model,
-        groups.layout,
-        groups.sampling,
-        groups.loss,
-    )
+    top, model, layout, sampling = groups.top, groups.model, groups.layout, groups.sampling
     mesh = sharding.mesh_over(devices, **config.mesh)
     dtype = compute_dtype(model.dtype, sharding.platform(mesh))
     attention_kernels.check(model.attention, devices[0], dtype=dtype, head_dim=planned.model.head_dim)
@@ -98,7 +92,7 @@ def declare(planned: Setup, config: ConfigDict, devices: Sequence[Any]) -> Decla
         vocabulary or Vocabulary(planned.model.vocab_size, (planned.model.vocab_size - 1,), 0),
         optimizer=checked.optimizer,
         loss=checked.loss_fn,
-        entropy_weight=loss.entropy_weight,
+        entropy_weight=groups.loss.entropy_weight,
         seed=top.seed,
     )
     declared = [*programs.declared_programs(), *_judge(planned, config, mesh, dtype)]

@@ -58,13 +58,13 @@ class JudgeProgress:
         rate = statistics.win_rate([share[None] for share in shares])
         counters, evaluates_too = self._counters, self._components.judging.evaluates_too
         evaluation = counters.evaluation_queries if evaluates_too else 0
-        of_both = self._components.config.loss.second_candidate == "reference"
+        against_reference = self._components.config.loss.second_candidate == "reference"
         newest = self._sample(policy, done)
         judge.progress(
             Progress(
                 step=done,
                 steps=self._components.config.top.steps,
-                win_rate=(rate.mean, rate.low, rate.high) if of_both and pairs > 1 else None,
+                win_rate=(rate.mean, rate.low, rate.high) if against_reference and pairs > 1 else None,
                 pairs=pairs,
                 examples=[
                     (row["prompt"], row["policy"], text)
