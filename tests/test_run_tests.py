@@ -73,7 +73,7 @@ def test_run_tests_slow_for_begins_at_the_commits_file_and_names_what_was_left_o
         if command[0] == "git":
             return subprocess.CompletedProcess(command, 0, "04\n")  # 4 % 3 files is the second
         commands.append(command)
-        return subprocess.CompletedProcess(command, 2 * (len(commands) == 1))
+        return subprocess.CompletedProcess(command, 2 if len(commands) == 1 else 5)  # 5: no such test in it
 
     monkeypatch.setattr(subprocess, "run", run)
     monkeypatch.setattr("tools.run_tests.time.monotonic", lambda: next(clock))
