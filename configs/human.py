@@ -31,9 +31,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # Held-out answers are measured by rules that nobody has to wait for, and that the policy was not trained to please.
     config.evaluation.judge = config.judge.copy_and_resolve_references()
     config.evaluation.prompts = 200
-    config.evaluation.every_steps = (
-        8  # the page shows the latest: pairs of two samples of the policy have no win rate
-    )
+    # The page shows the latest of these win rates: training pairs of two samples of the policy have none.
+    config.evaluation.every_steps = 8
     # xpo_jax/judges/human.py: Human
     config.judge = ConfigDict(
         {

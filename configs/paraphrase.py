@@ -222,7 +222,7 @@ def embedded() -> ConfigDict:
             # update/padding is the fraction of them that is empty. "auto" chooses by their length and the platform.
             "micro_batch_rows": "auto",
             "chunk_tokens": "auto",  # tokens whose logits exist at a time, by the size of the vocabulary
-            # Needs less memory. On a CPU it also takes no longer: docs/performance.md.
+            # Needs less memory; on a CPU this example's update is also faster with it: docs/performance.md.
             "remat": True,
             "prefill_rows": None,  # or the prompts per device that the sampler encodes at a time, if they are long
             # More than 1 draws the reference's samples for several steps in one call, if the second candidate is its.

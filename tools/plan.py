@@ -28,6 +28,7 @@ explains).
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -100,19 +101,18 @@ def decode_lines(s: estimate.Setup, bandwidth: float) -> str:
     return field_table(rows)
 
 
-def verdict(source: Source, phases: Mapping[str, Mapping[str, int]], limit: float) -> str:
+def verdict(source: Source, planned: estimate.Setup, limit: float) -> str:
     """Return whether it fits, also without remat, and if not, what would."""
-    name, most = estimate.peak(phases)
+    name, most = estimate.peak(estimate.memory(planned))
     if most <= limit:
         fits = f"fits: {gib(most)} of {gib(limit)} GiB at the peak ({name})"
-        stored, _ = setup(source.changed(("layout.remat=False",)))
-        without = estimate.peak(estimate.memory(stored))[1]
-        if setup(source)[0].remat and without <= limit:
-            fits += (
-                f"\n--config.layout.remat=False would fit, too, with {gib(without)} GiB; the update then computes each"
-                " layer three times instead of four"
-            )
-        return fits
+        without = estimate.peak(estimate.memory(dataclasses.replace(planned, remat=False)))[1]
+        if not planned.remat or without > limit:
+            return fits
+        return (
+            f"{fits}\n--config.layout.remat=False would fit, too, with {gib(without)} GiB; the update then computes"
+            " each layer three times instead of four"
+        )
     lines = [f"does not fit: {gib(most)} of {gib(limit)} GiB at the peak ({name})"]
     changes = remedies(source, limit)
     if changes.single:
@@ -237,7 +237,7 @@ def plan(source: Source, device: Device, to_compile: Options | None, all_sizes: 
     print(describe(planned), memory_table(phases), sep="\n\n")
     print("", work_table(planned, device.peak_flops), "", decode_lines(planned, device.bandwidth), sep="\n")
     if device.memory:
-        print("", verdict(source, phases, device.memory), sep="\n")
+        print("", verdict(source, planned, device.memory), sep="\n")
     return int(0 < device.memory < estimate.peak(phases)[1])
 
 

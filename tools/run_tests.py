@@ -15,6 +15,7 @@ those that were left out. A file that was begun is run to its end.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -28,6 +29,7 @@ TESTS_FAILED, NO_TESTS = (
     1,
     5,
 )  # exit statuses of pytest; any other but 0 is of a run that did not get that far
+USAGE = 2
 LAST_FAILED = Path(".pytest_cache/v/cache/lastfailed")
 
 
@@ -44,7 +46,7 @@ def slow_files() -> list[str]:
     return files[first:] + files[:first]
 
 
-def run_slow_for(seconds: float) -> int:
+def run_slow_for(seconds: int) -> int:
     """Run the slow tests of one file after the other until the time is over; return 1 if any failed, else 0."""
     end, left, failed = time.monotonic() + seconds, slow_files(), []
     while left and time.monotonic() < end:
@@ -54,7 +56,7 @@ def run_slow_for(seconds: float) -> int:
         if main(["-m", "slow", "--dist", "worksteal", file]) not in (0, NO_TESTS):
             failed.append(file)
     if left:
-        print(f"slow: LEFT OUT after {seconds:g} s: {' '.join(left)}", flush=True)
+        print(f"slow: LEFT OUT after {seconds} s: {' '.join(left)}", flush=True)
     if failed:
         print(f"slow: FAILED in {' '.join(failed)}", flush=True)
     return int(bool(failed))
@@ -65,9 +67,12 @@ def main(argv: Sequence[str]) -> int:
     if argv[:1] in (["-h"], ["--help"]):
         print(__doc__)
         return 0
-    option, _, seconds = argv[0].partition("=") if len(argv) == 1 else ("", "", "")
-    if option == "--slow_for":
-        return run_slow_for(float(seconds))
+    if argv and argv[0].startswith("--slow_for"):
+        seconds = re.fullmatch(r"--slow_for=(\d+)", " ".join(argv))
+        if seconds is None:
+            print("run_tests: write --slow_for=SECONDS, a whole number, and nothing else", file=sys.stderr)
+            return USAGE
+        return run_slow_for(int(seconds[1]))
     pytest = (sys.executable, "-m", "pytest")
     LAST_FAILED.unlink(missing_ok=True)  # failures of an earlier command
     status = subprocess.run([*pytest, *WORKERS, *argv]).returncode

@@ -65,8 +65,8 @@ def shape(width: int, layers: int, inner: int, vocabulary: int) -> dict[str, Any
 SIZES = {"S": (256, 6, 704, 8192), "M": (512, 8, 1408, 32000)}
 
 
-def _auto(text: str) -> int | str:
-    """Return "auto", or the number."""
+def auto_or_integer(text: str) -> int | str:
+    """Return "auto" or a number, as a flag states it."""
     return text if text == "auto" else int(text)
 
 
@@ -92,13 +92,18 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--repeat", type=int, default=5, help="rounds (5)")
     parser.add_argument("--cores", type=int, help="run on N cores, TRL as well (all)")
     parser.add_argument(
-        "--rows", type=_auto, default="auto", help="see layout.micro_batch_rows (auto, as a config has it)"
+        "--rows",
+        type=auto_or_integer,
+        default="auto",
+        help="see layout.micro_batch_rows (auto, as a config has it)",
     )
     parser.add_argument("--judge", type=float, help="also time a step whose judge takes N seconds elsewhere")
     parser.add_argument(
-        "--reference_steps", type=_auto, default="auto", help="see layout.reference_steps (auto)"
+        "--reference_steps", type=auto_or_integer, default="auto", help="see layout.reference_steps (auto)"
     )
-    parser.add_argument("--chunk_tokens", type=_auto, default="auto", help="see layout.chunk_tokens (auto)")
+    parser.add_argument(
+        "--chunk_tokens", type=auto_or_integer, default="auto", help="see layout.chunk_tokens (auto)"
+    )
     parser.add_argument(
         "--remat", action=argparse.BooleanOptionalAction, default=True, help="see layout.remat (--remat)"
     )

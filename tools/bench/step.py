@@ -20,12 +20,10 @@ from jax.sharding import Mesh
 
 from tools.bench.workload import END, SEED, Ending, Workload
 from tools.planner import estimate
-from xpo_jax.algorithm.batch_shapes import BatchShapes, rows_per_shard
-from xpo_jax.algorithm.logps import logits_chunk
+from xpo_jax.algorithm.batch_shapes import BatchShapes
 from xpo_jax.algorithm.losses import Sigmoid
 from xpo_jax.algorithm.model_spec import compute_dtype, make_model_spec
 from xpo_jax.algorithm.optimizer import Optimizer, make_optimizer
-from xpo_jax.algorithm.packing import sequence_lengths
 from xpo_jax.algorithm.prefetch import concat_batches
 from xpo_jax.algorithm.programs import Programs
 from xpo_jax.algorithm.sampler import Vocabulary, make_sampler, row_keys
@@ -63,7 +61,7 @@ def make_optimizer_of_a_run() -> Optimizer:
 def make_setup(config: ModelConfig, workload: Workload, mesh: Mesh, attention: str = AUTO) -> estimate.Setup:
     """Return what the planner needs to know of a step on a mesh."""
     platform = sharding.platform(mesh)
-    dtype, shards = compute_dtype("auto", platform), mesh.shape["data"] * mesh.shape["fsdp"]
+    dtype = compute_dtype("auto", platform)
     return estimate.Setup(
         config,
         mesh,
@@ -71,14 +69,8 @@ def make_setup(config: ModelConfig, workload: Workload, mesh: Mesh, attention: s
         workload.prompt_tokens,
         workload.new_tokens,
         workload.prompts,
-        rows_per_shard(
-            workload.micro_batch_rows,
-            workload.prompts,
-            shards,
-            longest=sequence_lengths(workload.prompt_tokens, workload.new_tokens)[-1],
-            platform=platform,
-        ),
-        logits_chunk(workload.chunk_tokens, mesh, config.vocab_size, platform),
+        workload.micro_batch_rows,
+        workload.chunk_tokens,
         workload.remat,
         make_optimizer_of_a_run().transformation,
         kernels=choose_for(attention, mesh.devices.flat[0], dtype=dtype, head_dim=config.head_dim),

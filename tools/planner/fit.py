@@ -17,9 +17,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType
 from ml_collections import ConfigDict
 
-from xpo_jax.algorithm.batch_shapes import rows_per_shard, steps_per_call
-from xpo_jax.algorithm.logps import logits_chunk
-from xpo_jax.algorithm.packing import sequence_lengths
+from xpo_jax.algorithm.batch_shapes import steps_per_call
 from xpo_jax.algorithm.pairing import REWARDED
 from xpo_jax.config import loader as configs
 from xpo_jax.data.prompts import load_prompts
@@ -76,7 +74,7 @@ def setup(source: Source) -> tuple[estimate.Setup, ConfigDict]:
     if loss.pairing is not None or groups.judging.steps_behind:
         # only then is the judge made, which may be the user's code
         made = make_judge(config.judge, "judge")
-        check_judge(made, groups.judging, loss, offline=checked.offline, renewed=checked.renewed)
+        check_judge(made, groups.judging, loss, offline=groups.offline, renewed=groups.renewed)
     judge = _judge(config.judge, orders=1 + config.judging.both_orders)
     sharding.check_rows(
         mesh, batch_size=top.batch_size, **({"judge.batch_size": judge.rows} if judge else {})
@@ -95,14 +93,8 @@ def setup(source: Source) -> tuple[estimate.Setup, ConfigDict]:
         prompt_tokens=config.data.buckets[-1],
         response_tokens=groups.sampling.max_new_tokens,
         batch_size=top.batch_size,
-        micro_batch_rows=rows_per_shard(
-            layout.micro_batch_rows,
-            top.batch_size,
-            shards,
-            longest=sequence_lengths(config.data.buckets[-1], groups.sampling.max_new_tokens)[-1],
-            platform=source.platform,
-        ),
-        chunk_tokens=logits_chunk(layout.chunk_tokens, mesh, shapes.vocab_size, source.platform),
+        micro_batch_rows=layout.micro_batch_rows,
+        chunk_tokens=layout.chunk_tokens,
         remat=layout.remat,
         optimizer=checked.optimizer.transformation,
         lora=lora,
@@ -110,9 +102,9 @@ def setup(source: Source) -> tuple[estimate.Setup, ConfigDict]:
         reference_steps=steps_per_call(
             layout.reference_steps, top.batch_size, shards, model.reference_every_steps
         )
-        if loss.second_candidate == "reference" and top.offline is None
+        if loss.second_candidate == "reference" and not groups.offline
         else 1,
-        candidates=1 if top.offline is not None else loss.candidates,
+        candidates=1 if groups.offline else loss.candidates,
         pairs=loss.pairs_per_prompt,
         ranked=loss.pairing in REWARDED,
         prefill_rows=layout.prefill_rows,

@@ -37,6 +37,16 @@ class Groups(NamedTuple):
     checkpoint: settings.Checkpoint
     logging: settings.Logging
 
+    @property
+    def offline(self) -> bool:
+        """Whether recorded pairs are learned from."""
+        return self.top.offline is not None
+
+    @property
+    def renewed(self) -> bool:
+        """Whether the policy becomes the reference from time to time."""
+        return self.model.reference_every_steps is not None
+
 
 class Coefficients(NamedTuple):
     """The coefficients of the loss as functions of the step, from 0; and `Loss.doubt` of the first ones."""
@@ -55,16 +65,6 @@ class Checked(NamedTuple):
     selection: Selection
     optimizer: Optimizer
 
-    @property
-    def offline(self) -> bool:
-        """Whether recorded pairs are learned from."""
-        return self.groups.top.offline is not None
-
-    @property
-    def renewed(self) -> bool:
-        """Whether the policy becomes the reference from time to time."""
-        return self.groups.model.reference_every_steps is not None
-
 
 def check_groups(config: ConfigDict) -> Checked:
     """Build what a config describes and nothing else has to be read for.
@@ -73,17 +73,18 @@ def check_groups(config: ConfigDict) -> Checked:
       ValueError: a group that does not fit its signature, or contradicts another one, in one line.
     """
     groups, loss_fn = _groups(config)
-    alpha, beta = groups.loss.coefficients(loss_fn, groups.top.steps)
-    fresh_pairs = groups.replay.updates == 1 and not groups.judging.steps_behind
-    top, offline = groups.top, groups.top.offline is not None
+    top, offline = groups.top, groups.offline
+    alpha, beta = groups.loss.coefficients(loss_fn, top.steps)
     groups.sampling.check(offline=offline)
-    one_distribution = not offline and groups.sampling.second_temperature is None
     doubt = groups.loss.doubt(
-        loss_fn, alpha(0), beta(0), fresh_pairs=fresh_pairs, one_distribution=one_distribution
+        loss_fn,
+        alpha(0),
+        beta(0),
+        fresh_pairs=groups.replay.updates == 1 and not groups.judging.steps_behind,
+        one_distribution=not offline and groups.sampling.second_temperature is None,
     )
     selection = Selection(groups.checkpoint.export, beta(top.steps - 1), groups.evaluation.every_steps)
-    renewed = groups.model.reference_every_steps is not None
-    groups.replay.check(top.batch_size, offline=offline, renewed=renewed)
+    groups.replay.check(top.batch_size, offline=offline, renewed=groups.renewed)
     updates = top.steps * groups.replay.updates
     optimizer = configs.build(make_optimizer, config.optimizer, "optimizer", steps=updates)
     return Checked(groups, loss_fn, Coefficients(alpha, beta, doubt), selection, optimizer)

@@ -93,10 +93,10 @@ def prepare(config: ConfigDict) -> Components:
     Raises:
       ValueError: anything that can be known to be wrong before a run directory is made, in one line.
     """
-    groups, loss_fn, coefficients, selection, optimizer = checked = check_groups(config)
-    top, offline, renewed = groups.top, checked.offline, checked.renewed
+    groups, loss_fn, coefficients, selection, optimizer = check_groups(config)
+    top, offline = groups.top, groups.offline
     judges = make_judges(config.judge, groups.evaluation)
-    check_judge(judges.training, groups.judging, groups.loss, offline=offline, renewed=renewed)
+    check_judge(judges.training, groups.judging, groups.loss, offline=offline, renewed=groups.renewed)
     selection.check_judge(judges.evaluation)
     mesh = configs.build(sharding.make_mesh, config.mesh, "mesh")
     sharding.check_rows(mesh, batch_size=top.batch_size)
@@ -171,7 +171,7 @@ def _programs(
 ) -> Programs:
     """Declare what runs on the devices."""
     top, model, layout, loss = groups.top, groups.model, groups.layout, groups.loss
-    prefetches = loss.second_candidate == "reference" and top.offline is None
+    prefetches = loss.second_candidate == "reference" and not groups.offline
     held_out_buckets = {batch.tokens.shape[1] for batch in data.held_out}
     prompt_buckets = tuple(sorted({*data.batches.buckets_used(top.steps), *held_out_buckets}))
     spec = make_model_spec(
