@@ -14,6 +14,14 @@ import numpy as np
 from xpo_jax.values import Answer, Candidate, Comparison, Message, Verdict
 
 
+def comparisons(n: int = 3) -> list[Comparison]:
+    """Return comparisons that differ in a number."""
+    return [
+        Comparison(({"role": "user", "content": f"prompt {i}"},), {"n": i}, f"left {i}", f"right {i}")
+        for i in range(n)
+    ]
+
+
 class LongerText:
     """Prefer the longer text; equal lengths tie. `parts` counts characters and calls texts of more than three valid."""
 

@@ -7,7 +7,7 @@ import io
 import itertools
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from xpo_jax.algorithm import packing
 from xpo_jax.algorithm.programs import Programs
+from xpo_jax.config.loader import ConfigError
 from xpo_jax.runtime import sharding
 
 
@@ -182,6 +183,14 @@ def tiny_config(folder: Path) -> ConfigDict:
             "logging": {"table_every_steps": 1, "tensorboard": False, "wandb": False, "profile": False},
         }
     )
+
+
+def config_error(function: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
+    """Return the one line of the ConfigError that a call raises."""
+    with pytest.raises(ConfigError) as caught:
+        function(*args, **kwargs)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 def run_main(argv: Sequence[str]) -> tuple[int, str, str]:
